@@ -1,0 +1,42 @@
+# Everything rests on .venv, which any target makes from a bare clone and re-uses afterwards.
+# `make gpu PYTHON=python3` uses that Python as it is: for a machine without a network that already holds a CUDA torch.
+
+BASE_PYTHON ?= python3
+OUT ?= gpu-out
+DEMO_OUT ?= runs/demo
+
+ifeq ($(origin PYTHON), undefined)
+PYTHON := .venv/bin/python
+READY := .venv/ready
+else
+READY := installed
+endif
+
+.PHONY: demo test verify bench gpu lint installed
+
+demo: $(READY)  ## verify the kernels, train the primer's models, write a report with pictures
+	$(PYTHON) -m primer_fast.cli demo --out $(DEMO_OUT)
+
+test: $(READY)  ## all tests; without a GPU the kernels run in Triton's interpreter
+	$(PYTHON) -m pytest
+
+verify: $(READY)  ## every case of every op, kernel against NumPy
+	$(PYTHON) -m primer_fast.cli verify
+
+bench: $(READY)  ## pytest-benchmark's table of the ops
+	$(PYTHON) -m pytest bench --benchmark-only
+
+gpu: $(READY)  ## tests, verification and benchmarks on the GPU: JSON and summary.md in $(OUT), within 9 minutes
+	$(PYTHON) -m primer_fast.bench.gpu --out $(OUT)
+
+lint: $(READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+.venv/ready: setup.py constraints.txt
+	test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+installed:  # an editable install into the given Python, without a network and without dependencies
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation -e .

@@ -1,0 +1,1 @@
+"""Benchmarks, one file per op; installed as ``primer_fast.bench``."""

@@ -1,0 +1,37 @@
+"""The ``primer-fast`` command: each command is one module here, imported only when it is called."""
+
+import importlib
+import sys
+
+COMMANDS = {  # words on the command line -> module, what it does
+    ("verify",): ("verify", "compare every kernel with its NumPy reference"),
+    ("kernels",): ("kernels", "compile the kernels for any GPU, without one, and list registers and instructions"),
+    ("train", "mlp"): ("train_mlp", "train the multilayer perceptron"),
+    ("demo",): ("demo", "verify, train and write a report with pictures"),
+}
+
+
+def usage() -> str:
+    width = max(len(" ".join(words)) for words in COMMANDS)
+    lines = [f"  {' '.join(words):{width}}  {what}" for words, (_, what) in COMMANDS.items()]
+    return "usage: primer-fast COMMAND [options]; primer-fast COMMAND --help says more\n\n" + "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status is 0 for success, 1 for a failure it reports, 2 for a wrong call."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    for words, (module, _) in COMMANDS.items():
+        if tuple(argv[: len(words)]) == words:
+            try:
+                command = importlib.import_module(f"primer_fast.cli.{module}")
+            except ModuleNotFoundError as error:
+                if error.name is None or error.name.startswith("primer_fast"):
+                    raise
+                print(f"primer-fast needs the package {error.name}: pip install 'primer-fast[cli]'", file=sys.stderr)
+                return 2
+            return command.main(argv[len(words) :])
+    print(f"primer-fast: unknown command {' '.join(argv[:2])!r}\n\n{usage()}", file=sys.stderr)
+    return 2

@@ -1,0 +1,3 @@
+"""Differentiable functions with torch.nn.functional's names, one file per kernel file."""
+
+from primer_fast.functional.linear import linear as linear

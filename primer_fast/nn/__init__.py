@@ -1,0 +1,10 @@
+"""Modules with torch.nn's names, parameters and state dicts, computed by primer_fast.functional.
+
+torch's containers are re-exported by name, so that a model file imports one ``nn``.
+"""
+
+from torch.nn import Module as Module
+from torch.nn import ModuleList as ModuleList
+from torch.nn import Sequential as Sequential
+
+from primer_fast.nn.linear import Linear as Linear

@@ -1,0 +1,16 @@
+"""One configuration of an op that is worth checking or timing, declared once for tests, verification and benchmarks."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    why: str  # what it would catch, or whose layer it is
+    shapes: dict[str, tuple[int, ...]]  # array arguments of the op, in order
+    options: dict = field(default_factory=dict)  # keyword arguments of the op
+    layouts: dict[str, str] = field(default_factory=dict)  # array -> "transposed", "strided", "expanded", "offset"
+    production: bool = False  # of the size that launches on a GPU: compiled ahead of time and timed, too big to interpret
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,29 @@
+"""kernels/ and bench/ sit at the top of the repository and are installed inside the package."""
+
+from setuptools import find_packages, setup
+
+CLI = ["tyro>=1.0", "rich>=14", "matplotlib>=3.9", "safetensors>=0.5"]
+DEMO = [*CLI, "mlxtend>=0.23"]
+TEST = ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6"]
+
+setup(
+    name="primer-fast",
+    version="0.1.0",
+    description="Hand-written Triton kernels for PyTorch, and a machine-learning primer trained on them",
+    license="Apache-2.0",
+    package_dir={
+        "primer_fast": "primer_fast",
+        "primer_fast.kernels": "kernels",
+        "primer_fast.bench": "bench",
+    },
+    packages=[
+        *find_packages(include=["primer_fast", "primer_fast.*"]),
+        "primer_fast.kernels",
+        "primer_fast.bench",
+    ],
+    package_data={"primer_fast.kernels": ["tuned/*.json"]},
+    python_requires=">=3.10",
+    install_requires=["torch>=2.11", "triton>=3.6", "numpy>=1.26"],
+    extras_require={"cli": CLI, "demo": DEMO, "test": TEST, "dev": [*DEMO, *TEST, "ruff>=0.12"]},
+    entry_points={"console_scripts": ["primer-fast = primer_fast.cli:main"]},
+)
