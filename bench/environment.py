@@ -1,0 +1,62 @@
+"""The machine and the versions behind a figure."""
+
+import datetime
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+import triton
+
+
+def describe(device: str) -> dict:
+    """What a report's header says of "cpu" or "cuda" and the software; an entry that cannot be found out is None."""
+    name, details = _gpu() if device == "cuda" else _cpu()
+    return {
+        "device": name,
+        "kind": device,
+        "details": details,
+        "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda,
+        "numpy": np.__version__,
+        "commit": commit(),
+    }
+
+
+def commit(repository: Path = Path(__file__).parent) -> str | None:
+    """The commit measured, with "+changes" where tracked files differ from it; None outside a checkout."""
+    found = _first_line("git", "-C", str(repository), "rev-parse", "--short=12", "HEAD")
+    changed = _first_line("git", "-C", str(repository), "status", "--porcelain", "--untracked-files=no")
+    return f"{found}+changes" if found and changed else found
+
+
+def _gpu() -> tuple[str, str]:
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    details = (
+        f"sm_{found.major}{found.minor}, {found.multi_processor_count} multiprocessors, "
+        f"{found.total_memory / 2**30:.0f} GiB, {found.L2_cache_size / 2**20:.0f} MiB L2"
+    )
+    return found.name, details
+
+
+def _cpu() -> tuple[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine(), f"{torch.get_num_threads()} threads"
+
+
+def _first_line(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.strip().splitlines()
+    return lines[0].strip() if done.returncode == 0 and lines else None

@@ -1,0 +1,69 @@
+"""linear + bias + activation: our epilogue against a product followed by separate passes, and the bare product."""
+
+import torch
+import torch.nn.functional as torch_F
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
+
+from primer_fast.functional.linear import linear
+from primer_fast.reference.case import Case
+from primer_fast.reference.linear import CASES, bytes_moved, flops, sizes
+
+PRODUCT = "torch.mm"  # on a GPU: cuBLAS
+
+_ACTIVATIONS = {
+    None: lambda z: z,
+    "relu": torch_F.relu,
+    "leaky_relu": torch_F.leaky_relu,
+    "gelu": torch_F.gelu,
+    "gelu_tanh": lambda z: torch_F.gelu(z, approximate="tanh"),
+    "silu": torch_F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def eager(input, weight, bias=None, *, activation=None):
+    return _ACTIVATIONS[activation](torch_F.linear(input, weight, bias))
+
+
+def product(input, weight, bias=None, *, activation=None):
+    return torch.mm(input, weight.t())
+
+
+def product_backward(grad, input, weight, bias=None, *, activation=None):
+    return torch.mm(grad, weight), torch.mm(grad.t(), input)
+
+
+def _case(name, why, M, K, N, activation):
+    return Case(name, why, {"input": (M, K), "weight": (N, K), "bias": (N,)}, {"activation": activation})
+
+
+CPU_CASES = (
+    _case("digits", "the digit MLP's first layer", 128, 784, 512, "relu"),
+    _case("block_up", "up projection of a small transformer, 12 x 64 tokens", 768, 128, 512, "gelu"),
+    _case("square_512", "bound by the product", 512, 512, 512, "gelu"),
+    _case("primer", "the primer's own MLP: nothing but call overhead", 5, 2, 3, "sigmoid"),
+)
+
+
+def _at_least(size):
+    return lambda case: min(sizes(case)) >= size
+
+
+OP = Op(
+    name="linear",
+    providers={OURS: linear, EAGER: eager},
+    floor=Floor(PRODUCT, product, product_backward),
+    gpu_cases=[case for case in CASES if case.production],
+    cpu_cases=CPU_CASES,
+    flops=flops,
+    bytes_moved=bytes_moved,
+    targets=(
+        Target(f"versus {EAGER}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(512)),
+        Target(f"versus {COMPILED}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(512)),
+        Target(f"versus {PRODUCT}", at_least=0.95, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(4096)),
+        Target(f"versus {COMPILED}", at_least=1.1, passes=[FORWARD_BACKWARD], precisions=["bfloat16"]),
+        Target(f"versus {PRODUCT}", at_least=2, passes=[FORWARD], precisions=["float32"], where=_at_least(512)),
+        Target("host_us", at_most=25, passes=[FORWARD]),
+    ),
+)

@@ -1,0 +1,282 @@
+"""Check, then time, all providers of one case against each other: what turns an Op into rows."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from primer_fast.bench.ceilings import Ceilings, matmul_precision
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, PRECISIONS, Op
+from primer_fast.bench.report import Row
+from primer_fast.bench.timing import Clock, Timing, time_interleaved
+from torch import Tensor
+
+from primer_fast.reference.case import Case
+
+_AGAIN = "the same again"  # A/A: our provider a second time
+
+
+class DeviceLost(RuntimeError):
+    """The GPU takes no more work in this process, so nothing after this can be measured."""
+
+
+@dataclass
+class Group:
+    """One case of one op in one precision and pass: what the rows of one comparison have in common."""
+
+    op: Op
+    case: Case
+    precision: str
+    pass_name: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.op.name} {self.case}, {self.precision}, {self.pass_name}"
+
+    def providers(self, with_compile: bool = True) -> list[str]:
+        """Names of all that can be timed here, ours first, the floor last."""
+        compiled = [COMPILED] if with_compile else []
+        return [*self.op.providers, *compiled, *([self.op.floor.name] if self.op.floor else [])]
+
+    def row(self, provider: str, **figures) -> Row:
+        return Row(self.op.name, self.case.name, self.precision, self.pass_name, provider, **figures)
+
+
+@dataclass
+class _Contender:
+    """A provider made ready for one group: called without arguments, returns the output and then the gradients."""
+
+    call: Callable[[], tuple[Tensor, ...]]
+    compared: bool = True
+    error: float | None = None
+    peak_bytes: int | None = None
+    failure: dict[str, str] = field(default_factory=dict)  # status and reason
+
+
+def measure_group(
+    group: Group, clock: Clock, ceilings: Ceilings, seconds: float, *, with_compile: bool = True
+) -> list[Row]:
+    """Rows of every provider: those that agree with eager PyTorch are timed, about ``seconds`` each.
+
+    Raises:
+        DeviceLost: a provider left the GPU unusable.
+    """
+    with matmul_precision(PRECISIONS[group.precision]):
+        arrays = _arrays(group)
+        contenders = _contenders(group, arrays, group.providers(with_compile))
+        _check(group, contenders, arrays)
+        for contender in contenders.values():
+            contender.peak_bytes = None if contender.failure else clock.peak_bytes(contender.call)
+        ready = {name: c.call for name, c in contenders.items() if not c.failure}
+        if OURS in ready:
+            ready[_AGAIN] = ready[OURS]
+        timings = time_interleaved(ready, clock, seconds) if ready else {}
+        for name, timing in timings.items():
+            if isinstance(timing, Exception) and name in contenders:
+                contenders[name].failure = _failed(timing, group.device)
+        host_us = {name: clock.host_us(c.call) for name, c in contenders.items() if not c.failure}
+    return _rows(group, contenders, timings, host_us, ceilings, sum(t.nbytes for t in arrays.values()))
+
+
+def prepared(group: Group, provider: str) -> tuple[Callable[[], object], dict[str, str]]:
+    """One provider's call, already compiled and compared with eager; and its status and reason if it must not be timed."""
+    arrays = _arrays(group)
+    contenders = _contenders(group, arrays, dict.fromkeys((EAGER, provider)))
+    _check(group, contenders, arrays)
+    return contenders[provider].call, contenders[provider].failure
+
+
+def _arrays(group: Group) -> dict[str, Tensor]:
+    generator = torch.Generator(group.device).manual_seed(0)
+    arrays = group.op.arrays(group.case, PRECISIONS[group.precision].dtype, group.device, generator)
+    if group.pass_name != FORWARD:
+        for array in arrays.values():
+            array.requires_grad_(array.is_floating_point())
+    return arrays
+
+
+def _contenders(group: Group, arrays: dict[str, Tensor], names: Iterable[str]) -> dict[str, _Contender]:
+    floor, found = group.op.floor, {}
+    for name in names:
+        if floor and name == floor.name:
+            found[name] = _Contender(_floor_runner(group, arrays), compared=False)
+        elif name == COMPILED:
+            torch._dynamo.reset()  # past 8 recompilations torch.compile silently runs eagerly
+            compiled = torch.compile(group.op.providers[EAGER], fullgraph=True, dynamic=False)
+            found[name] = _Contender(runner(group, compiled, arrays))
+        else:
+            found[name] = _Contender(runner(group, group.op.providers[name], arrays))
+    return found
+
+
+def runner(group: Group, function: Callable, arrays: dict[str, Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+    """A call of ``function``: forward without a graph, or forward and the gradients of all arrays that ask for one."""
+    options = group.case.options
+    leaves = [array for array in arrays.values() if array.requires_grad]
+    upstream: list[Tensor] = []  # drawn at the first call, which is not timed
+
+    def forward():
+        with torch.no_grad():
+            return _tensors(function(**arrays, **options))
+
+    def forward_backward():
+        outputs = _tensors(function(**arrays, **options))
+        if not upstream:
+            generator = torch.Generator(group.device).manual_seed(1)
+            upstream.extend(
+                torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype) for y in outputs
+            )  # random: ones would hide a gradient that ignores it
+        # not .backward(): it would also time the accumulation into .grad
+        return *(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, upstream)
+
+    return forward if group.pass_name == FORWARD else forward_backward
+
+
+def _floor_runner(group: Group, arrays: dict[str, Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+    floor, options = group.op.floor, group.case.options
+    detached = {name: array.detach() for name, array in arrays.items()}
+    upstream: list[Tensor] = []
+
+    def forward():
+        return _tensors(floor.forward(**detached, **options))
+
+    def forward_backward():
+        outputs = forward()
+        if not upstream:
+            upstream.append(torch.randn_like(outputs[0]))
+        return *outputs, *_tensors(floor.backward(upstream[0], **detached, **options))
+
+    return forward if group.pass_name == FORWARD else forward_backward
+
+
+def _tensors(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return output if isinstance(output, tuple) else (output,)
+
+
+def _check(group: Group, contenders: dict[str, _Contender], arrays: dict[str, Tensor]) -> None:
+    """Call every contender once and compare it with eager PyTorch."""
+    tolerance = PRECISIONS[group.precision].tolerance
+    reference = _called(contenders[EAGER], group.device)
+    for contender in contenders.values():
+        if contender.failure:
+            continue
+        if contender.compared and reference is None:
+            reason = f"nothing to compare with: {EAGER}: {contenders[EAGER].failure['reason']}"
+            contender.failure = {"status": "failed", "reason": reason}
+            continue
+        outputs = _called(contender, group.device)
+        if outputs is None or not contender.compared:
+            continue
+        contender.error = relative_error(outputs, reference)
+        if not contender.error <= tolerance:  # NaN fails too
+            reason = f"relative error {contender.error:.2e} against eager is over {tolerance:.0e}"
+            contender.failure = {"status": "wrong", "reason": reason}
+        _poison(outputs, arrays)
+
+
+def _called(contender: _Contender, device: str) -> tuple[Tensor, ...] | None:
+    """The contender's tensors, or None where it failed, which is noted in it."""
+    try:
+        outputs = contender.call()
+        _synchronize(device)
+        return outputs
+    except Exception as error:
+        contender.failure = _failed(error, device)
+        return None
+
+
+def _failed(error: Exception, device: str) -> dict[str, str]:
+    first_line = (str(error).strip().splitlines() or [""])[0][:300]
+    kind = "not installed" if isinstance(error, ModuleNotFoundError) else type(error).__name__
+    try:
+        _synchronize(device)
+    except Exception as lost:
+        raise DeviceLost(f"{kind}: {first_line}") from lost
+    if device == "cuda":
+        torch.cuda.empty_cache()  # what an out-of-memory error left behind
+    return {"status": "failed", "reason": f"{kind}: {first_line}"}
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def relative_error(outputs: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> float:
+    """The worst relative Frobenius error over the tensors; infinite where shapes, dtypes or their number differ."""
+    if len(outputs) != len(reference):
+        return math.inf
+    worst = 0.0
+    for y, truth in zip(outputs, reference, strict=True):
+        if y.shape != truth.shape or y.dtype != truth.dtype:
+            return math.inf
+        norm = torch.linalg.vector_norm(truth, dtype=torch.float32).item()
+        distance = torch.linalg.vector_norm(y.float() - truth.float()).item()
+        error = distance / norm if norm else distance
+        if not error <= worst:
+            worst = error
+        if math.isnan(worst):
+            return worst
+    return worst
+
+
+def _poison(outputs: tuple[Tensor, ...], arrays: dict[str, Tensor]) -> None:
+    """Overwrite results before their memory is handed out again, lest the next provider find the answer there."""
+    kept = {array.untyped_storage().data_ptr() for array in arrays.values()}
+    for y in outputs:
+        if y.is_floating_point() and y.untyped_storage().data_ptr() not in kept:
+            y.detach().fill_(math.nan)
+
+
+def _rows(
+    group: Group,
+    contenders: dict[str, _Contender],
+    timings: dict[str, Timing | Exception],
+    host_us: dict[str, float | None],
+    ceilings: Ceilings,
+    input_bytes: int,
+) -> list[Row]:
+    passes = ("forward",) if group.pass_name == FORWARD else ("forward", "backward")
+    flops = sum(group.op.flops(group.case)[p] for p in passes)
+    moved = sum(group.op.bytes_moved(group.case, PRECISIONS[group.precision].dtype.itemsize)[p] for p in passes)
+    floor_ms, unit = ceilings.floor_ms(flops, moved, group.precision)
+    work = flops / 1e9 if unit == "TFLOP/s" else moved / 1e6
+    medians = {name: timings[name].median_ms for name, c in contenders.items() if not c.failure}
+    again = timings.get(_AGAIN)
+    noise = abs(again.median_ms / medians[OURS] - 1) if isinstance(again, Timing) and OURS in medians else None
+    rows = []
+    for name, contender in contenders.items():
+        if contender.failure:
+            rows.append(group.row(name, error=_finite(contender.error), **contender.failure))
+            continue
+        timing = timings[name]
+        row = group.row(
+            name,
+            **vars(timing),
+            host_us=host_us[name],
+            error=contender.error,
+            rate=work / timing.median_ms,
+            unit=unit,
+            share=floor_ms / timing.median_ms,
+            peak_mib=None if contender.peak_bytes is None else (contender.peak_bytes + input_bytes) / 2**20,
+            noise=noise,
+            versus={other: median / timing.median_ms for other, median in medians.items() if other != name},
+        )
+        row.targets = _targets(group, row) if name == OURS and group.device == "cuda" else []
+        rows.append(row)
+    return rows
+
+
+def _finite(error: float | None) -> float | None:
+    return error if error is not None and math.isfinite(error) else None  # JSON has no infinity
+
+
+def _targets(group: Group, row: Row) -> list[dict]:
+    found = []
+    for target in group.op.targets:
+        asked = group.pass_name in target.passes and group.precision in target.precisions and target.where(group.case)
+        name = target.metric.removeprefix("versus ")
+        value = row.versus.get(name) if name != target.metric else getattr(row, target.metric)
+        if asked and value is not None:
+            found.append({"what": str(target), "value": value, "met": target.at_least <= value <= target.at_most})
+    return found

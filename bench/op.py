@@ -1,0 +1,119 @@
+"""What a benchmark file declares about its op, and how the harness finds those files."""
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from primer_fast import bench
+from primer_fast.reference.case import Case
+
+OURS, EAGER, COMPILED = "primer_fast", "torch", "torch.compile"
+FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
+PASSES = (FORWARD, FORWARD_BACKWARD)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype of the tensors and, for float32, what torch.set_float32_matmul_precision is set to."""
+
+    dtype: torch.dtype
+    matmul: str
+    tolerance: float  # relative Frobenius error against eager PyTorch; float32's is one that tf32 products miss
+
+
+# In order of importance: a run that is short of time drops the last first.
+PRECISIONS = {
+    "bfloat16": Precision(torch.bfloat16, "highest", 2e-2),
+    "float32": Precision(torch.float32, "highest", 5e-5),
+    "float16": Precision(torch.float16, "highest", 5e-3),
+    "tf32": Precision(torch.float32, "high", 2e-3),
+}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least work that any implementation must do, without the op's own arithmetic: timed, never compared.
+
+    Both functions take the op's arrays and options; ``backward`` takes the gradient of the output before them.
+    """
+
+    name: str
+    forward: Callable
+    backward: Callable
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on one figure of our rows on a GPU.
+
+    ``metric`` is "share", "host_us" or "versus <provider>" (that provider's median over ours).
+    """
+
+    metric: str
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    passes: Sequence[str] = PASSES
+    precisions: Sequence[str] = tuple(PRECISIONS)
+    where: Callable[[Case], bool] = lambda case: True
+
+    def __str__(self) -> str:
+        bounds = [f">= {self.at_least:g}" if math.isfinite(self.at_least) else ""]
+        bounds += [f"<= {self.at_most:g}" if math.isfinite(self.at_most) else ""]
+        return " ".join([self.metric, *filter(None, bounds)])
+
+
+def random_arrays(case: Case, dtype: torch.dtype, device: str, generator: torch.Generator) -> dict[str, Tensor]:
+    """Normal arrays of the case's shapes; a weight of two axes or more has variance 1 / fan-in, as when initialised."""
+    if case.layouts:
+        raise NotImplementedError(f"bench: {case} has layouts; arrays are timed contiguous unless the op makes its own")
+    arrays = {}
+    for name, shape in case.shapes.items():
+        scale = (shape[0] / math.prod(shape)) ** 0.5 if name == "weight" and math.prod(shape) else 1.0
+        arrays[name] = torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
+    return arrays
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op's benchmark. Providers are called as ``f(**arrays, **options)`` and compute the same function.
+
+    ``flops(case)`` and ``bytes_moved(case, itemsize)`` return ``dict(forward=..., backward=...)``: the operations that
+    must be done and the bytes that must pass through device memory. ``torch.compile`` of the eager provider is added
+    by the harness; a provider that cannot run (not installed, out of memory) is reported, not fatal.
+    """
+
+    name: str
+    providers: dict[str, Callable]  # OURS and EAGER among them
+    gpu_cases: Sequence[Case]  # in order of importance
+    cpu_cases: Sequence[Case]
+    flops: Callable[[Case], dict[str, float]]
+    bytes_moved: Callable[[Case, int], dict[str, float]]
+    floor: Floor | None = None
+    targets: Sequence[Target] = ()
+    arrays: Callable[[Case, torch.dtype, str, torch.Generator], dict[str, Tensor]] = random_arrays
+
+    def cases(self, device: str) -> Sequence[Case]:
+        return self.gpu_cases if device == "cuda" else self.cpu_cases
+
+
+def names() -> list[str]:
+    """The ops that have a benchmark: each bench/<op>.py whose op has a reference of the same name."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(bench.__path__))
+    return [name for name in modules if find_spec(f"primer_fast.reference.{name}")]
+
+
+def load(name: str) -> Op:
+    """The ``OP`` of bench/<name>.py.
+
+    Raises:
+        ValueError: there is no such benchmark.
+    """
+    if name not in names():
+        raise ValueError(f"bench: op must be one of {', '.join(names())}; got {name!r}")
+    return importlib.import_module(f"primer_fast.bench.{name}").OP
