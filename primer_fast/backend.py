@@ -7,11 +7,15 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 interpreting = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 when Triton was imported: kernels run on CPU tensors
+if interpreting:
+    from primer_fast.interpreter import mend
+
+    mend()  # its bfloat16 is wrong as it comes
 compiling_offline = False  # proof/offline.py: kernels are compiled, not run, for tensors without memory
 
 
 def runs_triton(x: Tensor) -> bool:
-    """True where the kernels compute ``x``: float32, float16, bfloat16 on a GPU, or on a CPU under TRITON_INTERPRET=1."""
+    """True where the kernels compute ``x``: float32, float16, bfloat16 on a GPU, or a CPU under TRITON_INTERPRET=1."""
     if x.dtype not in DTYPES:
         return False
     return x.is_cuda or (x.is_meta and compiling_offline) or (x.device.type == "cpu" and interpreting)

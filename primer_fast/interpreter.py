@@ -1,0 +1,273 @@
+"""Triton's NumPy interpreter, mended where it silently differs from compiled kernels.
+
+The interpreter keeps bfloat16 values as uint16 bits and computes on those bits: sums, products, compares and
+``tl.dot`` of bfloat16 are meaningless numbers, and casts to bfloat16 truncate. It also never fires
+``tl.device_assert``, multiplies in full float32 where tensor cores read TF32, lets NaN through ``tl.maximum`` and sums
+16-bit floats more exactly than a GPU does. ``mend()`` replaces the methods at fault, here and, for memory, in
+interpreter_memory.py. Known to work with Triton 3.6 to 3.9.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import triton
+import triton.language as tl
+from triton._C.libtriton import ir
+from triton.runtime import interpreter as runtime
+from triton.runtime.interpreter import TensorHandle
+
+BUILDER = "InterpreterBuilder"  # the class whose methods carry out what a kernel calls
+_replacements = {}  # (class, method) -> function from the method to its replacement
+
+
+def replaces(owner: str, *methods: str):
+    """The decorated function takes the method that was there and returns the one that takes its place."""
+
+    def register(replace):
+        _replacements.update({(owner, method): replace for method in methods})
+        return replace
+
+    return register
+
+
+def mend() -> None:
+    """Make the interpreter of this process compute what compiled kernels compute; a second call changes nothing.
+
+    Raises:
+        RuntimeError: this version of Triton lacks what is replaced here, or still gets bfloat16 wrong afterwards.
+    """
+    from primer_fast import interpreter_memory  # registers its replacements
+
+    builder = getattr(runtime, BUILDER, None)
+    if getattr(builder, "mended_by_primer_fast", False):
+        return
+    try:  # tl.device_assert, and the overflow checks of int32 arithmetic that stand on it, are off by default
+        options = dataclasses.replace(runtime.interpreter_builder.options, debug=True)
+    except (AttributeError, TypeError) as error:
+        raise _unknown("has no option `debug`") from error
+    originals = {key: getattr(getattr(runtime, key[0], None), key[1], None) for key in _replacements}
+    missing = [".".join(key) for key, method in originals.items() if method is None]
+    if missing:
+        raise _unknown(f"has no {', '.join(missing)}")
+    for (owner, method), original in originals.items():
+        replacement = _replacements[owner, method](original)
+        setattr(getattr(runtime, owner), method, functools.wraps(original)(replacement))
+    runtime.interpreter_builder.options = options
+    # What is missing altogether: bfloat16 constants, and descriptor.atomic_add.
+    builder.get_bf16 = lambda self, value: narrow(np.array([value], np.float32))
+    builder.create_descriptor_reduce = interpreter_memory.descriptor_reduce
+    _check(runtime.interpreter_builder)
+    builder.mended_by_primer_fast = True
+
+
+def _unknown(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"the interpreter of Triton {triton.__version__} {what}: primer_fast/interpreter.py cannot mend its bfloat16; "
+        "use Triton 3.6 to 3.9"
+    )
+
+
+def _check(builder) -> None:
+    """One cast, sum, product, compare and dot through the entry points that kernels reach."""
+
+    def float32(*values):
+        return TensorHandle(np.array([values], np.float32), tl.float32)
+
+    def bfloat16(*values):
+        return narrow(np.array([values]))
+
+    got_and_want = {
+        "cast": (builder.create_fp_trunc(float32(1 / 3), tl.bfloat16), 0x3EAB),
+        "tie": (builder.create_fp_trunc(float32(1 + 3 * 2**-8), tl.bfloat16), 0x3F82),
+        "+": (builder.create_fadd(bfloat16(1), bfloat16(2)), 0x4040),
+        "*": (builder.create_fmul(bfloat16(-1.5), bfloat16(3)), 0xC090),
+        "<": (builder.create_fcmpOLT(bfloat16(-1), bfloat16(0)), True),
+        "dot": (builder.create_dot(bfloat16(2), bfloat16(3), float32(0.5), ir.INPUT_PRECISION.IEEE, 0), 6.5),
+    }
+    wrong = [name for name, (got, want) in got_and_want.items() if got.data.item() != want]
+    if wrong:
+        raise _unknown(f"computes {', '.join(wrong)} in ways not known here")
+
+
+# bfloat16 bits and the float32 values they stand for
+
+
+def widen_bits(bits: np.ndarray) -> np.ndarray:
+    """uint16 bits of bfloat16 -> the same values as float32."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def narrow_values(values: np.ndarray) -> np.ndarray:
+    """Numbers -> uint16 bits of the nearest bfloat16, ties to even; rounded once, from int32 and float64 too."""
+    values = np.asarray(values)
+    if values.dtype not in (np.float32, np.float16):
+        values = _round_to_odd(values.astype(np.float64))
+    bits = values.astype(np.float32).view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    quiet_nan = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return np.where(np.isnan(values), quiet_nan, nearest).astype(np.uint16)
+
+
+def _round_to_odd(values: np.ndarray) -> np.ndarray:
+    """float64 -> float32, the last bit odd where inexact: the next rounding cannot take it for a tie."""
+    with np.errstate(over="ignore"):
+        nearest = values.astype(np.float32)
+    cut = np.where(np.abs(nearest) > np.abs(values), np.nextafter(nearest, np.float32(0)), nearest)
+    return (cut.view(np.uint32) | (cut != values)).view(np.float32)
+
+
+def is_bfloat16(operand) -> bool:
+    return isinstance(operand, TensorHandle) and operand.dtype.scalar == tl.bfloat16
+
+
+def widen(operand):
+    """A bfloat16 handle -> float32; anything else as it is."""
+    return TensorHandle(widen_bits(operand.data), tl.float32) if is_bfloat16(operand) else operand
+
+
+def narrow(values: np.ndarray) -> TensorHandle:
+    return TensorHandle(narrow_values(values), tl.bfloat16)
+
+
+# What is replaced, and why
+
+
+@replaces(BUILDER, "unary_op", "binary_op", "ternary_op", "create_erf", "create_rsqrt")
+def _elementwise(original):
+    """One operation in float32, rounded once, is the operation in bfloat16."""
+
+    def elementwise(self, *operands):
+        with np.errstate(all="ignore"):  # infinities and NaN are values like others
+            if operands[-1] is np.where or not any(
+                map(is_bfloat16, operands)
+            ):  # a choice moves bits, whatever they are
+                return original(self, *operands)
+            result = original(self, *map(widen, operands))
+        return result if result.data.dtype == np.bool_ else narrow(result.data)
+
+    return elementwise
+
+
+@replaces(BUILDER, "create_fma")
+def _fma(original):
+    """A fused multiply-add rounds once: the two-sum keeps what float64 loses, an odd last bit carries it on."""
+
+    def fma(self, x, y, z):
+        if not is_bfloat16(z):
+            return original(self, x, y, z)
+        x, y, z = (widen_bits(operand.data).astype(np.float64) for operand in (x, y, z))
+        with np.errstate(invalid="ignore"):
+            product = x * y  # exact
+            total = product + z
+            rest = total - product
+            error = (product - (total - rest)) + (z - rest)  # total + error == product + z
+            error = np.where(np.isfinite(total), error, 0)
+            cut = np.where(error * total < 0, np.nextafter(total, 0), total)
+        return narrow((cut.view(np.uint64) | (error != 0)).view(np.float64))
+
+    return fma
+
+
+@replaces(BUILDER, "cast_impl")
+def _cast(original):
+    """Casts to bfloat16 truncated."""
+
+    def cast_impl(self, src, dst_type):
+        if dst_type.scalar == tl.bfloat16:
+            return src if is_bfloat16(src) else narrow(src.data)
+        return original(self, widen(src), dst_type)
+
+    return cast_impl
+
+
+@replaces(BUILDER, "create_dot")
+def _dot(original):
+    """Products of bfloat16 are exact in float32; those in TF32 see the upper 19 bits of each factor."""
+
+    def create_dot(self, a, b, acc, input_precision, *rest):
+        a, b = widen(a), widen(b)
+        if input_precision == ir.INPUT_PRECISION.TF32 and a.dtype.scalar == tl.float32:
+            a, b = (TensorHandle(_as_tf32(operand.data), tl.float32) for operand in (a, b))
+        return original(self, a, b, acc, input_precision, *rest)
+
+    return create_dot
+
+
+def _as_tf32(values: np.ndarray) -> np.ndarray:
+    return (values.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+@replaces(BUILDER, "create_maxnumf")
+def _maximum(original):
+    """tl.maximum drops NaN on a GPU unless told otherwise."""
+    return lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmax)
+
+
+@replaces(BUILDER, "create_minnumf")
+def _minimum(original):
+    """As tl.maximum."""
+    return lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmin)
+
+
+@replaces(BUILDER, "create_clampf")
+def _clamp(original):
+    """As tl.maximum."""
+
+    def create_clampf(self, x, low, high, propagate_nan):
+        if propagate_nan != ir.PROPAGATE_NAN.NONE:
+            return original(self, x, low, high, propagate_nan)
+        return self.binary_op(self.binary_op(x, low, np.fmax), high, np.fmin)
+
+    return create_clampf
+
+
+@replaces("ReduceOps", "sum")
+def _sum(original):
+    """A compiled sum of 16-bit floats is a tree that rounds at every addition; NumPy's adds in float32."""
+
+    def total(self, input):
+        if input.dtype not in (tl.bfloat16, tl.float16):
+            return original(self, input)
+        data, axis = input.handle.data, self.axis
+        kept = [1 if axis in (None, i) else size for i, size in enumerate(data.shape)]
+        data = data.reshape(-1) if axis is None else np.moveaxis(data, axis, 0)
+        while len(data) > 1:  # a power of two, as every axis of a block
+            low, high = np.split(data, 2)
+            if input.dtype == tl.bfloat16:
+                data = narrow_values(widen_bits(low) + widen_bits(high))
+            else:
+                data = low + high
+        return self.to_tensor(data.reshape(kept) if self.keep_dims else data[0], input.dtype)
+
+    return total
+
+
+@replaces("ReduceOps", "min_max")
+def _min_max(original):
+    """The order of the bits is not the order of the values."""
+
+    def min_max(self, input, *reductions, **options):
+        values = input[0] if isinstance(input, tuple) else input
+        if values.dtype != tl.bfloat16:
+            return original(self, input, *reductions, **options)
+        result = original(self, self.to_tensor(widen_bits(values.handle.data), tl.float32), *reductions, **options)
+        parts = result if isinstance(result, tuple) else (result,)
+        for part in parts:
+            if part.dtype == tl.float32:  # the value; the index stays as it is
+                part.handle = narrow(part.handle.data)
+                part.dtype = tl.bfloat16
+                part.type = tl.block_type(tl.bfloat16, part.shape) if part.type.is_block() else tl.bfloat16
+        return result
+
+    return min_max
+
+
+@replaces("ScanOps", "cumsum", "cumprod")
+def _scan(original):
+    """NumPy would add and multiply the bits; the general scan goes through the operations above."""
+
+    def scan(self, input):
+        return original(self, input) if input.dtype != tl.bfloat16 else self.generic_scan((input,))
+
+    return scan
