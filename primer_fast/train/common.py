@@ -1,0 +1,167 @@
+"""What training procedures share: the state they go on from, schedule, data order, and the state as plain tensors."""
+
+import json
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FORMAT = "primer_fast checkpoint 1"
+
+
+@dataclass
+class TrainState:
+    """Everything that the next step depends on, apart from the data and the configuration."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0  # optimizer steps made
+    window: dict[str, list[Tensor]] = field(default_factory=dict)  # () tensors, one a step since the last logged one
+
+
+def make_optimizer(
+    model: torch.nn.Module, name: str, *, lr: float, weight_decay: float, betas: tuple[float, float], momentum: float
+) -> torch.optim.Optimizer:
+    """AdamW ("adamw") or w -= lr * grad with momentum ("sgd"); biases and other vectors do not decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
+    raise ValueError(f"make_optimizer: name must be 'adamw' or 'sgd'; got {name!r}")
+
+
+def learning_rate(step: int, *, peak: float, minimum: float, warmup: int, total: int, cosine: bool) -> float:
+    """Rate of step 0, 1, ...: a straight line up to ``peak`` at step ``warmup``, then constant or half a cosine.
+
+    The cosine starts at ``peak`` and would reach ``minimum`` at step ``total``, one after the last.
+    """
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if not cosine:
+        return peak
+    progress = (step - warmup) / max(1, total - warmup)
+    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def generator(seed: int, *stream: int) -> torch.Generator:
+    """A CPU generator for one purpose: the same (seed, stream) gives the same numbers, another one unrelated numbers."""
+    word = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word) >> 1)  # torch takes 63 bits
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
+    """(samples,) int64: the order in which ``epoch`` visits the samples, a function of (seed, epoch) alone."""
+    return torch.randperm(samples, generator=generator(seed, 0, epoch))
+
+
+def pack(state: TrainState, config: dict, epoch: float) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state as what a safetensors file holds: named tensors (copies on the CPU) and strings.
+
+    Names: ``model.<as in the state dict>``, ``optimizer.<parameter>.<its state>``, ``window.<metric>``, ``rng.<device>``.
+    """
+    names = {p: name for name, p in state.model.named_parameters()}
+    tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
+    for p, values in state.optimizer.state.items():
+        tensors |= {f"optimizer.{names[p]}.{key}": v for key, v in values.items() if v is not None}
+    tensors |= {f"window.{key}": torch.stack(values) for key, values in state.window.items() if values}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    metadata = {
+        "format": FORMAT,
+        "progress": json.dumps({"step": state.step, "epoch": epoch}),
+        "optimizer": type(state.optimizer).__name__,
+        "scaler": json.dumps(state.scaler.state_dict()),
+        "config": json.dumps(config),
+    }
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}, metadata
+
+
+def unpack(state: TrainState, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Put ``state`` and the random number generators where ``pack`` found them; all is checked before any changes.
+
+    Raises:
+        ValueError: not what ``pack`` makes, or made from another model, optimizer or precision.
+    """
+    progress, scaler = _read_metadata(state, metadata)
+    parts = {part: _part(tensors, part) for part in ("model", "optimizer", "window", "rng")}
+    _check_model(state.model, parts["model"])
+    values = _optimizer_values(state, parts["optimizer"], progress["step"])
+    if parts["rng"].get("cpu", torch.empty(0)).shape != torch.get_rng_state().shape:
+        raise ValueError("the state of the CPU's random number generator is missing or of another size")
+
+    state.model.load_state_dict(parts["model"])
+    whole = state.optimizer.state_dict()
+    whole["state"] = values
+    state.optimizer.load_state_dict(whole)
+    if scaler:
+        state.scaler.load_state_dict(scaler)
+    state.step = progress["step"]
+    device = next(state.model.parameters()).device
+    state.window = {key: list(stack.to(device).unbind()) for key, stack in parts["window"].items()}
+    torch.set_rng_state(parts["rng"]["cpu"])
+    if "cuda" in parts["rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(parts["rng"]["cuda"])
+
+
+def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+
+
+def _read_metadata(state: TrainState, metadata: dict[str, str]) -> tuple[dict, dict]:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"not a checkpoint of this version: format must be {FORMAT!r}; got {metadata.get('format')!r}")
+    try:
+        progress, scaler = json.loads(metadata["progress"]), json.loads(metadata["scaler"])
+        if type(progress["step"]) is not int or progress["step"] < 0:
+            raise ValueError(f"step {progress['step']!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"damaged metadata ({error})") from error
+    optimizer = type(state.optimizer).__name__
+    if metadata.get("optimizer") != optimizer:
+        raise ValueError(f"made with the optimizer {metadata.get('optimizer')}, but this run uses {optimizer}")
+    if bool(scaler) != state.scaler.is_enabled():
+        raise ValueError("made with another precision: one of the two runs scales its loss, the other does not")
+    return progress, scaler
+
+
+def _check_model(model: torch.nn.Module, saved: dict[str, Tensor]) -> None:
+    for name, want in model.state_dict().items():
+        if name not in saved:
+            raise ValueError(f"made from another model: it has no {name}, which this model has")
+        got = saved[name]
+        if got.shape != want.shape or got.dtype != want.dtype:
+            ours, theirs = f"{tuple(want.shape)} {want.dtype}", f"{tuple(got.shape)} {got.dtype}"
+            raise ValueError(f"made from another model: its {name} is {theirs}, this model's is {ours}")
+    for name in saved.keys() - model.state_dict().keys():
+        raise ValueError(f"made from another model: it has {name}, which this model does not have")
+
+
+def _optimizer_values(state: TrainState, saved: dict[str, Tensor], step: int) -> dict[int, dict[str, Tensor]]:
+    """The saved values by the index that the optimizer's own state dict gives each parameter."""
+    names = {p: name for name, p in state.model.named_parameters()}
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    values = {i: _part(saved, names[p]) for i, p in enumerate(parameters)}
+    keys = {frozenset(v) for v in values.values()}
+    adam = isinstance(state.optimizer, torch.optim.AdamW)
+    want = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
+    stateless = not adam and state.optimizer.defaults["momentum"] == 0
+    empty = stateless or step == 0 or state.scaler.is_enabled()  # a scaler may have skipped every step so far
+    if keys != {frozenset(want)} and not (empty and keys == {frozenset()}):
+        raise ValueError(f"the state of the optimizer is incomplete: every parameter needs {', '.join(sorted(want))}")
+    for i, p in enumerate(parameters):
+        for key, value in values[i].items():
+            if key != "step" and value.shape != p.shape:
+                got = tuple(value.shape)
+                raise ValueError(f"the optimizer's {key} of {names[p]} must be {tuple(p.shape)}; it is {got}")
+    return values

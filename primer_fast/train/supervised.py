@@ -1,0 +1,300 @@
+"""Supervised training: minibatches of (input, target), a loss on logits, stochastic gradient descent or AdamW.
+
+    w <- w - lr * d loss / d w                            "sgd", the whole of plain gradient descent
+Sources: AdamW, Loshchilov & Hutter 2019, arXiv:1711.05101; half a cosine of learning rate, 2017, arXiv:1608.03983.
+Legend: N samples, B batch, C classes.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from primer_fast.train.augmentation import Shift
+from primer_fast.train.common import TrainState, epoch_order, learning_rate, make_optimizer
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+EVALUATION_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 2e-3  # peak
+    min_lr: float = 0.0  # where the cosine ends
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 100
+    weight_decay: float = 0.01  # of weights; biases do not decay
+    betas: tuple[float, float] = (0.9, 0.999)  # of adamw
+    momentum: float = 0.0  # of sgd
+    batch_size: int | None = 256  # samples an optimizer step sees; None: the whole data set
+    accumulate: int = 1  # micro-batches that a batch is cut into, to save memory; the gradient is the batch's
+    epochs: int = 20
+    steps: int | None = None  # stop after this many optimizer steps instead
+    clip_norm: float | None = 1.0  # largest norm of the gradient; None: any
+    label_smoothing: float = 0.0
+    augmentation: Literal["none", "shift"] = "none"  # shift: images move by up to two pixels each way
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the model's arithmetic; weights stay float32
+    seed: int = 0
+    log_every: int = 50  # steps between two rows of metrics; the last step of an epoch is always one of them
+
+    def __post_init__(self):
+        def must(holds: bool, what: str, got) -> None:
+            if not holds:
+                raise ValueError(f"supervised: {what}; got {got}")
+
+        must(self.loss in LOSSES, f"loss must be one of {', '.join(LOSSES)}", repr(self.loss))
+        must(self.optimizer in ("adamw", "sgd"), "optimizer must be adamw or sgd", repr(self.optimizer))
+        must(self.schedule in ("cosine", "constant"), "schedule must be cosine or constant", repr(self.schedule))
+        must(self.augmentation in ("none", "shift"), "augmentation must be none or shift", repr(self.augmentation))
+        precisions = ("float32", *AUTOCAST)
+        must(self.precision in precisions, f"precision must be one of {', '.join(precisions)}", repr(self.precision))
+        must(0 < self.lr < math.inf, "lr must be positive and finite", self.lr)
+        must(0 <= self.min_lr <= self.lr, f"min_lr must be from 0 to lr = {self.lr}", self.min_lr)
+        must(0 <= self.weight_decay < math.inf, "weight_decay must not be negative", self.weight_decay)
+        must(0 <= self.momentum < 1, "momentum must be in [0, 1)", self.momentum)
+        must(self.momentum == 0 or self.optimizer == "sgd", "momentum must be 0 for adamw", self.momentum)
+        must(all(0 <= b < 1 for b in self.betas), "betas must be in [0, 1)", self.betas)
+        must(self.clip_norm is None or self.clip_norm > 0, "clip_norm must be positive or None", self.clip_norm)
+        must(0 <= self.label_smoothing < 1, "label_smoothing must be in [0, 1)", self.label_smoothing)
+        smooth = self.label_smoothing == 0 or self.loss == "cross_entropy"
+        must(smooth, "label_smoothing must be 0 for binary_cross_entropy", self.label_smoothing)
+        must(self.warmup_steps >= 0, "warmup_steps must not be negative", self.warmup_steps)
+        must(self.seed >= 0, "seed must not be negative", self.seed)
+        for name in ("batch_size", "accumulate", "epochs", "steps", "log_every"):
+            value = getattr(self, name)
+            optional = value is None and name in ("batch_size", "steps")
+            must(optional or (type(value) is int and value >= 1), f"{name} must be a positive integer", value)
+
+
+def cross_entropy(
+    logits: Tensor,  # (B, C)
+    target: Tensor,  # (B,) int64, the class
+    *,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:  # ()
+    """-sum_c q_c log softmax(logits)_c in float32; q is 1 at the target, 0 elsewhere, or 1 - s + s/C and s/C if smoothed."""
+    return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing, reduction=reduction)
+
+
+def binary_cross_entropy(
+    logits: Tensor,  # (B,) or (B, 1)
+    target: Tensor,  # (B,), 0 to 1
+    *,
+    reduction: str = "mean",
+) -> Tensor:  # ()
+    """-(y log p + (1 - y) log(1 - p)) with p = sigmoid(logit), in float32 and without overflow at any logit.
+
+    Erratum: the primer prints -y log p + (1 - y) log(1 - p). The minus sign belongs to both terms: as printed, the
+    second would reward certainty in the wrong answer without bound.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float().view(target.shape), target.float(), reduction=reduction)
+
+
+def correct_count(logits: Tensor, target: Tensor) -> Tensor:  # (B, C) or (B, 1), (B,) -> () int64
+    """How many predictions are right: the largest logit, or the sign of the only one."""
+    predicted = logits.argmax(dim=1) if logits.shape[1] > 1 else logits[:, 0] > 0
+    return (predicted == target).sum()
+
+
+LOSSES = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy}
+
+
+def start(model: torch.nn.Module, config: SupervisedConfig) -> TrainState:
+    """The state before the first step of training ``model`` on the device that it is on."""
+    optimizer = make_optimizer(
+        model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay,
+        betas=config.betas, momentum=config.momentum,
+    )  # fmt: skip
+    device = next(model.parameters()).device.type
+    return TrainState(model, optimizer, torch.amp.GradScaler(device, enabled=config.precision == "float16"))
+
+
+def steps_per_epoch(samples: int, config: SupervisedConfig) -> int:
+    return math.ceil(samples / (config.batch_size or samples))
+
+
+def total_steps(samples: int, config: SupervisedConfig) -> int:
+    return config.steps or config.epochs * steps_per_epoch(samples, config)
+
+
+def is_logged(step: int, samples: int, config: SupervisedConfig) -> bool:
+    """Whether a row of metrics follows optimizer step number ``step`` (1, 2, ...).
+
+    Every ``log_every`` steps of an epoch and its last; where an epoch is shorter, the last of every so many epochs.
+    """
+    epoch = steps_per_epoch(samples, config)
+    if step == total_steps(samples, config):
+        return True
+    if epoch > config.log_every:
+        return step % epoch % config.log_every == 0
+    return step % (epoch * (config.log_every // epoch)) == 0
+
+
+def train(
+    state: TrainState,
+    inputs: Tensor,  # (N, ...) float, or uint8, which is divided by 255
+    targets: Tensor,  # (N,): int64 for cross_entropy, 0 to 1 for binary_cross_entropy
+    config: SupervisedConfig,
+    *,
+    test: tuple[Tensor, Tensor] | None = None,  # inputs and targets, measured at the end of an epoch
+    should_stop: Callable[[], bool] = lambda: False,  # asked after each step
+) -> Iterator[dict[str, float]]:
+    """Go on from ``state`` to the last step; yield one dict of metrics per logged step.
+
+    ``train/loss``, ``train/accuracy`` and ``train/grad_norm`` (before clipping) are means over the steps since the row
+    before, as they were seen in training; ``train/seconds`` is the time those steps took. Which samples a step sees
+    is a function of (seed, step), so that a state resumed from ``pack`` goes on bit for bit.
+
+    Raises:
+        ValueError: inputs and targets that do not fit each other or the configuration.
+        FloatingPointError: the loss, the gradient or a weight is no longer finite; says at which step.
+    """
+    samples = len(inputs)
+    if samples == 0 or targets.shape != (samples,):
+        got = f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)}"
+        raise ValueError(f"supervised: targets must be (N,), one per input, N > 0; got {got}")
+    device = next(state.model.parameters()).device
+    inputs, targets = inputs.to(device), targets.to(device)
+    augment = Shift(inputs) if config.augmentation == "shift" else None
+    batch, epoch_steps, last = (
+        config.batch_size or samples,
+        steps_per_epoch(samples, config),
+        total_steps(samples, config),
+    )
+    order = None
+    began, seen = time.perf_counter(), 0
+    while state.step < last and not should_stop():
+        epoch, position = divmod(state.step, epoch_steps)
+        if order is None or position == 0:
+            order = epoch_order(samples, config.seed, epoch).to(device)
+            offsets = augment.offsets(config.seed, epoch) if augment else None
+        chosen = slice(position * batch, (position + 1) * batch)
+        index = order[chosen]
+        x = augment(index, offsets[chosen]) if augment else inputs.index_select(0, index)
+        train_step(state, scaled(x), targets.index_select(0, index), config, last)
+        seen += len(index)
+        if is_logged(state.step, samples, config):
+            row = _close_window(state, samples, config)
+            seconds = time.perf_counter() - began
+            row |= {"train/seconds": seconds, "train/samples_per_second": seen / seconds}
+            if test is not None and (state.step % epoch_steps == 0 or state.step == last):
+                row["test/loss"], row["test/accuracy"] = evaluate(state.model, *test, config)
+            yield row
+            began, seen = time.perf_counter(), 0
+    _check_finite(state)
+
+
+def train_step(state: TrainState, x: Tensor, target: Tensor, config: SupervisedConfig, last: int) -> None:
+    """One optimizer step on one batch; its loss, right answers and gradient norm are appended to ``state.window``."""
+    lr = learning_rate(
+        state.step, peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps,
+        total=last, cosine=config.schedule == "cosine",
+    )  # fmt: skip
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.zero_grad()
+    loss = correct = 0
+    micro = math.ceil(len(x) / config.accumulate)
+    for x_part, target_part in zip(x.split(micro), target.split(micro), strict=True):
+        with autocast(x.device.type, config):
+            logits = state.model(x_part)
+        # The sum over the micro-batch divided by the whole batch: a mean of means would overweight a short last one.
+        part = loss_of(config)(logits, target_part, reduction="sum") / len(x)
+        state.scaler.scale(part).backward()
+        loss = loss + part.detach()
+        correct = correct + correct_count(logits.detach(), target_part)
+    state.scaler.unscale_(state.optimizer)
+    norm = _clip(state.model, config.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.step += 1
+    for name, value in (("loss", loss), ("correct", correct), ("grad_norm", norm)):
+        state.window.setdefault(name, []).append(value)
+
+
+@torch.no_grad()
+def predict(model: torch.nn.Module, inputs: Tensor, config: SupervisedConfig) -> Tensor:
+    """Logits (N, C) in float32 for ``inputs`` (N, ...), in batches, on the device of the model."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    with autocast(device.type, config):
+        logits = [model(scaled(x.to(device))).float() for x in inputs.split(EVALUATION_BATCH)]
+    model.train(training)
+    return torch.cat(logits)
+
+
+def evaluate(model: torch.nn.Module, inputs: Tensor, targets: Tensor, config: SupervisedConfig) -> tuple[float, float]:
+    """Mean loss (without label smoothing) and accuracy, 0 to 1."""
+    logits = predict(model, inputs, config)
+    targets = targets.to(logits.device)
+    return LOSSES[config.loss](logits, targets).item(), correct_count(logits, targets).item() / len(targets)
+
+
+def loss_of(config: SupervisedConfig) -> Callable[..., Tensor]:
+    """The loss that training minimises, with the label smoothing of ``config``."""
+    if config.label_smoothing == 0:
+        return LOSSES[config.loss]
+    return lambda *args, **kwargs: cross_entropy(*args, label_smoothing=config.label_smoothing, **kwargs)
+
+
+def autocast(device: str, config: SupervisedConfig) -> AbstractContextManager:
+    dtype = AUTOCAST.get(config.precision)
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
+def scaled(x: Tensor) -> Tensor:
+    """Bytes as fractions of 255; any other tensor as it is."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
+def _clip(model: torch.nn.Module, clip_norm: float | None) -> Tensor:  # -> () norm of the whole gradient
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    return norm
+
+
+def _close_window(state: TrainState, samples: int, config: SupervisedConfig) -> dict[str, float]:
+    """The means over the steps since the last row, which this reads from the device; the window starts anew."""
+    _check_finite(state)
+    steps = range(state.step - len(state.window["loss"]), state.step)
+    batch, epoch = config.batch_size or samples, steps_per_epoch(samples, config)
+    sizes = [min(batch, samples - step % epoch * batch) for step in steps]
+    loss, correct, norm = (torch.stack(state.window[key]).double().cpu() for key in ("loss", "correct", "grad_norm"))
+    norm = norm[norm.isfinite()]  # a loss scaler skips steps whose gradient overflows
+    state.window = {}
+    return {
+        "step": state.step,
+        "epoch": state.step / epoch,
+        "train/loss": (loss * torch.tensor(sizes)).sum().item() / sum(sizes),
+        "train/accuracy": correct.sum().item() / sum(sizes),
+        "train/grad_norm": norm.mean().item() if len(norm) else math.inf,
+        "train/learning_rate": state.optimizer.param_groups[0]["lr"],
+    }
+
+
+def _check_finite(state: TrainState) -> None:
+    if not state.window.get("loss"):
+        return
+    bad = ~torch.stack(state.window["loss"]).isfinite()
+    what = "loss"
+    if not bad.any() and not state.scaler.is_enabled():
+        bad, what = ~torch.stack(state.window["grad_norm"]).isfinite(), "gradient"
+    if bad.any():
+        step = state.step - len(bad) + int(bad.nonzero()[0]) + 1
+        raise FloatingPointError(
+            f"supervised: the {what} is not finite at step {step}; a lower lr or more warm-up helps"
+        )
+    if not torch.stack([p.isfinite().all() for p in state.model.parameters()]).all():
+        raise FloatingPointError(f"supervised: a weight is not finite after step {state.step}; a lower lr helps")
