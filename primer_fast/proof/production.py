@@ -1,0 +1,143 @@
+"""The cases that launch on a GPU, compiled ahead of time: one row per kernel launch of their forward and backward."""
+
+import importlib
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+
+from primer_fast import functional
+from primer_fast.proof.inputs import allocate
+from primer_fast.proof.offline import Launch, offline, refuse_interpreter
+from primer_fast.proof.resources import Resources
+from primer_fast.proof.targets import TARGETS
+from primer_fast.proof.verify import DTYPES, ops
+from primer_fast.reference.case import Case
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel launch of one case."""
+
+    op: str
+    case: str
+    dtype: str
+    target: str
+    direction: str  # "forward" or "backward"
+    kernel: str
+    programs: int  # in the grid
+    constexprs: dict  # tile sizes and what else the kernel is specialised on
+    warps: int | None
+    stages: int | None
+    resources: Resources | None  # None where ``error`` says why
+    error: str | None = None
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+class Unit(NamedTuple):
+    """What is compiled in one go."""
+
+    op: str
+    case: Case
+    dtype: str
+    target: str
+
+
+def plan(
+    names: Iterable[str] = (),
+    case_names: Iterable[str] = (),
+    dtypes: Iterable[str] = (),
+    targets: Iterable[str] = ("sm_90",),
+) -> list[Unit]:
+    """What there is to compile; nothing named means all ops, their production cases, all dtypes.
+
+    Raises:
+        ValueError: an op, case, dtype or target is unknown; the message lists those there are.
+    """
+    names, case_names, dtypes, targets = (
+        list(names) or ops(),
+        list(case_names),
+        list(dtypes) or list(DTYPES),
+        list(targets),
+    )
+    _check_known("op", names, ops())
+    cases = {op: importlib.import_module(f"primer_fast.reference.{op}").CASES for op in names}
+    _check_known("case", case_names, {case.name for there in cases.values() for case in there})
+    _check_known("dtype", dtypes, DTYPES)
+    _check_known("target", targets, TARGETS)
+    chosen = [(op, c) for op in names for c in cases[op] if (c.name in case_names if case_names else c.production)]
+    return [Unit(op, case, dtype, target) for target in targets for dtype in dtypes for op, case in chosen]
+
+
+def _check_known(what: str, asked: list[str], there: Iterable[str]) -> None:
+    unknown = [name for name in asked if name not in there]
+    if unknown:
+        raise ValueError(f"kernels: {what} must be one of {', '.join(sorted(there))}; got {', '.join(unknown)}")
+
+
+def compile_units(units: list[Unit], jobs: int = 2) -> Iterator[list[Row]]:
+    """The rows of each unit in turn, compiled in ``jobs`` processes; in this one where ``jobs`` is 1.
+
+    Raises:
+        RuntimeError: TRITON_INTERPRET=1 was set when Triton was imported.
+    """
+    refuse_interpreter()
+    if jobs == 1:
+        yield from map(compile_unit, units)
+        return
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))  # torch and Triton have threads: no fork
+    try:
+        yield from pool.map(compile_unit, units)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def compile_cases(
+    op: str, case_names: Iterable[str] | None, dtypes: Iterable[str], targets: Iterable[str], jobs: int = 2
+) -> list[Row]:
+    """All rows of one op; ``case_names`` None means its production cases. Errors as ``plan``, ``compile_units``."""
+    units = plan([op], case_names or (), dtypes, targets)
+    return [row for rows in compile_units(units, jobs) for row in rows]
+
+
+def compile_unit(unit: Unit) -> list[Row]:
+    """Run a case's forward and backward on tensors without memory; what fails is a row with an ``error``."""
+    case, error = unit.case, None
+    with offline(unit.target, keep_going=True) as launches:
+        forward_launches = None
+        try:
+            inputs = [
+                allocate(shape, case.layouts.get(name), DTYPES[unit.dtype], "meta").requires_grad_()
+                for name, shape in case.shapes.items()
+            ]
+            output = getattr(functional, unit.op)(*inputs, **case.options)
+            forward_launches = len(launches)
+            torch.autograd.grad(output, inputs, torch.empty_like(output))
+        except Exception as failure:  # of the op itself: those of single launches are recorded with them
+            error = f"{type(failure).__name__}: {failure}".splitlines()[0]
+    directions = [
+        "forward" if forward_launches is None or i < forward_launches else "backward" for i in range(len(launches))
+    ]
+    rows = [_row(unit, direction, launch) for direction, launch in zip(directions, launches, strict=True)]
+    if forward_launches in (0, len(launches)) and error is None:
+        error = "no kernel was launched"  # plain PyTorch took over: nothing is proved
+    if error is not None:
+        direction = "forward" if not forward_launches else "backward"
+        rows.append(Row(unit.op, case.name, unit.dtype, unit.target, direction, "", 0, {}, None, None, None, error))
+    return rows
+
+
+def _row(unit: Unit, direction: str, launch: Launch) -> Row:
+    metadata = getattr(launch.compiled, "metadata", None)
+    constexprs = {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in launch.constexprs.items()}
+    return Row(
+        unit.op, unit.case.name, unit.dtype, unit.target, direction, launch.kernel, launch.programs, constexprs,
+        getattr(metadata, "num_warps", launch.options.get("num_warps")),
+        getattr(metadata, "num_stages", launch.options.get("num_stages")),
+        None if launch.compiled is None else launch.resources(), launch.error,
+    )  # fmt: skip

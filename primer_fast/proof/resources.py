@@ -1,0 +1,108 @@
+"""What a compiled kernel needs of a GPU, read from its machine code; no GPU takes part."""
+
+import functools
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+
+from triton import knobs
+
+from primer_fast.proof.targets import Target
+
+# Opcode -> what it is counted as; the first pattern that matches counts. A "narrow" access moves less than 16 bytes.
+_SASS = [
+    ("matrix", r"(HGMMA|QGMMA|IGMMA|HMMA|QMMA|IMMA|DMMA|UTC\w*MMA)\b"),
+    ("tma load", r"UTMALDG\b"),
+    ("tma store", r"UTMA(STG|REDG)\b"),
+    ("async wide load", r"LDGSTS\b.*\.128"),
+    ("async narrow load", r"LDGSTS\b"),
+    ("wide load", r"LDG\b.*\.128"),
+    ("narrow load", r"LDG\b"),
+    ("wide store", r"STG\b.*\.128"),
+    ("narrow store", r"STG\b"),
+    ("spill", r"(LDL|STL)\b"),
+    ("ffma", r"FFMA2?\b"),
+]
+_AMDGCN = [
+    ("matrix", r"(v_s?mfmac?)_"),
+    ("async wide load", r"(buffer|global)_load_dwordx4\b.*\blds\b"),
+    ("async narrow load", r"(buffer|global)_load_\w+\b.*\blds\b"),
+    ("wide load", r"(buffer|global|flat)_load_dwordx4\b"),
+    ("narrow load", r"(buffer|global|flat)_load_"),
+    ("wide store", r"(buffer|global|flat)_store_dwordx4\b"),
+    ("narrow store", r"(buffer|global|flat)_store_"),
+    ("spill", r"scratch_(load|store)_"),
+    ("ffma", r"v_(pk_)?fmac?_f32\b"),
+]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one compiled kernel. Instructions are counted where they stand in the code, not as often as they run."""
+
+    registers: int  # per thread
+    spill_bytes: int  # of local memory per thread
+    spill_instructions: int  # loads and stores of local memory
+    shared_bytes: int  # per program
+    programs_per_processor: int  # that fit a multiprocessor or compute unit at once
+    matrix: dict[str, int]  # opcode -> count: HGMMA is Hopper's wgmma, UTC*MMA Blackwell's tcgen05, HMMA mma.sync
+    loads: dict[str, int]  # "tma", "async wide" (16 bytes), "async narrow", "wide", "narrow" -> count
+    stores: dict[str, int]  # "tma", "wide", "narrow" -> count
+    ffma: int  # float32 multiply-adds outside the tensor cores
+    instructions: int
+
+    @property
+    def spills(self) -> bool:
+        return self.spill_bytes > 0 or self.spill_instructions > 0
+
+
+def read_resources(kernel, target: Target) -> Resources:
+    """The resources of a ``triton.compiler.CompiledKernel``; one binary is read once per process."""
+    text = kernel.asm["amdgcn"] if target.is_amd else kernel.asm["cubin"]
+    return _read(text, target, kernel.metadata.num_warps, kernel.metadata.shared)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(code: str | bytes, target: Target, warps: int, shared: int) -> Resources:
+    if target.is_amd:
+        field = lambda name: int(re.search(rf"\.{name}:\s*(\d+)", code)[1])  # noqa: E731
+        registers = field("vgpr_count")  # accumulation registers included: on CDNA3 they share one file
+        spill_bytes = field("private_segment_fixed_size")
+        lines = [line.strip() for line in code.splitlines() if re.match(r"\s+[a-z]\w*_\w+(\s|$)", line)]
+        patterns = _AMDGCN
+    else:
+        usage = _run_tool("cuobjdump", "--dump-resource-usage", code)
+        registers, spill_bytes = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+        lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]*);", _run_tool("nvdisasm", "-c", code))
+        patterns = _SASS
+    counts, matrix = _count(lines, patterns)
+    group = lambda word: {k[: -len(word) - 1]: n for k, n in sorted(counts.items()) if k.endswith(" " + word)}  # noqa: E731
+    return Resources(
+        registers, spill_bytes, counts["spill"], shared,
+        target.resident_programs(warps, registers, shared),
+        matrix, group("load"), group("store"), counts["ffma"], len(lines),
+    )  # fmt: skip
+
+
+def _count(lines: list[str], patterns: list[tuple[str, str]]) -> tuple[Counter, dict[str, int]]:
+    counts, matrix = Counter(), Counter()
+    compiled = [(kind, re.compile(pattern)) for kind, pattern in patterns]
+    for line in lines:
+        for kind, pattern in compiled:
+            if match := pattern.match(line):
+                counts[kind] += 1
+                if kind == "matrix":
+                    matrix[match[1].removeprefix("v_")] += 1
+                break
+    return counts, dict(matrix)
+
+
+def _run_tool(name: str, option: str, cubin: bytes) -> str:
+    """Output of one of the CUDA tools that come with Triton."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [getattr(knobs.nvidia, name).path, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
