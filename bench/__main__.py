@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 
 import torch
@@ -65,12 +66,12 @@ def run(
 ) -> None:
     """Measure the groups into ``report`` until ``budget`` seconds are spent; ``after`` sees the rows of each.
 
-    A group is begun only if the longest one so far would still fit.
+    A group is begun only if the longest of the last few would still fit.
     """
-    begin, longest = now(), 0.0
+    begin, recent = now(), deque([0.0], maxlen=6)  # not all of them: the very first also starts the compiler
     for number, group in enumerate(groups):
         started = now()
-        if budget is not None and started - begin + longest > budget:
+        if budget is not None and started - begin + max(recent) > budget:
             report.left_out += [str(left) for left in groups[number:]]
             return
         try:
@@ -83,7 +84,7 @@ def run(
         except Exception as error:  # the op's own declarations: its arrays, its FLOPs
             rows = [group.row(OURS, status="failed", reason=f"{type(error).__name__}: {error}")]
         report.rows += rows
-        longest = max(longest, now() - started)
+        recent.append(now() - started)
         after(rows)
 
 
@@ -105,7 +106,14 @@ def main(argv: list[str] | None = None) -> int:
     report = Report(header | {"ceilings": vars(limits)})
     print("\n".join(tables.header_lines(report)), flush=True)
 
-    loaded = [ops.load(name) for name in args.ops or ops.names()]
+    loaded = []
+    for name in args.ops or ops.names():
+        try:
+            loaded.append(ops.load(name))
+        except Exception as error:
+            reason = f"cannot be imported: {type(error).__name__}: {error}"
+            report.rows.append(Row(name, "all", "all", "all", OURS, status="failed", reason=reason))
+            print(f"\n{tables.group_text(report.rows[-1:])}", flush=True)
     groups = planned(loaded, precisions, _PASSES[args.pass_name], device, 2 if args.quick else None)
 
     def measured(group: Group) -> list[Row]:

@@ -1,6 +1,7 @@
 """The machine and the versions behind a figure."""
 
 import datetime
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -50,7 +51,9 @@ def _cpu() -> tuple[str, str]:
     except OSError:
         lines = []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine(), f"{torch.get_num_threads()} threads"
+    return models[0] if models else platform.processor() or platform.machine(), (
+        f"{torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
+    )
 
 
 def _first_line(*command: str) -> str | None:

@@ -8,7 +8,7 @@ import torch
 from primer_fast.bench.ceilings import Ceilings, matmul_precision
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, PRECISIONS, Op
 from primer_fast.bench.report import Row
-from primer_fast.bench.timing import Clock, Timing, time_interleaved
+from primer_fast.bench.timing import Clock, Timing, apart, ratio, time_interleaved
 from torch import Tensor
 
 from primer_fast.reference.case import Case
@@ -79,7 +79,7 @@ def measure_group(
 
 
 def prepared(group: Group, provider: str) -> tuple[Callable[[], object], dict[str, str]]:
-    """One provider's call, already compiled and compared with eager; and its status and reason if it must not be timed."""
+    """One provider's call, already compiled and compared with eager; its status and reason if it must not be timed."""
     arrays = _arrays(group)
     contenders = _contenders(group, arrays, dict.fromkeys((EAGER, provider)))
     _check(group, contenders, arrays)
@@ -121,13 +121,13 @@ def runner(group: Group, function: Callable, arrays: dict[str, Tensor]) -> Calla
 
     def forward_backward():
         outputs = _tensors(function(**arrays, **options))
-        if not upstream:
+        differentiable = [y for y in outputs if y.requires_grad]
+        if not upstream:  # random: ones would hide a gradient that ignores it
             generator = torch.Generator(group.device).manual_seed(1)
-            upstream.extend(
-                torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype) for y in outputs
-            )  # random: ones would hide a gradient that ignores it
+            for y in differentiable:
+                upstream.append(torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype))
         # not .backward(): it would also time the accumulation into .grad
-        return *(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, upstream)
+        return *(y.detach() for y in outputs), *torch.autograd.grad(differentiable, leaves, upstream)
 
     return forward if group.pass_name == FORWARD else forward_backward
 
@@ -241,18 +241,22 @@ def _rows(
     moved = sum(group.op.bytes_moved(group.case, PRECISIONS[group.precision].dtype.itemsize)[p] for p in passes)
     floor_ms, unit = ceilings.floor_ms(flops, moved, group.precision)
     work = flops / 1e9 if unit == "TFLOP/s" else moved / 1e6
-    medians = {name: timings[name].median_ms for name, c in contenders.items() if not c.failure}
+    timed = {name: timings[name] for name, c in contenders.items() if not c.failure}
     again = timings.get(_AGAIN)
-    noise = abs(again.median_ms / medians[OURS] - 1) if isinstance(again, Timing) and OURS in medians else None
+    noise = apart(timed[OURS], again) if OURS in timed and isinstance(again, Timing) else None
     rows = []
     for name, contender in contenders.items():
         if contender.failure:
             rows.append(group.row(name, error=_finite(contender.error), **contender.failure))
             continue
-        timing = timings[name]
+        timing = timed[name]
         row = group.row(
             name,
-            **vars(timing),
+            median_ms=timing.median_ms,
+            low_ms=timing.low_ms,
+            high_ms=timing.high_ms,
+            samples=len(timing.samples),
+            exposed=timing.exposed,
             host_us=host_us[name],
             error=contender.error,
             rate=work / timing.median_ms,
@@ -260,7 +264,7 @@ def _rows(
             share=floor_ms / timing.median_ms,
             peak_mib=None if contender.peak_bytes is None else (contender.peak_bytes + input_bytes) / 2**20,
             noise=noise,
-            versus={other: median / timing.median_ms for other, median in medians.items() if other != name},
+            versus={other: ratio(theirs, timing) for other, theirs in timed.items() if other != name},
         )
         row.targets = _targets(group, row) if name == OURS and group.device == "cuda" else []
         rows.append(row)

@@ -18,8 +18,9 @@ class Row:
 
     ``error``: relative Frobenius error against eager PyTorch, the worst of the output and the gradients.
     ``rate`` with ``unit``: TFLOP/s or GB/s, by the ceiling that binds; ``share``: least possible time over the median.
-    ``peak_mib``: the inputs and all that was allocated during one call. ``versus``: another's median over this one's.
-    ``noise``: how far two timings of the same function were apart in this group. ``targets``: what was asked for here.
+    ``peak_mib``: the inputs and all that was allocated during one call. ``versus``: another's time over this one's,
+    round by round. ``noise``: how far two timings of the same function were apart in this group, see timing.apart.
+    ``targets``: what was asked for here, and whether it is met.
     """
 
     op: str

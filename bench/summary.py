@@ -23,7 +23,7 @@ def save(out: Path, header: dict, outcomes: list) -> None:
 
 
 def text(out: Path, header: dict, outcomes: list, *, brief: bool = False) -> str:
-    """The page: machine, stages, failing tests, worst verification rows, benchmarks; under 10,000 characters if brief."""
+    """The page: machine, stages, failing tests, worst verification, benchmarks; if brief, under 10,000 characters."""
     versions = ", ".join(
         f"{key} {header[key]}" for key in ("python", "torch", "triton", "cuda", "driver") if header[key]
     )

@@ -1,6 +1,7 @@
 """A benchmark report as plain text or Markdown; standard library only, since GPU machines are often bare."""
 
 import math
+import statistics
 
 from primer_fast.bench.op import COMPILED, EAGER, OURS
 from primer_fast.bench.report import Report, Row
@@ -19,8 +20,8 @@ _COLUMNS = {  # heading -> text of a row's cell
 }
 LEGEND = (
     "ms: median per call; spread: distance of the quartiles; of ceiling: least time that the measured ceilings allow "
-    "over the median; error: relative Frobenius against eager; x eager, x compile: their median over this one's; "
-    "noise: two timings of the same function; *: the device waited for the host."
+    "over the median; error: relative Frobenius against eager; x eager, x compile: their time over this one's, round "
+    "by round; noise: two timings of the same function; *: the device waited for the host."
 )
 
 
@@ -94,7 +95,8 @@ def closing_lines(report: Report) -> list[str]:
     """What can be said once all groups are measured: noise, targets, what was left out, the legend."""
     lines = []
     if noises := [row.noise for row in report.rows if row.noise is not None]:
-        lines.append(f"noise: the same function timed twice was at most {_percent(max(noises))} apart")
+        worst, usual = _percent(max(noises)), _percent(statistics.median(noises))
+        lines.append(f"noise: the same function timed twice was at most {worst} apart, {usual} in the median group")
     if targets := target_lines(report.rows):
         lines += ["targets:", *(f"  {line}" for line in targets)]
     if report.left_out:

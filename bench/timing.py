@@ -3,7 +3,7 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,22 +17,45 @@ MIN_ROUNDS, MAX_ROUNDS = 7, 200
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds per call over ``samples`` rounds: median and quartiles.
+    """Milliseconds per call, one sample per round.
 
     ``exposed`` is True where the device waited for the host in at least one sample, so that device time contains it.
     """
 
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    samples: int
+    samples: tuple[float, ...]
     exposed: bool = False
 
-    @classmethod
-    def of(cls, samples: list[float], exposed: bool = False) -> "Timing":
-        """Summarise at least one sample, in ms."""
-        low, median, high = statistics.quantiles(samples, n=4, method="inclusive") if samples[1:] else samples * 3
-        return cls(median, low, high, len(samples), exposed)
+    @property
+    def low_ms(self) -> float:
+        return quartiles(self.samples)[0]
+
+    @property
+    def median_ms(self) -> float:
+        return quartiles(self.samples)[1]
+
+    @property
+    def high_ms(self) -> float:
+        return quartiles(self.samples)[2]
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """Lower quartile, median, upper quartile of at least one value."""
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else list(values) * 3
+
+
+def ratio(a: Timing, b: Timing) -> float:
+    """Time of ``a`` over time of ``b``: the median of the rounds' own ratios, so that a slow spell of both cancels."""
+    return statistics.median(x / y for x, y in zip(a.samples, b.samples, strict=True))
+
+
+def apart(a: Timing, b: Timing) -> float:
+    """How far two timings of one function are apart, or could be by their scatter, as a part of the time.
+
+    The larger of |ratio - 1| and the ratios' quartile distance over sqrt(rounds), about the median's standard error.
+    """
+    ratios = [x / y for x, y in zip(a.samples, b.samples, strict=True)]
+    low, median, high = quartiles(ratios)
+    return max(abs(median - 1), (high - low) / len(ratios) ** 0.5)
 
 
 def rotated(names: list[str], round_: int) -> list[str]:
@@ -72,7 +95,7 @@ def time_interleaved(functions: dict[str, Function], clock: "Clock", seconds: fl
         for round_ in range(min(max(rounds, MIN_ROUNDS), MAX_ROUNDS)):
             play(round_)
     return {
-        name: failures.get(name) or Timing.of(samples[name], getattr(samplers[name], "exposed", False))
+        name: failures.get(name) or Timing(tuple(samples[name]), getattr(samplers[name], "exposed", False))
         for name in functions
     }
 
