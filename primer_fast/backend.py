@@ -19,3 +19,11 @@ def runs_triton(x: Tensor) -> bool:
     if x.dtype not in DTYPES:
         return False
     return x.is_cuda or (x.is_meta and compiling_offline) or (x.device.type == "cpu" and interpreting)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that a matrix product of ``x`` runs in under torch.autocast; None where autocast leaves it alone."""
+    device = x.device.type
+    if x.is_meta or not torch.is_autocast_enabled(device) or x.dtype is torch.float64 or not x.is_floating_point():
+        return None
+    return torch.get_autocast_dtype(device)

@@ -1,0 +1,226 @@
+"""Launch settings: the one place that turns sizes and a GPU into tile sizes, warps and stages.
+
+Settings found by measurement are read from tuned/<gpu>.json; sizes without an entry get the tile that a roofline
+estimate likes best. Nothing is searched at the first call.
+"""
+
+import contextlib
+import functools
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+
+TUNED = Path(__file__).parent / "tuned"
+
+
+class Chip(NamedTuple):
+    """What settings depend on. Rates are data-sheet figures for dense 16-bit products; only their ratios matter."""
+
+    arch: str  # sm_90, gfx942, ...
+    name: str  # of the file in tuned/
+    processors: int  # multiprocessors or compute units
+    shared: int  # bytes of shared memory that one program may use
+    tflops: float
+    bandwidth: float  # of device memory, TB/s
+
+    @property
+    def has_descriptors(self) -> bool:
+        """A tensor memory accelerator: Hopper and later."""
+        return self.arch.startswith("sm_") and int(self.arch[3:]) >= 90
+
+    @property
+    def is_amd(self) -> bool:
+        return self.arch.startswith("gfx")
+
+
+_RATES = {"sm_80": (312, 2.0), "sm_89": (165, 1.0), "sm_90": (989, 3.35), "sm_100": (2250, 8.0), "sm_120": (209, 1.8),
+          "gfx942": (1307, 5.3), "gfx950": (2300, 8.0)}  # fmt: skip
+CHIPS = {  # stand-ins where no driver says: the interpreter and tests
+    "sm_80": Chip("sm_80", "a100", 108, 166912, *_RATES["sm_80"]),
+    "sm_90": Chip("sm_90", "h100", 132, 232448, *_RATES["sm_90"]),
+}
+_assumed: Chip | None = None
+
+
+@contextlib.contextmanager
+def assume_chip(arch: str):
+    """Choose kernels and settings as for ``arch``, one of ``CHIPS``: "sm_80" takes pointers, "sm_90" descriptors."""
+    global _assumed
+    before, _assumed = _assumed, CHIPS[arch]
+    try:
+        yield
+    finally:
+        _assumed = before
+
+
+@functools.cache
+def _active_chip(device: int) -> Chip:
+    driver = triton.runtime.driver.active
+    target = driver.get_current_target()
+    arch = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+    properties = driver.utils.get_device_properties(device)
+    known = arch if arch in _RATES else "gfx942" if target.backend == "hip" else "sm_80"
+    name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else arch
+    return Chip(
+        arch,
+        "_".join(name.lower().split()),
+        properties["multiprocessor_count"],
+        properties["max_shared_mem"],
+        *_RATES[known],
+    )
+
+
+def forget_chip() -> None:
+    """Ask the driver again: it was replaced."""
+    _active_chip.cache_clear()
+
+
+def chip() -> Chip:
+    """The GPU that the next kernel is launched on."""
+    if _assumed is not None:
+        return _assumed
+    if triton.knobs.runtime.interpret:
+        return CHIPS["sm_90"]
+    return _active_chip(triton.runtime.driver.active.get_current_device())
+
+
+_stay = contextlib.nullcontext()
+
+
+def on_device_of(x):
+    """Context in which kernels run on the GPU that holds ``x``; costs nothing where that is the current one."""
+    return _stay if not x.is_cuda or x.get_device() == torch.cuda.current_device() else torch.cuda.device_of(x)
+
+
+class MatmulSettings(NamedTuple):
+    """How one product is cut up: tile sizes, warps, pipeline stages."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+    SPLITS: int = 1  # programs that share the reduction of one tile
+    GROUP_M: int = 8
+    SUBTILES: int = 1  # parts in which a tile is finished, so that fewer values live at once
+
+
+class Product(NamedTuple):
+    """What the settings of c (M, N) = a (M, K) b (N, K)^T depend on."""
+
+    M: int
+    N: int
+    K: int
+    itemsize: int  # of an operand's element, in bytes
+    passes: int = 1  # tensor-core products per product: 3 where float32 is split into tf32 parts
+    descriptors: bool = False  # operands move by tensor descriptors
+    vector: bool = True  # operands can be read 16 bytes at a time
+    fused: bool = False  # a is multiplied by the activation's derivative on the way in
+    double: bool = False  # the activation's derivative is written beside the result
+
+
+_TILES = (  # BLOCK_M, BLOCK_N, warps
+    (128, 256, 8), (128, 128, 8), (128, 128, 4), (128, 64, 4), (64, 128, 4), (64, 64, 4), (64, 32, 4), (32, 64, 4),
+    (32, 32, 4), (64, 16, 4), (16, 64, 4), (16, 32, 4), (16, 16, 4),
+)  # fmt: skip
+_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_TILE_SECONDS = 2.1e-6  # a tile's prologue and epilogue on Hopper, fitted to the figures of Triton's Gluon tutorial 07
+_LAUNCH_SECONDS = 3e-6  # a second launch, on the device
+_LATENCY = 0.8e-6  # of a load from device memory
+
+
+def _shape_tile(gpu: Chip, p: Product, block_m: int, block_n: int, warps: int) -> MatmulSettings | None:
+    """Reduction step, stages and subtiles for a tile; None where the tile does not fit the chip."""
+    elements = block_m * block_n // (warps * 32)  # accumulators per thread
+    limit = 128
+    if not p.vector:
+        limit = 32  # element-wise loads keep every address in a register
+    elif not p.descriptors and (gpu.arch == "sm_80" or p.itemsize == 4):
+        limit = 64
+    if p.itemsize == 4:
+        limit = min(limit, 64)  # the parts of a split float32 need registers too
+    if elements > limit:
+        return None
+    step_bytes = 128 if p.descriptors or elements <= 32 else 64
+    if not p.vector:
+        step_bytes = 64
+    block_k = max(step_bytes // p.itemsize, 16)
+    stage = (block_m * (1 + p.fused) + block_n) * block_k * p.itemsize
+    split_copies = (block_m + block_n) * block_k * 4 * (p.passes > 1)  # the tf32 parts on their way to the product
+    finish = block_m * min(block_n, 128) * p.itemsize
+    stages = 2 if gpu.is_amd else 4
+    while stages > 2 and max(stage * stages + split_copies, finish) + 2048 > gpu.shared:
+        stages -= 1
+    if max(stage * stages + split_copies, finish) + 2048 > gpu.shared:
+        return None
+    part = 64 if p.descriptors else 32  # accumulators per thread that the epilogue may hold without spilling
+    subtiles = max(1, min(elements // part, block_n // 16))
+    return MatmulSettings(block_m, block_n, block_k, warps, stages, SUBTILES=subtiles)
+
+
+def _estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
+    """Seconds by a roofline per wave of programs: tensor cores, L2, latency, device memory."""
+    tiles = cdiv(p.M, s.BLOCK_M) * max(cdiv(p.N, s.BLOCK_N), 1)
+    steps = cdiv(cdiv(p.K, s.BLOCK_K), s.SPLITS)
+    stage = (s.BLOCK_M * (1 + p.fused) + s.BLOCK_N) * s.BLOCK_K * p.itemsize
+    resident = max(1, min(gpu.shared // (stage * s.num_stages), 16 // s.num_warps))
+    programs = tiles * s.SPLITS
+    waves = cdiv(programs, gpu.processors * resident)
+    beside = min(resident, cdiv(programs, gpu.processors))  # programs that share a processor
+    fullness = min(1.0, s.BLOCK_N / 128) * (1.0 if s.BLOCK_M >= 64 else 0.5)
+    peak = 0.7 * gpu.tflops * 1e12 / gpu.processors * 2 / p.itemsize / p.passes * max(fullness, 0.15)
+    cache = 3 * gpu.bandwidth * 1e12 / gpu.processors
+    step = max(
+        beside * 2 * s.BLOCK_M * s.BLOCK_N * s.BLOCK_K / peak,
+        beside * stage / cache * (1 if p.vector else 4),
+        _LATENCY / (s.num_stages - 1),
+    )
+    moved = (p.M * p.K * (1 + p.fused) + p.N * p.K + p.M * p.N * (1 + p.double)) * p.itemsize
+    seconds = max(waves * (steps * step + _TILE_SECONDS), moved / (0.9 * gpu.bandwidth * 1e12))
+    if s.SPLITS > 1:
+        seconds += _LAUNCH_SECONDS + s.SPLITS * p.M * p.N * 8 / (gpu.bandwidth * 1e12)
+    return seconds
+
+
+def _bucket(p: Product) -> str:
+    """Key of tuned settings: sizes to the nearest power of two, the rest as it is."""
+    sizes = "x".join(str(2 ** round(math.log2(max(n, 1)))) for n in (p.M, p.N, p.K))
+    return f"{sizes} item{p.itemsize} passes{p.passes} desc{p.descriptors:d} fused{p.fused:d} double{p.double:d}"
+
+
+@functools.cache
+def _tuned(name: str) -> dict:
+    path = TUNED / f"{name}.json"
+    return json.loads(path.read_text())["matmul"] if path.is_file() else {}
+
+
+@functools.lru_cache(maxsize=4096)
+def matmul_settings(gpu: Chip, p: Product) -> MatmulSettings:
+    """Tuned settings of the GPU for the product's bucket, or else those with the least estimated time."""
+    tuned = _tuned(gpu.name).get(_bucket(p)) if p.vector else None
+    if tuned is not None:
+        return MatmulSettings(**tuned)
+    candidates = []
+    for tile in _TILES:
+        shaped = _shape_tile(gpu, p, *tile)
+        if shaped is None:
+            continue
+        for splits in _SPLITS:
+            if splits == 1 or cdiv(p.K, shaped.BLOCK_K) >= 4 * splits:
+                candidates.append(shaped._replace(SPLITS=splits))
+    return min(candidates, key=lambda s: _estimate(gpu, p, s))
+
+
+def dot_precision(gpu: Chip, precision: str) -> str:
+    """torch.get_float32_matmul_precision() -> input_precision of tl.dot; AMD multiplies float32 as it is."""
+    if gpu.is_amd:
+        return "ieee"
+    return "tf32x3" if precision == "highest" else "tf32"
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,140 @@
+"""Every case of every op: forward and each gradient, kernel against NumPy, judged by PyTorch's own error.
+
+Without a GPU the kernels run in Triton's interpreter, so TRITON_INTERPRET=1 must be set before Triton is imported.
+"""
+
+import contextlib
+import importlib
+import pkgutil
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from primer_fast import backend, functional, reference
+from primer_fast.kernels import launch
+from primer_fast.proof.inputs import place
+from primer_fast.proof.numerics import budget, exact, worst
+from primer_fast.reference.case import Case
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PATHS = {"pointers": "sm_80", "descriptors": "sm_90"}  # how operands are loaded -> a chip that loads them so
+_NATIVE_FLOPS = 2**34  # largest production case that NumPy checks in a second or two
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compared tensor. Errors are the largest absolute difference to the float64 truth."""
+
+    op: str
+    case: str
+    dtype: str
+    path: str
+    tensor: str  # "output", or the argument whose gradient it is
+    error: float
+    budget: float
+    plain_error: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.budget
+
+    def as_dict(self) -> dict:
+        return asdict(self) | {"passed": self.passed}
+
+
+def ops() -> list[str]:
+    """Names of all ops that have a reference with cases."""
+    names = (module.name for module in pkgutil.iter_modules(reference.__path__))
+    return [name for name in names if hasattr(importlib.import_module(f"primer_fast.reference.{name}"), "CASES")]
+
+
+def cases(op: str, native: bool) -> list[Case]:
+    """The cases that are checked: on a GPU (``native``) also those of production size that NumPy can follow."""
+    module = importlib.import_module(f"primer_fast.reference.{op}")
+    small_enough = lambda case: native and sum(module.flops(case).values()) <= _NATIVE_FLOPS  # noqa: E731
+    return [case for case in module.CASES if not case.production or small_enough(case)]
+
+
+def device() -> str:
+    """Where the kernels run: "cuda", or "cpu" in the interpreter.
+
+    Raises:
+        RuntimeError: there is no GPU and Triton was imported without TRITON_INTERPRET=1.
+    """
+    if torch.cuda.is_available():
+        return "cuda"
+    if backend.interpreting:
+        return "cpu"
+    raise RuntimeError("verify: without a GPU, TRITON_INTERPRET=1 must be set before Triton is imported; it was not")
+
+
+def draw(case: Case, dtype: torch.dtype, where: str) -> dict[str, torch.Tensor]:
+    """Random inputs of a case, the same for every dtype up to its rounding; they require gradients."""
+    rng = np.random.default_rng(zlib.crc32(case.name.encode()))
+    return {
+        name: place(rng.normal(size=shape), case.layouts.get(name), dtype, where).requires_grad_()
+        for name, shape in case.shapes.items()
+    }
+
+
+def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> list[Row]:
+    """Run one case and judge its output and each gradient, asked for together and, in float32, each alone as well."""
+    truth = importlib.import_module(f"primer_fast.reference.{op}")
+    implementation = importlib.import_module(f"primer_fast.functional.{op}")
+    where = device()
+    inputs = draw(case, dtype, where)
+    arrays = {name: exact(t) for name, t in inputs.items()}
+    want = {"output": getattr(truth, op)(**arrays, **case.options)}
+    rng = np.random.default_rng(0)
+    dy = torch.from_numpy(np.asarray(rng.normal(size=want["output"].shape))).to(dtype).to(where)
+    want |= getattr(truth, f"{op}_grad")(exact(dy), **arrays, **case.options)
+    magnitude = getattr(truth, f"{op}_magnitude")(exact(dy), **arrays, **case.options)
+
+    def run(function, wanted):
+        y = function(**inputs, **case.options)
+        return {"output": y, **dict(zip(wanted, torch.autograd.grad(y, [inputs[n] for n in wanted], dy), strict=True))}
+
+    with launch.assume_chip(PATHS[path]) if path else contextlib.nullcontext():
+        got = run(getattr(functional, op), list(inputs))
+        for name in inputs if dtype == torch.float32 else ():  # which kernels run does not depend on the dtype
+            for other, t in inputs.items():
+                t.requires_grad_(other == name)
+            got[f"{name} alone"] = run(getattr(functional, op), [name])[name]
+    for t in inputs.values():
+        t.requires_grad_()
+    plain = run(getattr(implementation, f"{op}_plain"), list(inputs))
+
+    rows = []
+    for label, tensor in got.items():
+        name = label.removesuffix(" alone")
+        plain_error = worst(exact(plain[name]), want[name])
+        allowed = budget(dtype, plain_error, want[name], magnitude[name])
+        wrong_form = tensor.shape != plain[name].shape or tensor.dtype != plain[name].dtype
+        error = float("inf") if wrong_form else worst(exact(tensor), want[name])
+        rows.append(Row(op, case.name, str(dtype)[6:], path or "native", label, error, allowed, plain_error))
+    return rows
+
+
+def run(names: Iterable[str], dtypes: Iterable[str], case_names: Iterable[str] = ()) -> Iterator[list[Row]]:
+    """Check ops case by case, dtype by dtype; each yielded list is one case at one dtype on every path.
+
+    Raises:
+        ValueError: an op, a dtype or a case is unknown.
+    """
+    names, dtypes, case_names = list(names) or ops(), list(dtypes) or list(DTYPES), set(case_names)
+    native = device() == "cuda"
+    known = {case.name for op in names if op in ops() for case in cases(op, native)}
+    for what, asked, there in (("op", names, ops()), ("dtype", dtypes, DTYPES), ("case", case_names, known)):
+        unknown = [a for a in asked if a not in there]
+        if unknown:
+            raise ValueError(f"verify: {what} must be one of {', '.join(sorted(there))}; got {', '.join(unknown)}")
+    for op in names:
+        for case in cases(op, native):
+            if case_names and case.name not in case_names:
+                continue
+            for dtype in dtypes:
+                paths = PATHS if not native or launch.chip().has_descriptors else (None,)
+                yield [row for path in paths for row in check(op, case, DTYPES[dtype], path)]
