@@ -54,7 +54,7 @@ def learning_rate(step: int, *, peak: float, minimum: float, warmup: int, total:
 
 
 def generator(seed: int, *stream: int) -> torch.Generator:
-    """A CPU generator for one purpose: the same (seed, stream) gives the same numbers, another one unrelated numbers."""
+    """A CPU generator for one purpose: the same (seed, stream) gives the same numbers, any other unrelated ones."""
     word = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(word) >> 1)  # torch takes 63 bits
 
@@ -67,7 +67,7 @@ def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
 def pack(state: TrainState, config: dict, epoch: float) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state as what a safetensors file holds: named tensors (copies on the CPU) and strings.
 
-    Names: ``model.<as in the state dict>``, ``optimizer.<parameter>.<its state>``, ``window.<metric>``, ``rng.<device>``.
+    Names: ``model.<as in its state dict>``, ``optimizer.<parameter>.<value>``, ``window.<metric>``, ``rng.<device>``.
     """
     names = {p: name for name, p in state.model.named_parameters()}
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}

@@ -25,24 +25,24 @@ EVALUATION_BATCH = 4096
 
 @dataclass(frozen=True)
 class SupervisedConfig:
-    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 2e-3  # peak
-    min_lr: float = 0.0  # where the cosine ends
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = 100
+    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"  # binary: one logit, targets 0 or 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: w <- w - lr * gradient, with momentum if it is not 0
+    lr: float = 2e-3  # peak learning rate
+    min_lr: float = 0.0  # learning rate where the cosine ends
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
+    warmup_steps: int = 100  # over which the learning rate rises to its peak
     weight_decay: float = 0.01  # of weights; biases do not decay
     betas: tuple[float, float] = (0.9, 0.999)  # of adamw
     momentum: float = 0.0  # of sgd
     batch_size: int | None = 256  # samples an optimizer step sees; None: the whole data set
     accumulate: int = 1  # micro-batches that a batch is cut into, to save memory; the gradient is the batch's
-    epochs: int = 20
+    epochs: int = 20  # passes over the training data
     steps: int | None = None  # stop after this many optimizer steps instead
     clip_norm: float | None = 1.0  # largest norm of the gradient; None: any
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # share of the target spread evenly over the classes
     augmentation: Literal["none", "shift"] = "none"  # shift: images move by up to two pixels each way
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the model's arithmetic; weights stay float32
-    seed: int = 0
+    seed: int = 0  # of the first weights, the order of the samples and the augmentation
     log_every: int = 50  # steps between two rows of metrics; the last step of an epoch is always one of them
 
     def __post_init__(self):
@@ -81,7 +81,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:  # ()
-    """-sum_c q_c log softmax(logits)_c in float32; q is 1 at the target, 0 elsewhere, or 1 - s + s/C and s/C if smoothed."""
+    """-sum_c q_c log softmax(logits)_c in float32; q is 1 at the target, else 0, or 1 - s + s/C and s/C if smoothed."""
     return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing, reduction=reduction)
 
 

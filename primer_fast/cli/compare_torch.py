@@ -1,0 +1,74 @@
+"""The same model from torch.nn, trained beside ours: same weights, same samples in the same order, in turns."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from primer_fast.cli.mlp_tasks import Task
+from primer_fast.models.mlp import MLP
+from primer_fast.train import supervised
+from primer_fast.train.common import TrainState
+from primer_fast.train.supervised import SupervisedConfig
+
+ACTIVATIONS = {
+    "relu": torch.nn.ReLU, "leaky_relu": torch.nn.LeakyReLU, "gelu": torch.nn.GELU,
+    "gelu_tanh": lambda: torch.nn.GELU(approximate="tanh"), "silu": torch.nn.SiLU,
+    "sigmoid": torch.nn.Sigmoid, "tanh": torch.nn.Tanh, None: torch.nn.Identity,
+}  # fmt: skip
+
+
+def torch_twin(model: MLP) -> torch.nn.Sequential:
+    """``model`` as torch.nn.Linear and activation modules, with copies of its weights."""
+    modules = [torch.nn.Flatten()]
+    for layer in model.layers:
+        linear = torch.nn.Linear(layer.in_features, layer.out_features)
+        linear.load_state_dict(layer.state_dict())
+        modules += [linear] if layer.activation is None else [linear, ACTIVATIONS[layer.activation]()]
+    return torch.nn.Sequential(*modules).to(model.layers[0].weight.device)
+
+
+class Comparison:
+    """Trains the twin of ``state.model`` window by window beside it, each of the two first in every other window."""
+
+    def __init__(self, state: TrainState, task: Task, config: SupervisedConfig):
+        self.log_every = config.log_every
+        twin = supervised.start(torch_twin(state.model), config)
+        self.theirs = supervised.train(twin, task.inputs, task.targets, config, test=task.test)
+        self.pairs: list[tuple[dict, dict]] = []  # rows of ours and of the twin's
+
+    def beside(self, ours: Iterator[dict]) -> Iterator[dict]:
+        """The rows of ``ours``; for each, the twin trains on the same samples."""
+        while True:
+            their_row = next(self.theirs, None) if len(self.pairs) % 2 else None
+            row = next(ours, None)
+            if row is None:  # finished, or stopped
+                return
+            self.pairs.append((row, their_row or next(self.theirs)))
+            yield row
+
+    def report(self) -> str:
+        """Both times and both results, in three lines."""
+        rows, their_rows = zip(*self.pairs, strict=True)
+        ours, theirs = seconds_per_epoch(rows), seconds_per_epoch(their_rows)
+        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+        key = "test/accuracy" if "test/accuracy" in rows[-1] else "train/accuracy"
+        apart = max(abs(row["train/loss"] - other["train/loss"]) for row, other in self.pairs)
+        return (
+            f"seconds per epoch, median of {len(ours)}, trained in turns of {self.log_every} steps:\n"
+            f"  primer_fast {statistics.median(ours):.4g}, torch.nn {statistics.median(theirs):.4g}: "
+            f"{ratio:.3f} times as fast (median of the ratios)\n"
+            f"  {key} {rows[-1][key]:.2%} and {their_rows[-1][key]:.2%}, train/loss at most {apart:.2g} apart"
+        )
+
+
+def seconds_per_epoch(rows: Sequence[dict]) -> list[float]:
+    """Training time of each epoch, or where a row covers several, their mean."""
+    seconds, end = [], 0.0
+    for _, windows in itertools.groupby(rows, key=lambda row: math.ceil(row["epoch"])):
+        windows = list(windows)
+        seconds.append(sum(row["train/seconds"] for row in windows) / (windows[-1]["epoch"] - end))
+        end = windows[-1]["epoch"]
+    return seconds

@@ -1,0 +1,119 @@
+"""Pictures of a run, as PNG files; one style for all of them."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
+TRAIN, TEST = "#2563a8", "#d9480f"  # blue and orange, told apart by every kind of colour vision
+STYLE = {
+    "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "axes.labelcolor": INK,
+    "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": GRID, "legend.frameon": False, "figure.dpi": 110, "figure.constrained_layout.use": True,
+}  # fmt: skip
+BLUES = LinearSegmentedColormap.from_list("blues", ["#ffffff", "#c6dbef", TRAIN])
+SIDES = LinearSegmentedColormap.from_list("sides", [TEST, "#fde8d8", "#ffffff", "#d6e6f4", TRAIN])
+
+
+def curves(path: Path, rows: list[dict], title: str) -> None:
+    """Loss and accuracy against epochs, in training and on the test set where it was measured."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.6))
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        loss, accuracy = figure.subplots(1, 2)
+        for axes, key, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+            for part, colour, name in (("train", TRAIN, "training"), ("test", TEST, "test")):
+                points = [(r["epoch"], scale * r[f"{part}/{key}"]) for r in rows if r.get(f"{part}/{key}") is not None]
+                if points:
+                    marker = "o" if part == "test" else None
+                    axes.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker, ms=3.5, lw=1.4)
+            axes.set_xlabel("epoch (passes over the training data)")
+            axes.margins(x=0.02)
+        loss.set(ylabel="mean loss per sample (nats)", yscale="log")
+        accuracy.set(ylabel="samples classified right (%)")
+        accuracy.legend(loc="lower right")
+        values = [100 * r[k] for r in rows for k in ("train/accuracy", "test/accuracy") if r.get(k) is not None]
+        accuracy.set_ylim(max(0.0, _floor_of(values)), 100.5 if max(values) > 99.5 else None)
+        figure.savefig(path)
+
+
+def _floor_of(values: list[float]) -> float:
+    """Where the accuracy axis starts: low enough for nine values in ten, so that the end of the curve can be read."""
+    return 5 * np.floor((np.quantile(values, 0.1) - 5) / 5)
+
+
+def confusion_matrix(path: Path, truth: np.ndarray, predicted: np.ndarray, names: list[str], title: str) -> None:
+    """How many samples of each class (rows) were taken for each class (columns); the diagonal is right."""
+    counts = np.zeros((len(names), len(names)), dtype=int)
+    np.add.at(counts, (truth, predicted), 1)
+    share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    with rc_context(STYLE):
+        side = 2.6 + 0.42 * len(names)
+        figure = Figure(figsize=(side + 0.6, side))
+        axes = figure.subplots()
+        axes.imshow(np.sqrt(share), cmap=BLUES, vmin=0, vmax=1)  # the root makes rare mistakes visible
+        for (i, j), count in np.ndenumerate(counts):
+            if count:
+                axes.text(
+                    j, i, f"{count}", ha="center", va="center", fontsize=9, color="white" if share[i, j] > 0.4 else INK
+                )
+        axes.set_xticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel="predicted", ylabel="true")
+        axes.set_title(
+            f"{title}\n{np.trace(counts):,} of {counts.sum():,} right ({np.trace(counts) / counts.sum():.2%})"
+        )
+        axes.grid(False)
+        figure.savefig(path)
+
+
+def mistakes(
+    path: Path, images: np.ndarray, truth: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, title: str
+) -> None:
+    """The images (N, H, W) taken for another class, most confident first; at most forty."""
+    wrong = np.flatnonzero(truth != predicted)
+    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:40]
+    columns = 10
+    rows = max(1, -(-len(shown) // columns))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10, 0.7 + 1.35 * rows))
+        what = f", the {len(shown)} most confident" if len(shown) < len(wrong) else ""
+        heading = f"{title}: {len(wrong):,} of {len(truth):,} wrong{what}\ntrue → predicted, confidence"
+        figure.suptitle(heading, x=0.01, ha="left", fontweight="bold")
+        for cell, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+            axes.axis("off")
+            if cell < len(shown):
+                i = shown[cell]
+                axes.imshow(images[i], cmap="gray_r")
+                axes.set_title(
+                    f"{truth[i]} → {predicted[i]}  {confidence[i]:.0%}", fontsize=9, fontweight="normal", loc="center"
+                )
+        figure.savefig(path)
+
+
+def decision_surface(
+    path: Path, x: np.ndarray, y: np.ndarray, probability: np.ndarray, points: np.ndarray, truth: np.ndarray, *,
+    labels: tuple[str, str], classes: tuple[str, str], title: str,
+) -> None:  # fmt: skip
+    """P(class 1) over a grid, x (W,), y (H,), probability (H, W), with the samples (N, 2) and their classes on it."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 5.2))
+        axes = figure.subplots()
+        surface = axes.contourf(x, y, probability, levels=np.linspace(0, 1, 21), cmap=SIDES, alpha=0.6)
+        if probability.min() < 0.5 < probability.max():
+            axes.contour(x, y, probability, levels=[0.5], colors=INK, linewidths=1.2)
+        for value, marker, colour in ((0, "X", TEST), (1, "o", TRAIN)):
+            chosen = points[truth == value]
+            axes.scatter(
+                *chosen.T, marker=marker, s=55, color=colour, edgecolor="white", linewidth=0.8, label=classes[value]
+            )
+        axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2)
+        axes.grid(False)
+        bar = figure.colorbar(surface, ax=axes, ticks=[0, 0.25, 0.5, 0.75, 1])
+        bar.set_label(f"predicted probability of being {classes[1]}; the line is 0.5")
+        figure.savefig(path)
