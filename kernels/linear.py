@@ -29,7 +29,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, matmul_settings, on_device_of
 from .tile import FROM_OUTPUT, activate, backpropagate, grouped_tile
 
-
 _REDUCE_BLOCK = 1024  # elements per program
 
 
@@ -114,9 +113,7 @@ def _matmul_kernel(
     products = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     sums = tl.zeros((BLOCK_M, 16), dtype=tl.float32)  # every column holds the same sums
     for k in range(k_begin, k_end, BLOCK_K):
-        a_tile = _operand_tile(
-            a, m, k, M, K, stride_am, stride_ak, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS_IN, A_K_MAJOR
-        )
+        a_tile = _operand_tile(a, m, k, M, K, stride_am, stride_ak, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS_IN, A_K_MAJOR)
         if GRADIENT_OF is not None:
             saved_tile = _operand_tile(
                 saved, m, k, M, K, stride_sm, stride_sk, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS_IN, A_K_MAJOR
@@ -126,9 +123,7 @@ def _matmul_kernel(
             if tile_n == 0:
                 ones = tl.full((BLOCK_K, 16), 1.0, dtype=a_tile.dtype)
                 sums = tl.dot(a_tile, ones, sums, input_precision=SUM_PRECISION)
-        b_tile = _operand_tile(
-            b, n, k, N, K, stride_bn, stride_bk, BLOCK_N, BLOCK_K, EVEN_K, DESCRIPTORS_IN, B_K_MAJOR
-        )
+        b_tile = _operand_tile(b, n, k, N, K, stride_bn, stride_bk, BLOCK_N, BLOCK_K, EVEN_K, DESCRIPTORS_IN, B_K_MAJOR)
         products = tl.dot(a_tile, b_tile.T, products, input_precision=PRECISION)
 
     offs_m = m + tl.arange(0, BLOCK_M)
@@ -185,10 +180,7 @@ class _Operand:
         self.k_major = k == 1 or row != 1  # elements along the reduction are adjacent
         outer = row if self.k_major else k
         self.vector = (  # can be read 16 bytes at a time, by a descriptor too
-            (k == 1 or row == 1)
-            and t.data_ptr() % 16 == 0
-            and outer > 0
-            and outer * t.element_size() % 16 == 0
+            (k == 1 or row == 1) and t.data_ptr() % 16 == 0 and outer > 0 and outer * t.element_size() % 16 == 0
         )
 
     def aligned(self, k_major):

@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from primer_fast.backend import autocast_dtype, runs_triton
 from primer_fast.functional.activation import apply_plain, check_activation
@@ -14,24 +13,30 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, b, activation):  # x (M, K), w (N, K), b (N,) or None
         y, saved = linear_fwd(x, w, b, activation, True, torch.get_float32_matmul_precision())
-        ctx.save_for_backward(x, w, saved)
+        ctx.save_for_backward(x, w, b, saved)
         ctx.activation = activation
-        ctx.bias_dtype = None if b is None else b.dtype
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):  # dy (M, N)
-        x, w, saved = ctx.saved_tensors
-        precision = torch.get_float32_matmul_precision()
+        x, w, b, saved = ctx.saved_tensors
         need_x, need_w, need_b, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+            return *_differentiable_grads(x, w, b, ctx.activation, dy, (need_x, need_w, need_b)), None
+        precision = torch.get_float32_matmul_precision()
         dx = dw = db = None
         if need_x:
             dx = linear_bwd_input(dy, saved, w, ctx.activation, precision)
         if need_w or need_b:
             columns = x if need_w else x[:, :0]  # the bias gradient alone: a product with no columns
-            dw, db = linear_bwd_weight(dy, saved, columns, ctx.activation, ctx.bias_dtype if need_b else None, precision)
+            dw, db = linear_bwd_weight(dy, saved, columns, ctx.activation, b.dtype if need_b else None, precision)
         return dx, dw if need_w else None, db, None
+
+
+def _differentiable_grads(x, w, b, activation, dy, needed):
+    inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
+    grads = iter(torch.autograd.grad(linear_plain(x, w, b, activation=activation), inputs, dy, create_graph=True))
+    return [next(grads) if need else None for need in needed]
 
 
 def linear(
@@ -45,7 +50,8 @@ def linear(
 
     float32, float16 and bfloat16 on a GPU run in Triton; float32 products follow
     ``torch.get_float32_matmul_precision()`` ("highest" is accurate to float32, on tensor cores). Other devices and
-    dtypes take PyTorch's operators. Sums are in float32; results are deterministic.
+    dtypes, and gradients that are themselves differentiated, take PyTorch's operators. Sums are in float32; two runs
+    are bitwise equal.
 
     Args:
         activation: None, "relu", "leaky_relu" (slope 0.01), "gelu", "gelu_tanh", "silu", "sigmoid" or "tanh".
@@ -53,11 +59,13 @@ def linear(
     Raises:
         ValueError: the shapes or devices do not match, or ``activation`` is unknown.
         TypeError: an argument is not a tensor, or the dtypes differ.
-        RuntimeError: from a second differentiation, which is not supported.
 
     Source: the layer ``A_i = act(W_i A_{i-1} + b_i)`` of a multilayer perceptron, on rows instead of columns.
     """
     check_activation("linear", activation)
+    for name, t in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(t, Tensor) and (t is not None or name != "bias"):
+            raise TypeError(f"linear: {name} must be a tensor; got {type(t).__name__}")
     dtype = autocast_dtype(input)
     if dtype is not None:
         input, weight, bias = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (input, weight, bias))
@@ -71,7 +79,7 @@ def linear(
     x = input.reshape(-1, input.shape[-1]) if input.dim() != 2 else input
     if bias is not None and bias.stride(0) != 1:
         bias = bias.contiguous()
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         y = _Linear.apply(x, weight, bias, activation)
     else:
         y = linear_fwd(x, weight, bias, activation, False, torch.get_float32_matmul_precision())[0]
@@ -86,10 +94,6 @@ def linear_plain(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, a
 
 
 def _check(input, weight, bias):
-    tensors = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
-    for name, t in tensors.items():
-        if not isinstance(t, Tensor):
-            raise TypeError(f"linear: {name} must be a tensor; got {type(t).__name__}")
     if input.dim() == 0 or weight.dim() not in (1, 2) or weight.shape[-1] != input.shape[-1]:
         raise ValueError(
             "linear: weight must have shape (N, K) or (K,) with K the last axis of input; "
@@ -100,7 +104,9 @@ def _check(input, weight, bias):
             "linear: bias must have one element per row of weight; "
             f"got bias {tuple(bias.shape)} and weight {tuple(weight.shape)}"
         )
-    for name, t in tensors.items():
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is None:
+            continue
         if t.device != input.device:
             raise ValueError(f"linear: all tensors must be on one device; got input {input.device}, {name} {t.device}")
         if t.dtype != input.dtype:

@@ -10,7 +10,7 @@ class Case:
     shapes: dict[str, tuple[int, ...]]  # array arguments of the op, in order
     options: dict = field(default_factory=dict)  # keyword arguments of the op
     layouts: dict[str, str] = field(default_factory=dict)  # array -> "transposed", "strided", "expanded", "offset"
-    production: bool = False  # of the size that launches on a GPU: compiled ahead of time and timed, too big to interpret
+    production: bool = False  # a GPU's size: compiled ahead of time and timed, too large to interpret
 
     def __str__(self) -> str:
         return self.name

@@ -1,0 +1,243 @@
+import numpy as np
+import pytest
+import torch
+
+from primer_fast import functional as F
+from primer_fast.functional.activation import ACTIVATIONS
+from primer_fast.functional.linear import linear_plain
+from primer_fast.kernels import launch
+from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.kernels.linear import linear_bwd_input, linear_bwd_weight, linear_fwd
+from primer_fast.proof import verify
+from primer_fast.proof.numerics import budget, exact, worst
+from primer_fast.reference.linear import linear, linear_grad
+
+CASES = verify.cases("linear", torch.cuda.is_available())
+
+
+@pytest.mark.parametrize("dtype", verify.DTYPES)
+@pytest.mark.parametrize("path", verify.PATHS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_reference(case, path, dtype):
+    rows = verify.check("linear", case, verify.DTYPES[dtype], path)
+    assert {row.tensor for row in rows} >= {"output", *case.shapes}
+    assert [row for row in rows if not row.passed] == []
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_reference_gradient_is_the_derivative(activation, biased):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=s) for s in ((3, 5), (4, 5), (4,))][: 3 if biased else 2]
+    steps = [rng.normal(size=a.shape) for a in arrays]
+    dy, h = rng.normal(size=(3, 4)), 1e-6
+    grads = linear_grad(dy, *arrays, activation=activation)
+    ahead, behind = ([a + sign * h * v for a, v in zip(arrays, steps, strict=True)] for sign in (1, -1))
+    numeric = (linear(*ahead, activation=activation) - linear(*behind, activation=activation)) / (2 * h)
+    want = sum((grads[name] * v).sum() for name, v in zip(("input", "weight", "bias"), steps, strict=False))
+    np.testing.assert_allclose((dy * numeric).sum(), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("dtype", verify.DTYPES)
+def test_activations_over_their_whole_range(activation, dtype, device):
+    """A product with the identity, so that every input from -30 to 30 reaches the activation and its derivative."""
+    dtype = verify.DTYPES[dtype]
+    z = torch.linspace(-30, 30, 1024, device=device, dtype=dtype).view(32, 32).requires_grad_()
+    identity, dy = torch.eye(32, device=device, dtype=dtype), torch.ones(32, 32, device=device, dtype=dtype)
+    y = F.linear(z, identity, activation=activation)
+    plain = linear_plain(z, identity, activation=activation)
+    want = linear(exact(z), np.eye(32), activation=activation)
+    want_grad = linear_grad(np.ones((32, 32)), exact(z), np.eye(32), activation=activation)["input"]
+    (dz,), (plain_dz,) = torch.autograd.grad(y, z, dy), torch.autograd.grad(plain, z, dy)
+    assert worst(exact(y), want) <= budget(dtype, worst(exact(plain), want), want)
+    assert worst(exact(dz), want_grad) <= budget(dtype, worst(exact(plain_dz), want_grad), want_grad)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_nan_and_infinity_go_where_the_formula_sends_them(activation, device):
+    x = torch.tensor([[float("nan")], [float("inf")], [float("-inf")], [1.0]], device=device, requires_grad=True)
+    w = torch.ones(16, 1, device=device)
+    y = F.linear(x, w, activation=activation)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    want = linear(exact(x), exact(w), activation=activation)
+    want_dx = linear_grad(np.ones((4, 16)), exact(x), exact(w), activation=activation)["input"]
+    np.testing.assert_allclose(exact(y), want, rtol=1e-6)
+    np.testing.assert_array_equal(np.isnan(exact(dx)), np.isnan(want_dx))
+
+
+TILES = [
+    MatmulSettings(16, 16, 16, 4, 2, SPLITS=1, GROUP_M=1),
+    MatmulSettings(32, 64, 32, 4, 2, SPLITS=3, GROUP_M=2),
+    MatmulSettings(64, 32, 64, 4, 3, SPLITS=1, GROUP_M=3, SUBTILES=2),
+    MatmulSettings(32, 64, 16, 4, 2, SPLITS=16, GROUP_M=8, SUBTILES=4),  # more splits than steps: some have no work
+]
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("settings", TILES, ids=lambda s: "x".join(map(str, s)))
+def test_every_tiling_gives_the_same_answer(settings, chip, device):
+    """Tile sizes, groups, splits and subtiles are chosen by size; here each is forced on sizes it does not divide."""
+    M, N, K = 104, 72, 88
+    x, w, b, dy = (torch.randn(s, device=device) for s in ((M, K), (N, K), (N,), (M, N)))
+    with launch.assume_chip(chip):
+        y, saved = linear_fwd(x, w, b, "gelu", True, "highest", settings)
+        dx = linear_bwd_input(dy, saved, w, "gelu", "highest", settings)
+        dw, db = linear_bwd_weight(dy, saved, x, "gelu", torch.float32, "highest", settings)
+    arrays = [exact(t) for t in (x, w, b)]
+    want = linear_grad(exact(dy), *arrays, activation="gelu") | {"output": linear(*arrays, activation="gelu")}
+    for name, got in {"output": y, "input": dx, "weight": dw, "bias": db}.items():
+        assert worst(exact(got), want[name]) < 2e-4, name
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_two_runs_are_bitwise_equal(activation, device):
+    x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((24, 2100), (40, 2100), (40,)))
+    dy = torch.randn(24, 40, device=device)
+
+    def run():
+        y = F.linear(x, w, b, activation=activation)
+        return y, *torch.autograd.grad(y, (x, w, b), dy)
+
+    for first, second in zip(run(), run(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_the_bias_gradient_sums_in_float32(device):
+    """1 + 1/256 + 1/256 ... in bfloat16 would stay 1."""
+    x = torch.zeros(4097, 8, device=device, dtype=torch.bfloat16)
+    w = torch.zeros(16, 8, device=device, dtype=torch.bfloat16)
+    b = torch.zeros(16, device=device, dtype=torch.bfloat16, requires_grad=True)
+    dy = torch.full((4097, 16), 2.0**-8, device=device, dtype=torch.bfloat16)
+    dy[0] = 1
+    (db,) = torch.autograd.grad(F.linear(x, w, b), b, dy)
+    assert torch.equal(db, torch.full_like(db, 17.0))
+
+
+def test_what_the_forward_keeps(device):
+    """The output serves the backward of relu, leaky_relu, sigmoid and tanh; the others keep one tensor of its size."""
+    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((8, 16), (32, 16)))
+    for activation in (None, *ACTIVATIONS):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            y = F.linear(x, w, activation=activation)
+        own = [t for t in kept if t.data_ptr() not in (x.data_ptr(), w.data_ptr(), y.data_ptr())]
+        assert sum(t.numel() for t in own) == (y.numel() if activation in ("gelu", "gelu_tanh", "silu") else 0)
+
+
+def test_without_gradients_nothing_is_kept(device):
+    x, w = torch.randn(8, 16, device=device), torch.randn(32, 16, device=device, requires_grad=True)
+    with torch.no_grad():
+        y = F.linear(x, w, activation="gelu")
+    assert y.grad_fn is None and not y.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(F.linear(x, w, activation="gelu"), y)
+
+
+def test_expanded_upstream_gradient(device):
+    """sum() sends back one element with stride 0."""
+    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((24, 32), (40, 32)))
+    got = torch.autograd.grad(F.linear(x, w, activation="tanh").sum(), (x, w))
+    want = torch.autograd.grad(linear_plain(x, w, activation="tanh").sum(), (x, w))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_large_unaligned_operands_are_copied_to_where_descriptors_can_read_them(device):
+    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((260, 67), (259, 67)))
+    dy = torch.randn(260, 259, device=device)
+    y = F.linear(x, w, activation="silu")
+    plain = linear_plain(x, w, activation="silu")
+    torch.testing.assert_close(y, plain, rtol=1e-4, atol=1e-4)
+    got, want = (torch.autograd.grad(t, (x, w), dy) for t in (y, plain))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_float32_precision_follows_torch(precision, device):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        x, w = torch.randn(64, 256, device=device), torch.randn(64, 256, device=device)
+        error = worst(exact(F.linear(x, w)), linear(exact(x), exact(w)))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    # 256 products of size 1: TF32 keeps 10 bits of each factor, float32 keeps 23
+    assert error < (1e-4 if precision == "highest" else 0.1)
+    if precision != "highest":
+        assert error > 1e-4, "not computed in TF32"
+
+
+def test_autocast_runs_in_its_dtype(device):
+    x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((8, 16), (24, 16), (24,)))
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = F.linear(x, w, b, activation="relu")
+        plain = torch.relu(torch.nn.functional.linear(x, w, b))
+    assert y.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(y, plain, rtol=2e-2, atol=2e-2)
+    y.float().sum().backward()
+    assert x.grad.dtype == w.grad.dtype == b.grad.dtype == torch.float32
+
+
+def test_second_derivative(device):
+    """A gradient penalty, whose gradient is as torch's."""
+    x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((4, 16), (24, 16), (24,)))
+
+    def penalty(linear):
+        y = linear(x, w, b, activation="tanh")
+        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(y.sum() + dx.square().sum(), (x, w, b))
+
+    torch.testing.assert_close(penalty(F.linear), penalty(linear_plain), rtol=1e-3, atol=1e-3)
+
+
+def test_weight_of_one_axis(device):
+    x, w = torch.randn(3, 5, 16, device=device), torch.randn(16, device=device)
+    got = F.linear(x, w, torch.tensor(0.5, device=device))
+    torch.testing.assert_close(got, x @ w + 0.5, rtol=1e-5, atol=1e-5)
+
+
+def test_other_dtypes_take_plain_pytorch(device):
+    x = torch.randn(3, 4, device=device, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(5, 4, device=device, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w: F.linear(x, w, activation="gelu"), (x, w))
+
+
+ONES = torch.ones
+WRONG = [
+    (ValueError, r"weight \(2, 5\) and input \(3, 4\)", (ONES(3, 4), ONES(2, 5)), {}),
+    (ValueError, r"weight \(1, 2, 4\)", (ONES(3, 4), ONES(1, 2, 4)), {}),
+    (ValueError, r"input \(\)", (torch.tensor(1.0), ONES(2, 4)), {}),
+    (ValueError, r"bias \(3,\) and weight \(2, 4\)", (ONES(3, 4), ONES(2, 4), ONES(3)), {}),
+    (ValueError, r"bias \(1, 2\)", (ONES(3, 4), ONES(2, 4), ONES(1, 2)), {}),
+    (TypeError, r"input torch.float32 and weight torch.float16", (ONES(3, 4), ONES(2, 4).half()), {}),
+    (TypeError, r"bias torch.bfloat16", (ONES(3, 4), ONES(2, 4), ONES(2).bfloat16()), {}),
+    (TypeError, r"input must be a tensor; got list", ([1.0], ONES(2, 4)), {}),
+    (TypeError, r"weight must be a tensor; got ndarray", (ONES(3, 4), np.ones((2, 4))), {}),
+    (ValueError, r"weight meta", (ONES(3, 4), torch.ones(2, 4, device="meta")), {}),
+    (ValueError, r"one of relu, .*; got 'swish'", (ONES(3, 4), ONES(2, 4)), {"activation": "swish"}),
+]
+
+
+@pytest.mark.parametrize("error, message, args, options", WRONG, ids=[w[1] for w in WRONG])
+def test_wrong_arguments(error, message, args, options):
+    with pytest.raises(error, match=message):
+        F.linear(*args, **options)
+
+
+def test_offsets_pass_two_to_the_31():
+    """Row times stride is formed in 64 bits."""
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("needs 12 GiB of GPU memory")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, width = 5, 2**29 + 16  # row 4 starts past 2**31 elements
+    torch.utils.deterministic.fill_uninitialized_memory = False  # 5 GiB of NaN take their time
+    try:
+        big = torch.empty(rows, width, dtype=torch.float16, device=device)
+    except RuntimeError:
+        pytest.skip("needs 5 GiB of memory")
+    x = big[:, :16]
+    x.copy_(torch.arange(rows * 16, dtype=torch.float16, device=device).view(rows, 16))
+    with launch.assume_chip("sm_80"):
+        y = F.linear(x, torch.eye(16, dtype=torch.float16, device=device))
+    assert torch.equal(y, x)

@@ -1,0 +1,144 @@
+"""The rules of the repository that a machine can check."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOT_OPS = {"__init__", "launch", "tile"}
+OPS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py") if p.stem not in NOT_OPS)
+COMPANIONS = [
+    "primer_fast/functional/{}.py",
+    "primer_fast/reference/{}.py",
+    "tests/functional/test_{}.py",
+    "bench/{}.py",
+]
+# A layer may import itself and what stands after it; the rest of a list is what it may use besides.
+LAYERS = ["cli", "train", "models", "nn", "functional", "kernels"]
+BESIDE = {
+    "cli": {"data", "proof", "bench"},
+    "train": {"data"},
+    "functional": {"backend"},
+    "kernels": set(),
+    "reference": set(),
+    "data": set(),
+    "backend": {"interpreter"},
+    "interpreter": {"interpreter_memory"},
+    "interpreter_memory": {"interpreter"},
+    "proof": {"functional", "kernels", "reference", "backend"},
+    "bench": {"functional", "kernels", "reference", "backend", "proof", "nn", "models", "train"},
+}
+SOURCES = sorted(
+    p
+    for folder in ("primer_fast", "kernels", "bench")
+    for p in (ROOT / folder).rglob("*.py")
+    if not p.stem.startswith("test_") and p.stem != "conftest"
+)
+
+
+def layer_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0] if parts[0] in ("kernels", "bench") else parts[1]
+
+
+def imported_layers(path: Path):
+    """Layers of the package that a file imports, absolutely or by a relative import."""
+    own = layer_of(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                names = [f"primer_fast.{own}"]
+            elif node.module == "primer_fast":
+                names = [f"primer_fast.{alias.name}" for alias in node.names]
+            else:
+                names = [node.module]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "primer_fast" and len(parts) > 1:
+                yield parts[1], node.lineno
+
+
+@pytest.mark.parametrize("place", COMPANIONS)
+@pytest.mark.parametrize("op", OPS)
+def test_every_kernel_file_has_its_companions(op, place):
+    assert (ROOT / place.format(op)).is_file(), place.format(op)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_has_one_name_in_every_layer(op):
+    import primer_fast.functional
+
+    reference = importlib.import_module(f"primer_fast.reference.{op}")
+    plain = importlib.import_module(f"primer_fast.functional.{op}")
+    assert callable(getattr(primer_fast.functional, op))
+    assert callable(getattr(plain, f"{op}_plain"))
+    for name in (op, f"{op}_grad", f"{op}_magnitude", "flops", "bytes_moved"):
+        assert callable(getattr(reference, name)), name
+    names = [case.name for case in reference.CASES]
+    assert len(names) == len(set(names)), "two cases share a name"
+    assert all(case.why for case in reference.CASES)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    own = layer_of(path)
+    below = set(LAYERS[LAYERS.index(own) :]) if own in LAYERS else {own}
+    allowed = below | BESIDE.get(own, set()) | {"__version__"}
+    for other, line in imported_layers(path):
+        assert other in allowed, f"{path.relative_to(ROOT)}:{line}: {own} may not import {other}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "primer_fast" / "reference").glob("*.py")), ids=lambda p: p.name)
+def test_reference_imports_numpy_alone(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = node.names[0].name if isinstance(node, ast.Import) else node.module
+            assert module.split(".")[0] in {"numpy", "math", "dataclasses", "primer_fast"}, f"{path.name}: {module}"
+
+
+def masked_loads_without_fill(source: str):
+    """Line numbers of tl.load calls whose mask may leave elements undefined."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.load":
+            names = {keyword.arg for keyword in node.keywords}
+            if ("mask" in names and "other" not in names) or len(node.args) != 1:
+                yield node.lineno
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda p: p.name)
+def test_masked_loads_name_their_fill(path):
+    """Triton leaves masked-off elements undefined; its interpreter returns 0 and hides that."""
+    assert list(masked_loads_without_fill(path.read_text())) == []
+
+
+def test_the_lint_of_masked_loads_finds_one():
+    assert list(masked_loads_without_fill("a = tl.load(p, mask=m, other=0.0)\nb = tl.load(p, mask=m)")) == [2]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda p: p.name)
+def test_kernels_add_no_floats_atomically(path):
+    """The order of atomic additions is not fixed, and with it the result's last bits."""
+    assert "atomic_add" not in path.read_text()
+
+
+def test_kernels_folder_refuses_to_be_the_package_of_another_name():
+    run = subprocess.run([sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode != 0 and "pip install -e ." in run.stderr
+
+
+def test_top_level_is_what_the_readme_maps():
+    allowed = {
+        "kernels", "primer_fast", "bench", "tests", "setup.py", "README.md", "Makefile", "constraints.txt", "LICENSE",
+        "pyproject.toml", ".ci", ".gitignore", "docs",
+    }  # fmt: skip
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    assert {line.split("/")[0] for line in listed.stdout.split()} <= allowed
