@@ -1,0 +1,151 @@
+"""``primer-fast kernels``: compile the kernels for GPUs that need not be here, and list what their code needs."""
+
+import json
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import triton
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from primer_fast import __version__
+from primer_fast.cli.console import Display
+from primer_fast.proof.production import Row, Unit, compile_units, plan
+from primer_fast.proof.targets import TARGETS
+
+_WIDTH = 120  # where the output is not a terminal
+_PASS = {"forward": "fwd", "backward": "bwd"}
+_LEGEND = """\
+grid: programs of the launch · tile: block sizes, / programs that share a reduction · w/s: warps, pipeline stages
+regs, spill: registers, spilled bytes per thread · KiB: shared memory of a program · fit: programs per processor
+instructions as they stand in the code, a loop's once · TMA: tiles by descriptor · async: 16 bytes to shared memory
+16B: 16 bytes by registers · small: fewer than 16 bytes"""
+
+
+@dataclass
+class Options:
+    """Compile ops' kernels for any GPU with the settings that their launchers choose, and list what the code needs."""
+
+    ops: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Ops to compile; all if none is named."""
+    target: tuple[str, ...] = ("sm_90",)
+    """GPU architectures: sm_80, sm_90, sm_100, gfx942."""
+    dtype: tuple[str, ...] = ()
+    """float32, float16, bfloat16; all if none is named."""
+    case: tuple[str, ...] = ()
+    """Cases by name, as in primer_fast/reference; those of production size if none is named."""
+    json: Path | None = None
+    """Also write the table to this file."""
+    jobs: int = 2
+    """Processes that compile."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; 0 if everything compiled, 1 if something did not, 2 for a wrong call."""
+    try:
+        options = tyro.cli(Options, args=argv, prog="primer-fast kernels")
+    except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
+        return leave.code
+    try:
+        if options.jobs < 1:
+            raise ValueError(f"kernels: jobs must be at least 1; got {options.jobs}")
+        if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
+            raise ValueError(f"kernels: json must be a file in a folder that exists; got {options.json}")
+        units = plan(options.ops, options.case, options.dtype, options.target)
+        rows = _compile(units, options.jobs)
+    except (ValueError, RuntimeError) as error:
+        print(f"primer-fast {error}", file=sys.stderr)
+        return 2
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else _WIDTH
+    _show(rows, console)
+    if options.json is not None:
+        _write(rows, options.json)
+    return 1 if any(row.error for row in rows) else 0
+
+
+def _compile(units: list[Unit], jobs: int) -> list[Row]:
+    rows = []
+    with Display(Console(stderr=True, highlight=False)) as display:
+        advance = display.task("compiling", total=len(units))
+        for done, (unit, compiled) in enumerate(zip(units, compile_units(units, jobs), strict=True), 1):
+            rows.extend(compiled)
+            advance(done, f"{unit.op} {unit.case} {unit.dtype} {unit.target}")
+    return rows
+
+
+def _show(rows: list[Row], console: Console) -> None:
+    for (target, dtype, op), group in groupby(rows, key=lambda row: (row.target, row.dtype, row.op)):
+        console.print(_table(list(group), target, dtype, op))
+    failed = [row for row in rows if row.error]
+    for row in failed:
+        place = " ".join((row.target, row.dtype, row.op, row.case, row.direction, row.kernel))
+        console.print(f"{place}: {row.error}", style="red", markup=False, soft_wrap=True)
+    spilling = sum(row.resources is not None and row.resources.spills for row in rows)
+    console.print(_LEGEND, style="dim", markup=False)
+    console.print(f"{len(rows)} launches: {len(rows) - len(failed)} compiled, {len(failed)} failed, {spilling} spill")
+
+
+def _table(rows: list[Row], target: str, dtype: str, op: str) -> Table:
+    chip = TARGETS[target]
+    table = Table(
+        title=f"{op} · {dtype} · {target} ({chip.gpu}: {chip.processors} processors, "
+        f"{chip.shared_per_program // 1024} KiB shared memory for a program)",
+        title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0, pad_edge=False,
+    )  # fmt: skip
+    for name in ("case", "pass", "kernel"):
+        table.add_column(name, no_wrap=True)
+    for name in ("grid", "tile", "w/s", "regs", "spill", "KiB", "fit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("matrix", "loads", "stores"):
+        table.add_column(f" {name}", no_wrap=True)
+    for case, group in groupby(rows, key=lambda row: row.case):
+        for i, row in enumerate(group):
+            table.add_row(case if i == 0 else "", *_cells(row))
+        table.add_section()
+    return table
+
+
+def _cells(row: Row) -> list[str]:
+    kernel = row.kernel.removeprefix("_").removesuffix("_kernel")
+    blocks = [str(v) for name, v in row.constexprs.items() if name.startswith("BLOCK")]
+    splits = row.constexprs.get("SPLITS", 1)
+    tile = "x".join(blocks) + (f" /{splits}" if splits != 1 else "")
+    cells = [_PASS[row.direction], kernel, f"{row.programs:,}", tile, f"{row.warps}/{row.stages or '-'}"]
+    if row.error:
+        return [*cells, "[red]failed[/red]", *[""] * 6]
+    r = row.resources
+    spill = f"[red]{r.spill_bytes or f'{r.spill_instructions} ops'}[/red]" if r.spills else "0"
+    matrix = _counts(r.matrix) or (f"FFMA {r.ffma}" if r.ffma else "")
+    memory = [str(r.registers), spill, f"{r.shared_bytes / 1024:.0f}", str(r.programs_per_processor)]
+    return [*cells, *memory, *(f" {counts}" for counts in (matrix, _counts(r.loads), _counts(r.stores)))]
+
+
+_WORDS = {"tma": "TMA", "async wide": "async", "wide": "16B", "async narrow": "small", "narrow": "small"}
+
+
+def _counts(counts: dict[str, int]) -> str:
+    """{"tma": 8, "narrow": 1} -> "TMA 8 small 1"."""
+    words = Counter()
+    for name in sorted(counts, key=[*_WORDS, *counts].index):
+        words[_WORDS.get(name, name)] += counts[name]
+    return " ".join(f"{word} {n}" for word, n in words.items())
+
+
+def _write(rows: list[Row], path: Path) -> None:
+    """As JSON, under a temporary name first: a reader never meets half a file."""
+    versions = {"primer_fast": __version__, "triton": triton.__version__, "torch": torch.__version__}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps({**versions, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,105 @@
+"""`primer-fast kernels`: what it prints, writes and refuses; that kernels compile is the matter of tests/proof."""
+
+import json
+
+import pytest
+
+pytest.importorskip("tyro", reason="`primer-fast kernels` needs primer-fast[cli]")
+pytest.importorskip("rich", reason="`primer-fast kernels` needs primer-fast[cli]")
+
+from primer_fast import backend
+from primer_fast.cli import kernels
+from primer_fast.proof.production import Row, Unit
+from primer_fast.proof.resources import Resources
+
+GOOD = Resources(174, 0, 0, 196640, 1, {"HGMMA": 4}, {"narrow": 30, "async narrow": 2, "tma": 8}, {"tma": 4}, 896, 4552)
+SPILLING = Resources(255, 104, 66, 147456, 1, {"HGMMA": 4}, {"async wide": 36}, {"wide": 32, "narrow": 1}, 0, 5344)
+TILE = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "SPLITS": 3, "ACTIVATION": "gelu", "EVEN_K": True}
+
+
+def row(direction, resources, error=None):
+    unit = ("linear", "square_4096", "bfloat16", "sm_90")
+    return Row(*unit, direction, "_matmul_kernel", 1536, TILE, 8, 4, resources, error)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Answers the compiler's part: each unit gives the rows of the fixture's list."""
+    rows = [row("forward", GOOD), row("backward", SPILLING)]
+
+    def compile_units(units, jobs):
+        assert all(isinstance(unit, Unit) for unit in units) and jobs == 2
+        for _ in units:
+            yield list(rows)
+
+    monkeypatch.setattr(kernels, "compile_units", compile_units)
+    return rows
+
+
+ONE = ["linear", "--case", "square_4096", "--dtype", "bfloat16"]
+
+
+def test_table(compiled, capsys):
+    assert kernels.main(ONE) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    assert "linear · bfloat16 · sm_90 (H100 SXM: 132 processors, 227 KiB" in out
+    assert max(map(len, out.splitlines())) <= 120
+    first = ["square_4096", "fwd", "matmul", "1,536", "128x256x64", "/3", "8/4", "174", "0", "192", "1"]
+    assert [*first, "HGMMA", "4", "TMA", "8", "small", "32", "TMA", "4"] in lines
+    second = ["bwd", "matmul", "1,536", "128x256x64", "/3", "8/4", "255", "104", "144", "1", "HGMMA", "4"]
+    assert [*second, "async", "36", "16B", "32", "small", "1"] in lines
+    assert "2 launches: 2 compiled, 0 failed, 1 spill" in out
+
+
+def test_a_failure_is_named_and_is_the_exit_status(compiled, capsys):
+    compiled.append(row("backward", None, "PTXASError: Insufficient registers"))
+    assert kernels.main(ONE) == 1
+    out = capsys.readouterr().out
+    assert "sm_90 bfloat16 linear square_4096 backward _matmul_kernel: PTXASError: Insufficient registers" in out
+    assert "3 launches: 2 compiled, 1 failed, 1 spill" in out
+
+
+def test_json(compiled, tmp_path):
+    path = tmp_path / "kernels.json"
+    path.write_text("an older table")
+    assert kernels.main([*ONE, "--json", str(path)]) == 0
+    content = json.loads(path.read_text())
+    assert content["rows"] == [json.loads(json.dumps(r.as_dict())) for r in compiled]
+    assert content["triton"] and content["torch"] and content["primer_fast"]
+    assert [p.name for p in tmp_path.iterdir()] == ["kernels.json"]
+
+
+def test_targets_and_dtypes_multiply(compiled, capsys):
+    argv = ["--case", "square_4096", "decode", "--dtype", "float16", "float32", "--target", "sm_80", "gfx942"]
+    assert kernels.main(argv) == 0
+    assert "16 launches" in capsys.readouterr().out  # two rows for each of 2 cases x 2 dtypes x 2 targets
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["linaer"], "op must be one of linear"),
+        (["--target", "sm_70"], "target must be one of gfx942, sm_100, sm_80, sm_90; got sm_70"),
+        (["--dtype", "float64"], "dtype must be one of bfloat16, float16, float32; got float64"),
+        (["--case", "square"], "square_4096"),
+        (["--jobs", "0"], "jobs must be at least 1; got 0"),
+        (["--json", "no/such/folder/k.json"], "json must be a file in a folder that exists; got no/such/folder/k.json"),
+        (["--json", "."], "json must be a file in a folder that exists; got ."),
+        (["--tagret", "sm_90"], "--tagret"),
+    ],
+)
+def test_refusals(argv, message, capsys):
+    assert kernels.main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_refuses_an_interpreting_process(monkeypatch, capsys):
+    monkeypatch.setattr(backend, "interpreting", True)
+    assert kernels.main(ONE) == 2
+    assert "TRITON_INTERPRET=1 was set when Triton was imported" in capsys.readouterr().err
+
+
+def test_help(capsys):
+    assert kernels.main(["--help"]) == 0
+    assert "--target" in capsys.readouterr().out

@@ -1,0 +1,235 @@
+"""Ahead-of-time compilation: offline() records what a launch would be, and every op's kernels compile well.
+
+Kernels cannot be compiled in a process that interprets them, so what compiles here runs in processes of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from primer_fast import backend
+from primer_fast.proof.offline import offline
+from primer_fast.proof.targets import TARGETS
+
+ROOT = Path(__file__).parents[2]
+CUDA = ("sm_80", "sm_90", "sm_100")
+SPILL_BOUND = {}  # (op, case, direction) -> bytes per thread that are accepted on sm_90, with the reason
+UNALIGNED = ("odd",)  # cases whose rows do not start on 16-byte boundaries
+
+
+def run_python(*arguments, **environment):
+    """Run Python in the repository, not interpreting kernels unless told to."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=kept | environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="session")
+def seen():
+    """What offline_probe.py saw."""
+    done = run_python("tests/proof/offline_probe.py")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_a_launch_is_recorded_as_it_would_run(seen):
+    launch = seen["aligned"]["sm_90"]
+    assert launch["grid"] == [4, 2] and launch["programs"] == 8
+    assert launch["constexprs"] == {"BLOCK": 1024} and launch["options"] == {"num_warps": 4}
+
+
+def test_launchers_see_the_target(seen):
+    assert seen["driver"] == {
+        "sm_80": ["cuda", 80, 108, 166912],
+        "sm_90": ["cuda", 90, 132, 232448],
+        "sm_100": ["cuda", 100, 148, 232448],
+        "gfx942": ["hip", "gfx942", 304, 65536],
+    }
+
+
+@pytest.mark.parametrize("target", CUDA)
+def test_alignment_decides_the_code(seen, target):
+    aligned, misaligned = seen["aligned"][target], seen["misaligned"][target]
+    assert aligned["loads"] == {"wide": 1} and aligned["stores"] == {"wide": 1}
+    assert misaligned["loads"] == {"narrow": 8} and misaligned["stores"] == {"wide": 1}
+
+
+def test_divisibility_of_sizes_decides_the_code(seen):
+    assert seen["no multiple of 16"]["loads"] == {"narrow": 8}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_spills_are_seen(seen, target):
+    tight, roomy = seen["centre"][f"{target} 1"], seen["centre"][f"{target} 16"]
+    assert tight["spills"] and tight["spill_bytes"] > 0 and tight["spill_instructions"] > 0
+    assert tight["registers"] == (512 if target == "gfx942" else 255)
+    assert tight["programs_per_processor"] == (4 if target == "gfx942" else 8)  # 65536 // (256 * 32)
+    assert not roomy["spills"] and roomy["spill_bytes"] == 0 and roomy["spill_instructions"] == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "opcode"), [("sm_80", "HMMA"), ("sm_90", "HGMMA"), ("sm_100", "UTCHMMA"), ("gfx942", "mfma")]
+)
+def test_matrix_instructions_are_seen(seen, target, opcode):
+    product = seen["product"][target]
+    assert list(product["matrix"]) == [opcode] and product["ffma"] == 0
+    wide = "wide" if target == "gfx942" else "async wide"
+    assert list(product["loads"]) == [wide] and list(product["stores"]) == ["wide"]
+
+
+def test_too_much_shared_memory_is_an_error(seen):
+    message = "SharedMemoryExceeded: _product_kernel asks for 327680 bytes of shared memory; H100 SXM has 232448"
+    assert seen["too much shared memory"]["error"].startswith(message)
+    assert seen["too much, raised"].startswith(message)
+
+
+def test_an_error_of_the_compiler_is_raised_or_recorded(seen):
+    assert seen["refused, raised"].startswith("CompileTimeAssertionFailure")
+    assert seen["refused"] == ["CompileTimeAssertionFailure: BLOCK is too small", None]
+
+
+def test_everything_is_as_before_after_an_error(seen):
+    assert seen["left by"] == "KeyError: True"  # the driver, JITFunction.run, ... were others inside
+    assert seen["restored"] is True
+
+
+def test_unknown_target(seen):
+    assert (
+        seen["unknown target"] == "ValueError: offline: target must be one of sm_80, sm_90, sm_100, gfx942; got 'sm_70'"
+    )
+
+
+def test_refuses_an_interpreting_process(monkeypatch):
+    monkeypatch.setattr(backend, "interpreting", True)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1 was set when Triton was imported"), offline("sm_90"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("target", "warps", "registers", "shared", "programs"),
+    [
+        ("sm_90", 8, 128, 0, 2),
+        ("sm_90", 8, 129, 0, 1),
+        ("sm_90", 4, 32, 0, 16),
+        ("sm_90", 4, 32, 75 * 1024, 3),
+        ("sm_90", 1, 24, 0, 32),
+        ("sm_80", 4, 64, 81 * 1024, 2),
+        ("sm_90", 8, 64, 232448, 1),
+        ("gfx942", 4, 86, 16384, 4),
+        ("gfx942", 4, 128, 0, 4),
+        ("gfx942", 8, 140, 0, 1),
+    ],
+)
+def test_occupancy(target, warps, registers, shared, programs):
+    assert TARGETS[target].resident_programs(warps, registers, shared) == programs
+
+
+# --- the table of the ops' own kernels
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory):
+    """Rows of `primer-fast kernels`: every production case in bfloat16 on sm_90, a few elsewhere."""
+    for package in ("tyro", "rich"):
+        pytest.importorskip(package, reason="`primer-fast kernels` needs primer-fast[cli]")
+    everywhere = ["--case", "square_4096", "decode", "--dtype", "float16", "float32", "--target", *TARGETS]
+    rows = []
+    for i, choice in enumerate((["--dtype", "bfloat16"], everywhere)):
+        path = tmp_path_factory.mktemp("kernels") / f"{i}.json"
+        done = run_python("-m", "primer_fast.cli", "kernels", *choice, "--json", str(path))
+        assert path.exists(), done.stderr[-4000:]
+        content = json.loads(path.read_text())["rows"]
+        assert done.returncode == any(row["error"] is not None for row in content), done.stderr[-4000:]
+        rows += content
+    return rows
+
+
+def names(rows):
+    """One line a row, to say which are wrong and how."""
+    lines = []
+    for row in rows:
+        where = (row[key] for key in ("target", "dtype", "op", "case", "direction", "kernel"))
+        blocks = {key: value for key, value in row["constexprs"].items() if key.startswith("BLOCK")}
+        lines.append(f"{' '.join(where)} {blocks}: {row['error'] or row['resources']}")
+    return "\n" + "\n".join(lines)
+
+
+def wide_loads(row):
+    return sum(row["resources"]["loads"].get(kind, 0) for kind in ("tma", "async wide", "wide"))
+
+
+def wide_stores(row):
+    return sum(row["resources"]["stores"].get(kind, 0) for kind in ("tma", "wide"))
+
+
+def compiled(table, *targets, unaligned=True):
+    return [
+        row
+        for row in table
+        if row["error"] is None
+        and row["target"] in (targets or TARGETS)
+        and (unaligned or row["case"] not in UNALIGNED)
+    ]
+
+
+def products(table, *targets):
+    """Launches that multiply matrices: their kernels step along the reduction in blocks of BLOCK_K."""
+    return [row for row in compiled(table, *targets) if "BLOCK_K" in row["constexprs"]]
+
+
+def test_every_kernel_compiles(table):
+    failed = [row for row in table if row["error"] is not None]
+    assert not failed, names(failed)
+    assert {row["target"] for row in table} == set(TARGETS)
+    assert {row["direction"] for row in table} == {"forward", "backward"}
+
+
+def test_no_spills_on_sm_90(table):
+    bound = lambda row: SPILL_BOUND.get((row["op"], row["case"], row["direction"]), 0)  # noqa: E731
+    rows = compiled(table, "sm_90")
+    spilling = [row for row in rows if row["resources"]["spill_bytes"] > bound(row)]
+    spilling += [row for row in rows if row["resources"]["spill_instructions"] and not bound(row)]
+    assert not spilling, names(spilling)
+
+
+def test_products_use_matrix_units(table):
+    rows = products(table)
+    without = [row for row in rows if not row["resources"]["matrix"]]
+    assert rows and not without, names(without)
+
+
+def test_large_16_bit_products_use_wgmma_on_sm_90(table):
+    rows = [r for r in products(table, "sm_90") if r["dtype"] != "float32" and r["constexprs"]["BLOCK_M"] >= 64]
+    without = [row for row in rows if "HGMMA" not in row["resources"]["matrix"]]
+    assert rows and not without, names(without)
+
+
+@pytest.mark.parametrize(("target", "opcode"), [("sm_80", "HMMA"), ("sm_100", "UTCHMMA"), ("gfx942", "mfma")])
+def test_large_16_bit_products_use_the_targets_own_unit(table, target, opcode):
+    rows = [r for r in products(table, target) if r["dtype"] != "float32" and r["constexprs"]["BLOCK_M"] >= 64]
+    without = [row for row in rows if opcode not in row["resources"]["matrix"]]
+    assert rows and not without, names(without)
+
+
+def test_memory_is_read_16_bytes_at_a_time(table):
+    rows = compiled(table, unaligned=False)
+    without = [row for row in rows if not wide_loads(row)]
+    assert rows and not without, names(without)
+
+
+def test_sm_90_writes_16_bytes_at_a_time(table):
+    rows = compiled(table, "sm_90", unaligned=False)
+    without = [row for row in rows if not wide_stores(row)]
+    assert rows and not without, names(without)
+
+
+def test_programs_fit_the_chip(table):
+    rows = compiled(table)
+    too_large = [row for row in rows if row["resources"]["shared_bytes"] > TARGETS[row["target"]].shared_per_program]
+    too_large += [row for row in rows if row["resources"]["programs_per_processor"] < 1]
+    assert rows and not too_large, names(too_large)
