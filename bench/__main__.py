@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 import torch
+
+from primer_fast import backend
 from primer_fast.bench import ceilings, environment, tables
 from primer_fast.bench import op as ops
 from primer_fast.bench.measure import DeviceLost, Group, measure_group
 from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD, OURS, PASSES, PRECISIONS, Op
 from primer_fast.bench.report import Report, Row
 from primer_fast.bench.timing import clock_for
-
-from primer_fast import backend
 
 _PASSES = {"forward": (FORWARD,), "backward": (FORWARD_BACKWARD,), "both": PASSES}
 _CPU_PRECISIONS = ("float32", "bfloat16")  # without --dtype: the others have no fast product on most CPUs

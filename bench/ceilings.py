@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
 from primer_fast.bench.op import PRECISIONS, Precision
 from primer_fast.bench.timing import Clock, time_interleaved
 

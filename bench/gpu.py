@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
 from primer_fast.bench import environment, summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,16 +27,21 @@ _CLOSING_SECONDS = 15  # kept from the total for ending the last stage and writi
 
 @dataclass(frozen=True)
 class Stage:
-    """``share``: of the time that is left when it starts; ``command(seconds)``: its command line, given its limit."""
+    """``share``: of the time that is left when it starts; ``command(seconds)``: its command line, given its limit.
+
+    ``leaves`` is the file that it must have written: one that ends well without it has not run what it should.
+    """
 
     name: str
     share: float
     command: Callable[[float], list[str]]
+    leaves: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict)  # beside this process's own
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``status``: "passed", "failed (exit N)", "stopped after N s" or "not started: why"."""
+    """``status``: "passed", "failed (why)", "stopped after N s" or "not started: why"."""
 
     name: str
     status: str
@@ -46,15 +52,28 @@ class Outcome:
         return self.status == "passed"
 
 
-def stages(out: Path, pytest_args: list[str]) -> list[Stage]:
-    """The three stages, in the order in which a failure matters."""
+def stages(out: Path, pytest_args: list[str], interpreted: bool) -> list[Stage]:
+    """The three stages, in the order in which a failure matters; ``interpreted``: kernels run without a GPU."""
+    environment = {"TRITON_INTERPRET": "1"} if interpreted else {}
+    xml, verified, timed = out / "tests.xml", out / "verify.json", out / "bench.json"
     python = [sys.executable, "-u", "-m"]
-    tests = ["pytest", "tests", "-vv", "--tb=short", "-rfE", "--durations=10", f"--junitxml={out / 'tests.xml'}"]
-    bench = ["primer_fast.bench", "--json", str(out / "bench.json"), "--budget"]
+    tests = [
+        *python,
+        "pytest",
+        "tests",
+        "-vv",
+        "--tb=short",
+        "-rfE",
+        "--durations=10",
+        f"--junitxml={xml}",
+        *pytest_args,
+    ]
+    verify = [*python, "primer_fast.proof.verify", "--json", str(verified)]
+    bench = [*python, "primer_fast.bench", "--json", str(timed), "--budget"]
     return [
-        Stage("tests", 0.45, lambda seconds: [*python, *tests, *pytest_args]),
-        Stage("verify", 0.4, lambda seconds: [*python, "primer_fast.proof.verify", "--json", str(out / "verify.json")]),
-        Stage("bench", 1.0, lambda seconds: [*python, *bench, f"{max(seconds - 20, seconds / 2):.0f}"]),
+        Stage("tests", 0.45, lambda seconds: tests, xml, environment),
+        Stage("verify", 0.4, lambda seconds: verify, verified, environment),
+        Stage("bench", 1.0, lambda seconds: [*bench, f"{max(seconds - 20, seconds / 2):.0f}"], timed),
     ]
 
 
@@ -81,7 +100,12 @@ def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> Outc
     with log.open("w") as stream:
         try:
             process = subprocess.Popen(
-                stage.command(limit), cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+                stage.command(limit),
+                cwd=ROOT,
+                env=os.environ | stage.environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         except OSError as error:
             return Outcome(stage.name, f"not started: {error}", 0.0)
@@ -93,6 +117,8 @@ def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> Outc
         finally:
             _end(process, grace)
     _shorten(log)
+    if status == "passed" and stage.leaves and not stage.leaves.exists():
+        status = f"failed (exit 0, but no {stage.leaves.name})"
     return Outcome(stage.name, status, time.monotonic() - begin)
 
 
@@ -137,8 +163,9 @@ def main(argv: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for name in summary.FILES:  # an older run's results must not pass for this one's
         (out / name).unlink(missing_ok=True)
-    header = environment.describe("cuda" if torch.cuda.is_available() else "cpu")
-    outcomes = run_all(stages(out, args.pytest_args), out, 60 * args.minutes, header)
+    has_gpu = torch.cuda.is_available()
+    header = environment.describe("cuda" if has_gpu else "cpu")
+    outcomes = run_all(stages(out, args.pytest_args, not has_gpu), out, 60 * args.minutes, header)
     print("\n" + summary.text(out, header, outcomes, brief=True))
     return int(not all(outcome.passed for outcome in outcomes))
 

@@ -2,8 +2,8 @@
 
 import torch
 import torch.nn.functional as torch_F
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
 
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
 from primer_fast.functional.linear import linear
 from primer_fast.reference.case import Case
 from primer_fast.reference.linear import CASES, bytes_moved, flops, sizes

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from primer_fast.bench.ceilings import Ceilings, matmul_precision
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, PRECISIONS, Op
 from primer_fast.bench.report import Row
 from primer_fast.bench.timing import Clock, Timing, apart, ratio, time_interleaved
-from torch import Tensor
-
 from primer_fast.reference.case import Case
 
 _AGAIN = "the same again"  # A/A: our provider a second time

@@ -80,7 +80,7 @@ def _counts_from_log(log: Path) -> tuple[dict[str, int], list[str]] | None:
 
 
 def _verification(out: Path, brief: bool) -> str:
-    """verify.json: {"rows": [{"op", "case", "dtype", "output", "error", "budget", "passed"}, ...]}."""
+    """verify.json: {"rows": [...]}, each row as proof.verify.Row.as_dict gives it."""
     try:
         rows = json.loads((out / "verify.json").read_text())["rows"]
         worst = sorted(rows, key=lambda row: (row["passed"], -_part_of_budget(row)))
@@ -98,7 +98,7 @@ def _verification(out: Path, brief: bool) -> str:
 
 
 def _name(row: dict) -> str:
-    return " ".join(str(row[key]) for key in ("op", "case", "dtype", "output") if key in row)
+    return " ".join(str(row[key]) for key in ("op", "case", "dtype", "path", "tensor") if key in row)
 
 
 def _figure(value: float | None) -> str:
@@ -126,7 +126,8 @@ def _benchmarks(out: Path, brief: bool) -> str:
     lines = [*tables.header_lines(found)[2:], *_limited(tables.brief_lines(ours), _ROWS)]
     others = [row for row in found.rows if row.status != "ok" and row not in ours]
     lines += _limited([f"  {' '.join(row.group)}, {row.provider}: {row.status}: {row.reason}" for row in others], 5)
-    lines += [f"targets: {met} met, {len(missed)} missed", *_limited([f"  {line}" for line in missed], _FAILURES)]
+    if targets:
+        lines += [f"targets: {met} met, {len(missed)} missed", *_limited([f"  {line}" for line in missed], _FAILURES)]
     if found.left_out:
         lines.append(f"left out for want of time: {len(found.left_out)} groups, from {found.left_out[0]}")
     return "\n".join(lines)

@@ -5,12 +5,12 @@ For device time, noise and ceilings: python -m primer_fast.bench.
 
 import pytest
 import torch
+
+from primer_fast import backend
 from primer_fast.bench import op as ops
 from primer_fast.bench.ceilings import matmul_precision
 from primer_fast.bench.measure import Group, prepared
 from primer_fast.bench.op import PASSES, PRECISIONS
-
-from primer_fast import backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISION = "bfloat16" if DEVICE == "cuda" else "float32"

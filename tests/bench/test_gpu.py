@@ -1,10 +1,13 @@
 import json
+import math
 import os
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+
 from primer_fast.bench import gpu, summary
 from primer_fast.bench.gpu import Outcome, Stage, run_all, run_stage
 
@@ -95,6 +98,20 @@ def test_an_interrupted_stage_can_still_write(tmp_path):
     assert (tmp_path / "tests.log").read_text() == "saved\n"
 
 
+def test_a_stage_has_its_environment(tmp_path):
+    code = "import os; print(os.environ['TRITON_INTERPRET'], 'PATH' in os.environ)"
+    interpreted = replace(stage(code), environment={"TRITON_INTERPRET": "1"})
+    assert run_stage(interpreted, tmp_path / "tests.log", 10).passed
+    assert (tmp_path / "tests.log").read_text() == "1 True\n"
+
+
+def test_a_stage_that_leaves_nothing_has_not_passed(tmp_path):
+    silent = replace(stage(""), leaves=tmp_path / "tests.xml")
+    assert run_stage(silent, tmp_path / "tests.log", 10).status == "failed (exit 0, but no tests.xml)"
+    (tmp_path / "tests.xml").touch()
+    assert run_stage(silent, tmp_path / "tests.log", 10).passed
+
+
 def test_a_command_that_is_not_there(tmp_path):
     outcome = run_stage(Stage("tests", 1, lambda seconds: ["/no/such/program"]), tmp_path / "tests.log", 5)
     assert outcome.status.startswith("not started: ")
@@ -113,11 +130,15 @@ def test_a_long_log_keeps_both_ends(tmp_path, monkeypatch):
 
 
 def test_the_real_commands(tmp_path):
-    commands = {s.name: s.command(100) for s in gpu.stages(tmp_path, ["-k", "some"])}
+    stages = gpu.stages(tmp_path, ["-k", "some"], interpreted=True)
+    commands = {s.name: s.command(100) for s in stages}
     assert commands["tests"][2:5] == ["-m", "pytest", "tests"]
     assert commands["tests"][-2:] == ["-k", "some"]
     assert commands["verify"][2:4] == ["-m", "primer_fast.proof.verify"]
     assert commands["bench"][-2:] == ["--budget", "80"]
+    assert [s.name for s in stages if "TRITON_INTERPRET" in s.environment] == ["tests", "verify"]
+    assert {s.leaves.name for s in stages} < set(summary.FILES)
+    assert not any(s.environment for s in gpu.stages(tmp_path, [], interpreted=False))
     assert (gpu.ROOT / "bench" / "gpu.py").is_file()
 
 
@@ -130,7 +151,7 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys):
 
 @pytest.mark.parametrize(("code", "status"), [("", 0), ("raise SystemExit(1)", 1)])
 def test_exit_status_and_the_page_printed_last(tmp_path, monkeypatch, capsys, code, status):
-    monkeypatch.setattr(gpu, "stages", lambda out, pytest_args: [stage(""), stage(code, "bench")])
+    monkeypatch.setattr(gpu, "stages", lambda *_: [stage(""), stage(code, "bench")])
     (tmp_path / "bench.json").write_text("an older run's")
     assert gpu.main(["--out", str(tmp_path), "--minutes", "0.5", "--cpu"]) == status
     assert not (tmp_path / "bench.json").exists()
@@ -156,7 +177,15 @@ class TestSummary:
         passed = '<testcase classname="c" name="p"/>'
         (out / "tests.xml").write_text(f"<testsuites><testsuite>{cases}{skipped}{passed}</testsuite></testsuites>")
         verified = [
-            {"op": "linear", "case": f"case{i}", "dtype": "float32", "output": "dx", "error": i * 1e-7, "budget": 1e-4}
+            {
+                "op": "linear",
+                "case": f"case{i}",
+                "dtype": "float32",
+                "path": "pointers",
+                "tensor": "input",
+                "error": i * 1e-7,
+                "budget": 1e-4,
+            }
             for i in range(rows)
         ]
         (out / "verify.json").write_text(json.dumps({"rows": [row | {"passed": True} for row in verified]}))
@@ -166,17 +195,23 @@ class TestSummary:
         page = summary.text(tmp_path, HEADER, self.OUTCOMES)
         assert "1 passed, 1 failed, 0 errors, 1 skipped" in page
         assert "- tests.test_a::test_0: assert 0 == 0\n" in page
-        assert page.index("case2 float32 dx: error 2.00e-07, budget 1.00e-04") < page.index("case1 float32 dx")
+        assert page.index("case2 float32 pointers input: error 2.00e-07, budget 1.00e-04") < page.index(
+            "case1 float32 pointers input"
+        )
         assert "No rows" in page  # bench.json is not there
 
     def test_a_failed_verification_comes_before_any_other(self, tmp_path):
         rows = [
             {"op": "linear", "case": "near", "dtype": "float32", "error": 0.99, "budget": 1.0, "passed": True},
+            {"op": "linear", "case": "over", "dtype": "float32", "error": 2.0, "budget": 1.0, "passed": False},
+            {"op": "linear", "case": "unknown", "dtype": "float32", "error": math.nan, "budget": 1.0, "passed": False},
             {"op": "linear", "case": "crashed", "dtype": "float32", "error": None, "budget": 1.0, "passed": False},
         ]
         (tmp_path / "verify.json").write_text(json.dumps({"rows": rows}))
         page = summary.text(tmp_path, HEADER, self.OUTCOMES)
-        assert page.index("FAILED linear crashed float32: error -") < page.index("ok linear near")
+        order = ["FAILED linear unknown float32: error nan", "FAILED linear crashed float32: error -"]
+        order += ["FAILED linear over", "ok linear near"]
+        assert [page.index(line) for line in order] == sorted(page.index(line) for line in order)
 
     def test_brief_is_short_whatever_happened(self, tmp_path):
         self.write(tmp_path, failures=500, rows=2000)

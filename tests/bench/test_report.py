@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from primer_fast.bench import report, tables
 from primer_fast.bench.report import Report, Row, load
 

@@ -2,6 +2,7 @@ import statistics
 
 import pytest
 import torch
+
 from primer_fast.bench import timing
 from primer_fast.bench.timing import Timing, WallClock, apart, quartiles, ratio, rotated, time_interleaved
 
