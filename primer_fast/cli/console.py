@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 
 class Display:
@@ -19,9 +19,8 @@ class Display:
     def __init__(self, console: Console | None = None):
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.bars = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(compact=True),
-            console=self.console,
+            TextColumn("{task.description}"), BarColumn(bar_width=12), TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"), TimeRemainingColumn(compact=True), console=self.console,
         )  # fmt: skip
 
     def __enter__(self) -> "Display":
@@ -30,7 +29,8 @@ class Display:
         return self
 
     def __exit__(self, *exception) -> None:
-        self.bars.stop()
+        if self.console.is_terminal:
+            self.bars.stop()
 
     def task(self, name: str, total: int, completed: int = 0) -> Callable[[int, str], None]:
         """Begin a task of ``total`` steps; the function returned says how many are done, with a note."""
@@ -82,4 +82,4 @@ def summary(row: dict[str, float]) -> str:
     words = [f"loss {row['train/loss']:.4f}", f"accuracy {row['train/accuracy']:.2%}"]
     if "test/accuracy" in row:
         words.append(f"test {row['test/accuracy']:.2%}")
-    return "  ".join([*words, f"{row['train/samples_per_second']:,.0f} samples/s"])
+    return "  ".join([*words, f"{row['train/samples_per_second']:,.0f}/s"])

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 TRAIN, TEST = "#2563a8", "#d9480f"  # blue and orange, told apart by every kind of colour vision
@@ -32,12 +33,16 @@ def curves(path: Path, rows: list[dict], title: str) -> None:
                     marker = "o" if part == "test" else None
                     axes.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker, ms=3.5, lw=1.4)
             axes.set_xlabel("epoch (passes over the training data)")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.margins(x=0.02)
         loss.set(ylabel="mean loss per sample (nats)", yscale="log")
+        loss.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        for part in ("major", "minor"):
+            getattr(loss.yaxis, f"set_{part}_formatter")(StrMethodFormatter("{x:g}"))
         accuracy.set(ylabel="samples classified right (%)")
         accuracy.legend(loc="lower right")
         values = [100 * r[k] for r in rows for k in ("train/accuracy", "test/accuracy") if r.get(k) is not None]
-        accuracy.set_ylim(max(0.0, _floor_of(values)), 100.5 if max(values) > 99.5 else None)
+        accuracy.set_ylim(max(0.0, _floor_of(values)), min(100.5, max(values) + 2))
         figure.savefig(path)
 
 

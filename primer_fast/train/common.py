@@ -55,7 +55,7 @@ def learning_rate(step: int, *, peak: float, minimum: float, warmup: int, total:
 
 def generator(seed: int, *stream: int) -> torch.Generator:
     """A CPU generator for one purpose: the same (seed, stream) gives the same numbers, any other unrelated ones."""
-    word = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    word = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(word) >> 1)  # torch takes 63 bits
 
 

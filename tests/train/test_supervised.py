@@ -1,0 +1,391 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from primer_fast.data.soccer import load_soccer
+from primer_fast.models.mlp import MLP, MLPConfig
+from primer_fast.train import supervised
+from primer_fast.train.common import epoch_order, learning_rate, pack, unpack
+from primer_fast.train.supervised import SupervisedConfig, binary_cross_entropy, cross_entropy
+
+SMALL = SupervisedConfig(batch_size=10, epochs=3, warmup_steps=2, log_every=4)
+TIMES = ("train/seconds", "train/samples_per_second")
+
+
+def blobs(samples=47, features=6, classes=3, seed=0):
+    """Inputs (N, features) around one centre a class, and their classes (N,)."""
+    g = torch.Generator().manual_seed(seed)
+    targets = torch.randint(0, classes, (samples,), generator=g)
+    centres = 2 * torch.randn(classes, features, generator=g)
+    return centres[targets] + torch.randn(samples, features, generator=g), targets
+
+
+def new_state(config, sizes=(6, 8, 3), activation="tanh", seed=0):
+    torch.manual_seed(seed)
+    return supervised.start(MLP(MLPConfig(sizes, activation)), config)
+
+
+def weights(state):
+    return torch.cat([p.detach().flatten() for p in state.model.parameters()])
+
+
+# Losses
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_cross_entropy_is_the_formula(smoothing, reduction):
+    rng = np.random.default_rng(0)
+    z, y = 5 * rng.standard_normal((20, 7)), rng.integers(0, 7, 20)
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    q = (1 - smoothing) * np.eye(7)[y] + smoothing / 7
+    want = getattr(np, reduction)(-(q * log_p).sum(axis=1))
+    got = cross_entropy(torch.tensor(z), torch.tensor(y), label_smoothing=smoothing, reduction=reduction)
+    assert got.item() == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 1)])
+def test_binary_cross_entropy_is_the_formula_with_its_minus_sign(shape):
+    rng = np.random.default_rng(0)
+    z, y = 3 * rng.standard_normal(20), rng.integers(0, 2, 20)
+    p = 1 / (1 + np.exp(-z))
+    want = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+    got = binary_cross_entropy(torch.tensor(z).view(shape), torch.tensor(y, dtype=torch.float32))
+    assert got.item() == pytest.approx(want, rel=1e-6)
+    misprint = (-y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+    assert abs(got.item() - misprint) > 0.1
+
+
+def test_binary_cross_entropy_is_finite_at_extreme_logits():
+    logits = torch.tensor([[1e4], [-1e4]], requires_grad=True)
+    loss = binary_cross_entropy(logits, torch.tensor([0.0, 1.0]))
+    loss.backward()
+    assert loss.item() == 1e4
+    assert logits.grad.tolist() == [[0.5], [-0.5]]
+
+
+def test_losses_of_bfloat16_logits_are_computed_in_float32():
+    logits = torch.randn(5, 3).bfloat16()
+    target = torch.tensor([0, 1, 2, 0, 1])
+    assert cross_entropy(logits, target).dtype == torch.float32
+    assert binary_cross_entropy(logits[:, 0], target.clamp(max=1)).dtype == torch.float32
+
+
+# The learning rate and the order of the samples
+
+
+@pytest.mark.parametrize(
+    "step, want",
+    [(0, 0.25), (1, 0.5), (2, 0.75), (3, 1.0), (8, 0.55), (13, 0.1), (4, 0.1 + 0.45 * (1 + math.cos(0.1 * math.pi)))],
+)
+def test_warm_up_then_half_a_cosine(step, want):
+    assert learning_rate(step, peak=1.0, minimum=0.1, warmup=3, total=13, cosine=True) == pytest.approx(want, rel=1e-12)
+
+
+def test_constant_rate_after_warm_up():
+    rates = [learning_rate(s, peak=0.4, minimum=0.0, warmup=1, total=4, cosine=False) for s in range(4)]
+    assert rates == [0.2, 0.4, 0.4, 0.4]
+
+
+def test_an_epoch_visits_each_sample_once_in_an_order_of_its_own():
+    orders = [epoch_order(100, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    for order in orders:
+        assert order.sort().values.tolist() == list(range(100))
+    assert len({tuple(order.tolist()) for order in orders}) == 3
+    assert torch.equal(orders[1], epoch_order(100, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "samples, batch, epochs, log_every, want",
+    [
+        (40, 10, 3, 1, list(range(1, 13))),
+        (47, 10, 2, 2, [2, 4, 5, 7, 9, 10]),  # 5 steps an epoch
+        (47, 10, 2, 5, [5, 10]),
+        (47, 10, 5, 12, [10, 20, 25]),  # every second epoch, and the last step
+        (40, None, 7, 3, [3, 6, 7]),
+    ],
+)
+def test_logged_steps(samples, batch, epochs, log_every, want):
+    config = SupervisedConfig(batch_size=batch, epochs=epochs, log_every=log_every)
+    assert [s for s in range(1, 100) if s <= want[-1] and supervised.is_logged(s, samples, config)] == want
+
+
+# The loop
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_training_learns_and_reports(plain_path, optimizer):
+    config = dataclasses.replace(SMALL, optimizer=optimizer, lr=0.03 if optimizer == "adamw" else 0.3, epochs=20)
+    data = blobs()
+    rows = list(supervised.train(new_state(config), *data, config, test=data))
+    assert rows[-1]["step"] == 100 and rows[-1]["epoch"] == 20.0
+    assert rows[-1]["train/loss"] < 0.3 * rows[0]["train/loss"] and rows[-1]["test/accuracy"] > 0.95
+    for row in rows:
+        keys = {"step", "epoch", "train/loss", "train/accuracy", "train/grad_norm", "train/learning_rate", *TIMES}
+        assert set(row) == keys | ({"test/loss", "test/accuracy"} if row["step"] % 5 == 0 else set())
+        assert all(type(v) in (int, float) and math.isfinite(v) for v in row.values())
+
+
+def test_metrics_are_means_over_samples(plain_path):
+    """With a learning rate too small to matter, the mean over the ragged epoch is the loss of the whole data set."""
+    config = dataclasses.replace(SMALL, lr=1e-12, epochs=1, log_every=100)
+    data, state = blobs(), new_state(SMALL)
+    want = supervised.evaluate(state.model, *data, config)
+    (row,) = supervised.train(state, *data, config)
+    assert row["train/loss"] == pytest.approx(want[0], rel=1e-6) and row["train/accuracy"] == pytest.approx(want[1])
+
+
+def test_sgd_is_gradient_descent_as_printed(plain_path):
+    config = SupervisedConfig(
+        optimizer="sgd", lr=0.1, schedule="constant", warmup_steps=0, weight_decay=0.0, batch_size=None,
+        clip_norm=None, epochs=1,
+    )  # fmt: skip
+    (inputs, targets), state = blobs(), new_state(config)
+    before = [p.detach().clone() for p in state.model.parameters()]
+    gradients = torch.autograd.grad(cross_entropy(state.model(inputs), targets), list(state.model.parameters()))
+    list(supervised.train(state, inputs, targets, config))
+    for p, w, g in zip(state.model.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(p.detach(), w - 0.1 * g, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_decay_and_biases_do_not(plain_path):
+    config = SupervisedConfig(
+        optimizer="sgd", lr=1e-3, schedule="constant", warmup_steps=0, weight_decay=100.0, steps=1
+    )
+    state = new_state(config)
+    with torch.no_grad():
+        for p in state.model.parameters():
+            p.fill_(1.0)
+    inputs = torch.zeros(4, 6)  # tanh of equal biases: all logits are equal and the first layer's gradient is 0
+    list(supervised.train(state, inputs, torch.zeros(4, dtype=torch.long), config))
+    torch.testing.assert_close(state.model.layers[0].weight, torch.full((8, 6), 0.9))
+    assert torch.equal(state.model.layers[0].bias, torch.ones(8))
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4, 10, 99])
+def test_micro_batches_give_the_gradient_of_the_batch(plain_path, accumulate):
+    """47 samples in batches of 10 cut in 3 or 4: the last micro-batch and the last batch are shorter."""
+    results = []
+    for cut in (1, accumulate):
+        config = dataclasses.replace(SMALL, accumulate=cut, epochs=2)
+        state = new_state(config)
+        rows = list(supervised.train(state, *blobs(), config))
+        results.append((weights(state), [[row[k] for k in ("train/loss", "train/accuracy")] for row in rows]))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-6)
+
+
+def test_clipping_bounds_the_step(plain_path):
+    steps = {}
+    for clip in (None, 0.01):
+        config = SupervisedConfig(
+            optimizer="sgd", lr=1.0, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=clip, steps=1
+        )
+        state = new_state(config)
+        before = weights(state)
+        (row,) = supervised.train(state, *blobs(), config)
+        steps[clip] = (weights(state) - before).norm().item()
+        assert row["train/grad_norm"] == pytest.approx(steps[None], rel=1e-4)  # before clipping
+    assert steps[0.01] == pytest.approx(0.01, rel=1e-3) and steps[None] > 0.1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_autocast_learns(plain_path, precision):
+    config = dataclasses.replace(SMALL, precision=precision, lr=0.03, epochs=20)
+    state, dtypes = new_state(config), set()
+    state.model.layers[0].register_forward_hook(lambda module, args, out: dtypes.add(out.dtype))
+    rows = list(supervised.train(state, *blobs(), config, test=blobs()))
+    assert dtypes == {getattr(torch, precision)} and weights(state).dtype == torch.float32
+    assert rows[-1]["test/accuracy"] > 0.95 and state.scaler.is_enabled() == (precision == "float16")
+
+
+def test_a_gradient_that_overflows_float16_is_skipped(plain_path):
+    config = dataclasses.replace(SMALL, precision="float16", steps=1)
+    state = new_state(config)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    before = weights(state)
+    (row,) = supervised.train(state, *blobs(), config)
+    assert torch.equal(weights(state), before) and row["train/grad_norm"] == math.inf
+    assert state.scaler.get_scale() == 2.0**59
+
+
+def test_same_seed_same_bits_another_seed_others(plain_path):
+    def run(seed):
+        config = dataclasses.replace(SMALL, seed=seed)
+        state = new_state(config)
+        list(supervised.train(state, *blobs(), config))
+        return weights(state)
+
+    assert torch.equal(run(0), run(0)) and not torch.equal(run(0), run(1))
+
+
+RESUMED = {
+    "adamw": SMALL,
+    "sgd": dataclasses.replace(SMALL, optimizer="sgd", lr=0.1),
+    "momentum": dataclasses.replace(SMALL, optimizer="sgd", lr=0.1, momentum=0.9),
+    "float16": dataclasses.replace(SMALL, precision="float16"),
+    "accumulate": dataclasses.replace(SMALL, accumulate=3),
+}
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 7, 10, 14])  # inside a window, at its end, at the end of an epoch
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_is_uninterrupted_bit_for_bit(plain_path, name, stop):
+    config, data = RESUMED[name], blobs()
+    whole = new_state(config)
+    want = list(supervised.train(whole, *data, config, test=data))
+
+    first = new_state(config)
+    rows = list(supervised.train(first, *data, config, test=data, should_stop=lambda: first.step >= stop))
+    assert first.step == stop
+    tensors, metadata = pack(first, dataclasses.asdict(config), epoch=stop / 5)
+    file = safetensors.torch.save(tensors, metadata)
+    drawn = torch.randn(3)  # what the interrupted process would have drawn next
+
+    second = new_state(config, seed=99)
+    unpack(second, safetensors.torch.load(file), metadata)
+    assert torch.equal(torch.randn(3), drawn)
+    rows += supervised.train(second, *data, config, test=data)
+
+    def same(rows):
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+    assert same(rows) == same(want)
+    a, b = pack(whole, {}, 3.0)[0], pack(second, {}, 3.0)[0]
+    assert a.keys() == b.keys()
+    for key in a.keys() - {"rng.cpu", "rng.cuda"}:
+        assert torch.equal(a[key], b[key]), key
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(plain_path):
+    inputs, targets = blobs()
+    where = epoch_order(47, SMALL.seed, 1)[20]  # of the second epoch (steps 6 to 10) in the third batch: step 8
+    config, state = dataclasses.replace(SMALL, log_every=2), new_state(SMALL)
+    rows = []
+    with pytest.raises(FloatingPointError, match=r"supervised: the loss is not finite at step 8; a lower lr"):
+        for row in supervised.train(state, inputs, targets, config):
+            rows.append(row)
+            if row["step"] == 5:
+                inputs[where] = math.nan  # the same memory that is trained on
+    assert rows[-1]["step"] == 7
+
+
+def test_weights_that_overflow_are_named_when_stopped_between_rows(plain_path):
+    config = dataclasses.replace(SMALL, optimizer="sgd", lr=1e38, warmup_steps=0, clip_norm=None, log_every=100)
+    (inputs, targets), state = blobs(), new_state(config, sizes=(6, 3))
+    with pytest.raises(FloatingPointError, match="a weight is not finite after step 1; a lower lr helps"):
+        list(supervised.train(state, 1000 * inputs, targets, config, should_stop=lambda: state.step >= 1))
+
+
+def test_shift_moves_each_image_by_its_offset():
+    images = torch.arange(1, 2 * 5 * 4 + 1, dtype=torch.uint8).view(2, 5, 4)
+    shift = supervised.Shift(images)
+    padded = np.pad(images.numpy(), ((0, 0), (2, 2), (2, 2)))
+    offsets = torch.tensor([[0, 4], [2, 2], [3, 1]])
+    index = torch.tensor([1, 0, 1])
+    for got, i, (y, x) in zip(shift(index, offsets), index, offsets, strict=True):
+        np.testing.assert_array_equal(got, padded[i, y : y + 5, x : x + 4])
+    assert torch.equal(shift(index, torch.full((3, 2), 2)), images[index])
+    drawn = shift.offsets(0, 0)
+    assert drawn.shape == (2, 2) and torch.equal(drawn, shift.offsets(0, 0))
+    many = supervised.Shift(torch.zeros(1000, 1, 1))
+    assert many.offsets(0, 0).unique().tolist() == [0, 1, 2, 3, 4]
+    assert not torch.equal(many.offsets(0, 0), many.offsets(0, 1))
+
+
+def test_bytes_are_trained_on_as_fractions_of_255(plain_path):
+    config = dataclasses.replace(SMALL, augmentation="shift")
+    images = torch.randint(0, 256, (30, 2, 3), dtype=torch.uint8, generator=seeded(0))
+    targets = torch.randint(0, 3, (30,), generator=seeded(1))
+    of_bytes, of_floats = new_state(config), new_state(config)
+    list(supervised.train(of_bytes, images, targets, config))
+    list(supervised.train(of_floats, images.float() / 255, targets, config))
+    torch.testing.assert_close(weights(of_bytes), weights(of_floats), rtol=1e-5, atol=1e-6)
+
+
+# The primer's example
+
+
+def soccer_config(**changes):
+    config = SupervisedConfig(
+        loss="binary_cross_entropy", optimizer="sgd", lr=0.5, schedule="constant", warmup_steps=0, weight_decay=0.0,
+        batch_size=None, clip_norm=None, epochs=1500, log_every=500,
+    )  # fmt: skip
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_primers_network_learns_who_is_drafted(plain_path, seed):
+    soccer, config = load_soccer(), soccer_config(seed=seed)
+    state = new_state(config, (2, 3, 4, 3, 1), "sigmoid", seed)
+    rows = list(supervised.train(state, soccer.standardise(soccer.players), soccer.drafted, config))
+    assert rows[-1]["train/accuracy"] == 1.0 and rows[-1]["train/loss"] < 0.05
+
+
+def test_without_hidden_layers_it_does_not(plain_path):
+    soccer, config = load_soccer(), soccer_config()
+    state = new_state(config, (2, 1))
+    rows = list(supervised.train(state, soccer.standardise(soccer.players), soccer.drafted, config))
+    assert rows[-1]["train/accuracy"] < 0.95
+
+
+def test_training_through_the_kernels(device, monkeypatch):
+    """The primer's network for three steps with the kernels, and with plain PyTorch."""
+    soccer, config = load_soccer(), soccer_config(epochs=3, log_every=1)
+    losses = []
+    for kernels in (True, False):
+        if not kernels and device == "cpu":
+            monkeypatch.setattr("primer_fast.backend.interpreting", False)
+        torch.manual_seed(0)
+        state = supervised.start(MLP(MLPConfig((2, 3, 4, 3, 1), "sigmoid")).to(device), config)
+        rows = supervised.train(state, soccer.standardise(soccer.players), soccer.drafted, config)
+        losses.append([row["train/loss"] for row in rows])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert losses[0][2] < losses[0][0]
+
+
+# Wrong calls
+
+
+def test_inputs_and_targets_must_fit():
+    inputs, targets = blobs()
+    for wrong in ((inputs, targets[:-1]), (inputs, targets[:, None]), (inputs[:0], targets[:0])):
+        with pytest.raises(ValueError, match=r"supervised: targets must be \(N,\), one per input, N > 0; got inputs"):
+            next(supervised.train(new_state(SMALL), *wrong, SMALL))
+    config = dataclasses.replace(SMALL, augmentation="shift")
+    with pytest.raises(ValueError, match=r"Shift: images must be \(N, H, W\); got \(47, 6\)"):
+        next(supervised.train(new_state(config), inputs, targets, config))
+
+
+WRONG = {
+    "loss": "hinge", "optimizer": "adam", "schedule": "linear", "augmentation": "flip", "precision": "fp8",
+    "lr": 0.0, "min_lr": 1.0, "weight_decay": -0.1, "momentum": 0.9, "betas": (0.9, 1.0), "clip_norm": 0.0,
+    "label_smoothing": 1.0, "warmup_steps": -1, "seed": -1, "batch_size": 0, "accumulate": 0, "epochs": 0,
+    "steps": 0, "log_every": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_wrong_settings_are_named(field):
+    with pytest.raises(ValueError, match=rf"^supervised: {field} must .*; got ") as error:
+        SupervisedConfig(**{field: WRONG[field]})
+    assert str(WRONG[field]) in str(error.value)
+
+
+def test_nan_settings_are_refused():
+    for field in ("lr", "weight_decay", "clip_norm"):
+        with pytest.raises(ValueError, match=f"supervised: {field} must"):
+            SupervisedConfig(**{field: math.nan})
+
+
+def test_label_smoothing_is_for_cross_entropy():
+    with pytest.raises(ValueError, match=r"label_smoothing must be 0 for .*; got 0\.1"):
+        SupervisedConfig(loss="binary_cross_entropy", label_smoothing=0.1)
