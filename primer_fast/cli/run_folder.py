@@ -46,7 +46,7 @@ class RunFolder:
                 file.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"command": self.command, "primer_fast": primer_fast.__version__, "options": options}
-        self.write(self.config, (json.dumps(content, indent=2) + "\n").encode())
+        write_text(self.config, json.dumps(content, indent=2) + "\n")
 
     def read_options(self) -> dict:
         """The options that the run was begun with."""
@@ -87,32 +87,38 @@ class RunFolder:
     def cut_metrics(self, last_step: int) -> None:
         """Drop the metrics of steps after ``last_step``, which the run that goes on from there makes again."""
         lines = [json.dumps(row) + "\n" for row in self.rows(last_step)]
-        self.write(self.metrics, "".join(lines).encode())
+        write_text(self.metrics, "".join(lines))
 
     def save_checkpoint(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        self.write(self.checkpoint, safetensors.torch.save(tensors, metadata))
+        write_bytes(self.checkpoint, safetensors.torch.save(tensors, metadata))
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         return read_safetensors(self.checkpoint)
 
     def save_weights(self, state_dict: dict[str, Tensor]) -> None:
         tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state_dict.items()}
-        self.write(self.weights, safetensors.torch.save(tensors, {"format": "pt"}))
+        write_bytes(self.weights, safetensors.torch.save(tensors, {"format": "pt"}))
 
-    def write(self, path: Path, content: bytes) -> None:
-        """Replace the file by ``content`` in one step: after a crash it is the old or the new one, whole."""
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if os.name == "posix":  # the rename itself reaches the disk with the folder
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the file by ``content`` in one step: after a crash it is the old or the new one, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    if os.name == "posix":  # the rename itself reaches the disk with the folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_text(path: Path, content: str) -> None:
+    """``write_bytes`` of text as UTF-8."""
+    write_bytes(path, content.encode())
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
