@@ -80,9 +80,9 @@ def _counts_from_log(log: Path) -> tuple[dict[str, int], list[str]] | None:
 
 
 def _verification(out: Path, brief: bool) -> str:
-    """verify.json: {"rows": [...]}, each row as proof.verify.Row.as_dict gives it."""
+    """verify.json: a list of rows as proof.verify writes them."""
     try:
-        rows = json.loads((out / "verify.json").read_text())["rows"]
+        rows = json.loads((out / "verify.json").read_text())
         worst = sorted(rows, key=lambda row: (row["passed"], -_part_of_budget(row)))
         failed = sum(not row["passed"] for row in rows)
         lines = [f"{len(rows) - failed} passed, {failed} failed; the worst, by error over budget:"]
@@ -94,7 +94,14 @@ def _verification(out: Path, brief: bool) -> str:
         ]
         return "\n".join(lines)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"No rows ({type(error).__name__}: {error}).\n\n" + _tail(out / "verify.log")
+        lines = [f"No rows ({type(error).__name__}: {error})."]
+        if (out / "verify.log").exists():  # one line per finished case
+            log = (out / "verify.log").read_text(errors="replace").splitlines()
+            failed = [f"- {line}" for line in log if line.startswith("FAILED ")]
+            finished = sum(line.startswith("ok ") for line in log)
+            lines.append(f"In the log: {finished} cases passed, {len(failed)} failed.")
+            lines += _limited(failed, _WORST if brief else None)
+        return "\n".join(lines) + "\n\n" + _tail(out / "verify.log")
 
 
 def _name(row: dict) -> str:
@@ -123,7 +130,7 @@ def _benchmarks(out: Path, brief: bool) -> str:
     targets = [row for row in ours if row.targets]
     missed = [line for line in tables.target_lines(ours) if line.startswith("MISSED")]
     met = sum(len(row.targets) for row in targets) - len(missed)
-    lines = [*tables.header_lines(found)[2:], *_limited(tables.brief_lines(ours), _ROWS)]
+    lines = [*tables.header_lines(found), *_limited(tables.brief_lines(ours), _ROWS)]
     others = [row for row in found.rows if row.status != "ok" and row not in ours]
     lines += _limited([f"  {' '.join(row.group)}, {row.provider}: {row.status}: {row.reason}" for row in others], 5)
     if targets:

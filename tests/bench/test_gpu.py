@@ -10,6 +10,7 @@ import torch
 
 from primer_fast.bench import gpu, summary
 from primer_fast.bench.gpu import Outcome, Stage, run_all, run_stage
+from primer_fast.proof import verify
 
 HEADER = {
     "device": "A GPU",
@@ -177,18 +178,10 @@ class TestSummary:
         passed = '<testcase classname="c" name="p"/>'
         (out / "tests.xml").write_text(f"<testsuites><testsuite>{cases}{skipped}{passed}</testsuite></testsuites>")
         verified = [
-            {
-                "op": "linear",
-                "case": f"case{i}",
-                "dtype": "float32",
-                "path": "pointers",
-                "tensor": "input",
-                "error": i * 1e-7,
-                "budget": 1e-4,
-            }
+            verify.Row("linear", f"case{i}", "float32", "pointers", "input", i * 1e-7, 1e-4, 1e-7).as_dict()
             for i in range(rows)
         ]
-        (out / "verify.json").write_text(json.dumps({"rows": [row | {"passed": True} for row in verified]}))
+        (out / "verify.json").write_text(json.dumps(verified))
 
     def test_failures_by_name_and_the_worst_first(self, tmp_path):
         self.write(tmp_path)
@@ -207,7 +200,7 @@ class TestSummary:
             {"op": "linear", "case": "unknown", "dtype": "float32", "error": math.nan, "budget": 1.0, "passed": False},
             {"op": "linear", "case": "crashed", "dtype": "float32", "error": None, "budget": 1.0, "passed": False},
         ]
-        (tmp_path / "verify.json").write_text(json.dumps({"rows": rows}))
+        (tmp_path / "verify.json").write_text(json.dumps(rows))
         page = summary.text(tmp_path, HEADER, self.OUTCOMES)
         order = ["FAILED linear unknown float32: error nan", "FAILED linear crashed float32: error -"]
         order += ["FAILED linear over", "ok linear near"]
@@ -226,6 +219,11 @@ class TestSummary:
         counts, failures = summary.test_counts(tmp_path)
         assert counts == {"passed": 1, "failed": 1, "errors": 0, "skipped": 1}
         assert failures == ["t/a.py::y[a b]: see tests.log"]
+
+    def test_cases_of_a_killed_verification_come_from_the_log(self, tmp_path):
+        (tmp_path / "verify.log").write_text("ok     linear a\nFAILED linear b\nok     linear c\nTraceback")
+        page = summary.text(tmp_path, HEADER, self.OUTCOMES)
+        assert "2 cases passed, 1 failed.\n- FAILED linear b\n" in page
 
     def test_damaged_files_are_named_not_fatal(self, tmp_path):
         for name in ("tests.xml", "verify.json", "bench.json"):
