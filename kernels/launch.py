@@ -119,6 +119,7 @@ class Product(NamedTuple):
     passes: int = 1  # tensor-core products per product: 3 where float32 is split into tf32 parts
     descriptors: bool = False  # operands move by tensor descriptors
     vector: bool = True  # operands can be read 16 bytes at a time
+    wide_result: bool = True  # the result can be written 16 bytes at a time
     fused: bool = False  # a is multiplied by the activation's derivative on the way in
     double: bool = False  # the activation's derivative is written beside the result
 
@@ -157,7 +158,8 @@ def _shape_tile(gpu: Chip, p: Product, block_m: int, block_n: int, warps: int) -
         stages -= 1
     if max(stage * stages + split_copies, finish) + 2048 > gpu.shared:
         return None
-    part = 64 if p.descriptors else 32  # accumulators per thread that the epilogue may hold without spilling
+    # Accumulators per thread that the epilogue can finish at once without spilling
+    part = 16 if not p.wide_result else 64 if p.descriptors else 32
     subtiles = max(1, min(elements // part, block_n // 16))
     return MatmulSettings(block_m, block_n, block_k, warps, stages, SUBTILES=subtiles)
 

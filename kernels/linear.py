@@ -95,7 +95,7 @@ def _matmul_kernel(
     out, out_saved, out_sums_ptr, part_ptr,  # results: pointers or descriptors of contiguous (M, N); sums (M,)
     a, saved, b, bias_ptr,  # operands: pointers or descriptors
     stride_am, stride_ak, stride_sm, stride_sk, stride_bn, stride_bk,  # in elements
-    M, N, K, k_per_split,
+    M, N, K, k_per_split, numel, total,  # numel = M * N; total: row length of part, at least numel + M
     ACTIVATION: tl.constexpr, GRADIENT_OF: tl.constexpr,  # of the result; of a, which then is a gradient at the output
     PRECISE: tl.constexpr, PRECISION: tl.constexpr, SUM_PRECISION: tl.constexpr, EVEN_K: tl.constexpr,
     DESCRIPTORS_IN: tl.constexpr, DESCRIPTORS_OUT: tl.constexpr, A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr,
@@ -129,13 +129,12 @@ def _matmul_kernel(
     offs_m = m + tl.arange(0, BLOCK_M)
     row_sums = tl.sum(sums, axis=1) * 0.0625
     if SPLITS > 1:
-        MN = M.to(tl.int64) * N
-        part_ptr += split * (MN + M)
+        part_ptr += split.to(tl.int64) * total
         offs_n = n + tl.arange(0, BLOCK_N)
         inside = (offs_m[:, None] < M) & (offs_n[None, :] < N)
         tl.store(part_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :], products, mask=inside)
         if out_sums_ptr is not None:
-            tl.store(part_ptr + MN + offs_m, row_sums, mask=(offs_m < M) & (tile_n == 0))
+            tl.store(part_ptr + numel + offs_m, row_sums, mask=(offs_m < M) & (tile_n == 0))
     else:
         if out_sums_ptr is not None:
             tl.store(
@@ -150,25 +149,25 @@ def _matmul_kernel(
 @triton.jit
 def _reduce_kernel(
     out_ptr, out_saved_ptr, out_sums_ptr,  # results, contiguous (M, N), (M, N), (M,)
-    part_ptr, bias_ptr,  # part (splits, M * N + M) float32
-    M, N, splits,
+    part_ptr, bias_ptr,  # part (splits, total) float32: a result, then the sums
+    M, N, numel, total, splits,  # numel = M * N
     ACTIVATION: tl.constexpr, PRECISE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK elements of the partial sums, added in order and finished."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    MN = M.to(tl.int64) * N
-    total = MN + M
     z = tl.zeros((BLOCK,), dtype=tl.float32)
-    for split in range(splits):
-        z += tl.load(part_ptr + split * total + offs, mask=offs < total, other=0.0)
+    for _ in range(splits):
+        z += tl.load(part_ptr + offs, mask=offs < total, other=0.0)
+        part_ptr += total
     if out_sums_ptr is not None:
-        tl.store(out_sums_ptr + offs - MN, z.to(out_sums_ptr.dtype.element_ty), mask=(offs >= MN) & (offs < total))
+        row = offs - numel
+        tl.store(out_sums_ptr + row, z.to(out_sums_ptr.dtype.element_ty), mask=(row >= 0) & (row < M))
     if bias_ptr is not None:
-        z += tl.load(bias_ptr + offs % N, mask=offs < MN, other=0.0).to(tl.float32)
+        z += tl.load(bias_ptr + offs % N, mask=offs < numel, other=0.0).to(tl.float32)
     y, kept = activate(z, ACTIVATION, PRECISE)
-    tl.store(out_ptr + offs, y.to(out_ptr.dtype.element_ty), mask=offs < MN)
+    tl.store(out_ptr + offs, y.to(out_ptr.dtype.element_ty), mask=offs < numel)
     if out_saved_ptr is not None:
-        tl.store(out_saved_ptr + offs, kept.to(out_saved_ptr.dtype.element_ty), mask=offs < MN)
+        tl.store(out_saved_ptr + offs, kept.to(out_saved_ptr.dtype.element_ty), mask=offs < numel)
 
 
 class _Operand:
@@ -232,12 +231,13 @@ def _matmul(
     s = settings or matmul_settings(gpu, Product(
         M, N, K, a.element_size(), passes=3 if dot == "tf32x3" and a.dtype == torch.float32 else 1,
         descriptors=descriptors, vector=descriptors or (a_.vector and b_.vector and K % 16 == 0),
-        fused=saved is not None, double=keep,
+        wide_result=N * a.element_size() % 16 == 0, fused=saved is not None, double=keep,
     ))  # fmt: skip
     descriptors_out = descriptors and s.SPLITS == 1 and N * a.element_size() % 16 == 0
+    numel, total = M * N, cdiv(M * N + M, 16) * 16  # rows of part start on 16-byte boundaries
     part = None
     if s.SPLITS > 1:
-        part = torch.empty(s.SPLITS, M * N + M, dtype=torch.float32, device=a.device)
+        part = torch.empty(s.SPLITS, total, dtype=torch.float32, device=a.device)
 
     def result(t):
         if t is None or not descriptors_out:
@@ -252,15 +252,15 @@ def _matmul(
             result(out), result(out_saved), sums, part,
             operand(a_, s.BLOCK_M), operand(saved_, s.BLOCK_M), operand(b_, s.BLOCK_N), bias,
             *a_.t.stride(), *(saved_.t.stride() if saved_ else (0, 0)), *b_.t.stride(),
-            M, N, K, cdiv(cdiv(K, s.BLOCK_K), s.SPLITS) * s.BLOCK_K,
+            M, N, K, cdiv(cdiv(K, s.BLOCK_K), s.SPLITS) * s.BLOCK_K, numel, total,
             activation, gradient_of, a.dtype == torch.float32, dot, exact,
             K % s.BLOCK_K == 0, descriptors, descriptors_out, a_.k_major, b_.k_major,
             s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.SPLITS, s.GROUP_M, s.SUBTILES,
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
         if s.SPLITS > 1:
-            _reduce_kernel[(cdiv(M * N + M, _REDUCE_BLOCK),)](
-                out, out_saved, sums, part, bias, M, N, s.SPLITS,
+            _reduce_kernel[(cdiv(total, _REDUCE_BLOCK),)](
+                out, out_saved, sums, part, bias, M, N, numel, total, s.SPLITS,
                 activation, a.dtype == torch.float32, _REDUCE_BLOCK, num_warps=4,
             )  # fmt: skip
     return out, out_saved, sums

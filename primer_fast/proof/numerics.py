@@ -29,5 +29,5 @@ def budget(dtype, plain_error, want, magnitude=0.0):
     magnitude: largest sum of absolute terms behind an element; where terms cancel, rounding is relative to it.
     """
     finite = want[np.isfinite(want)]
-    rounding = 4 * torch.finfo(dtype).eps * float(np.abs(finite).max(initial=0.0))
+    rounding = torch.finfo(dtype).eps * float(np.abs(finite).max(initial=0.0))
     return SLACK * plain_error + rounding + 2 * torch.finfo(torch.float32).eps * magnitude

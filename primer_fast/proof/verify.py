@@ -3,12 +3,17 @@
 Without a GPU the kernels run in Triton's interpreter, so TRITON_INTERPRET=1 must be set before Triton is imported.
 """
 
+import argparse
 import contextlib
 import importlib
+import json
 import pkgutil
+import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +45,11 @@ class Row:
     @property
     def passed(self) -> bool:
         return self.error <= self.budget
+
+    @property
+    def share(self) -> float:
+        """Error as a fraction of the budget."""
+        return self.error / self.budget if self.budget > 0 else 0.0 if self.error == 0 else float("inf")
 
     def as_dict(self) -> dict:
         return asdict(self) | {"passed": self.passed}
@@ -118,23 +128,73 @@ def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> l
     return rows
 
 
-def run(names: Iterable[str], dtypes: Iterable[str], case_names: Iterable[str] = ()) -> Iterator[list[Row]]:
-    """Check ops case by case, dtype by dtype; each yielded list is one case at one dtype on every path.
+class Unit(NamedTuple):
+    """What one call of ``check`` does."""
+
+    op: str
+    case: Case
+    dtype: torch.dtype
+    path: str | None
+
+    def __str__(self) -> str:
+        return " ".join((self.op, self.case.name, str(self.dtype)[6:], self.path or ""))
+
+
+def plan(names: Iterable[str] = (), dtypes: Iterable[str] = (), case_names: Iterable[str] = ()) -> list[Unit]:
+    """What there is to check: all ops, dtypes and cases where none is named, on every way to load operands.
 
     Raises:
         ValueError: an op, a dtype or a case is unknown.
+        RuntimeError: see ``device``.
     """
-    names, dtypes, case_names = list(names) or ops(), list(dtypes) or list(DTYPES), set(case_names)
+    names, dtypes, case_names = list(names) or ops(), list(dtypes) or list(DTYPES), list(case_names)
     native = device() == "cuda"
-    known = {case.name for op in names if op in ops() for case in cases(op, native)}
-    for what, asked, there in (("op", names, ops()), ("dtype", dtypes, DTYPES), ("case", case_names, known)):
-        unknown = [a for a in asked if a not in there]
+    there = {op: cases(op, native) for op in names if op in ops()}
+    known = {case.name for op in there.values() for case in op}
+    for what, asked, known_ones in (("op", names, ops()), ("dtype", dtypes, DTYPES), ("case", case_names, known)):
+        unknown = [a for a in asked if a not in known_ones]
         if unknown:
-            raise ValueError(f"verify: {what} must be one of {', '.join(sorted(there))}; got {', '.join(unknown)}")
-    for op in names:
-        for case in cases(op, native):
-            if case_names and case.name not in case_names:
-                continue
-            for dtype in dtypes:
-                paths = PATHS if not native or launch.chip().has_descriptors else (None,)
-                yield [row for path in paths for row in check(op, case, DTYPES[dtype], path)]
+            raise ValueError(f"verify: {what} must be one of {', '.join(known_ones)}; got {', '.join(unknown)}")
+    paths = PATHS if not native or launch.chip().has_descriptors else (None,)
+    return [
+        Unit(op, case, DTYPES[dtype], path)
+        for op in names
+        for case in there[op]
+        if not case_names or case.name in case_names
+        for dtype in dtypes
+        for path in paths
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m primer_fast.proof.verify``: the same as ``primer-fast verify`` with PyTorch and Triton alone."""
+    parser = argparse.ArgumentParser(prog="python -m primer_fast.proof.verify", description=__doc__.splitlines()[0])
+    parser.add_argument("ops", nargs="*")
+    parser.add_argument("--dtype", nargs="+", default=(), choices=DTYPES)
+    parser.add_argument("--case", nargs="+", default=())
+    parser.add_argument("--json")
+    options = parser.parse_args(argv)
+    try:
+        units = plan(options.ops, options.dtype, options.case)
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    rows = []
+    for unit in units:
+        checked = check(*unit)
+        rows.extend(checked)
+        worst_row = max(checked, key=lambda row: row.share)
+        verdict = "ok    " if worst_row.passed else "FAILED"
+        print(
+            f"{verdict} {unit!s:60} {worst_row.tensor:16} {worst_row.error:.1e} of {worst_row.budget:.1e}", flush=True
+        )
+    failed = sum(not row.passed for row in rows)
+    print(f"{len(rows)} results, {failed} over budget")
+    if options.json:
+        part = Path(f"{options.json}.part")
+        part.write_text(json.dumps([row.as_dict() for row in rows]))
+        part.replace(options.json)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

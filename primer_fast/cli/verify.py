@@ -1,0 +1,90 @@
+"""``primer-fast verify``: every case of every op, forward and each gradient, kernel against NumPy."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, below
+
+from primer_fast import __version__
+from primer_fast.cli.console import Display
+from primer_fast.cli.run_folder import write_text
+from primer_fast.proof import verify
+
+_WIDTH = 120  # where the output is not a terminal
+
+
+@dataclass
+class Options:
+    """Compare every kernel, forward and each gradient, with NumPy in float64; without a GPU, in Triton's interpreter.
+
+    The budget of a result is twice PyTorch's own error at that dtype, plus rounding.
+    """
+
+    ops: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Ops to verify; all if none is named."""
+    dtype: tuple[str, ...] = ()
+    """float32, float16, bfloat16; all if none is named."""
+    case: tuple[str, ...] = ()
+    """Cases by name, as in primer_fast/reference; all if none is named."""
+    tensors: bool = False
+    """Show every tensor, not only the worst of a case."""
+    json: Path | None = None
+    """Also write every comparison to this file."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; 0 if every result is within its budget, 1 if one is not, 2 for a wrong call."""
+    try:
+        options = tyro.cli(Options, args=argv, prog="primer-fast verify")
+    except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
+        return leave.code
+    try:
+        if options.json is not None and not options.json.absolute().parent.is_dir():
+            raise ValueError(f"verify: json must be a file in a folder that exists; got {options.json}")
+        plan = verify.plan(options.ops, options.dtype, options.case)
+    except (ValueError, RuntimeError) as error:
+        print(f"primer-fast {error}", file=sys.stderr)
+        return 2
+    rows = []
+    with Display(Console(stderr=True, highlight=False)) as display:
+        advance = display.task("verifying", total=len(plan))
+        for done, unit in enumerate(plan, 1):
+            rows.append(verify.check(*unit))
+            advance(done, str(unit))
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else _WIDTH
+    console.print(_table(rows, options.tensors))
+    flat = [row for unit in rows for row in unit]
+    failed = sum(not row.passed for row in flat)
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "Triton's interpreter on the CPU"
+    console.print(f"{len(flat)} results on {where}: {len(flat) - failed} within budget, {failed} not")
+    if options.json is not None:
+        versions = {"primer_fast": __version__, "torch": torch.__version__, "where": where}
+        write_text(options.json, json.dumps({**versions, "rows": [row.as_dict() for row in flat]}, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+def _table(units: list[list[verify.Row]], every: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    for name in ("op", "case", "dtype", "operands by", "worst tensor" if not every else "tensor"):
+        table.add_column(name, no_wrap=True)
+    for name in ("error", "budget", "of budget", "PyTorch's error"):
+        table.add_column(f"  {name}", justify="right", no_wrap=True)
+    for unit in units:
+        failed = [row for row in unit if not row.passed]
+        for row in unit if every else failed or [max(unit, key=lambda row: row.share)]:
+            numbers = f"{row.error:.1e}", f"{row.budget:.1e}", f"{row.share:.0%}", f"{row.plain_error:.1e}"
+            names = row.op, row.case, row.dtype, row.path, row.tensor
+            table.add_row(*(f"{name}  " for name in names), *numbers, style=None if row.passed else "red")
+    return table
