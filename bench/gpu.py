@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -66,6 +67,7 @@ def stages(out: Path, pytest_args: list[str], interpreted: bool) -> list[Stage]:
         "-rfE",
         "--durations=10",
         f"--junitxml={xml}",
+        *(["-n", str(max(2, (os.cpu_count() or 2) // 2))] if find_spec("xdist") else []),  # compiling takes the time
         *pytest_args,
     ]
     verify = [*python, "primer_fast.proof.verify", "--json", str(verified)]

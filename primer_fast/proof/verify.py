@@ -184,15 +184,14 @@ def main(argv: list[str] | None = None) -> int:
         rows.extend(checked)
         worst_row = max(checked, key=lambda row: row.share)
         verdict = "ok    " if worst_row.passed else "FAILED"
-        print(
-            f"{verdict} {unit!s:60} {worst_row.tensor:16} {worst_row.error:.1e} of {worst_row.budget:.1e}", flush=True
-        )
+        errors = f"{worst_row.error:.1e} of {worst_row.budget:.1e}"
+        print(f"{verdict} {unit!s:60} {worst_row.tensor:16} {errors}", flush=True)
+        if options.json:  # after every unit: an interrupted run keeps what it has
+            part = Path(f"{options.json}.part")
+            part.write_text(json.dumps([row.as_dict() for row in rows]))
+            part.replace(options.json)
     failed = sum(not row.passed for row in rows)
     print(f"{len(rows)} results, {failed} over budget")
-    if options.json:
-        part = Path(f"{options.json}.part")
-        part.write_text(json.dumps([row.as_dict() for row in rows]))
-        part.replace(options.json)
     return 1 if failed else 0
 
 
