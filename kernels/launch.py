@@ -132,6 +132,7 @@ _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TILE_SECONDS = 2.1e-6  # a tile's prologue and epilogue on Hopper, fitted to the figures of Triton's Gluon tutorial 07
 _LAUNCH_SECONDS = 3e-6  # a second launch, on the device
 _LATENCY = 0.8e-6  # of a load from device memory
+_INDIFFERENT = 0.3e-6  # settings whose estimates differ by less: the one with fewer programs
 
 
 def _shape_tile(gpu: Chip, p: Product, block_m: int, block_n: int, warps: int) -> MatmulSettings | None:
@@ -164,13 +165,16 @@ def _shape_tile(gpu: Chip, p: Product, block_m: int, block_n: int, warps: int) -
     return MatmulSettings(block_m, block_n, block_k, warps, stages, SUBTILES=subtiles)
 
 
+def _programs(p: Product, s: MatmulSettings) -> int:
+    return cdiv(p.M, s.BLOCK_M) * max(cdiv(p.N, s.BLOCK_N), 1) * s.SPLITS
+
+
 def _estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
     """Seconds by a roofline per wave of programs: tensor cores, L2, latency, device memory."""
-    tiles = cdiv(p.M, s.BLOCK_M) * max(cdiv(p.N, s.BLOCK_N), 1)
     steps = cdiv(cdiv(p.K, s.BLOCK_K), s.SPLITS)
     stage = (s.BLOCK_M * (1 + p.fused) + s.BLOCK_N) * s.BLOCK_K * p.itemsize
     resident = max(1, min(gpu.shared // (stage * s.num_stages), 16 // s.num_warps))
-    programs = tiles * s.SPLITS
+    programs = _programs(p, s)
     waves = cdiv(programs, gpu.processors * resident)
     beside = min(resident, cdiv(programs, gpu.processors))  # programs that share a processor
     fullness = min(1.0, s.BLOCK_N / 128) * (1.0 if s.BLOCK_M >= 64 else 0.5)
@@ -214,7 +218,11 @@ def matmul_settings(gpu: Chip, p: Product) -> MatmulSettings:
         for splits in _SPLITS:
             if splits == 1 or cdiv(p.K, shaped.BLOCK_K) >= 4 * splits:
                 candidates.append(shaped._replace(SPLITS=splits))
-    return min(candidates, key=lambda s: _estimate(gpu, p, s))
+    seconds = {s: _estimate(gpu, p, s) for s in candidates}
+    best = min(seconds.values())
+    return min(
+        (s for s in candidates if seconds[s] <= best + _INDIFFERENT), key=lambda s: (_programs(p, s), seconds[s])
+    )
 
 
 def dot_precision(gpu: Chip, precision: str) -> str:

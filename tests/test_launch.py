@@ -1,0 +1,72 @@
+"""Launch settings: tuned ones when there are some, estimated ones otherwise."""
+
+import json
+
+import pytest
+
+from primer_fast.kernels import launch
+from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
+from primer_fast.reference.linear import CASES, sizes
+
+H100, A100 = CHIPS["sm_90"], CHIPS["sm_80"]
+
+
+@pytest.fixture
+def tuned(tmp_path, monkeypatch):
+    """Write tuned settings of a GPU for the time of a test."""
+
+    def write(chip, entries):
+        (tmp_path / f"{chip.name}.json").write_text(json.dumps({"matmul": entries}))
+
+    monkeypatch.setattr(launch, "TUNED", tmp_path)
+    for cached in (launch._tuned, launch.matmul_settings):
+        cached.cache_clear()
+    yield write
+    for cached in (launch._tuned, launch.matmul_settings):
+        cached.cache_clear()
+
+
+def test_tuned_settings_serve_their_bucket_and_their_gpu_alone(tuned):
+    product = Product(1000, 1100, 4000, 2, descriptors=True)
+    mine = MatmulSettings(64, 64, 32, 4, 3, SPLITS=5, GROUP_M=4)
+    tuned(H100, {launch._bucket(product): mine._asdict()})
+    assert matmul_settings(H100, product) == mine
+    assert matmul_settings(H100, product._replace(M=1024)) == mine, "1000 and 1024 round to one power of two"
+    assert matmul_settings(H100, product._replace(M=3000)) != mine
+    assert matmul_settings(H100, product._replace(itemsize=4)) != mine
+    assert matmul_settings(A100, product) != mine
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda c: c.arch)
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_estimated_settings_fit_the_chip(case, itemsize, chip):
+    M, K, N = sizes(case)
+    for vector in (True, False):
+        p = Product(M, N, K, itemsize, descriptors=vector and chip.has_descriptors, vector=vector, fused=True)
+        s = matmul_settings(chip, p)
+        stage = (2 * s.BLOCK_M + s.BLOCK_N) * s.BLOCK_K * itemsize
+        assert stage * s.num_stages <= chip.shared
+        assert min(s.BLOCK_M, s.BLOCK_N, s.BLOCK_K) >= 16, "the smallest tensor-core product"
+        assert s.BLOCK_N // s.SUBTILES >= 16
+        assert s.SPLITS == 1 or s.SPLITS * s.BLOCK_K <= K, "a split without work"
+
+
+def test_large_products_get_the_large_tile():
+    s = matmul_settings(H100, Product(8192, 8192, 8192, 2, descriptors=True))
+    assert (s.BLOCK_M, s.BLOCK_N, s.SPLITS) == (128, 256, 1)
+
+
+def test_a_long_reduction_with_few_tiles_is_split_to_fill_the_chip():
+    s = matmul_settings(H100, Product(256, 256, 65536, 2, descriptors=True))
+    assert s.SPLITS > 1
+    assert launch._programs(Product(256, 256, 65536, 2), s) >= H100.processors / 2
+
+
+def test_the_assumed_chip_ends_with_its_context():
+    before = launch.chip()
+    with pytest.raises(KeyError, match="sm_75"), launch.assume_chip("sm_75"):
+        pass
+    with launch.assume_chip("sm_80"):
+        assert launch.chip() == A100
+    assert launch.chip() == before
