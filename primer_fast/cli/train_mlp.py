@@ -140,7 +140,7 @@ def run(options: Options, display: Display) -> Outcome:
         raise ValueError("--compare-torch trains both models from the start; it cannot be combined with --resume")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU on this machine")
-    task = load_task(options.data, config)
+    model_config, task = MLPConfig(options.sizes, options.activation), load_task(options.data, config)
     if (options.sizes[0], options.sizes[-1]) != (task.features, task.outputs):
         raise ValueError(
             f"--sizes must begin with {task.features} and end with {task.outputs} for this data; "
@@ -148,7 +148,7 @@ def run(options: Options, display: Display) -> Outcome:
         )
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
-    model = MLP(MLPConfig(options.sizes, options.activation)).to(device)
+    model = MLP(model_config).to(device)
     state = supervised.start(model, config)
     if options.resume:
         _restore(folder, state)

@@ -1,0 +1,32 @@
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture
+def plain_path(monkeypatch):
+    """CPU tensors take plain PyTorch, as they do outside the tests; one thread, which is enough for what is small."""
+    monkeypatch.setattr("primer_fast.backend.interpreting", False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def digits_folder(tmp_path):
+    """Four IDX files: 60 images of 6 x 6 pixels to train on and 30 to test, whose class is a bright row or column."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    for part, count in (("train", 60), ("t10k", 30)):
+        labels = rng.integers(0, 10, count, dtype=np.uint8)
+        images = rng.integers(0, 60, (count, 6, 6), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            (image if label < 5 else image.T)[label % 5] = 250
+        for kind, array in (("images", images), ("labels", labels)):
+            header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            (folder / f"{part}-{kind}-idx{array.ndim}-ubyte").write_bytes(header + array.tobytes())
+    return folder
