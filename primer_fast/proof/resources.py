@@ -61,11 +61,12 @@ class Resources:
 def read_resources(kernel, target: Target) -> Resources:
     """The resources of a ``triton.compiler.CompiledKernel``; one binary is read once per process."""
     text = kernel.asm["amdgcn"] if target.is_amd else kernel.asm["cubin"]
-    return _read(text, target, kernel.metadata.num_warps, kernel.metadata.shared)
+    tensor_columns = getattr(kernel.metadata, "tmem_size", 0) if target.name == "sm_100" else 0
+    return _read(text, target, kernel.metadata.num_warps, kernel.metadata.shared, tensor_columns)
 
 
 @functools.lru_cache(maxsize=1024)
-def _read(code: str | bytes, target: Target, warps: int, shared: int) -> Resources:
+def _read(code: str | bytes, target: Target, warps: int, shared: int, tensor_columns: int) -> Resources:
     if target.is_amd:
         field = lambda name: int(re.search(rf"\.{name}:\s*(\d+)", code)[1])  # noqa: E731
         registers = field("vgpr_count")  # accumulation registers included: on CDNA3 they share one file
@@ -81,7 +82,7 @@ def _read(code: str | bytes, target: Target, warps: int, shared: int) -> Resourc
     group = lambda word: {k[: -len(word) - 1]: n for k, n in sorted(counts.items()) if k.endswith(" " + word)}  # noqa: E731
     return Resources(
         registers, spill_bytes, counts["spill"], shared,
-        target.resident_programs(warps, registers, shared),
+        target.resident_programs(warps, registers, shared, tensor_columns),
         matrix, group("load"), group("store"), counts["ffma"], len(lines),
     )  # fmt: skip
 

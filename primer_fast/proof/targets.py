@@ -30,8 +30,11 @@ class Target:
     def is_amd(self) -> bool:
         return self.triton.backend == "hip"
 
-    def resident_programs(self, warps: int, registers: int, shared: int) -> int:
-        """How many programs of ``warps`` warps, ``registers`` per thread and ``shared`` bytes a processor holds."""
+    def resident_programs(self, warps: int, registers: int, shared: int, tensor_columns: int = 0) -> int:
+        """How many programs of ``warps`` warps, ``registers`` per thread and ``shared`` bytes a processor holds.
+
+        tensor_columns: of Blackwell's tensor memory, which has 512.
+        """
         per_thread = -(-max(registers, 1) // self.register_step) * self.register_step
         partitions = 4  # a warp lives in one of four parts, each with its share of warps and registers
         warps_per_part = min(
@@ -39,7 +42,8 @@ class Target:
             self.registers_per_processor // partitions // (per_thread * self.triton.warp_size),
         )
         by_memory = self.shared_per_processor // max(shared + self.shared_reserved, 1)
-        return min(warps_per_part * partitions // warps, by_memory, self.programs_per_processor)
+        by_tensor_memory = 512 // tensor_columns if tensor_columns else self.programs_per_processor
+        return min(warps_per_part * partitions // warps, by_memory, by_tensor_memory, self.programs_per_processor)
 
 
 def _cuda(name, gpu, arch, processors, shared_kib):

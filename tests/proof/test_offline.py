@@ -129,6 +129,11 @@ def test_occupancy(target, warps, registers, shared, programs):
     assert TARGETS[target].resident_programs(warps, registers, shared) == programs
 
 
+def test_tensor_memory_limits_occupancy():
+    assert TARGETS["sm_100"].resident_programs(4, 32, 0) == 16
+    assert TARGETS["sm_100"].resident_programs(4, 32, 0, tensor_columns=256) == 2
+
+
 # --- the table of the ops' own kernels
 
 
