@@ -64,7 +64,7 @@ def _active_chip(device: int) -> Chip:
     arch = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
     properties = driver.utils.get_device_properties(device)
     known = arch if arch in _RATES else "gfx942" if target.backend == "hip" else "sm_80"
-    name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else arch
+    name = properties.get("name") or torch.cuda.get_device_name(device)  # stand-in drivers know theirs
     return Chip(
         arch,
         "_".join(name.lower().split()),

@@ -203,6 +203,19 @@ def test_autocast_learns(plain_path, precision):
     assert rows[-1]["test/accuracy"] > 0.95 and state.scaler.is_enabled() == (precision == "float16")
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_takes_about_the_same_step(plain_path, precision):
+    """The gradient is clipped and applied as it is, not as the loss scaler enlarged it."""
+    results = {}
+    for p in ("float32", precision):
+        config = dataclasses.replace(SMALL, precision=p, optimizer="sgd", clip_norm=0.5, warmup_steps=0, steps=1)
+        state = new_state(config)
+        before = weights(state)
+        (row,) = supervised.train(state, *blobs(), config)
+        results[p] = row["train/grad_norm"], row["train/loss"], (weights(state) - before).norm().item()
+    np.testing.assert_allclose(results[precision], results["float32"], rtol=0.03)
+
+
 def test_a_gradient_that_overflows_float16_is_skipped(plain_path):
     config = dataclasses.replace(SMALL, precision="float16", steps=1)
     state = new_state(config)
@@ -236,10 +249,12 @@ RESUMED = {
 @pytest.mark.parametrize("name", RESUMED)
 def test_resumed_is_uninterrupted_bit_for_bit(plain_path, name, stop):
     config, data = RESUMED[name], blobs()
-    whole = new_state(config)
+    whole, first = new_state(config), new_state(config)
+    if config.precision == "float16":  # a scale that grows on the way
+        whole.scaler.set_growth_interval(3)
+        first.scaler.set_growth_interval(3)
     want = list(supervised.train(whole, *data, config, test=data))
 
-    first = new_state(config)
     rows = list(supervised.train(first, *data, config, test=data, should_stop=lambda: first.step >= stop))
     assert first.step == stop
     tensors, metadata = pack(first, dataclasses.asdict(config), epoch=stop / 5)
@@ -255,6 +270,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(plain_path, name, stop):
         return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
     assert same(rows) == same(want)
+    assert second.scaler.state_dict() == whole.scaler.state_dict()
     a, b = pack(whole, {}, 3.0)[0], pack(second, {}, 3.0)[0]
     assert a.keys() == b.keys()
     for key in a.keys() - {"rng.cpu", "rng.cuda"}:
