@@ -4,7 +4,11 @@ import sys
 
 import pytest
 
-SHOW = "import os, sys; from primer_fast.cli import threads; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+SHOW = """
+import os, sys
+from primer_fast.cli import threads
+print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
+"""
 
 
 @pytest.mark.parametrize(
