@@ -105,14 +105,13 @@ def test_two_runs_are_bitwise_equal(activation, device):
 
 
 def test_the_bias_gradient_sums_in_float32(device):
-    """1 + 1/256 + 1/256 ... in bfloat16 would stay 1."""
-    x = torch.zeros(4097, 8, device=device, dtype=torch.bfloat16)
-    w = torch.zeros(16, 8, device=device, dtype=torch.bfloat16)
-    b = torch.zeros(16, device=device, dtype=torch.bfloat16, requires_grad=True)
-    dy = torch.full((4097, 16), 2.0**-8, device=device, dtype=torch.bfloat16)
+    """In bfloat16 the sum would stay at 16, where a tile's 1/16 is less than half a unit."""
+    x = torch.zeros(8193, 16, device=device, dtype=torch.bfloat16)
+    dy = torch.full((8193, 16), 2.0**-8, device=device, dtype=torch.bfloat16)
     dy[0] = 1
-    (db,) = torch.autograd.grad(F.linear(x, w, b), b, dy)
-    assert torch.equal(db, torch.full_like(db, 17.0))
+    one_tile = MatmulSettings(16, 16, 16, 4, 2)
+    _, db = linear_bwd_weight(dy, None, x, None, torch.bfloat16, "highest", one_tile)
+    assert torch.equal(db, torch.full_like(db, 33.0))
 
 
 def test_what_the_forward_keeps(device):
