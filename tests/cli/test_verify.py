@@ -1,0 +1,58 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("tyro", reason="the command line needs primer-fast[cli]")
+pytest.importorskip("rich", reason="the command line needs primer-fast[cli]")
+
+from primer_fast import functional
+from primer_fast.cli import main
+
+
+def test_a_table_and_a_file(tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    arguments = ["verify", "linear", "--dtype", "float32", "bfloat16", "--case", "one", "primer_last"]
+    assert main([*arguments, "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    for word in ("linear", "primer_last", "bfloat16", "pointers", "descriptors", "PyTorch's error", "0 not"):
+        assert word in printed
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["case"] for row in rows} == {"one", "primer_last"} and all(row["passed"] for row in rows)
+
+
+def test_every_tensor(capsys):
+    assert main(["verify", "linear", "--dtype", "float32", "--case", "one", "--tensors"]) == 0
+    assert "weight alone" in capsys.readouterr().out
+
+
+def test_a_failure_is_named_and_exits_with_1(monkeypatch, capsys):
+    right = functional.linear
+    monkeypatch.setattr(functional, "linear", lambda *args, **options: 1.5 * right(*args, **options))
+    assert main(["verify", "linear", "--dtype", "float16", "--case", "one"]) == 1
+    assert "0 within budget, 8 not" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["conv9d"], "op must be one of linear"),
+        (["linear", "--dtype", "int8"], "dtype must be one of float32, float16, bfloat16; got int8"),
+        (["linear", "--case", "two"], "case must be one of"),
+        (["linear", "--json", "no/such/folder/rows.json"], "json must be a file in a folder that exists"),
+    ],
+)
+def test_wrong_calls_say_what_there_is(arguments, message, capsys):
+    assert main(["verify", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sets_the_interpreter_up_by_itself(tmp_path):
+    """As a user types it: the variable that makes Triton interpret is not set outside."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "primer_fast.cli", "verify", "linear", "--case", "one", "--dtype", "float32"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "14 results" in done.stdout

@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from primer_fast import functional
+from primer_fast.proof import verify
+from primer_fast.proof.numerics import budget, worst
+
+
+@pytest.fixture
+def wrong_linear(monkeypatch):
+    """linear whose output is off by one part in a hundred; its gradients too."""
+    right = functional.linear
+    monkeypatch.setattr(functional, "linear", lambda *args, **options: 1.01 * right(*args, **options))
+
+
+def one_case():
+    return verify.plan(["linear"], ["float32"], ["edges_aligned"])
+
+
+def test_a_right_kernel_passes_with_every_tensor_named():
+    rows = [row for unit in one_case() for row in verify.check(*unit)]
+    assert all(row.passed for row in rows)
+    assert {row.tensor for row in rows} == {
+        "output", "input", "weight", "bias", "input alone", "weight alone", "bias alone"
+    }  # fmt: skip
+
+
+def test_a_wrong_kernel_fails_in_every_tensor(wrong_linear):
+    rows = [row for unit in one_case() for row in verify.check(*unit)]
+    assert rows and not any(row.passed for row in rows)
+
+
+def test_a_result_of_another_dtype_fails(monkeypatch):
+    right = functional.linear
+    monkeypatch.setattr(functional, "linear", lambda *args, **options: right(*args, **options).double())
+    output = verify.check(*one_case()[0])[0]
+    assert output.tensor == "output" and output.error == float("inf") and not output.passed
+
+
+def test_the_plan_names_what_it_does_not_know():
+    for wrong, message in (
+        ({"names": ["linaer"]}, "op must be one of linear.*; got linaer"),
+        ({"dtypes": ["float64"]}, "dtype must be one of float32, float16, bfloat16; got float64"),
+        ({"case_names": ["nothing"]}, "case must be one of .*; got nothing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            verify.plan(**{"names": ["linear"], **wrong})
+
+
+def test_inputs_are_the_same_at_every_call():
+    case = one_case()[0].case
+    first, second = (verify.draw(case, torch.float32, "cpu") for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in case.shapes)
+
+
+def test_plain_command(tmp_path, capsys, wrong_linear):
+    path = tmp_path / "verify.json"
+    arguments = ["linear", "--dtype", "float32", "--case", "one", "--json", str(path)]
+    assert verify.main(arguments) == 1
+    assert "FAILED linear one float32" in capsys.readouterr().out
+    rows = json.loads(path.read_text())
+    assert len(rows) == 14 and not any(row["passed"] for row in rows)
+    with pytest.raises(SystemExit) as stop:
+        verify.main(["linaer"])
+    assert stop.value.code == 2
+
+
+def test_worst_error():
+    nan, inf = float("nan"), float("inf")
+    assert worst(np.array([1.0, 2.0]), np.array([1.0, 2.5])) == 0.5
+    assert worst(np.array([inf, nan]), np.array([inf, nan])) == 0
+    assert worst(np.array([nan]), np.array([0.0])) == inf, "NaN where there is none is no small error"
+    assert worst(np.array([inf]), np.array([-inf])) == inf
+    assert worst(np.zeros((0, 3)), np.zeros((0, 3))) == 0
+
+
+def test_budget_follows_pytorch_and_the_size_of_what_is_summed():
+    want = np.array([1.0, -2.0])
+    eps = torch.finfo(torch.bfloat16).eps
+    assert budget(torch.bfloat16, 0.0, want) == 2 * eps
+    assert budget(torch.bfloat16, 0.1, want) == pytest.approx(0.2 + 2 * eps)
+    assert budget(torch.float32, 0.0, np.zeros(1), magnitude=100.0) == pytest.approx(
+        200 * torch.finfo(torch.float32).eps
+    )
