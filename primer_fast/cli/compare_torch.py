@@ -53,13 +53,13 @@ class Comparison:
         """Both times and both results, in three lines."""
         rows, their_rows = zip(*self.pairs, strict=True)
         ours, theirs = seconds_per_epoch(rows), seconds_per_epoch(their_rows)
-        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+        ratio = statistics.median(other["train/seconds"] / row["train/seconds"] for row, other in self.pairs)
         key = "test/accuracy" if "test/accuracy" in rows[-1] else "train/accuracy"
         apart = max(abs(row["train/loss"] - other["train/loss"]) for row, other in self.pairs)
         return (
             f"seconds per epoch, median of {len(ours)}, trained in turns of {self.log_every} steps:\n"
             f"  primer_fast {statistics.median(ours):.4g}, torch.nn {statistics.median(theirs):.4g}: "
-            f"{ratio:.3f} times as fast (median of the ratios)\n"
+            f"{ratio:.3f} times as fast (median of {len(self.pairs)} turns)\n"
             f"  {key} {rows[-1][key]:.2%} and {their_rows[-1][key]:.2%}, train/loss at most {apart:.2g} apart"
         )
 
