@@ -53,13 +53,14 @@ class Comparison:
         """Both times and both results, in three lines."""
         rows, their_rows = zip(*self.pairs, strict=True)
         ours, theirs = seconds_per_epoch(rows), seconds_per_epoch(their_rows)
-        ratio = statistics.median(other["train/seconds"] / row["train/seconds"] for row, other in self.pairs)
+        ratios = [other["train/seconds"] / row["train/seconds"] for row, other in self.pairs]
+        low, ratio, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         key = "test/accuracy" if "test/accuracy" in rows[-1] else "train/accuracy"
         apart = max(abs(row["train/loss"] - other["train/loss"]) for row, other in self.pairs)
         return (
             f"seconds per epoch, median of {len(ours)}, trained in turns of {self.log_every} steps:\n"
             f"  primer_fast {statistics.median(ours):.4g}, torch.nn {statistics.median(theirs):.4g}: "
-            f"{ratio:.3f} times as fast (median of {len(self.pairs)} turns)\n"
+            f"{ratio:.3f} times as fast (median of {len(ratios)} turns; the middle half is {low:.2f} to {high:.2f})\n"
             f"  {key} {rows[-1][key]:.2%} and {their_rows[-1][key]:.2%}, train/loss at most {apart:.2g} apart"
         )
 
