@@ -3,6 +3,11 @@
 import os
 
 import pytest
+
+from primer_fast.cli import threads  # noqa: F401
+
+# isort: split
+
 import torch
 
 if not torch.cuda.is_available():
@@ -24,3 +29,16 @@ def poisoned_memory():
 def device():
     torch.manual_seed(0)
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def plain_path(monkeypatch):
+    """CPU tensors take plain PyTorch, as they do outside the tests; the interpreter would take minutes to train.
+
+    One thread: models this small gain nothing from more, and lose much where another process has the cores.
+    """
+    monkeypatch.setattr("primer_fast.backend.interpreting", False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -2,17 +2,6 @@ import struct
 
 import numpy as np
 import pytest
-import torch
-
-
-@pytest.fixture
-def plain_path(monkeypatch):
-    """CPU tensors take plain PyTorch, as they do outside the tests; one thread, which is enough for what is small."""
-    monkeypatch.setattr("primer_fast.backend.interpreting", False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -4,11 +4,7 @@ import torch
 
 from primer_fast.models.mlp import MLP, MLPConfig
 
-
-@pytest.fixture(autouse=True)
-def plain_path(monkeypatch):
-    """CPU tensors take plain PyTorch, as they do outside the tests: the kernels have their own."""
-    monkeypatch.setattr("primer_fast.backend.interpreting", False)
+pytestmark = pytest.mark.usefixtures("plain_path")
 
 
 def relu(z):
