@@ -1,7 +1,6 @@
 """``primer-fast kernels``: compile the kernels for GPUs that need not be here, and list what their code needs."""
 
 import json
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from primer_fast import __version__
 from primer_fast.cli.console import Display
+from primer_fast.cli.run_folder import write_text
 from primer_fast.proof.production import Row, Unit, compile_units, plan
 from primer_fast.proof.targets import TARGETS
 
@@ -68,7 +68,9 @@ def main(argv: list[str]) -> int:
     console.width = console.width if console.is_terminal else _WIDTH
     _show(rows, console)
     if options.json is not None:
-        _write(rows, options.json)
+        versions = {"primer_fast": __version__, "triton": triton.__version__, "torch": torch.__version__}
+        content = {**versions, "rows": [row.as_dict() for row in rows]}
+        write_text(options.json, json.dumps(content, indent=1) + "\n")
     return 1 if any(row.error for row in rows) else 0
 
 
@@ -138,14 +140,3 @@ def _counts(counts: dict[str, int]) -> str:
     for name in sorted(counts, key=[*_WORDS, *counts].index):
         words[_WORDS.get(name, name)] += counts[name]
     return " ".join(f"{word} {n}" for word, n in words.items())
-
-
-def _write(rows: list[Row], path: Path) -> None:
-    """As JSON, under a temporary name first: a reader never meets half a file."""
-    versions = {"primer_fast": __version__, "triton": triton.__version__, "torch": torch.__version__}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps({**versions, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
