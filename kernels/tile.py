@@ -46,6 +46,17 @@ def normal_cdf(z, PRECISE: tl.constexpr):
 
 
 @triton.jit
+def sigmoid_pair(w, PRECISE: tl.constexpr):
+    """sigmoid(w) and 1 - sigmoid(w); precise: the second by itself, not from a difference that cancels."""
+    s = tl.sigmoid(w)
+    if PRECISE:
+        rest = tl.sigmoid(-w)
+    else:
+        rest = 1.0 - s
+    return s, rest
+
+
+@triton.jit
 def activate(z, ACTIVATION: tl.constexpr, PRECISE: tl.constexpr):
     """float32 tile -> (activation(z), what the backward needs of it): see FROM_OUTPUT."""
     if ACTIVATION == "relu":
@@ -61,9 +72,9 @@ def activate(z, ACTIVATION: tl.constexpr, PRECISE: tl.constexpr):
         y = tanh(z)
         saved = y
     elif ACTIVATION == "silu":
-        s = tl.sigmoid(z)
+        s, rest = sigmoid_pair(z, PRECISE)
         y = z * s
-        saved = s + y * (1.0 - s)
+        saved = s + y * rest
     elif ACTIVATION == "gelu":
         cdf, density = normal_cdf(z, PRECISE)
         y = z * cdf
@@ -71,9 +82,9 @@ def activate(z, ACTIVATION: tl.constexpr, PRECISE: tl.constexpr):
     elif ACTIVATION == "gelu_tanh":
         square = z * z
         # 0.5 (1 + tanh u) = sigmoid(2u); the factor is 2 sqrt(2 / pi)
-        s = tl.sigmoid(1.5957691216057308 * z * (1.0 + 0.044715 * square))
+        s, rest = sigmoid_pair(1.5957691216057308 * z * (1.0 + 0.044715 * square), PRECISE)
         y = z * s
-        saved = s + y * (1.0 - s) * 1.5957691216057308 * (1.0 + 0.134145 * square)
+        saved = s + y * rest * 1.5957691216057308 * (1.0 + 0.134145 * square)
     else:
         tl.static_assert(ACTIVATION is None, "unknown activation")
         y = z

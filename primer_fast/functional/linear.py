@@ -76,7 +76,7 @@ def linear(
     one_axis = weight.dim() == 1
     if one_axis:
         weight, bias = weight[None], None if bias is None else bias.reshape(1)
-    x = input.reshape(-1, input.shape[-1]) if input.dim() != 2 else input
+    x = input.reshape(input.shape[:-1].numel(), input.shape[-1]) if input.dim() != 2 else input
     if bias is not None and bias.stride(0) != 1:
         bias = bias.contiguous()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
