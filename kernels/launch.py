@@ -234,3 +234,23 @@ def dot_precision(gpu: Chip, precision: str) -> str:
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
+
+
+class TileSettings(NamedTuple):
+    """How an array of rows and columns is cut up where each element is made on its own."""
+
+    BLOCK_ROWS: int
+    BLOCK_COLS: int
+    num_warps: int = 4
+
+
+@functools.lru_cache(maxsize=4096)
+def tile_settings(gpu: Chip, cols: int, itemsize: int) -> TileSettings:
+    """16 bytes a thread, in the widest tile that leaves at most a quarter of its columns idle."""
+    elements = TileSettings(1, 1).num_warps * (64 if gpu.is_amd else 32) * 16 // itemsize
+
+    def idle(width):
+        return 1 - cols / (cdiv(cols, width) * width)
+
+    width = min((256, 128, 64, 32, 16, 8), key=lambda width: max(idle(width), 0.25))  # of equals, the first
+    return TileSettings(elements // width, width)

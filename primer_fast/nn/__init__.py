@@ -8,3 +8,4 @@ from torch.nn import ModuleList as ModuleList
 from torch.nn import Sequential as Sequential
 
 from primer_fast.nn.linear import Linear as Linear
+from primer_fast.nn.pool import MaxPool2d as MaxPool2d

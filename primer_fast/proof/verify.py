@@ -68,6 +68,11 @@ def cases(op: str, native: bool) -> list[Case]:
     return [case for case in module.CASES if not case.production or small_enough(case)]
 
 
+def loads_by_descriptors(op: str) -> bool:
+    """Whether there are two ways to load operands; a reference says ``DESCRIPTORS = False`` where there is one."""
+    return getattr(importlib.import_module(f"primer_fast.reference.{op}"), "DESCRIPTORS", True)
+
+
 def device() -> str:
     """Where the kernels run: "cuda", or "cpu" in the interpreter.
 
@@ -155,14 +160,15 @@ def plan(names: Iterable[str] = (), dtypes: Iterable[str] = (), case_names: Iter
         unknown = [a for a in asked if a not in known_ones]
         if unknown:
             raise ValueError(f"verify: {what} must be one of {', '.join(known_ones)}; got {', '.join(unknown)}")
-    paths = PATHS if not native or launch.chip().has_descriptors else (None,)
+    both = not native or launch.chip().has_descriptors
+    paths = {op: PATHS if both and loads_by_descriptors(op) else (None,) for op in names}
     return [
         Unit(op, case, DTYPES[dtype], path)
         for op in names
         for case in there[op]
         if not case_names or case.name in case_names
         for dtype in dtypes
-        for path in paths
+        for path in paths[op]
     ]
 
 

@@ -1,0 +1,168 @@
+"""Differentiable max-pooling: checks here, math in kernels/max_pool2d.py."""
+
+import operator
+
+import torch
+import torch.nn.functional as torch_F
+from torch import Tensor
+
+from primer_fast.backend import runs_triton
+from primer_fast.kernels.max_pool2d import max_pool2d_bwd, max_pool2d_fwd, output_size
+
+Size = int | tuple[int, int]
+
+
+class _MaxPool2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, window, size, return_indices):  # x (N, C, H, W)
+        y, kept, indices = max_pool2d_fwd(x, *window, size, True, return_indices)
+        ctx.save_for_backward(kept)
+        ctx.window, ctx.size = window, x.shape[2:]
+        if return_indices:
+            ctx.mark_non_differentiable(indices)
+        return y, indices
+
+    @staticmethod
+    def backward(ctx, dy, _):  # dy (N, C, OH, OW)
+        return _Gradient.apply(dy, *ctx.saved_tensors, ctx.window, ctx.size), None, None, None
+
+
+class _Gradient(torch.autograd.Function):
+    """dy -> dx, which is linear: its own gradient takes to each output what arrives at the pixel that won."""
+
+    @staticmethod
+    def forward(ctx, dy, kept, window, size):
+        ctx.save_for_backward(kept)
+        ctx.window = window
+        return max_pool2d_bwd(dy, kept, *window, size)
+
+    @staticmethod
+    def backward(ctx, ddx):  # ddx (N, C, H, W)
+        (kept,) = ctx.saved_tensors
+        h, w = _winners(kept, *ctx.window)
+        H, W = ddx.shape[2:]
+        there = (h < H) & (w < W)  # not so where dilation leads past the image
+        indices = torch.where(there, h * W + w, 0)
+        ddy = ddx.flatten(2).gather(2, indices.flatten(2)).view(kept.shape)
+        return torch.where(there, ddy, 0), None, None, None
+
+
+def _winners(kept, kernel, stride, padding, dilation):
+    """Positions in the windows (N, C, OH, OW) -> image lines and columns of the winners, int64."""
+    kept = kept.long()
+    corners = (
+        torch.arange(n, device=kept.device) * s - p for n, s, p in zip(kept.shape[2:], stride, padding, strict=True)
+    )
+    top, left = next(corners)[:, None], next(corners)
+    return top + kept // kernel[1] * dilation[0], left + kept % kernel[1] * dilation[1]
+
+
+def max_pool2d(
+    input: Tensor,  # (N, C, H, W) or (C, H, W)
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # (N, C, OH, OW) or (C, OH, OW)
+    """Largest element of each window, in one pass; the backward gathers, without atomics or int64 indices.
+
+    float32, float16 and bfloat16 on a GPU run in Triton, with any strides, in the input's memory format; other devices
+    and dtypes take PyTorch's operator. Values, indices and which element wins (the last NaN, else the first of equals)
+    are PyTorch's, bit for bit. A gradient is summed in float32; two runs are bitwise equal. Until the backward one byte
+    per output is kept, and the input is not.
+
+    Args:
+        kernel_size, stride, padding, dilation: of both axes, or (of lines, of columns); stride None: the kernel's.
+        ceil_mode: a last window that does not fit is taken too, if it starts in the image.
+        return_indices: return also the index h * W + w of each winner, int64.
+
+    Raises:
+        ValueError: the input is not (N, C, H, W) or (C, H, W), only N may be 0; kernel, stride or dilation below 1;
+            padding negative or over half the kernel; no window fits.
+        TypeError: an argument has the wrong type, or elements of ``input`` have no order.
+
+    Source: torch.nn.functional.max_pool2d.
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"max_pool2d: input must be a tensor; got {type(input).__name__}")
+    kernel = _pair("kernel_size", kernel_size)
+    same = stride is None or (isinstance(stride, tuple | list) and len(stride) == 0)
+    window = kernel, kernel if same else _pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation)
+    size = _check(input, *window, ceil_mode)
+    if not runs_triton(input):
+        return _plain(input, *window, ceil_mode, return_indices)
+
+    x = input if input.dim() == 4 else input[None]
+    if torch.is_grad_enabled() and x.requires_grad:
+        y, indices = _MaxPool2d.apply(x, window, size, return_indices)
+    else:
+        y, _, indices = max_pool2d_fwd(x, *window, size, False, return_indices)
+    if input.dim() == 3:
+        y, indices = y[0], indices[0] if return_indices else None
+    return (y, indices) if return_indices else y
+
+
+def max_pool2d_plain(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The same through torch's own operator."""
+    return _plain(input, kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode, return_indices)
+
+
+def _plain(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
+    if return_indices:
+        return torch_F.max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
+    return torch.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def _pair(name, value):
+    if type(value) is int:
+        return value, value
+    try:
+        values = tuple(value) if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(v, bool) for v in values):
+            raise TypeError
+        values = tuple(operator.index(v) for v in values)
+    except TypeError:
+        raise TypeError(f"max_pool2d: {name} must be an integer or a pair of them; got {value!r}") from None
+    if len(values) not in (1, 2):
+        raise ValueError(f"max_pool2d: {name} must be an integer or a pair of them; got {value!r}")
+    return values * 2 if len(values) == 1 else values
+
+
+def _check(input, kernel, stride, padding, dilation, ceil_mode):
+    """-> (OH, OW)"""
+    if input.dim() not in (3, 4) or 0 in input.shape[-3:]:
+        raise ValueError(
+            "max_pool2d: input must have shape (N, C, H, W) or (C, H, W), where only N may be 0; "
+            f"got {tuple(input.shape)}"
+        )
+    if not input.is_floating_point() and (input.is_complex() or input.dtype is torch.bool):
+        raise TypeError(f"max_pool2d: input must hold real numbers; got {input.dtype}")
+    for name, (height, width) in (("kernel_size", kernel), ("stride", stride), ("dilation", dilation)):
+        if height < 1 or width < 1:
+            raise ValueError(f"max_pool2d: {name} must be at least 1; got {(height, width)}")
+    if not (0 <= padding[0] <= kernel[0] // 2 and 0 <= padding[1] <= kernel[1] // 2):
+        raise ValueError(
+            f"max_pool2d: padding must be between 0 and half of kernel_size; got padding {padding} and "
+            f"kernel_size {kernel}"
+        )
+    H, W = input.shape[-2:]
+    size = (
+        output_size(H, kernel[0], stride[0], padding[0], dilation[0], ceil_mode),
+        output_size(W, kernel[1], stride[1], padding[1], dilation[1], ceil_mode),
+    )
+    if size[0] < 1 or size[1] < 1:
+        raise ValueError(
+            f"max_pool2d: at least one window must fit in the image; got output size {size} for image {(H, W)}, "
+            f"kernel_size {kernel}, padding {padding} and dilation {dilation}"
+        )
+    return size
