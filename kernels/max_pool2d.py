@@ -6,13 +6,14 @@
 Legend: N images, C channels, H x W input pixels, OH x OW output pixels; kernel K, stride S, padding P, dilation D.
 Of equal values the first in the window wins, of several NaN the last, as in PyTorch. Values are copied, never rounded.
 
-A program owns a tile (rows, columns) of the tensor it writes: pixels x channels where channels are adjacent in memory,
-image lines x their pixels elsewhere. The tensor that is read may have any strides.
+A tile is (rows, columns): pixels x channels where channels are adjacent in memory, image lines x their pixels
+elsewhere. What a kernel reads may have any strides. For the backward the forward keeps which element of its window won,
+in one byte for windows of up to 256 elements.
 
-For the backward the forward keeps which element of its window won, in one byte for windows of up to 256 elements. Line
-h is in the windows p with h + PH = p SH + i DH for an i < KH. With g = gcd(SH, DH) those i are SH/g apart, so there are
-at most ceil(KH g / SH) of them: the backward finds the first by arithmetic and looks at no other window. No atomics,
-two runs are bitwise equal; sums in float32, in the order of the windows, rounded once.
+The backward's pixels come in cells of SH x SW. Line a SH + r - PH, with r < SH, is element i of window
+a + (r - i DH) / SH wherever that is an integer, which does not depend on a: the pixels at one place of all cells meet
+the same elements of windows, and no pixel looks at a window that does not hold it. No atomics, two runs are bitwise
+equal; sums in float32, in the order of the windows, rounded once.
 
 Comparisons: KH KW per output. Traffic: the forward reads x and writes y and, before a backward, the positions; the
 backward reads dy and the positions and writes dx. Windows that overlap meet in the caches.
@@ -26,32 +27,38 @@ import triton.language as tl
 
 from .launch import TileSettings, cdiv, chip, on_device_of, tile_settings
 
-_UNROLL = 16  # windows of up to so many elements are unrolled
+_UNROLL = 16  # windows, and cells, of up to so many elements are unrolled
 
 
 @triton.jit
-def _digits(whole, part, base):
-    """The number whole + part in ``base``: its last digit, and the rest, again as a scalar int64 and a small tile."""
-    low = (whole % base).to(tl.int32) + part
-    return whole // base, low // base, low % base
-
-
-@triton.jit
-def _elements(rows, cols, C, H, W, CHANNELS_LAST: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """This program's tile of a dense (N, C, H, W) -> n, c, h, w, each a row or a column of the tile; offset, inside."""
+def _tile(
+    pid, rows, cols, C, H, W,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """Tile ``pid`` of a grid (N, C, H, W) -> n, c, h, w, each a row or a column of the tile; which are in the grid."""
+    INDEX: tl.constexpr = tl.int64 if LARGE else tl.int32
     tiles = tl.cdiv(cols, BLOCK_COLS)
-    first = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_ROWS
-    part = tl.arange(0, BLOCK_ROWS)[:, None]
-    row, col = first + part, tl.program_id(0) % tiles * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
+    row = (pid // tiles).to(INDEX) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    col = (pid % tiles * BLOCK_COLS).to(INDEX) + tl.arange(0, BLOCK_COLS)[None, :]
+    inside = (row < rows) & (col < cols)
+    row = tl.minimum(row, rows - 1)  # no offset outside overflows
     if CHANNELS_LAST:
-        c = col
-        first, part, w = _digits(first, part, W)
-        first, part, h = _digits(first, part, H)
+        line = row // W
+        n, c, h, w = line // H, col, line % H, row % W
     else:
-        w = col
-        first, part, h = _digits(first, part, H)
-        first, part, c = _digits(first, part, C)
-    return first + part, c, h, w, row * cols + col, (row < rows) & (col < cols)
+        plane = row // H
+        n, c, h, w = plane // C, plane % C, row % H, col
+    return n, c, h, w, inside
+
+
+@triton.jit
+def _offset(n, c, h, w, C, H, W, CHANNELS_LAST: tl.constexpr):
+    """Where an element of a dense (N, C, H, W) lies."""
+    if CHANNELS_LAST:
+        offset = ((n * H + h) * W + w) * C + c
+    else:
+        offset = ((n * C + c) * H + h) * W + w
+    return offset
 
 
 @triton.jit
@@ -62,33 +69,41 @@ def _forward_kernel(
     C, H, W, OH, OW, rows, cols,  # rows * cols = N * C * OH * OW
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    WHOLE: tl.constexpr,  # no window reaches past the image
-    CHANNELS_LAST: tl.constexpr, UNROLL_H: tl.constexpr, UNROLL_W: tl.constexpr,
+    PAST_H: tl.constexpr, PAST_W: tl.constexpr,  # whether a window reaches past the last line, column
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, UNROLL_H: tl.constexpr, UNROLL_W: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of outputs."""
-    n, c, oh, ow, offsets, inside = _elements(rows, cols, C, OH, OW, CHANNELS_LAST, BLOCK_ROWS, BLOCK_COLS)
-    top, left = oh * SH - PH, ow * SW - PW
-    x_ptr += n * stride_n + top.to(tl.int64) * stride_h + (c.to(tl.int64) * stride_c + left.to(tl.int64) * stride_w)
+    n, c, p, q, inside = _tile(tl.program_id(0), rows, cols, C, OH, OW, CHANNELS_LAST, LARGE, BLOCK_ROWS, BLOCK_COLS)
+    offsets = _offset(n, c, p, q, C, OH, OW, CHANNELS_LAST)
+    top, left = p * SH - PH, q * SW - PW
+    x_ptr += n * stride_n + top * stride_h + (c * stride_c + left * stride_w)
 
-    best = tl.full((BLOCK_ROWS, BLOCK_COLS), float("-inf"), dtype=x_ptr.dtype.element_ty)
+    best = tl.full((BLOCK_ROWS, BLOCK_COLS), float("-inf"), dtype=tl.float32)
     # Where nothing exceeds -inf, the first element that is not padding wins
     skip_h, skip_w = tl.maximum(DH - 1 - top, 0) // DH, tl.maximum(DW - 1 - left, 0) // DW
-    kept = tl.zeros((BLOCK_ROWS, BLOCK_COLS), dtype=tl.int32) + (skip_h * KW + skip_w)
+    kept = tl.zeros((BLOCK_ROWS, BLOCK_COLS), dtype=tl.int32) + (skip_h * KW + skip_w).to(tl.int32)
     for i in tl.range(KH, loop_unroll_factor=UNROLL_H):
         h = top + i * DH
-        down = tl.cast(i * DH, tl.int64) * stride_h
+        line_there = inside
+        if PH > 0:
+            line_there = line_there & (h >= 0)
+        if PAST_H:
+            line_there = line_there & (h < H)
+        line_ptr = x_ptr + tl.cast(i * DH, tl.int64) * stride_h
         for j in tl.range(KW, loop_unroll_factor=UNROLL_W):
             w = left + j * DW
-            there = inside
-            if not WHOLE:
-                there = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-            x = tl.load(x_ptr + (down + tl.cast(j * DW, tl.int64) * stride_w), mask=there, other=float("-inf"))
+            there = line_there
+            if PW > 0:
+                there = there & (w >= 0)
+            if PAST_W:
+                there = there & (w < W)
+            x = tl.load(line_ptr + tl.cast(j * DW, tl.int64) * stride_w, mask=there, other=float("-inf")).to(tl.float32)
             wins = (x > best) | (x != x)  # not maximum: it drops NaN, and says nothing of the position
             best = tl.where(wins, x, best)
             kept = tl.where(wins, i * KW + j, kept)
 
-    tl.store(y_ptr + offsets, best, mask=inside)
+    tl.store(y_ptr + offsets, best.to(y_ptr.dtype.element_ty), mask=inside)  # exact
     if kept_ptr is not None:
         tl.store(kept_ptr + offsets, kept.to(kept_ptr.dtype.element_ty), mask=inside)
     if indices_ptr is not None:
@@ -97,16 +112,23 @@ def _forward_kernel(
 
 
 @triton.jit
-def _first_window(
-    at, K: tl.constexpr, S: tl.constexpr, D: tl.constexpr,
-    SHARED: tl.constexpr, STEP: tl.constexpr, INVERSE: tl.constexpr,
+def _window(
+    kept_ptr, dy_ptr, a, b, up, before, inside,  # pointers and numbers of the windows (a, b)
+    stride_h, stride_w, C, OH, OW, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Smallest i >= 0 for which at = p S + i D with an integer p, and that p; i = K where there is none.
+    """Winners and gradients of the windows (a - up, b - before); 0 where there is none."""
+    there = inside & (a >= up) & (a < OH + up) & (b >= before) & (b < OW + before)
+    back = tl.cast(up, tl.int64) * OW + before
+    kept = tl.load(kept_ptr - (back * C if CHANNELS_LAST else back), mask=there, other=0)
+    dy_ptr -= tl.cast(up, tl.int64) * stride_h + tl.cast(before, tl.int64) * stride_w
+    return kept, tl.load(dy_ptr, mask=there, other=0.0).to(tl.float32)
 
-    SHARED = gcd(S, D), STEP = S / SHARED, INVERSE that of D / SHARED modulo STEP.
-    """
-    i = at // SHARED % STEP * INVERSE % STEP
-    return tl.where(at % SHARED == 0, i, K), (at - i * D) // S
+
+@triton.jit
+def _store(dx_ptr, dx, n, c, h, w, inside, C, H, W, CHANNELS_LAST: tl.constexpr):
+    """Pixels of cells, where they are in the image."""
+    there = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    tl.store(dx_ptr + _offset(n, c, h, w, C, H, W, CHANNELS_LAST), dx.to(dx_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -114,36 +136,60 @@ def _backward_kernel(
     dx_ptr,  # dense (N, C, H, W)
     dy_ptr, kept_ptr,  # (N, C, OH, OW); kept is dense in the layout of dx
     stride_n, stride_c, stride_h, stride_w,  # of dy, in elements
-    C, H, W, OH, OW, rows, cols,  # rows * cols = N * C * H * W
+    C, H, W, OH, OW, cells_h, cells_w, rows, cols,  # rows * cols = N * C * cells_h * cells_w
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    SHARED_H: tl.constexpr, STEP_H: tl.constexpr, INVERSE_H: tl.constexpr, WINDOWS_H: tl.constexpr,
-    SHARED_W: tl.constexpr, STEP_W: tl.constexpr, INVERSE_W: tl.constexpr, WINDOWS_W: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, UNROLL_H: tl.constexpr, UNROLL_W: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
+    UNROLLED: tl.constexpr,  # a program has all pixels of its cells, else one of each
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of inputs, each the sum over the windows that it won."""
-    n, c, h, w, offsets, inside = _elements(rows, cols, C, H, W, CHANNELS_LAST, BLOCK_ROWS, BLOCK_COLS)
-    first_i, first_p = _first_window(h + PH, KH, SH, DH, SHARED_H, STEP_H, INVERSE_H)
-    first_j, first_q = _first_window(w + PW, KW, SW, DW, SHARED_W, STEP_W, INVERSE_W)
-    dy_ptr += n * stride_n + c.to(tl.int64) * stride_c
-    kept_ptr += n * C * OH * OW + (c if CHANNELS_LAST else c.to(tl.int64) * OH * OW)
+    """One program: a tile of cells; each of its pixels is the sum over the windows that it won."""
+    PIXELS: tl.constexpr = SH * SW
+    SPREAD_H: tl.constexpr = (KH - 1) * DH // SH  # a pixel of cell a is in windows a - SPREAD_H to a
+    SPREAD_W: tl.constexpr = (KW - 1) * DW // SW
+    pid = tl.program_id(0)
+    n, c, a, b, inside = _tile(
+        pid if UNROLLED else pid // PIXELS,
+        rows, cols, C, cells_h, cells_w, CHANNELS_LAST, LARGE, BLOCK_ROWS, BLOCK_COLS,
+    )  # fmt: skip
+    dy_ptr += n * stride_n + a * stride_h + (c * stride_c + b * stride_w)
+    kept_ptr += _offset(n, c, a, b, C, OH, OW, CHANNELS_LAST)
 
-    dx = tl.zeros((BLOCK_ROWS, BLOCK_COLS), dtype=tl.float32)
-    for back_h in tl.range(WINDOWS_H, loop_unroll_factor=UNROLL_H):
-        earlier_h = WINDOWS_H - 1 - back_h  # the window that comes first in memory is added first
-        i, p = first_i + earlier_h * STEP_H, first_p - earlier_h * (DH // SHARED_H)
-        holds_h = (i < KH) & (p >= 0) & (p < OH)
-        for back_w in tl.range(WINDOWS_W, loop_unroll_factor=UNROLL_W):
-            earlier_w = WINDOWS_W - 1 - back_w
-            j, q = first_j + earlier_w * STEP_W, first_q - earlier_w * (DW // SHARED_W)
-            there = inside & holds_h & (j < KW) & (q >= 0) & (q < OW)
-            window = p.to(tl.int64) * OW + q
-            kept = tl.load(kept_ptr + (window * C if CHANNELS_LAST else window), mask=there, other=0)
-            at = p.to(tl.int64) * stride_h + q.to(tl.int64) * stride_w
-            dy = tl.load(dy_ptr + at, mask=there, other=0.0)
-            dx += tl.where(kept == i * KW + j, dy.to(tl.float32), 0.0)  # not a product: 0 * inf is NaN
-    tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+    if UNROLLED:
+        dx = ()
+        for _ in tl.static_range(PIXELS):
+            dx = dx + (tl.zeros((BLOCK_ROWS, BLOCK_COLS), dtype=tl.float32),)
+        for up in tl.static_range(SPREAD_H, -1, -1):
+            for before in tl.static_range(SPREAD_W, -1, -1):
+                kept, dy = _window(
+                    kept_ptr, dy_ptr, a, b, up, before, inside, stride_h, stride_w, C, OH, OW, CHANNELS_LAST
+                )
+                for pixel in tl.static_range(PIXELS):
+                    at_h, at_w = pixel // SW + up * SH, pixel % SW + before * SW  # from the window's first element
+                    if at_h % DH == 0 and at_h // DH < KH and at_w % DW == 0 and at_w // DW < KW:
+                        won = kept == at_h // DH * KW + at_w // DW
+                        dx = dx[:pixel] + (dx[pixel] + tl.where(won, dy, 0.0),) + dx[pixel + 1 :]
+        for pixel in tl.static_range(PIXELS):
+            _store(
+                dx_ptr, dx[pixel], n, c, a * SH + (pixel // SW - PH), b * SW + (pixel % SW - PW), inside,
+                C, H, W, CHANNELS_LAST,
+            )  # fmt: skip
+    else:
+        pixel = pid % PIXELS
+        dx = tl.zeros((BLOCK_ROWS, BLOCK_COLS), dtype=tl.float32)
+        for up in range(SPREAD_H, -1, -1):
+            at_h = pixel // SW + up * SH
+            if (at_h % DH == 0) & (at_h // DH < KH):
+                for before in range(SPREAD_W, -1, -1):
+                    at_w = pixel % SW + before * SW
+                    if (at_w % DW == 0) & (at_w // DW < KW):
+                        kept, dy = _window(
+                            kept_ptr, dy_ptr, a, b, up, before, inside, stride_h, stride_w, C, OH, OW, CHANNELS_LAST
+                        )
+                        dx += tl.where(kept == at_h // DH * KW + at_w // DW, dy, 0.0)
+        _store(
+            dx_ptr, dx, n, c, a * SH + (pixel // SW - PH), b * SW + (pixel % SW - PW), inside, C, H, W, CHANNELS_LAST
+        )
 
 
 def is_channels_last(x) -> bool:
@@ -171,17 +217,16 @@ def _empty(x, height, width, dtype, channels_last):
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
 
 
-def _grid(t, channels_last, settings):
-    """Dense (N, C, H, W) -> rows and columns as a program sees them, settings, grid."""
-    cols = t.shape[1] if channels_last else t.shape[3]
-    rows = t.numel() // cols
-    s = settings or tile_settings(chip(), cols, t.element_size())
-    return rows, cols, s, (cdiv(rows, s.BLOCK_ROWS) * cdiv(cols, s.BLOCK_COLS),)
+def _grid(N, C, H, W, itemsize, channels_last, settings):
+    """A grid (N, C, H, W), however it lies -> its rows and columns, settings, programs."""
+    rows, cols = (N * H * W, C) if channels_last else (N * C * H, W)
+    s = settings or tile_settings(chip(), cols, itemsize)
+    return rows, cols, s, cdiv(rows, s.BLOCK_ROWS) * cdiv(cols, s.BLOCK_COLS)
 
 
-def _unroll(height, width):
-    """How often the loops over a window's lines and its columns are unrolled."""
-    return (height if height * width <= _UNROLL else 1), (width if width <= _UNROLL else 1)
+def _large(numel, t):
+    """Whether offsets need 64 bits: more elements than ``numel`` and a tile beside it, or ``t`` spans as many."""
+    return max(numel, sum(n * stride for n, stride in zip(t.shape, t.stride(), strict=True))) > 2**30
 
 
 def max_pool2d_fwd(x, kernel, stride, padding, dilation, size, keep, indices, settings: TileSettings | None = None):
@@ -198,15 +243,16 @@ def max_pool2d_fwd(x, kernel, stride, padding, dilation, size, keep, indices, se
     found = _empty(x, *size, torch.int64, channels_last) if indices else None
     if y.numel() == 0:
         return y, kept, found
-    whole = all(
-        p == 0 and (o - 1) * s + (k - 1) * d < n
+    past = (
+        (o - 1) * s - p + (k - 1) * d >= n
         for n, o, k, s, p, d in zip(x.shape[2:], size, kernel, stride, padding, dilation, strict=True)
     )
-    rows, cols, s, grid = _grid(y, channels_last, settings)
+    unroll_h, unroll_w = kernel[0] if elements <= _UNROLL else 1, kernel[1] if kernel[1] <= _UNROLL else 1
+    rows, cols, s, programs = _grid(*y.shape, y.element_size(), channels_last, settings)
     with on_device_of(x):
-        _forward_kernel[grid](
+        _forward_kernel[(programs,)](
             y, kept, found, x, *x.stride(), *x.shape[1:], *size, rows, cols,
-            *kernel, *stride, *padding, *dilation, whole, channels_last, *_unroll(*kernel),
+            *kernel, *stride, *padding, *dilation, *past, channels_last, _large(y.numel(), x), unroll_h, unroll_w,
             s.BLOCK_ROWS, s.BLOCK_COLS, num_warps=s.num_warps,
         )  # fmt: skip
     return y, kept, found
@@ -218,17 +264,14 @@ def max_pool2d_bwd(dy, kept, kernel, stride, padding, dilation, size, settings: 
     dx = _empty(dy, *size, dy.dtype, channels_last)
     if dx.numel() == 0:
         return dx
-    search, windows = [], []
-    for k, s, d in zip(kernel, stride, dilation, strict=True):
-        shared = math.gcd(s, d)
-        step = s // shared
-        windows.append(cdiv(k, step))
-        search += [shared, step, pow(d // shared, -1, step), windows[-1]]
-    rows, cols, s, grid = _grid(dx, channels_last, settings)
+    cells = [cdiv(n + p, s) for n, p, s in zip(size, padding, stride, strict=True)]
+    pixels = math.prod(stride)
+    unrolled = math.prod(kernel) <= _UNROLL and pixels <= _UNROLL
+    rows, cols, s, programs = _grid(*dy.shape[:2], *cells, dy.element_size(), channels_last, settings)
     with on_device_of(dy):
-        _backward_kernel[grid](
-            dx, dy, kept, *dy.stride(), *dx.shape[1:], *dy.shape[2:], rows, cols,
-            *kernel, *stride, *padding, *dilation, *search, channels_last, *_unroll(*windows),
+        _backward_kernel[(programs if unrolled else programs * pixels,)](
+            dx, dy, kept, *dy.stride(), *dx.shape[1:], *dy.shape[2:], *cells, rows, cols,
+            *kernel, *stride, *padding, *dilation, channels_last, _large(dx.numel(), dy), unrolled,
             s.BLOCK_ROWS, s.BLOCK_COLS, num_warps=s.num_warps,
         )  # fmt: skip
     return dx

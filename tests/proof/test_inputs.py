@@ -7,6 +7,7 @@ import torch
 from primer_fast.proof.inputs import LAYOUTS, allocate, place
 
 SHAPE = (6, 4, 8)
+SHAPES = [SHAPE, (3, 1), (0, 5), (5, 0)]
 
 
 @pytest.mark.parametrize("where", ["cpu", "meta"])
@@ -26,8 +27,20 @@ def test_strides_and_alignment(layout, strides, where):
     assert t.data_ptr() % 16 == (2 if layout == "offset" else 0)
 
 
-@pytest.mark.parametrize("layout", [None, *LAYOUTS])
-@pytest.mark.parametrize("shape", [SHAPE, (3, 1), (0, 5), (5, 0)], ids=str)
+def test_channels_last():
+    t = allocate((2, 3, 4, 5), "channels_last", torch.bfloat16, "cpu")
+    assert t.shape == (2, 3, 4, 5) and t.stride() == (60, 1, 15, 3)
+    assert t.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        *((layout, shape) for layout in (None, *LAYOUTS) if layout != "channels_last" for shape in SHAPES),
+        *(("channels_last", shape) for shape in ((2, 3, 4, 5), (0, 3, 4, 5), (2, 1, 4, 4))),
+    ],
+    ids=str,
+)
 def test_values(layout, shape):
     array = np.random.default_rng(0).normal(size=shape)
     t = place(array, layout, torch.float16, "cpu")
@@ -40,7 +53,9 @@ def test_a_number():
     assert place(np.array(1.5), None, torch.float32, "cpu").item() == 1.5
 
 
-@pytest.mark.parametrize(("layout", "shape"), [("diagonal", SHAPE), ("transposed", (4,)), ("offset", ())])
+@pytest.mark.parametrize(
+    ("layout", "shape"), [("diagonal", SHAPE), ("transposed", (4,)), ("offset", ()), ("channels_last", SHAPE)]
+)
 def test_refuses_what_cannot_be(layout, shape):
     with pytest.raises(ValueError, match="layout must be one of transposed, strided"):
         allocate(shape, layout, torch.float32, "cpu")

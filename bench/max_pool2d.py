@@ -1,0 +1,48 @@
+"""max_pool2d: a byte per output and a gather against PyTorch's int64 indices and scatter."""
+
+import torch
+
+from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, OURS, Op, Target
+from primer_fast.functional.max_pool2d import max_pool2d, max_pool2d_plain
+from primer_fast.proof.inputs import allocate
+from primer_fast.reference.case import Case
+from primer_fast.reference.max_pool2d import CASES, bytes_moved, flops
+
+
+def arrays(case, dtype, device, generator):
+    """Normal images in the layout of the case."""
+    (shape,) = case.shapes.values()
+    values = torch.randn(shape, generator=generator, device=device)
+    return {"input": allocate(shape, case.layouts.get("input"), dtype, device).copy_(values)}
+
+
+def _case(name, why, shape, **options):
+    return Case(name, why, {"input": shape}, options)
+
+
+CPU_CASES = (
+    _case("digits", "a digit CNN's first pool", (128, 8, 28, 28), kernel_size=2),
+    _case("stem", "ResNet's pool, one image", (1, 64, 112, 112), kernel_size=3, stride=2, padding=1),
+    _case("primer", "one small image: nothing but call overhead", (1, 1, 4, 4), kernel_size=2),
+)
+
+
+def _fills_the_chip(case):
+    return bytes_moved(case, 2)["forward"] > 2**25
+
+
+OP = Op(
+    name="max_pool2d",
+    providers={OURS: max_pool2d, EAGER: max_pool2d_plain},
+    gpu_cases=[case for case in CASES if case.production],
+    cpu_cases=CPU_CASES,
+    flops=flops,
+    bytes_moved=bytes_moved,
+    arrays=arrays,
+    targets=(
+        Target("share", at_least=0.85, where=_fills_the_chip),
+        Target(f"versus {EAGER}", at_least=1, passes=[FORWARD]),
+        Target(f"versus {EAGER}", at_least=2, passes=[FORWARD_BACKWARD], where=_fills_the_chip),
+        Target("host_us", at_most=25, passes=[FORWARD]),
+    ),
+)
