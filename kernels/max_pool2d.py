@@ -212,6 +212,11 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
     return count - 1 if ceil_mode and (count - 1) * stride >= size + padding else count
 
 
+def position_dtype(elements: int) -> torch.dtype:
+    """The smallest dtype that numbers the elements of a window."""
+    return torch.uint8 if elements <= 2**8 else torch.int16 if elements <= 2**15 else torch.int32
+
+
 def _empty(x, height, width, dtype, channels_last):
     shape, layout = (*x.shape[:2], height, width), torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
@@ -238,8 +243,7 @@ def max_pool2d_fwd(x, kernel, stride, padding, dilation, size, keep, indices, se
     channels_last = is_channels_last(x)
     y = _empty(x, *size, x.dtype, channels_last)
     elements = math.prod(kernel)
-    smallest = torch.uint8 if elements <= 2**8 else torch.int16 if elements <= 2**15 else torch.int32
-    kept = _empty(x, *size, smallest, channels_last) if keep else None
+    kept = _empty(x, *size, position_dtype(elements), channels_last) if keep else None
     found = _empty(x, *size, torch.int64, channels_last) if indices else None
     if y.numel() == 0:
         return y, kept, found

@@ -18,7 +18,10 @@ from primer_fast.proof.targets import TARGETS
 ROOT = Path(__file__).parents[2]
 CUDA = ("sm_80", "sm_90", "sm_100")
 SPILLED = 16  # bytes per thread accepted on sm_90: ptxas parks a few addresses around a loop; a tile would be hundreds
-UNALIGNED = ("odd",)  # cases whose rows do not start on 16-byte boundaries
+UNALIGNED = (  # cases that cannot move 16 bytes at a time
+    "odd",  # rows do not start on 16-byte boundaries
+    "stem_contiguous", "mnist",  # the neighbours in memory of a window's element belong to other windows
+)  # fmt: skip
 
 
 def run_python(*arguments, **environment):
@@ -142,7 +145,18 @@ def table(tmp_path_factory):
     """Rows of `primer-fast kernels`: every production case in bfloat16 on sm_90, a few elsewhere."""
     for package in ("tyro", "rich"):
         pytest.importorskip(package, reason="`primer-fast kernels` needs primer-fast[cli]")
-    everywhere = ["--case", "square_4096", "decode", "--dtype", "float16", "float32", "--target", *TARGETS]
+    everywhere = [
+        "--case",
+        "square_4096",
+        "decode",
+        "stem",
+        "mnist",
+        "--dtype",
+        "float16",
+        "float32",
+        "--target",
+        *TARGETS,
+    ]
     rows = []
     for i, choice in enumerate((["--dtype", "bfloat16"], everywhere)):
         path = tmp_path_factory.mktemp("kernels") / f"{i}.json"
