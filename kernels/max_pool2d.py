@@ -27,7 +27,7 @@ import triton.language as tl
 
 from .launch import TileSettings, cdiv, chip, on_device_of, tile_settings
 
-_UNROLL = 16  # windows, and cells, of up to so many elements are unrolled
+_UNROLL = 16  # windows, and cells, of up to so many elements are unrolled; half as long lines of larger windows too
 
 
 @triton.jit
@@ -251,7 +251,8 @@ def max_pool2d_fwd(x, kernel, stride, padding, dilation, size, keep, indices, se
         (o - 1) * s - p + (k - 1) * d >= n
         for n, o, k, s, p, d in zip(x.shape[2:], size, kernel, stride, padding, dilation, strict=True)
     )
-    unroll_h, unroll_w = kernel[0] if elements <= _UNROLL else 1, kernel[1] if kernel[1] <= _UNROLL else 1
+    few = elements <= _UNROLL
+    unroll_h, unroll_w = kernel[0] if few else 1, kernel[1] if few or kernel[1] <= _UNROLL // 2 else 1
     rows, cols, s, programs = _grid(*y.shape, y.element_size(), channels_last, settings)
     with on_device_of(x):
         _forward_kernel[(programs,)](

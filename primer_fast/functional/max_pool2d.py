@@ -85,15 +85,13 @@ def max_pool2d(
 
     Source: torch.nn.functional.max_pool2d.
     """
-    if not isinstance(input, Tensor):
-        raise TypeError(f"max_pool2d: input must be a tensor; got {type(input).__name__}")
-    kernel = _pair("kernel_size", kernel_size)
-    same = stride is None or (isinstance(stride, tuple | list) and len(stride) == 0)
-    window = kernel, kernel if same else _pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation)
-    size = _check(input, *window, ceil_mode)
-    if not runs_triton(input):
-        return _plain(input, *window, ceil_mode, return_indices)
-
+    if isinstance(input, Tensor) and not runs_triton(input):
+        try:
+            return max_pool2d_plain(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        except (RuntimeError, TypeError):  # checked only now: a small image costs less than the checks
+            _check(input, kernel_size, stride, padding, dilation, ceil_mode)
+            raise
+    window, size = _check(input, kernel_size, stride, padding, dilation, ceil_mode)
     x = input if input.dim() == 4 else input[None]
     if torch.is_grad_enabled() and x.requires_grad:
         y, indices = _MaxPool2d.apply(x, window, size, return_indices)
@@ -114,10 +112,7 @@ def max_pool2d_plain(
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The same through torch's own operator."""
-    return _plain(input, kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode, return_indices)
-
-
-def _plain(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
+    stride = [] if stride is None else stride
     if return_indices:
         return torch_F.max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
     return torch.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
@@ -138,8 +133,17 @@ def _pair(name, value):
     return values * 2 if len(values) == 1 else values
 
 
-def _check(input, kernel, stride, padding, dilation, ceil_mode):
-    """-> (OH, OW)"""
+def _check(input, kernel_size, stride, padding, dilation, ceil_mode):
+    """-> (kernel, stride, padding, dilation) as pairs, (OH, OW)"""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"max_pool2d: input must be a tensor; got {type(input).__name__}")
+    kernel, padding, dilation = (
+        _pair("kernel_size", kernel_size),
+        _pair("padding", padding),
+        _pair("dilation", dilation),
+    )
+    none = stride is None or (isinstance(stride, tuple | list) and len(stride) == 0)
+    stride = kernel if none else _pair("stride", stride)
     if input.dim() not in (3, 4) or 0 in input.shape[-3:]:
         raise ValueError(
             "max_pool2d: input must have shape (N, C, H, W) or (C, H, W), where only N may be 0; "
@@ -165,4 +169,4 @@ def _check(input, kernel, stride, padding, dilation, ceil_mode):
             f"max_pool2d: at least one window must fit in the image; got output size {size} for image {(H, W)}, "
             f"kernel_size {kernel}, padding {padding} and dilation {dilation}"
         )
-    return size
+    return (kernel, stride, padding, dilation), size

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import math
 import pkgutil
 import sys
 import zlib
@@ -26,7 +27,7 @@ from primer_fast.reference.case import Case
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PATHS = {"pointers": "sm_80", "descriptors": "sm_90"}  # how operands are loaded -> a chip that loads them so
-_NATIVE_FLOPS = 2**34  # largest production case that NumPy checks in a second or two
+_NATIVE_FLOPS, _NATIVE_ELEMENTS = 2**34, 2**25  # largest production case that NumPy checks in seconds
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,12 @@ def ops() -> list[str]:
 def cases(op: str, native: bool) -> list[Case]:
     """The cases that are checked: on a GPU (``native``) also those of production size that NumPy can follow."""
     module = importlib.import_module(f"primer_fast.reference.{op}")
-    small_enough = lambda case: native and sum(module.flops(case).values()) <= _NATIVE_FLOPS  # noqa: E731
-    return [case for case in module.CASES if not case.production or small_enough(case)]
+
+    def small_enough(case):
+        elements = sum(math.prod(shape) for shape in case.shapes.values())
+        return sum(module.flops(case).values()) <= _NATIVE_FLOPS and elements <= _NATIVE_ELEMENTS
+
+    return [case for case in module.CASES if not case.production or (native and small_enough(case))]
 
 
 def loads_by_descriptors(op: str) -> bool:

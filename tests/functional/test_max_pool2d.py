@@ -1,4 +1,7 @@
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -351,6 +354,38 @@ def test_offsets_pass_two_to_the_31(device):
         assert torch.equal(
             max_pool2d_bwd(dy, kept, *window, (5, 5)), max_pool2d_bwd(dy.contiguous(), kept, *window, (5, 5))
         )
+
+
+COMPILE = """
+import torch
+from primer_fast import functional as F
+from primer_fast.proof.inputs import allocate
+from primer_fast.proof.offline import offline
+from primer_fast.reference.max_pool2d import CASES
+
+def both_ways(x, dy_strides=None, **options):
+    y, _ = F.max_pool2d(x.requires_grad_(), return_indices=True, **options)
+    dy = torch.empty_like(y) if dy_strides is None else y.detach().as_strided(y.shape, dy_strides)
+    torch.autograd.grad(y, x, dy)
+
+with offline("sm_90") as launches:
+    for case in CASES:
+        if case.name in ("one", "whole_image", "large_window", "wide_positions"):
+            both_ways(allocate(case.shapes["input"], None, torch.bfloat16, "meta"), **case.options)
+    big = torch.empty(2**33, dtype=torch.float32, device="meta")
+    for strides in ((2**31 + 2**20, 2**31, 5, 1), (25, 75, 2**29 + 160, 1), (25, 75, 5, 2**29 + 160)):
+        both_ways(big.as_strided((2, 2, 5, 5), strides), (2**32, 9, 3, 1), kernel_size=3, stride=1)
+print(*(f"{launch.kernel} {launch.constexprs['LARGE']} {launch.resources().spills}" for launch in launches), sep=",")
+"""
+
+
+def test_what_only_a_compiler_refuses():
+    """Sizes of 1, which are constants to it; loops that are not unrolled; offsets of 64 bits."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    want = [f"_{way}_kernel {large} False" for large in [False] * 4 + [True] * 3 for way in ("forward", "backward")]
+    assert done.stdout.strip().split(",") == want
 
 
 def samples(device, every):

@@ -145,18 +145,8 @@ def table(tmp_path_factory):
     """Rows of `primer-fast kernels`: every production case in bfloat16 on sm_90, a few elsewhere."""
     for package in ("tyro", "rich"):
         pytest.importorskip(package, reason="`primer-fast kernels` needs primer-fast[cli]")
-    everywhere = [
-        "--case",
-        "square_4096",
-        "decode",
-        "stem",
-        "mnist",
-        "--dtype",
-        "float16",
-        "float32",
-        "--target",
-        *TARGETS,
-    ]
+    cases = ("square_4096", "decode", "stem", "mnist")
+    everywhere = ["--case", *cases, "--dtype", "float16", "float32", "--target", *TARGETS]
     rows = []
     for i, choice in enumerate((["--dtype", "bfloat16"], everywhere)):
         path = tmp_path_factory.mktemp("kernels") / f"{i}.json"
