@@ -188,15 +188,16 @@ def test_two_runs_are_bitwise_equal(device):
         assert torch.equal(first, second)
 
 
-def test_the_gradient_sums_in_float32(device):
-    """1 + 2**-8 + 2**-8 ... in bfloat16 would stay 1."""
-    x = torch.zeros(1, 1, 16, 16, device=device, dtype=torch.bfloat16)
-    x[..., 7, 7] = 1
-    dy = torch.full((1, 1, 8, 8), 2.0**-7, device=device, dtype=torch.bfloat16)
+@pytest.mark.parametrize("kernel", [3, 9])
+def test_the_gradient_sums_in_float32(kernel, device):
+    """1 + 2**-8 + 2**-8 ... in bfloat16 would stay 1. The loops over 9 windows are unrolled, those over 81 are not."""
+    x = torch.zeros(1, 1, 2 * kernel - 1, 2 * kernel - 1, device=device, dtype=torch.bfloat16)
+    x[..., kernel - 1, kernel - 1] = 1  # the winner of every window
+    dy = torch.full((1, 1, kernel, kernel), 2.0**-8, device=device, dtype=torch.bfloat16)
     dy[..., 0, 0] = 1
-    y = F.max_pool2d(x.requires_grad_(), 9, 1)
+    y = F.max_pool2d(x.requires_grad_(), kernel, 1)
     (dx,) = torch.autograd.grad(y, x, dy)
-    assert dx[..., 7, 7] == 1 + 63 * 2.0**-7 and dx.sum() == dx.max()
+    assert dx[..., kernel - 1, kernel - 1] == 1 + (kernel**2 - 1) * 2.0**-8 and dx.sum() == dx.max()
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "expanded", "strided"])
