@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 CLI = ["tyro>=1.0", "rich>=14", "matplotlib>=3.9", "safetensors>=0.5"]
 DEMO = [*CLI, "mlxtend>=0.23"]
-TEST = ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6"]
+TEST = ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6", "expecttest>=0.2"]  # the last: torch's operator samples
 
 setup(
     name="primer-fast",
