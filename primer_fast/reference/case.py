@@ -9,7 +9,7 @@ class Case:
     why: str  # what it would catch, or whose layer it is
     shapes: dict[str, tuple[int, ...]]  # array arguments of the op, in order
     options: dict = field(default_factory=dict)  # keyword arguments of the op
-    layouts: dict[str, str] = field(default_factory=dict)  # array -> "transposed", "strided", "expanded", "offset"
+    layouts: dict[str, str] = field(default_factory=dict)  # array -> a layout of proof/inputs.py: "transposed", ...
     production: bool = False  # a GPU's size: compiled ahead of time and timed, too large to interpret
 
     def __str__(self) -> str:

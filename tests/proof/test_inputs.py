@@ -26,9 +26,17 @@ def test_strides_and_alignment(layout, strides, where):
     assert t.data_ptr() % 16 == (2 if layout == "offset" else 0)
 
 
+@pytest.mark.parametrize("where", ["cpu", "meta"])
+def test_channels_last(where):
+    t = allocate((2, 3, 5, 4), "channels_last", torch.bfloat16, where)
+    assert t.shape == (2, 3, 5, 4) and t.stride() == (60, 1, 12, 3)
+
+
 @pytest.mark.parametrize("layout", [None, *LAYOUTS])
-@pytest.mark.parametrize("shape", [SHAPE, (3, 1), (0, 5), (5, 0)], ids=str)
+@pytest.mark.parametrize("shape", [SHAPE, (3, 1), (0, 5), (5, 0), (2, 3, 5, 4), (0, 3, 5, 4)], ids=str)
 def test_values(layout, shape):
+    if layout == "channels_last" and len(shape) != 4:
+        pytest.skip("channels_last has four axes")
     array = np.random.default_rng(0).normal(size=shape)
     t = place(array, layout, torch.float16, "cpu")
     want = np.broadcast_to(array[:1], shape) if layout == "expanded" and shape[0] else array
@@ -40,7 +48,9 @@ def test_a_number():
     assert place(np.array(1.5), None, torch.float32, "cpu").item() == 1.5
 
 
-@pytest.mark.parametrize(("layout", "shape"), [("diagonal", SHAPE), ("transposed", (4,)), ("offset", ())])
+@pytest.mark.parametrize(
+    ("layout", "shape"), [("diagonal", SHAPE), ("transposed", (4,)), ("offset", ()), ("channels_last", SHAPE)]
+)
 def test_refuses_what_cannot_be(layout, shape):
     with pytest.raises(ValueError, match="layout must be one of transposed, strided"):
         allocate(shape, layout, torch.float32, "cpu")
