@@ -52,7 +52,7 @@ def planned(
         for precision in precisions
         for op in loaded
         for case in op.cases(device)[:most]
-        for pass_name in passes
+        for pass_name in op.passes(passes)
     ]
 
 

@@ -10,7 +10,7 @@ from primer_fast.reference.linear import CASES, bytes_moved, flops, sizes
 
 PRODUCT = "torch.mm"  # on a GPU: cuBLAS
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     None: lambda z: z,
     "relu": torch_F.relu,
     "leaky_relu": torch_F.leaky_relu,
@@ -23,7 +23,7 @@ _ACTIVATIONS = {
 
 
 def eager(input, weight, bias=None, *, activation=None):
-    return _ACTIVATIONS[activation](torch_F.linear(input, weight, bias))
+    return ACTIVATIONS[activation](torch_F.linear(input, weight, bias))
 
 
 def product(input, weight, bias=None, *, activation=None):

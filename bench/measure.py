@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from primer_fast.bench.ceilings import Ceilings, matmul_precision
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, PRECISIONS, Op
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, PRECISIONS, Op, part_pass
 from primer_fast.bench.report import Row
 from primer_fast.bench.timing import Clock, Timing, apart, ratio, time_interleaved
 from primer_fast.reference.case import Case
@@ -36,7 +36,13 @@ class Group:
     def providers(self, with_compile: bool = True) -> list[str]:
         """Names of all that can be timed here, ours first, the floor last."""
         compiled = [COMPILED] if with_compile else []
-        return [*self.op.providers, *compiled, *([self.op.floor.name] if self.op.floor else [])]
+        floor = [self.op.floor.name] if self.op.floor and self.part is None else []
+        return [*self.op.providers, *compiled, *floor]
+
+    @property
+    def part(self) -> str | None:
+        """The array whose gradient alone is asked for; None in the passes that all ops have."""
+        return next((array for array in self.op.parts if part_pass(array) == self.pass_name), None)
 
     def row(self, provider: str, **figures) -> Row:
         return Row(self.op.name, self.case.name, self.precision, self.pass_name, provider, **figures)
@@ -90,8 +96,8 @@ def _arrays(group: Group) -> dict[str, Tensor]:
     generator = torch.Generator(group.device).manual_seed(0)
     arrays = group.op.arrays(group.case, PRECISIONS[group.precision].dtype, group.device, generator)
     if group.pass_name != FORWARD:
-        for array in arrays.values():
-            array.requires_grad_(array.is_floating_point())
+        for name, array in arrays.items():
+            array.requires_grad_(array.is_floating_point() and group.part in (None, name))
     return arrays
 
 
@@ -236,7 +242,7 @@ def _rows(
     ceilings: Ceilings,
     input_bytes: int,
 ) -> list[Row]:
-    passes = ("forward",) if group.pass_name == FORWARD else ("forward", "backward")
+    passes = ("forward",) if group.pass_name == FORWARD else ("forward", group.part or "backward")
     flops = sum(group.op.flops(group.case)[p] for p in passes)
     moved = sum(group.op.bytes_moved(group.case, PRECISIONS[group.precision].dtype.itemsize)[p] for p in passes)
     floor_ms, unit = ceilings.floor_ms(flops, moved, group.precision)

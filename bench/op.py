@@ -18,6 +18,11 @@ FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
 PASSES = (FORWARD, FORWARD_BACKWARD)
 
 
+def part_pass(array: str) -> str:
+    """Name of the pass that computes the output and the gradient of one array."""
+    return f"{FORWARD}+d{array}"
+
+
 @dataclass(frozen=True)
 class Precision:
     """The dtype of the tensors and, for float32, what torch.set_float32_matmul_precision is set to."""
@@ -84,7 +89,8 @@ class Op:
     """One op's benchmark. Providers are called as ``f(**arrays, **options)`` and compute the same function.
 
     ``flops(case)`` and ``bytes_moved(case, itemsize)`` return ``dict(forward=..., backward=...)``: the operations that
-    must be done and the bytes that must pass through device memory. ``torch.compile`` of the eager provider is added
+    must be done and the bytes that must pass through device memory; with ``parts``, also by the name of each part.
+    ``torch.compile`` of the eager provider is added
     by the harness; a provider that cannot run (not installed, out of memory) is reported, not fatal.
     """
 
@@ -96,7 +102,12 @@ class Op:
     bytes_moved: Callable[[Case, int], dict[str, float]]
     floor: Floor | None = None
     targets: Sequence[Target] = ()
+    parts: Sequence[str] = ()  # arrays whose gradient is also timed alone, after a forward
     arrays: Callable[[Case, torch.dtype, str, torch.Generator], dict[str, Tensor]] = random_arrays
+
+    def passes(self, chosen: Sequence[str] = PASSES) -> list[str]:
+        """``chosen``, and after a backward the gradients that are timed alone."""
+        return [*chosen, *(part_pass(part) for part in self.parts if FORWARD_BACKWARD in chosen)]
 
     def cases(self, device: str) -> Sequence[Case]:
         return self.gpu_cases if device == "cuda" else self.cpu_cases

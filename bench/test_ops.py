@@ -10,7 +10,7 @@ from primer_fast import backend
 from primer_fast.bench import op as ops
 from primer_fast.bench.ceilings import matmul_precision
 from primer_fast.bench.measure import Group, prepared
-from primer_fast.bench.op import PASSES, PRECISIONS
+from primer_fast.bench.op import PRECISIONS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISION = "bfloat16" if DEVICE == "cuda" else "float32"
@@ -21,7 +21,7 @@ GROUPS = [
     Group(op, case, PRECISION, pass_name, DEVICE)
     for op in map(ops.load, ops.names())
     for case in op.cases(DEVICE)
-    for pass_name in PASSES
+    for pass_name in op.passes()
 ]
 PARAMETERS = [
     pytest.param(group, provider, id=f"{group.op.name}-{group.case}-{group.pass_name}-{provider}")

@@ -122,6 +122,9 @@ class Product(NamedTuple):
     wide_result: bool = True  # the result can be written 16 bytes at a time
     fused: bool = False  # a is multiplied by the activation's derivative on the way in
     double: bool = False  # the activation's derivative is written beside the result
+    count: int = 1  # products of this size in one launch
+    fill: float = 1.0  # by what factor the estimate may rise so that _FULL of the processors get a program
+    traffic: int | None = None  # bytes that pass through device memory, where not every operand and result once
 
 
 _TILES = (  # BLOCK_M, BLOCK_N, warps
@@ -131,6 +134,7 @@ _TILES = (  # BLOCK_M, BLOCK_N, warps
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TILE_SECONDS = 2.1e-6  # a tile's prologue and epilogue on Hopper, fitted to the figures of Triton's Gluon tutorial 07
 _LAUNCH_SECONDS = 3e-6  # a second launch, on the device
+_FULL = 0.95
 _LATENCY = 0.8e-6  # of a load from device memory
 _INDIFFERENT = 0.3e-6  # settings whose estimates differ by less: the one with fewer programs
 
@@ -166,7 +170,7 @@ def _shape_tile(gpu: Chip, p: Product, block_m: int, block_n: int, warps: int) -
 
 
 def _programs(p: Product, s: MatmulSettings) -> int:
-    return cdiv(p.M, s.BLOCK_M) * max(cdiv(p.N, s.BLOCK_N), 1) * s.SPLITS
+    return p.count * cdiv(p.M, s.BLOCK_M) * max(cdiv(p.N, s.BLOCK_N), 1) * s.SPLITS
 
 
 def _estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
@@ -185,17 +189,21 @@ def _estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
         beside * stage / cache * (1 if p.vector else 4),
         _LATENCY / (s.num_stages - 1),
     )
-    moved = (p.M * p.K * (1 + p.fused) + p.N * p.K + p.M * p.N * (1 + p.double)) * p.itemsize
+    moved = p.traffic
+    if moved is None:
+        moved = p.count * (p.M * p.K * (1 + p.fused) + p.N * p.K + p.M * p.N * (1 + p.double)) * p.itemsize
     seconds = max(waves * (steps * step + _TILE_SECONDS), moved / (0.9 * gpu.bandwidth * 1e12))
     if s.SPLITS > 1:
-        seconds += _LAUNCH_SECONDS + s.SPLITS * p.M * p.N * 8 / (gpu.bandwidth * 1e12)
+        seconds += _LAUNCH_SECONDS + s.SPLITS * p.count * p.M * p.N * 8 / (gpu.bandwidth * 1e12)
     return seconds
 
 
 def _bucket(p: Product) -> str:
     """Key of tuned settings: sizes to the nearest power of two, the rest as it is."""
     sizes = "x".join(str(2 ** round(math.log2(max(n, 1)))) for n in (p.M, p.N, p.K))
-    return f"{sizes} item{p.itemsize} passes{p.passes} desc{p.descriptors:d} fused{p.fused:d} double{p.double:d}"
+    return f"{sizes} item{p.itemsize} passes{p.passes} desc{p.descriptors:d} fused{p.fused:d} double{p.double:d}" + (
+        f" count{p.count}" if p.count > 1 else ""
+    )
 
 
 @functools.cache
@@ -215,14 +223,20 @@ def matmul_settings(gpu: Chip, p: Product) -> MatmulSettings:
         shaped = _shape_tile(gpu, p, *tile)
         if shaped is None:
             continue
-        for splits in _SPLITS:
+        even = {gpu.processors * n // _programs(p, shaped) for n in (1, 2, 3, 4)} if p.fill > 1 else ()
+        for splits in sorted({*_SPLITS, *even} - {0}):
             if splits == 1 or cdiv(p.K, shaped.BLOCK_K) >= 4 * splits:
                 candidates.append(shaped._replace(SPLITS=splits))
     seconds = {s: _estimate(gpu, p, s) for s in candidates}
     best = min(seconds.values())
-    return min(
-        (s for s in candidates if seconds[s] <= best + _INDIFFERENT), key=lambda s: (_programs(p, s), seconds[s])
-    )
+    alike = [s for s in candidates if seconds[s] <= best + _INDIFFERENT]
+    chosen = min(alike, key=lambda s: (_programs(p, s), seconds[s]))
+    if p.fill > 1:
+        least_m = min(chosen.BLOCK_M, 64)  # wgmma multiplies 64 rows and more
+        filling = [s for s in candidates if _programs(p, s) >= _FULL * gpu.processors and least_m <= s.BLOCK_M]
+        filled = min(filling, key=seconds.get, default=chosen)
+        chosen = filled if seconds[filled] <= p.fill * best else chosen
+    return chosen
 
 
 def dot_precision(gpu: Chip, precision: str) -> str:

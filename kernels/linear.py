@@ -27,9 +27,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, matmul_settings, on_device_of
+from .partials import partial_length, reduce_partials
 from .tile import FROM_OUTPUT, activate, backpropagate, grouped_tile
-
-_REDUCE_BLOCK = 1024  # elements per program
 
 
 @triton.jit
@@ -146,30 +145,6 @@ def _matmul_kernel(
         )  # fmt: skip
 
 
-@triton.jit
-def _reduce_kernel(
-    out_ptr, out_saved_ptr, out_sums_ptr,  # results, contiguous (M, N), (M, N), (M,)
-    part_ptr, bias_ptr,  # part (splits, total) float32: a result, then the sums
-    M, N, numel, total, splits,  # numel = M * N
-    ACTIVATION: tl.constexpr, PRECISE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One program: BLOCK elements of the partial sums, added in order and finished."""
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    z = tl.zeros((BLOCK,), dtype=tl.float32)
-    for _ in range(splits):
-        z += tl.load(part_ptr + offs, mask=offs < total, other=0.0)
-        part_ptr += total
-    if out_sums_ptr is not None:
-        row = offs - numel
-        tl.store(out_sums_ptr + row, z.to(out_sums_ptr.dtype.element_ty), mask=(row >= 0) & (row < M))
-    if bias_ptr is not None:
-        z += tl.load(bias_ptr + offs % N, mask=offs < numel, other=0.0).to(tl.float32)
-    y, kept = activate(z, ACTIVATION, PRECISE)
-    tl.store(out_ptr + offs, y.to(out_ptr.dtype.element_ty), mask=offs < numel)
-    if out_saved_ptr is not None:
-        tl.store(out_saved_ptr + offs, kept.to(out_saved_ptr.dtype.element_ty), mask=offs < numel)
-
-
 class _Operand:
     """A 2-D operand (rows, k) as the kernel takes it."""
 
@@ -210,12 +185,13 @@ def _operands(a, b, saved, has_descriptors, large):
 
 def _matmul(
     a, b, precision, *, bias=None, activation=None, keep=False,
-    saved=None, gradient_of=None, sums_dtype=None, settings: MatmulSettings | None = None,
+    saved=None, gradient_of=None, sums_dtype=None, fill=1.0, settings: MatmulSettings | None = None,
 ):  # fmt: skip
     """a (M, K), b (N, K), any strides -> out (M, N), what to save (M, N) or None, sums of a over K (M,) or None.
 
     bias (N,), activation: of the result; keep: return the derivative too. saved (M, K), gradient_of: a is a gradient at
-    the output of that activation and is taken to its input. sums_dtype: of the sums, None for no sums.
+    the output of that activation and is taken to its input. sums_dtype: of the sums, None for no sums. fill: see
+    Product.
     """
     (M, K), N = a.shape, b.shape[0]
     out = torch.empty(M, N, dtype=a.dtype, device=a.device)
@@ -231,10 +207,10 @@ def _matmul(
     s = settings or matmul_settings(gpu, Product(
         M, N, K, a.element_size(), passes=3 if dot == "tf32x3" and a.dtype == torch.float32 else 1,
         descriptors=descriptors, vector=descriptors or (a_.vector and b_.vector and K % 16 == 0),
-        wide_result=N * a.element_size() % 16 == 0, fused=saved is not None, double=keep,
+        wide_result=N * a.element_size() % 16 == 0, fused=saved is not None, double=keep, fill=fill,
     ))  # fmt: skip
     descriptors_out = descriptors and s.SPLITS == 1 and N * a.element_size() % 16 == 0
-    numel, total = M * N, cdiv(M * N + M, 16) * 16  # rows of part start on 16-byte boundaries
+    numel, total = M * N, partial_length(M * N, M)
     part = None
     if s.SPLITS > 1:
         part = torch.empty(s.SPLITS, total, dtype=torch.float32, device=a.device)
@@ -259,10 +235,7 @@ def _matmul(
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
         if s.SPLITS > 1:
-            _reduce_kernel[(cdiv(total, _REDUCE_BLOCK),)](
-                out, out_saved, sums, part, bias, M, N, numel, total, s.SPLITS,
-                activation, a.dtype == torch.float32, _REDUCE_BLOCK, num_warps=4,
-            )  # fmt: skip
+            reduce_partials(out, out_saved, sums, part, bias, activation, a.dtype == torch.float32)
     return out, out_saved, sums
 
 
@@ -282,10 +255,13 @@ def linear_bwd_input(dy, saved, w, activation, precision, settings=None):
     return _matmul(dy, w.T, precision, saved=saved, gradient_of=activation, settings=settings)[0]
 
 
-def linear_bwd_weight(dy, saved, x, activation, bias_dtype, precision, settings=None):
-    """dy, saved (M, N), x (M, K) -> dw (N, K) in x.dtype, db (N,) in bias_dtype, or None where that is None."""
+def linear_bwd_weight(dy, saved, x, activation, bias_dtype, precision, settings=None, fill=1.0):
+    """dy, saved (M, N), x (M, K) -> dw (N, K) in x.dtype, db (N,) in bias_dtype, or None where that is None.
+
+    fill: by what factor the estimated time may rise so that the sum over rows is split over the whole chip.
+    """
     saved_t = None if saved is None else saved.T
     dw, _, db = _matmul(
-        dy.T, x.T, precision, saved=saved_t, gradient_of=activation, sums_dtype=bias_dtype, settings=settings
+        dy.T, x.T, precision, saved=saved_t, gradient_of=activation, sums_dtype=bias_dtype, fill=fill, settings=settings
     )
     return dw, db

@@ -70,3 +70,23 @@ def test_the_assumed_chip_ends_with_its_context():
     with launch.assume_chip("sm_80"):
         assert launch.chip() == A100
     assert launch.chip() == before
+
+
+@pytest.mark.parametrize(("channels", "size"), [(64, 56), (128, 28), (256, 14), (512, 7)], ids=str)
+def test_a_product_that_asks_for_it_fills_the_chip(channels, size):
+    """dw of ResNet-50's 3 x 3 layers: few tiles, a long sum over pixels."""
+    product = Product(channels, channels, 64 * size * size, 2, descriptors=True, fused=True, count=9, traffic=2**26)
+    least, filled = (matmul_settings(H100, product._replace(fill=fill)) for fill in (1.0, 1.3))
+    assert launch._programs(product, filled) >= 0.95 * H100.processors > launch._programs(product, least)
+    assert filled.BLOCK_M >= 64
+    assert launch._estimate(H100, product, filled) <= 1.3 * launch._estimate(H100, product, least)
+
+
+def test_products_in_one_launch_count():
+    """Nine at a time are nine times the tiles, and need no split to fill the chip."""
+    one = Product(512, 512, 4096, 2, descriptors=True)
+    nine = one._replace(count=9)
+    s = MatmulSettings(128, 128, 64, 8, 3)
+    assert launch._programs(nine, s) == 9 * launch._programs(one, s) == 144
+    assert launch._estimate(H100, nine, s) > launch._estimate(H100, one, s)
+    assert launch._bucket(nine) != launch._bucket(one)

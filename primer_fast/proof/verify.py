@@ -110,6 +110,8 @@ def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> l
     want = {"output": getattr(truth, op)(**arrays, **case.options)}
     rng = np.random.default_rng(0)
     dy = torch.from_numpy(np.asarray(rng.normal(size=want["output"].shape))).to(dtype).to(where)
+    if dy.dim() == 4 and "channels_last" in case.layouts.values():
+        dy = dy.contiguous(memory_format=torch.channels_last)  # as the output: the layout that a network sends back
     want |= getattr(truth, f"{op}_grad")(exact(dy), **arrays, **case.options)
     magnitude = getattr(truth, f"{op}_magnitude")(exact(dy), **arrays, **case.options)
 

@@ -65,6 +65,26 @@ class TestRows:
         row = measured(FORWARD_BACKWARD)[OURS]
         assert row.rate == pytest.approx((272 + 400) / row.median_ms / 1e6)
 
+    def test_a_part_is_the_gradient_of_one_array(self):
+        """Timed without the floor, whose backward is that of all arrays."""
+        asked = []
+
+        def seen(input, weight):
+            asked.append((input.requires_grad, weight.requires_grad))
+            return plain(input, weight)
+
+        op = replace(
+            tiny_op(other=seen),
+            parts=("weight",),
+            flops=lambda case: {"forward": 192, "backward": 384, "weight": 192},
+            bytes_moved=lambda case, itemsize: {"forward": 272, "backward": 400, "weight": 128},
+        )
+        assert op.passes() == [FORWARD, FORWARD_BACKWARD, "forward+dweight"] and op.passes([FORWARD]) == [FORWARD]
+        rows = measured("forward+dweight", op=op)
+        assert list(rows) == [OURS, EAGER, "other"] and all(row.status == "ok" for row in rows.values())
+        assert set(asked) == {(False, True)}
+        assert rows[OURS].rate == pytest.approx((272 + 128) / rows[OURS].median_ms / 1e6)
+
 
 class TestWrongProviders:
     def check(self, function, pass_name=FORWARD_BACKWARD, provider="other"):

@@ -20,6 +20,7 @@ CUDA = ("sm_80", "sm_90", "sm_100")
 SPILLED = 16  # bytes per thread accepted on sm_90: ptxas parks a few addresses around a loop; a tile would be hundreds
 UNALIGNED = (  # cases that cannot move 16 bytes at a time
     "odd",  # rows do not start on 16-byte boundaries
+    "resnet_stem", "mnist_first", "mnist_second",  # channels are too few to fill 16 bytes, or not adjacent
     "stem_contiguous", "mnist",  # the neighbours in memory of a window's element belong to other windows
 )  # fmt: skip
 
@@ -221,6 +222,26 @@ def test_large_16_bit_products_use_the_targets_own_unit(table, target, opcode):
     rows = [r for r in products(table, target) if r["dtype"] != "float32" and r["constexprs"]["BLOCK_M"] >= 64]
     without = [row for row in rows if opcode not in row["resources"]["matrix"]]
     assert rows and not without, names(without)
+
+
+def test_all_products_of_a_convolution_use_wgmma(table):
+    """y, dx and dw; but not dw of the digit CNN's first layer, which has 32 rows where wgmma takes 64."""
+    rows = [r for r in products(table, "sm_90") if r["op"] == "conv2d" and r["dtype"] != "float32"]
+    without = [row for row in rows if "HGMMA" not in row["resources"]["matrix"]]
+    assert {(row["case"], row["kernel"]) for row in without} <= {("mnist_first", "_weight_kernel")}, names(without)
+    assert {row["kernel"] for row in rows} == {"_gather_kernel", "_weight_kernel", "_matmul_kernel"}
+
+
+def test_dw_of_resnet_layers_fills_the_chip(table):
+    """The sum over pixels is split over at least 95 % of 132 multiprocessors."""
+    rows = [r for r in compiled(table, "sm_90") if r["case"].startswith("resnet_") and r["dtype"] == "bfloat16"]
+    of_case = {row["case"]: [] for row in rows}
+    for row in rows:
+        if row["direction"] == "backward" and "BLOCK_K" in row["constexprs"]:
+            of_case[row["case"]].append(row)  # dx, then dw
+    assert len(of_case) >= 20
+    few = {case: rows[-1]["programs"] for case, rows in of_case.items() if rows[-1]["programs"] < 0.95 * 132}
+    assert not few
 
 
 def test_memory_is_read_16_bytes_at_a_time(table):

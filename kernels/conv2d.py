@@ -1,0 +1,127 @@
+"""Two-dimensional convolution: bias and activation in the forward's kernel, and its two backward products.
+
+    z[n, o, p, q] = b[o] + sum over c, r, s of x[n, c, p u - e + r d, q v - f + s l] w[o, c, r, s]     y = activation(z)
+    g  = dy * activation'(z)
+    dx[n, c, i, j] = sum of g[n, o, p, q] w[o, c, r, s] over all o, r, s, p, q with p u - e + r d = i, q v - f + s l = j
+    dw[o, c, r, s] = sum over n, p, q of g[n, o, p, q] x[n, c, p u - e + r d, q v - f + s l]
+    db[o]          = sum over n, p, q of g[n, o, p, q]
+
+(u, v) stride, (e, f) padding, (d, l) dilation; x is zero outside the image. With G groups, o and c run over one group.
+Implicit matrix products: what a product reads is gathered from x or g on the way in, and never in memory as a matrix.
+
+    product   rows            columns            summed over       gathered
+    y         n, p, q         o of a group       r, s, c           x
+    dx        n, i, j         c of a group       r, s, o           g
+    dw        o of a group    r, s, c            n, p, q           x
+
+Taps and channels are one loop: a step is BLOCK_K channels of one tap, or, with few channels, of several. For dx the
+pixels (i, j) are taken by their remainders modulo the stride: equal ones are reached by the same taps, so none of the
+zeros between strides is multiplied. As in linear, g is made from dy and what the forward saved while it is loaded, and
+db comes from the tiles that dw loads. x is read in the layout that it has; weights whose channels are not adjacent are
+copied where that pays. Zeros of the padding are multiplied as values: an infinite weight next to them makes NaN.
+
+On GPUs with a tensor memory accelerator, aligned channels_last tensors without groups move by descriptors: boxes of
+images x rows x columns, whose part outside the image the hardware fills with zeros. A stride is two more axes of the
+descriptor. 1 x 1 kernels on channels_last tensors are linear layers of the pixels, and kernels/linear.py computes them;
+depthwise ones have no sum over channels, and kernels/conv2d_depthwise.py computes them without tensor cores.
+
+FLOPs: 2 rows x columns x summed each. Traffic: every tensor once, as long as the taps of a tile stay in L2.
+A sum split over programs goes through float32 partial sums, added in a fixed order: two runs are bitwise equal.
+"""
+
+import torch
+
+from .conv2d_depthwise import depthwise, depthwise_weight, is_depthwise
+from .conv2d_gather import gather
+from .conv2d_geometry import FILL, dense_channels_last
+from .conv2d_geometry import Geometry as Geometry
+from .conv2d_weight import weight
+from .linear import linear_bwd_input, linear_bwd_weight, linear_fwd
+from .tile import FROM_OUTPUT
+
+
+def _pixel_rows(t):
+    """t (N, C, H, W) as (N * H * W, C) in its own memory; None where its strides do not allow that."""
+    (N, C, H, W), (n, c, h, w) = t.shape, t.stride()
+    step = w if W > 1 else h if H > 1 else n
+    if (H > 1 and h != W * step) or (N > 1 and n != H * W * step):
+        return None
+    return t.as_strided((N * H * W, C), (step, c))
+
+
+def _images(rows, images, size):
+    """Back from ``_pixel_rows``, channels_last; None stays None."""
+    return None if rows is None else rows.view(images, *size, -1).permute(0, 3, 1, 2)
+
+
+def _as_linear(geometry, w, *tensors):
+    """The tensors as matrices of pixels x channels where the convolution is a linear layer of each pixel, else None."""
+    g = geometry
+    if w.shape[2:] != (1, 1) or g.stride != (1, 1) or g.padding != (0, 0) or g.groups != 1:
+        return None
+    if any(t is not None and (not dense_channels_last(t) or t.shape[2:] != g.size) for t in tensors):
+        return None
+    rows = [None if t is None else _pixel_rows(t) for t in tensors]
+    return None if any(r is None and t is not None for r, t in zip(rows, tensors, strict=True)) else rows
+
+
+def conv2d_fwd(x, w, b, geometry, activation, keep, precision, channels_last, settings=None):
+    """x (N, C, H, W), w (O, C / groups, R, S), b (O,) or None -> y (N, O, *size), what the backward needs or None.
+
+    keep: whether a backward will come. precision: torch's float32 matmul precision. channels_last: the layout of y.
+    """
+    from_output = activation in FROM_OUTPUT
+    keep_derivative = keep and activation is not None and not from_output
+    matrices = _as_linear(geometry, w, x) if channels_last else None
+    if matrices is not None:
+        rows, saved_rows = linear_fwd(matrices[0], w[:, :, 0, 0], b, activation, keep, precision, settings)
+        y = _images(rows, x.shape[0], geometry.size)
+        return y, y if saved_rows is rows else _images(saved_rows, x.shape[0], geometry.size)
+    y = torch.empty(
+        (x.shape[0], w.shape[0], *geometry.size), dtype=x.dtype, device=x.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )  # fmt: skip
+    saved = torch.empty_like(y) if keep_derivative else None
+    if is_depthwise(geometry, w):
+        depthwise(y, saved, x, w, geometry, transposed=False, bias=b, activation=activation)
+    else:
+        gather(y, saved, x, w, geometry, precision, transposed=False, bias=b, activation=activation, settings=settings)
+    return y, (y if keep and from_output else saved)
+
+
+def conv2d_bwd_input(dy, saved, x, w, geometry, activation, precision, settings=None):
+    """dy, saved (N, O, P, Q) -> dx in x's shape, dtype and layout; of x nothing else is read."""
+    matrices = _as_linear(geometry, w, dy, saved) if dense_channels_last(x) else None
+    if matrices is not None:
+        rows = linear_bwd_input(*matrices, w[:, :, 0, 0], activation, precision, settings)
+        return rows.as_strided(x.shape, x.stride())
+    dx = torch.empty_like(x)
+    if is_depthwise(geometry, w):
+        depthwise(dx, None, dy, w, geometry, transposed=True, saved=saved, gradient_of=activation)
+    else:
+        gather(
+            dx, None, dy, w, geometry, precision,
+            transposed=True, saved=saved, gradient_of=activation, settings=settings,
+        )  # fmt: skip
+    return dx
+
+
+def conv2d_bwd_weight(dy, saved, x, w, geometry, activation, need_w, bias_dtype, precision, settings=None):
+    """dy, saved (N, O, P, Q), x -> dw in w's shape and layout, db (O,) in bias_dtype; None for what is not asked for.
+
+    Of w nothing but shape, dtype and layout is read. need_w False: the sums for db alone.
+    """
+    matrices = _as_linear(geometry, w, dy, saved, x)
+    if matrices is not None:
+        dy_rows, saved_rows, x_rows = matrices
+        x_rows = x_rows if need_w else x_rows[:, :0]
+        dw, db = linear_bwd_weight(dy_rows, saved_rows, x_rows, activation, bias_dtype, precision, settings, FILL)
+        strides = w.stride() if w.is_contiguous() else torch.empty_like(w).stride()
+        return (dw.as_strided(w.shape, strides) if need_w else None), db
+    dw = torch.empty_like(w)
+    db = None if bias_dtype is None else torch.empty(w.shape[0], dtype=bias_dtype, device=w.device)
+    if is_depthwise(geometry, w):
+        depthwise_weight(dw, db, dy, saved, x, geometry, activation)
+    else:
+        weight(dw, db, dy, saved, x, geometry, activation, need_w, precision, settings)
+    return (dw if need_w else None), db

@@ -1,0 +1,168 @@
+"""What the convolution's kernels share: its geometry, the pixels of a tile, and where they look in the source.
+
+A tile's pixels are numbered one after another, or a box of images x rows x columns that a descriptor moves.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .launch import cdiv
+
+FILL = 1.3  # dw sums over very many pixels, and few tiles do it: see Product.fill
+FEW = 32  # channels below which a reduction step holds several taps
+
+
+class Geometry(NamedTuple):
+    """Of one convolution; pairs are (rows, columns)."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]  # before the first row and column; what is after the last follows from size
+    dilation: tuple[int, int]
+    groups: int
+    size: tuple[int, int]  # of the output
+
+
+def inverses(geometry, transposed):
+    """PERIOD and INVERSE of both axes, as ``walk`` takes them."""
+    if not transposed:
+        return 1, 1, 1, 1
+    periods, inverses = [], []
+    for stride, dilation in zip(geometry.stride, geometry.dilation, strict=True):
+        common = math.gcd(stride, dilation)
+        periods.append(stride // common)
+        inverses.append(pow(dilation // common, -1, stride // common))
+    return *periods, *inverses
+
+
+def dense_channels_last(t):
+    return t.is_contiguous(memory_format=torch.channels_last) and t.stride(1) == 1
+
+
+class Source:
+    """A tensor (images, channels, rows, columns) that tiles are gathered from, a step of ``stride`` pixels apart."""
+
+    def __init__(self, t, stride=(1, 1)):
+        self.t, self.stride = t, stride
+        images, channels, rows, columns = t.stride()
+        step = 16 // t.element_size()
+        self.aligned = channels == 1 and t.data_ptr() % 16 == 0 and images % step == rows % step == columns % step == 0
+        self.swapped = channels != 1 and (columns == 1 or rows == 1)
+        self.box = (  # can be moved by descriptors
+            self.aligned and min(images, rows, columns) > 0
+            and t.shape[2] % stride[0] == t.shape[3] % stride[1] == 0
+            and (stride == (1, 1) or (columns == t.shape[1] and t.shape[1] % (128 // t.element_size()) == 0))
+        )  # fmt: skip
+
+    def descriptor(self, box, channels):
+        (N, C, H, W), (n, _, h, w), (u, v) = self.t.shape, self.t.stride(), self.stride
+        return TensorDescriptor(
+            self.t, [N, H // u, u, W // v, v * C], [n, u * h, h, v * w, 1], [box[0], box[1], 1, box[2], channels]
+        )
+
+
+def box_of(images, rows, columns, pixels):
+    """Images, rows and columns of the box of ``pixels``, a power of two, that covers all with the least overhang."""
+    powers = [2**i for i in range(pixels.bit_length())]
+    shapes = [(pixels // (h * w), h, w) for w in powers for h in powers if h * w <= pixels]
+    covered = lambda b: math.prod(cdiv(n, k) * k for n, k in zip((images, rows, columns), b, strict=True))  # noqa: E731
+    return min(shapes, key=lambda b: (covered(b), -b[2], -b[1]))
+
+
+def fit_step(s, channels, itemsize):
+    """Shorten the reduction step while that leaves fewer of its channels empty, down to 64 bytes."""
+    while (
+        s.BLOCK_K * itemsize > 64
+        and cdiv(channels, s.BLOCK_K // 2) * (s.BLOCK_K // 2) < cdiv(channels, s.BLOCK_K) * s.BLOCK_K
+    ):
+        s = s._replace(BLOCK_K=s.BLOCK_K // 2)
+    return s
+
+
+@triton.jit
+def flat_pixels(first, images, P, Q, BLOCK: tl.constexpr):
+    """BLOCK pixels from number ``first`` on -> image, row, column, whether there is such a pixel."""
+    i = first + tl.arange(0, BLOCK)
+    size = tl.maximum(P * Q, 1)
+    image = i // size
+    row = (i - image * size) // tl.maximum(Q, 1)
+    return image, row, i - image * size - row * Q, i < images * P * Q
+
+
+@triton.jit
+def box_corner(box, P, Q, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr):
+    """Number of a box -> its first image, row, column."""
+    across, down = tl.maximum(tl.cdiv(Q, BOX_COLUMNS), 1), tl.maximum(tl.cdiv(P, BOX_ROWS), 1)
+    line = box // across
+    return line // down * BOX_IMAGES, line % down * BOX_ROWS, (box - line * across) * BOX_COLUMNS
+
+
+@triton.jit
+def box_pixels(
+    image, row, column, images, P, Q, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr
+):
+    """The pixels of the box with that corner: as ``flat_pixels``."""
+    i = tl.arange(0, BOX_IMAGES * BOX_ROWS * BOX_COLUMNS)
+    image = image + i // (BOX_ROWS * BOX_COLUMNS)
+    row = row + i // BOX_COLUMNS % BOX_ROWS
+    column = column + i % BOX_COLUMNS
+    return image, row, column, (image < images) & (row < P) & (column < Q)
+
+
+@triton.jit
+def box_tile(
+    source, image, row, column, h, w, c, channels,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, LIFT: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK, CHANNELS): channels from c on at the pixels (row * STRIDE_H + h, column * STRIDE_W + w) of a box.
+
+    The descriptor's axes are image, row // stride, row % stride, column // stride, (column % stride, channel): in
+    these the pixels are adjacent whatever the stride. LIFT * stride keeps the dividends positive.
+    """
+    h += LIFT * STRIDE_H
+    w += LIFT * STRIDE_W
+    tile = source.load([
+        image, row + h // STRIDE_H - LIFT, h % STRIDE_H, column + w // STRIDE_W - LIFT, w % STRIDE_W * channels + c,
+    ])  # fmt: skip
+    return tile.reshape(BLOCK, CHANNELS)
+
+
+@triton.jit
+def walk(
+    remainder, size, PAD: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, TAPS: tl.constexpr,
+    PERIOD: tl.constexpr, INVERSE: tl.constexpr, TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """How the result's pixels reach the source, along one axis of ``size`` result pixels.
+
+    Returns the first pixel; its first tap; how many taps, each PERIOD after the one before; the source pixel that the
+    first tap takes the first pixel to; how many pixels, each ``spread`` after the one before.
+
+    TRANSPOSED: the result is the gradient at the input. Its pixels i with (i + PAD) % STRIDE == remainder are reached
+    by the same taps, PERIOD = STRIDE / gcd(STRIDE, DILATION) apart; INVERSE is that of DILATION / gcd modulo PERIOD.
+    """
+    if TRANSPOSED:
+        COMMON: tl.constexpr = STRIDE // PERIOD
+        first = ((remainder - PAD) % STRIDE + STRIDE) % STRIDE
+        tap = remainder // COMMON * INVERSE % PERIOD
+        taps = tl.where(remainder % COMMON == 0, tl.maximum(TAPS - tap + PERIOD - 1, 0) // PERIOD, 0)
+        origin = (first + PAD - tap * DILATION) // STRIDE
+        pixels = tl.maximum(size - first + STRIDE - 1, 0) // STRIDE
+    else:
+        first, tap, taps, origin, pixels = 0, 0, TAPS, -PAD, size
+    return first, tap, taps, origin, pixels
+
+
+@triton.jit
+def rows_of(v, SWAPPED: tl.constexpr):
+    """A vector along a tile's rows, whose axes may be swapped."""
+    return v[None, :] if SWAPPED else v[:, None]
+
+
+@triton.jit
+def columns_of(v, SWAPPED: tl.constexpr):
+    """A vector along a tile's columns, whose axes may be swapped."""
+    return v[:, None] if SWAPPED else v[None, :]

@@ -1,0 +1,51 @@
+"""The sums of a reduction that was split over programs: float32 partial results, added in a fixed order."""
+
+import triton
+import triton.language as tl
+
+from .launch import cdiv
+from .tile import activate
+
+_BLOCK = 1024  # elements per program
+
+
+@triton.jit
+def _reduce_kernel(
+    out_ptr, out_saved_ptr, out_sums_ptr,  # results: numel elements of dense memory, the same, (sums,)
+    part_ptr, bias_ptr,  # part (splits, total) float32: a result, then the sums
+    channels, inner, numel, sums, total, splits,  # element i of a result takes the bias i // inner % channels
+    ACTIVATION: tl.constexpr, PRECISE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK elements of the partial sums, added in order and finished."""
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    z = tl.zeros((BLOCK,), dtype=tl.float32)
+    for _ in range(splits):
+        z += tl.load(part_ptr + offs, mask=offs < total, other=0.0)
+        part_ptr += total
+    if out_sums_ptr is not None:
+        i = offs - numel
+        tl.store(out_sums_ptr + i, z.to(out_sums_ptr.dtype.element_ty), mask=(i >= 0) & (i < sums))
+    if bias_ptr is not None:
+        z += tl.load(bias_ptr + offs // inner % channels, mask=offs < numel, other=0.0).to(tl.float32)
+    y, kept = activate(z, ACTIVATION, PRECISE)
+    tl.store(out_ptr + offs, y.to(out_ptr.dtype.element_ty), mask=offs < numel)
+    if out_saved_ptr is not None:
+        tl.store(out_saved_ptr + offs, kept.to(out_saved_ptr.dtype.element_ty), mask=offs < numel)
+
+
+def partial_length(numel, sums):
+    """Elements of one row of the partial sums: a result and the sums, up to a 16-byte boundary."""
+    return cdiv(numel + sums, 16) * 16
+
+
+def reduce_partials(out, out_saved, out_sums, part, bias, activation, precise, *, inner=1):
+    """part (splits, partial_length) -> out and out_saved, dense and laid out alike, and out_sums (sums,).
+
+    bias (channels,): element i of out's memory belongs to channel i // inner % channels. Call on the GPU of out.
+    """
+    splits, total = part.shape
+    channels, sums = (1 if t is None else t.numel() for t in (bias, out_sums))
+    _reduce_kernel[(cdiv(total, _BLOCK),)](
+        out, out_saved, out_sums, part, bias, channels, inner, out.numel(), sums, total, splits,
+        activation, precise, _BLOCK, num_warps=4,
+    )  # fmt: skip

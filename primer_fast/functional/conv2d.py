@@ -1,0 +1,191 @@
+"""Differentiable 2-D convolution with bias and activation: checks and padding here, math in kernels/conv2d.py."""
+
+import torch
+import torch.nn.functional as torch_F
+from torch import Tensor
+
+from primer_fast.backend import autocast_dtype, runs_triton
+from primer_fast.functional.activation import apply_plain, check_activation
+from primer_fast.kernels.conv2d import Geometry, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
+
+Pair = int | tuple[int, int]
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w, b, geometry, activation, channels_last, options):  # x (N, C, H, W), w (O, C / groups, R, S)
+        y, saved = conv2d_fwd(x, w, b, geometry, activation, True, torch.get_float32_matmul_precision(), channels_last)
+        ctx.save_for_backward(x, w, b, saved)
+        ctx.geometry, ctx.activation, ctx.options = geometry, activation, options
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):  # dy as y
+        x, w, b, saved = ctx.saved_tensors
+        need_x, need_w, need_b = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+            return *_differentiable_grads(x, w, b, ctx, dy), None, None, None, None
+        precision = torch.get_float32_matmul_precision()
+        dx = dw = db = None
+        if need_x:
+            dx = conv2d_bwd_input(dy, saved, x, w, ctx.geometry, ctx.activation, precision)
+        if need_w or need_b:
+            dw, db = conv2d_bwd_weight(
+                dy, saved, x, w, ctx.geometry, ctx.activation, need_w, b.dtype if need_b else None, precision
+            )
+        return dx, dw, db, None, None, None, None
+
+
+def _differentiable_grads(x, w, b, ctx, dy):
+    needed = ctx.needs_input_grad[:3]
+    inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
+    y = conv2d_plain(x, w, b, *ctx.options, activation=ctx.activation)
+    grads = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
+    return [next(grads) if need else None for need in needed]
+
+
+def conv2d(
+    input: Tensor,  # (N, C, H, W) or (C, H, W)
+    weight: Tensor,  # (O, C / groups, R, S)
+    bias: Tensor | None = None,  # (O,)
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+) -> Tensor:  # (N, O, P, Q) or (O, P, Q)
+    """``activation(torch.nn.functional.conv2d(...))`` in one kernel; the backward fuses derivative and bias gradient.
+
+    float32, float16 and bfloat16 on a GPU run in Triton, on input in any layout, without a copy of it; the output is
+    channels_last where input or weight is, and each gradient is laid out as its tensor. float32 products follow
+    ``torch.get_float32_matmul_precision()``. Other devices and dtypes, empty tensors, and gradients that are themselves
+    differentiated take PyTorch's operators. Sums are in float32; two runs are bitwise equal.
+
+    Args:
+        padding: zeros before and after rows and columns, "valid" for none, or "same" for an output of the input's size
+            (stride 1; where the number of zeros is odd, one more comes after).
+        activation: None, "relu", "leaky_relu" (slope 0.01), "gelu", "gelu_tanh", "silu", "sigmoid" or "tanh".
+
+    Raises:
+        ValueError: the shapes or devices do not match, the kernel is larger than the padded input, a number is out of
+            range, or ``activation`` is unknown.
+        TypeError: an argument is of another type, or the dtypes differ.
+
+    Source: the layer of learned kernels that a convolutional network slides over its image.
+    """
+    check_activation("conv2d", activation)
+    for name, t in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(t, Tensor) and (t is not None or name != "bias"):
+            raise TypeError(f"conv2d: {name} must be a tensor; got {type(t).__name__}")
+    dtype = autocast_dtype(input)
+    if dtype is not None:
+        input, weight, bias = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (input, weight, bias))
+    geometry = _check(input, weight, bias, stride, padding, dilation, groups)
+    options = stride, padding, dilation, groups
+    if not runs_triton(input) or input.numel() == 0 or weight.numel() == 0:
+        return conv2d_plain(input, weight, bias, *options, activation=activation)
+
+    x = input[None] if input.dim() == 3 else input
+    if bias is not None and bias.stride(0) != 1:
+        bias = bias.contiguous()
+    channels_last = _is_channels_last(x) or _is_channels_last(weight)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        y = _Conv2d.apply(x, weight, bias, geometry, activation, channels_last, options)
+    else:
+        precision = torch.get_float32_matmul_precision()
+        y = conv2d_fwd(x, weight, bias, geometry, activation, False, precision, channels_last)[0]
+    return y[0] if input.dim() == 3 else y
+
+
+def conv2d_plain(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    """The same through torch's own operators."""
+    return apply_plain(torch_F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)
+
+
+def _pair(name, value, least):
+    """An int, or a sequence of one or two, as torch takes them -> a pair of ints of at least ``least``."""
+    pair = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(pair, tuple | list) or any(not isinstance(n, int) or isinstance(n, bool) for n in pair):
+        raise TypeError(f"conv2d: {name} must be an int or a pair of ints; got {value!r}")
+    if len(pair) not in (1, 2) or min(pair) < least:
+        raise ValueError(f"conv2d: {name} must be one or two numbers of at least {least}; got {value!r}")
+    return tuple(pair) * (3 - len(pair))
+
+
+def _check(input, weight, bias, stride, padding, dilation, groups) -> Geometry:
+    if input.dim() not in (3, 4) or weight.dim() != 4:
+        raise ValueError(
+            "conv2d: input must have shape (N, C, H, W) or (C, H, W) and weight (O, C / groups, R, S); "
+            f"got input {tuple(input.shape)} and weight {tuple(weight.shape)}"
+        )
+    if not isinstance(groups, int) or isinstance(groups, bool):
+        raise TypeError(f"conv2d: groups must be an int; got {groups!r}")
+    channels, out_channels = input.shape[-3], weight.shape[0]
+    if groups < 1 or out_channels % groups or weight.shape[1] * groups != channels:
+        raise ValueError(
+            "conv2d: groups must divide the output channels, and weight have 1 / groups of the input's channels; "
+            f"got groups {groups}, input {tuple(input.shape)} and weight {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            "conv2d: bias must have one element per output channel; "
+            f"got bias {tuple(bias.shape)} and weight {tuple(weight.shape)}"
+        )
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is None:
+            continue
+        if t.device != input.device:
+            raise ValueError(f"conv2d: all tensors must be on one device; got input {input.device}, {name} {t.device}")
+        if t.dtype != input.dtype:
+            raise TypeError(f"conv2d: all tensors must have one dtype; got input {input.dtype} and {name} {t.dtype}")
+    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    kernel, image = weight.shape[2:], input.shape[-2:]
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise ValueError(f'conv2d: padding must be "same", "valid", an int or a pair of ints; got {padding!r}')
+        if padding == "same" and stride != (1, 1):
+            raise ValueError(f'conv2d: padding="same" must come with stride 1; got stride {stride}')
+        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        before = tuple(n // 2 for n in total)
+    else:
+        before = _pair("padding", padding, 0)
+        total = [2 * n for n in before]
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    room = [n + t - k for n, t, k in zip(image, total, reach, strict=True)]
+    if min(room) < 0 or min(kernel) < 1:
+        raise ValueError(
+            "conv2d: the dilated kernel must fit into the padded input; "
+            f"got kernel {reach[0]} x {reach[1]} and input {image[0] + total[0]} x {image[1] + total[1]}"
+        )
+    size = tuple(n // s + 1 for n, s in zip(room, stride, strict=True))
+    images = input.shape[0] if input.dim() == 4 else 1
+    if images * max(image[0] * image[1], size[0] * size[1]) >= 2**31 - 2**16:
+        raise ValueError(
+            "conv2d: input and output must have fewer than 2**31 - 2**16 pixels; "
+            f"got {images} images of {image[0]} x {image[1]} and {size[0]} x {size[1]}"
+        )
+    return Geometry(stride, before, dilation, groups, size)
+
+
+def _is_channels_last(t: Tensor) -> bool:
+    """Whether torch takes the layout for channels_last; one that is also contiguous is not."""
+    before = 0
+    if t.stride(1) == 0:
+        return False
+    for axis in (1, 3, 2, 0):
+        size, stride = t.shape[axis], t.stride(axis)
+        if size == 0 or stride < before or (axis == 0 and before == t.stride(1)):
+            return False
+        before = stride * max(size, 1)
+    return True

@@ -1,0 +1,54 @@
+"""Convolution with a fused activation."""
+
+import torch
+import torch.nn.functional as torch_F
+from torch import Tensor
+
+from primer_fast import functional as F
+from primer_fast.functional.activation import check_activation
+
+
+class Conv2d(torch.nn.Conv2d):
+    """``torch.nn.Conv2d`` followed by ``activation`` in one kernel; same parameters, same state dict.
+
+    ``padding_mode`` other than "zeros" pads a copy of the input first, as torch does.
+
+    Args:
+        activation: None, "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "sigmoid" or "tanh".
+
+    Raises:
+        ValueError: ``activation`` is none of these.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        *,
+        activation: str | None = None,
+    ):
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self.activation = check_activation("Conv2d", activation)
+
+    def forward(self, input: Tensor) -> Tensor:  # (N, C, H, W) or (C, H, W) -> (N, O, P, Q) or (O, P, Q)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = torch_F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return F.conv2d(
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation=self.activation
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation}"

@@ -1,0 +1,364 @@
+import numpy as np
+import pytest
+import torch
+
+from primer_fast import functional as F
+from primer_fast.functional.activation import ACTIVATIONS
+from primer_fast.functional.conv2d import conv2d_plain
+from primer_fast.kernels import launch
+from primer_fast.kernels.conv2d import Geometry, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
+from primer_fast.kernels.conv2d_geometry import box_of
+from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.proof import verify
+from primer_fast.proof.numerics import exact, worst
+from primer_fast.reference.conv2d import conv2d, conv2d_grad, output_size
+
+CASES = verify.cases("conv2d", torch.cuda.is_available())
+LAST = torch.channels_last
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+
+
+@pytest.mark.parametrize("dtype", verify.DTYPES)
+@pytest.mark.parametrize("path", verify.PATHS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_reference(case, path, dtype):
+    rows = verify.check("conv2d", case, verify.DTYPES[dtype], path)
+    assert {row.tensor for row in rows} >= {"output", *case.shapes}
+    assert [row for row in rows if not row.passed] == []
+
+
+# --- the reference itself
+
+GEOMETRIES = [
+    {},
+    {"stride": (2, 3), "padding": (1, 2)},
+    {"padding": "same", "dilation": (2, 1)},
+    {"groups": 2, "dilation": 2, "padding": 3, "stride": 2},
+]
+
+
+@pytest.mark.parametrize("options", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_reference_gradient_is_the_derivative(activation, options):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=s) for s in ((2, 4, 7, 8), (6, 4 // options.get("groups", 1), 2, 3), (6,))]
+    steps = [rng.normal(size=a.shape) for a in arrays]
+    y, h = conv2d(*arrays, **options, activation=activation), 1e-6
+    dy = rng.normal(size=y.shape)
+    grads = conv2d_grad(dy, *arrays, **options, activation=activation)
+    ahead, behind = (
+        conv2d(*(a + sign * h * v for a, v in zip(arrays, steps, strict=True)), **options, activation=activation)
+        for sign in (1, -1)
+    )
+    want = sum((grads[name] * v).sum() for name, v in zip(("input", "weight", "bias"), steps, strict=True))
+    np.testing.assert_allclose((dy * (ahead - behind) / (2 * h)).sum(), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_reference_agrees_with_torch_in_float64(case):
+    inputs = verify.draw(case, torch.float64, "cpu")
+    y = conv2d_plain(**inputs, **case.options)
+    dy = torch.randn_like(y)
+    got = dict(zip(inputs, torch.autograd.grad(y, list(inputs.values()), dy), strict=True)) | {"output": y}
+    arrays = {name: exact(t) for name, t in inputs.items()}
+    want = conv2d_grad(exact(dy), **arrays, **case.options) | {"output": conv2d(**arrays, **case.options)}
+    for name, t in got.items():
+        np.testing.assert_allclose(exact(t), want[name], rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+# --- every tiling, split and layout gives the same answer
+
+TILES = [
+    MatmulSettings(16, 16, 16, 4, 2, SPLITS=1, GROUP_M=1),
+    MatmulSettings(64, 32, 32, 4, 2, SPLITS=3, GROUP_M=2),
+    MatmulSettings(32, 64, 16, 4, 2, SPLITS=1, GROUP_M=3, SUBTILES=2),
+    MatmulSettings(64, 64, 64, 4, 2, SPLITS=16, SUBTILES=4),  # more splits than steps: some have no work
+]
+SHAPES = {
+    "many channels": ((1, 32, 5, 4), (24, 32, 2, 2), 1, (1, 0), (1, 1), 1),
+    "few channels": ((2, 3, 6, 5), (20, 3, 2, 3), 1, (1, 0), (1, 2), 1),
+    "stride": ((2, 64, 4, 4), (24, 64, 2, 1), 2, (1, 1), (1, 1), 1),
+    "groups": ((2, 64, 3, 3), (40, 32, 2, 1), 1, (1, 0), (1, 1), 2),
+}
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("settings", TILES, ids=lambda s: "x".join(map(str, s)))
+def test_every_tiling_gives_the_same_answer(settings, shape, layout, chip, device):
+    """Tiles, splits and subtiles are chosen by size; here each is forced on sizes that it does not divide."""
+    if layout is not LAST and chip == "sm_90":
+        pytest.skip("descriptors move channels_last tensors alone")
+    xs, ws, stride, padding, dilation, groups = SHAPES[shape]
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    size = output_size(xs[2:], ws[2:], stride, padding, dilation)
+    geometry = Geometry((stride, stride), padding, dilation, groups, size)
+    x, w, dy = (torch.randn(s, device=device).to(memory_format=layout) for s in (xs, ws, (xs[0], ws[0], *size)))
+    b = torch.randn(ws[0], device=device)
+    with launch.assume_chip(chip):
+        y, saved = conv2d_fwd(x, w, b, geometry, "gelu", True, "highest", layout is LAST, settings)
+        dx = conv2d_bwd_input(dy, saved, x, w, geometry, "gelu", "highest", settings)
+        dw, db = conv2d_bwd_weight(dy, saved, x, w, geometry, "gelu", True, torch.float32, "highest", settings)
+    arrays = [exact(t) for t in (x, w, b)]
+    want = conv2d_grad(exact(dy), *arrays, **options, activation="gelu")
+    want["output"] = conv2d(*arrays, **options, activation="gelu")
+    for name, got in {"output": y, "input": dx, "weight": dw, "bias": db}.items():
+        assert worst(exact(got), want[name]) < 2e-4, name
+
+
+@pytest.mark.parametrize(
+    ("image", "pixels", "box"),
+    [
+        ((64, 56, 56), 128, (2, 8, 8)),
+        ((64, 7, 7), 64, (64, 1, 1)),
+        ((1, 224, 224), 64, (1, 2, 32)),
+        ((1, 7, 7), 64, (1, 8, 8)),
+        ((3, 5, 9), 16, (1, 1, 16)),
+    ],
+)
+def test_boxes_have_the_least_overhang(image, pixels, box):
+    got = box_of(*image, pixels)
+    covered = lambda b: np.prod([-(-n // k) * k for n, k in zip(image, b, strict=True)])  # noqa: E731
+    assert np.prod(got) == pixels and covered(got) <= covered(box)
+
+
+@pytest.mark.parametrize("w_last", [False, True], ids=["weight contiguous", "weight channels_last"])
+@pytest.mark.parametrize("x_last", [False, True], ids=["input contiguous", "input channels_last"])
+@pytest.mark.parametrize(
+    ("xs", "ws", "options"),
+    [
+        ((2, 8, 5, 4), (16, 8, 3, 3), {}),
+        ((2, 8, 5, 4), (16, 8, 1, 1), {"activation": "gelu"}),
+        ((2, 1, 5, 4), (16, 1, 3, 3), {}),
+        ((2, 8, 1, 1), (16, 8, 1, 1), {}),
+        ((2, 4, 5, 4), (4, 1, 3, 3), {"groups": 4}),
+    ],
+    ids=str,
+)
+def test_layouts_of_results(xs, ws, options, x_last, w_last, device):
+    """The output has torch's layout; a gradient has its tensor's."""
+    x = torch.randn(xs, device=device).contiguous(memory_format=LAST if x_last else torch.contiguous_format)
+    w = torch.randn(ws, device=device).contiguous(memory_format=LAST if w_last else torch.contiguous_format)
+    y = F.conv2d(x.requires_grad_(), w.requires_grad_(), **options)
+    plain = conv2d_plain(x, w, **options)
+    for size, got, want in zip(y.shape, y.stride(), plain.stride(), strict=True):
+        assert size == 1 or got == want
+    dx, dw = torch.autograd.grad(y, (x, w), torch.randn_like(y))
+    assert dx.stride() == x.stride() and dw.stride() == w.stride()
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("ws", [(16, 32, 2, 2), (16, 32, 1, 1), (32, 1, 1, 2)], ids=["2x2", "1x1", "depthwise"])
+def test_upstream_gradient_in_any_layout(ws, activation, device):
+    """channels_last output, gradient contiguous, or one element with stride 0 as sum() sends it back."""
+    x = torch.randn(1, 32, 4, 3, device=device).to(memory_format=LAST).requires_grad_()
+    w = torch.randn(ws, device=device, requires_grad=True)
+    y = F.conv2d(x, w, groups=32 // ws[1], activation=activation)
+    plain = conv2d_plain(x, w, groups=32 // ws[1], activation=activation)
+    for dy in (torch.randn(y.shape, device=device), torch.ones(1, 1, 1, 1, device=device).expand(y.shape)):
+        got, want = (torch.autograd.grad(t, (x, w), dy, retain_graph=True) for t in (y, plain))
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["many channels", "few channels"])
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_two_runs_are_bitwise_equal(activation, shape, device):
+    xs, ws, *_ = SHAPES[shape]
+    x = torch.randn(xs, device=device).to(memory_format=LAST).requires_grad_()
+    w, b = (torch.randn(s, device=device, requires_grad=True) for s in (ws, ws[:1]))
+
+    def run():
+        torch.manual_seed(1)
+        y = F.conv2d(x, w, b, padding=1, activation=activation)
+        return y, *torch.autograd.grad(y, (x, w, b), torch.randn_like(y))
+
+    for first, second in zip(run(), run(), strict=True):
+        assert torch.equal(first, second)
+
+
+# --- values
+
+
+@pytest.mark.parametrize("depthwise", [False, True], ids=["product", "depthwise"])
+def test_the_bias_gradient_sums_in_float32(depthwise, device):
+    """1 + 1/256 + 1/256 ... in bfloat16 would stay 1."""
+    x = torch.zeros(1, 2, 17, 64, device=device, dtype=torch.bfloat16)
+    w = torch.zeros(2, 1 if depthwise else 2, 1, 2, device=device, dtype=torch.bfloat16)
+    b = torch.zeros(2, device=device, dtype=torch.bfloat16, requires_grad=True)
+    dy = torch.full((1, 2, 17, 63), 2.0**-8, device=device, dtype=torch.bfloat16)
+    dy[:, :, 0, 0] = 1
+    (db,) = torch.autograd.grad(F.conv2d(x, w, b, groups=2 if depthwise else 1), b, dy)
+    assert torch.equal(db, torch.full_like(db, 1 + (17 * 63 - 1) / 256))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("depthwise", [False, True], ids=["product", "depthwise"])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_nan_and_infinity_go_where_the_formula_sends_them(activation, depthwise, device):
+    """One pixel each; a window that misses it stays finite."""
+    x = torch.ones(3, 2, 4, 5, device=device)
+    x[:, :, 1, 2] = torch.tensor([float("nan"), float("inf"), float("-inf")], device=device)[:, None]
+    w = torch.ones(2, 1 if depthwise else 2, 2, 2, device=device)
+    groups = 2 if depthwise else 1
+    x.requires_grad_()
+    y = F.conv2d(x, w, groups=groups, activation=activation)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    want = conv2d(exact(x), exact(w), groups=groups, activation=activation)
+    want_dx = conv2d_grad(np.ones(y.shape), exact(x), exact(w), groups=groups, activation=activation)["input"]
+    np.testing.assert_allclose(exact(y), want, rtol=1e-6)
+    np.testing.assert_array_equal(np.isnan(exact(dx)), np.isnan(want_dx))
+
+
+def test_an_infinite_pixel_outside_the_windows_leaves_dw_finite(device):
+    """The last column is in no window of stride 2; pixels past the output must not meet it."""
+    x = torch.randn(1, 64, 4, 4, device=device).to(memory_format=LAST)
+    x[:, :, :, 3] = float("inf")
+    w = torch.randn(16, 64, 1, 1, device=device, requires_grad=True)
+    for chip in ("sm_80", "sm_90"):
+        with launch.assume_chip(chip):
+            y = F.conv2d(x, w, stride=2)
+            (dw,) = torch.autograd.grad(y, w, torch.randn_like(y))
+        assert y.isfinite().all() and dw.isfinite().all()
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_float32_precision_follows_torch(precision, device):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        x, w = torch.randn(1, 64, 4, 4, device=device), torch.randn(16, 64, 2, 2, device=device)
+        error = worst(exact(F.conv2d(x, w)), conv2d(exact(x), exact(w)))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    # 256 products of size 1: TF32 keeps 10 bits of each factor, float32 keeps 23
+    assert error < (1e-4 if precision == "highest" else 0.1)
+    if precision != "highest":
+        assert error > 1e-4, "not computed in TF32"
+
+
+# --- autograd and autocast
+
+
+def test_what_the_forward_keeps(device):
+    """The output serves the backward of relu, leaky_relu, sigmoid and tanh; the others keep one tensor of its size."""
+    x = torch.randn(2, 3, 5, 4, device=device, requires_grad=True)
+    w, pointwise = (torch.randn(4, 3, k, k, device=device, requires_grad=True) for k in (2, 1))
+    for weight, layout in ((w, torch.contiguous_format), (pointwise, LAST)):
+        for activation in (None, *ACTIVATIONS):
+            kept, source = [], x.detach().to(memory_format=layout).requires_grad_()
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+                y = F.conv2d(source, weight, activation=activation)
+            own = [t for t in kept if t.data_ptr() not in (source.data_ptr(), weight.data_ptr(), y.data_ptr())]
+            want = y.numel() if activation in ("gelu", "gelu_tanh", "silu") else 0
+            assert sum(t.numel() for t in own) == want, activation
+
+
+def test_without_gradients_nothing_is_kept(device):
+    x, w = torch.randn(1, 3, 5, 4, device=device), torch.randn(4, 3, 2, 2, device=device, requires_grad=True)
+    with torch.no_grad():
+        y = F.conv2d(x, w, activation="gelu")
+    assert y.grad_fn is None and not y.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(F.conv2d(x, w, activation="gelu"), y)
+
+
+def test_autocast_runs_in_its_dtype(device):
+    x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((2, 3, 5, 4), (4, 3, 2, 2), (4,)))
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = F.conv2d(x, w, b, activation="relu")
+        plain = torch.relu(torch.nn.functional.conv2d(x, w, b))
+    assert y.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(y, plain, rtol=2e-2, atol=2e-2)
+    y.float().sum().backward()
+    assert x.grad.dtype == w.grad.dtype == b.grad.dtype == torch.float32
+
+
+def test_second_derivative(device):
+    """A gradient penalty, whose gradient is as torch's."""
+    x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((2, 3, 5, 4), (4, 3, 2, 2), (4,)))
+
+    def penalty(conv):
+        y = conv(x, w, b, 2, 1, activation="tanh")
+        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(y.sum() + dx.square().sum(), (x, w, b))
+
+    torch.testing.assert_close(penalty(F.conv2d), penalty(conv2d_plain), rtol=1e-3, atol=1e-3)
+
+
+def test_other_dtypes_take_plain_pytorch(device):
+    x, w = (torch.randn(s, device=device, dtype=torch.float64) for s in ((1, 2, 4, 3), (2, 2, 2, 2)))
+    conv = lambda x, w: F.conv2d(x, w, activation="gelu")  # noqa: E731
+    assert torch.autograd.gradcheck(conv, (x.requires_grad_(), w.requires_grad_()))
+
+
+# --- wrong calls
+
+ONES = torch.ones
+X, W = ONES(2, 4, 5, 6), ONES(6, 4, 3, 3)
+WRONG = [
+    (ValueError, r"got input \(4, 5\) and weight", (ONES(4, 5), W), {}),
+    (ValueError, r"weight \(6, 4, 3\)", (X, ONES(6, 4, 3)), {}),
+    (ValueError, r"groups 1, input \(2, 4, 5, 6\) and weight \(6, 3, 3, 3\)", (X, ONES(6, 3, 3, 3)), {}),
+    (ValueError, r"got groups 4, ", (X, ONES(6, 1, 3, 3)), {"groups": 4}),
+    (ValueError, r"got groups 0, ", (X, W), {"groups": 0}),
+    (TypeError, r"groups must be an int; got 1\.0", (X, W), {"groups": 1.0}),
+    (ValueError, r"bias \(5,\) and weight", (X, W, ONES(5)), {}),
+    (ValueError, r"bias \(6, 1\)", (X, W, ONES(6, 1)), {}),
+    (ValueError, r"stride must be one or two numbers of at least 1; got 0", (X, W), {"stride": 0}),
+    (ValueError, r"stride must be .* got \(1, 2, 3\)", (X, W), {"stride": (1, 2, 3)}),
+    (TypeError, r"stride must be an int or a pair of ints; got 1\.5", (X, W), {"stride": 1.5}),
+    (ValueError, r"padding must be .* at least 0; got -1", (X, W), {"padding": -1}),
+    (TypeError, r"padding must be .* got \(1, '1'\)", (X, W), {"padding": (1, "1")}),
+    (ValueError, r"padding must be \"same\", \"valid\", .* got 'full'", (X, W), {"padding": "full"}),
+    (ValueError, r"\"same\" must come with stride 1; got stride \(2, 2\)", (X, W), {"padding": "same", "stride": 2}),
+    (ValueError, r"dilation must be .* at least 1; got \(1, 0\)", (X, W), {"dilation": (1, 0)}),
+    (ValueError, r"got kernel 7 x 5 and input 5 x 6", (X, W), {"dilation": (3, 2)}),
+    (ValueError, r"got kernel 3 x 3 and input 2 x 8", (ONES(1, 4, 0, 6), W), {"padding": 1}),
+    (TypeError, r"input torch.float32 and weight torch.float16", (X, W.half()), {}),
+    (TypeError, r"bias torch.bfloat16", (X, W, ONES(6).bfloat16()), {}),
+    (TypeError, r"input must be a tensor; got list", ([1.0], W), {}),
+    (TypeError, r"weight must be a tensor; got ndarray", (X, np.ones((6, 4, 3, 3))), {}),
+    (ValueError, r"weight meta", (X, W.to("meta")), {}),
+    (ValueError, r"fewer than 2\*\*31 - 2\*\*16 pixels; got 1 images of 65536 x 65536 and 65536 x 65536",
+     (torch.ones(1, device="cpu").expand(1, 1, 65536, 65536), ONES(1, 1, 1, 1)), {}),
+    (ValueError, r"one of relu, .*; got 'swish'", (X, W), {"activation": "swish"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error, message, args, options", WRONG, ids=[w[1] for w in WRONG])
+def test_wrong_arguments(error, message, args, options):
+    with pytest.raises(error, match=f"^conv2d: .*{message}"):
+        F.conv2d(*args, **options)
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["y", "dx"])
+def test_offsets_pass_two_to_the_31(transposed):
+    """Image times stride is formed in 64 bits; in the sums over pixels too."""
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("needs 12 GiB of GPU memory")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images, apart = 5, 2**29 + 16  # image 4 starts past 2**31 elements
+    torch.utils.deterministic.fill_uninitialized_memory = False  # 5 GiB of NaN take their time
+    try:
+        big = torch.empty(images, apart, dtype=torch.float16, device=device)
+    except RuntimeError:
+        pytest.skip("needs 5 GiB of memory")
+    x = big[:, :24].view(images, 2, 3, 4)
+    x.copy_(torch.arange(images * 24, dtype=torch.float16, device=device).view(images, 2, 3, 4) / 64)
+    w = torch.randn(2, 2, 2, 2, dtype=torch.float16, device=device, requires_grad=True)
+    small = x.clone()
+    with launch.assume_chip("sm_80"):
+        if transposed:
+            leaf, options = torch.zeros(images, 2, 4, 5, dtype=torch.float16, device=device), {}
+            got, want = (
+                torch.autograd.grad(F.conv2d(leaf.requires_grad_(), w, **options), (leaf, w), dy) for dy in (x, small)
+            )
+        else:
+            got, want = [], []
+            for t, results in ((x, got), (small, want)):
+                y = F.conv2d(t, w)
+                results += [y, *torch.autograd.grad(y, w, torch.ones_like(y))]
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)

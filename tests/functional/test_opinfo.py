@@ -1,0 +1,63 @@
+"""PyTorch's own samples of each operator: what it is called with, and what it must refuse."""
+
+import pytest
+import torch
+
+from primer_fast import functional as F
+
+pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
+from torch.testing._internal.common_methods_invocations import op_db
+
+# Op -> how many samples the kernels get in the interpreter, in float32; the CPU path gets all of them, in float64 too
+OPS = {"linear": 18, "conv2d": 12}
+INFOS = {op: next(info for info in op_db if info.name == f"nn.functional.{op}") for op in OPS}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+def samples(op, dtype, device):
+    return list(INFOS[op].sample_inputs(device, dtype, requires_grad=True))
+
+
+def compare(op, sample, tolerance):
+    """Value, gradients, shape, dtype and strides against PyTorch."""
+    leaves = [t for t in (sample.input, *sample.args, *sample.kwargs.values()) if isinstance(t, torch.Tensor)]
+    leaves = [t for t in leaves if t.requires_grad]
+    got = getattr(F, op)(sample.input, *sample.args, **sample.kwargs)
+    want = getattr(torch.nn.functional, op)(sample.input, *sample.args, **sample.kwargs)
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+    if leaves and want.requires_grad:
+        dy = torch.randn_like(want)
+        grads = (torch.autograd.grad(y, leaves, dy, allow_unused=True) for y in (got, want))
+        torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_samples_through_the_kernels(op, device):
+    chosen = samples(op, torch.float32, device)
+    if device == "cpu":
+        step = max(1, len(chosen) // OPS[op])
+        chosen = chosen[::step][: OPS[op]]
+    assert len(chosen) >= OPS[op]
+    for sample in chosen:
+        compare(op, sample, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_all_samples_on_the_plain_path(op, dtype, plain_path):
+    for sample in samples(op, dtype, "cpu"):
+        compare(op, sample, 1e-5)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_torch_refuses_is_refused(op, device):
+    """With a message that names the op, before anything is launched."""
+    errors = list(INFOS[op].error_inputs(device)) if INFOS[op].error_inputs_func else []
+    for error in errors:
+        sample = error.sample_input
+        with pytest.raises((ValueError, TypeError), match=f"^{op}: .*; got "):
+            getattr(F, op)(sample.input, *sample.args, **sample.kwargs)
