@@ -21,7 +21,7 @@ from primer_fast.cli.run_folder import write_text
 from primer_fast.proof.production import Row, Unit, compile_units, plan
 from primer_fast.proof.targets import TARGETS
 
-_WIDTH = 120  # where the output is not a terminal
+_WIDTH = 150  # where the output is not a terminal
 _PASS = {"forward": "fwd", "backward": "bwd"}
 _LEGEND = """\
 grid: programs of the launch · tile: block sizes, / programs that share a reduction · w/s: warps, pipeline stages
