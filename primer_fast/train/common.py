@@ -164,4 +164,6 @@ def _optimizer_values(state: TrainState, saved: dict[str, Tensor], step: int) ->
             if key != "step" and value.shape != p.shape:
                 got = tuple(value.shape)
                 raise ValueError(f"the optimizer's {key} of {names[p]} must be {tuple(p.shape)}; it is {got}")
+            if key != "step":  # in the memory format of p, which fused optimizers take for granted
+                values[i][key] = torch.empty_like(p, dtype=value.dtype, device="cpu").copy_(value)
     return values

@@ -98,6 +98,24 @@ def test_what_does_not_fit_is_named_and_changes_nothing(saved, name):
     assert all(torch.equal(t, before[key]) for key, t in state.model.state_dict().items())
 
 
+@pytest.mark.parametrize("config", [CONFIG, SupervisedConfig(optimizer="sgd", momentum=0.9, batch_size=4, steps=3)])
+def test_the_optimizer_goes_on_in_the_memory_format_of_each_parameter(config):
+    """Fused optimizers walk parameter and state by address: in two formats they would mix up the elements."""
+    state, other = (
+        supervised.start(torch.nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last), config) for _ in "ab"
+    )
+    x = torch.randn(2, 3, 5, 5)
+    for _ in range(2):
+        state.model(x).square().sum().backward()
+        state.optimizer.step()
+    unpack(other, *pack(state, {}, epoch=0.0))
+    for s in (state, other):
+        s.optimizer.zero_grad()
+        s.model(x).square().sum().backward()
+        s.optimizer.step()
+    assert torch.equal(state.model.weight, other.model.weight)
+
+
 def test_generators_of_other_streams_are_unrelated():
     draws = {
         tuple(torch.randint(0, 1000, (4,), generator=generator(*key)).tolist())
