@@ -54,14 +54,9 @@ class MLP(nn.Module):
         )
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         for layer in self.layers:
-            if layer.activation in RECTIFIERS:
-                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            else:
-                torch.nn.init.xavier_normal_(layer.weight, gain=4.0 if layer.activation == "sigmoid" else 1.0)
-            torch.nn.init.zeros_(layer.bias)
+            reset_layer(layer)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, ...) -> (B, n_L)
         inputs = self.config.sizes[0]
@@ -71,3 +66,12 @@ class MLP(nn.Module):
         for layer in self.layers:
             x = layer(x)  # (B, n_i)
         return x
+
+
+def reset_layer(layer: nn.Linear | nn.Conv2d) -> None:
+    """Draw the first weights of ``layer`` as MLP says, by its activation; biases become zero."""
+    if layer.activation in RECTIFIERS:
+        torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    else:
+        torch.nn.init.xavier_normal_(layer.weight, gain=4.0 if layer.activation == "sigmoid" else 1.0)
+    torch.nn.init.zeros_(layer.bias)

@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+import torch
+
+from primer_fast import backend
+from primer_fast.models.cnn import CNN, CNNConfig
+from primer_fast.reference.conv2d import conv2d
+from primer_fast.reference.max_pool2d import max_pool2d
+from primer_fast.train import supervised
+from primer_fast.train.supervised import SupervisedConfig
+
+SMALL = CNNConfig(image=(3, 11, 10), channels=(4, 5), kernel_size=3, pool=2, hidden=(6,), classes=7)
+
+
+def with_random_biases(config):
+    model = CNN(config)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias"):
+                p.normal_()
+    return model
+
+
+def formula(model, x):
+    """The layers' outputs by name and the logits, in float64 by the NumPy references."""
+    config = model.config
+    relu = {"relu": lambda z: np.maximum(z, 0), "tanh": np.tanh, None: lambda z: z}[config.activation]
+    weights = {name: p.detach().cpu().double().numpy() for name, p in model.named_parameters()}
+    a = x.cpu().double().numpy()
+    maps = {"input": a}
+    for i in range(len(config.channels)):
+        z = conv2d(a, weights[f"convolutions.{i}.weight"], weights[f"convolutions.{i}.bias"])
+        maps[f"conv{i + 1}"] = relu(z)
+        maps[f"pool{i + 1}"] = a = max_pool2d(relu(z), config.pool)
+    a = a.reshape(len(a), -1)
+    layers = len(config.hidden) + 1
+    for i in range(layers):
+        a = a @ weights[f"mlp.layers.{i}.weight"].T + weights[f"mlp.layers.{i}.bias"]
+        a = relu(a) if i < layers - 1 else a
+    return maps, a
+
+
+CONFIGS = {
+    "small": SMALL,
+    "one channel": CNNConfig(image=(1, 12, 12), channels=(2, 3), kernel_size=3),
+    "five by five": CNNConfig(image=(1, 16, 17), channels=(3, 2), kernel_size=5, hidden=(4, 3)),
+    "one convolution, no hidden layer": CNNConfig((2, 7, 8), (3,), 2, 3, (), 2, "tanh"),
+    "three convolutions without pooling": CNNConfig((1, 7, 7), (2, 2, 2), 3, 1, (4,), 3, None),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_layer_is_the_formula(plain_path, device, name):
+    config = CONFIGS[name]
+    model = with_random_biases(config).to(device)
+    x = torch.randn(3, *config.image, device=device)
+    maps, logits = formula(model, x)
+    got = model.feature_maps(x)
+    assert list(got) == list(maps) and {k: tuple(m.shape[1:]) for k, m in got.items()} == config.shapes()
+    for layer in maps:
+        np.testing.assert_allclose(got[layer].detach().cpu().numpy(), maps[layer], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model(x).detach().cpu().numpy(), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_kernels_compute_forward_and_backward(device):
+    """In the interpreter, or on the GPU; against the plain path in float64."""
+    model = with_random_biases(CNNConfig(image=(1, 10, 10), channels=(2, 3), kernel_size=3, pool=2, hidden=(4,)))
+    model = model.to(device)
+    x, target = torch.randn(2, 10, 10, device=device), torch.tensor([3, 7], device=device)
+    assert backend.runs_triton(x)
+    exact = CNN(model.config).to(device).double()
+    exact.load_state_dict(model.state_dict())
+    assert not backend.runs_triton(x.double())
+    for m, inputs in ((model, x), (exact, x.double())):
+        torch.nn.functional.cross_entropy(m(inputs), target).backward()
+    torch.testing.assert_close(model(x).double(), exact(x.double()), rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(model.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_one_channel_may_be_left_out(plain_path, device):
+    model = CNN(CNNConfig(image=(1, 9, 8), channels=(3,), kernel_size=3)).to(device)
+    x = torch.randn(4, 9, 8, device=device)
+    assert torch.equal(model(x), model(x[:, None]))
+    assert torch.equal(model(x), model(x.transpose(1, 2).contiguous().transpose(1, 2)))
+    assert model(x[:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 11, 10), (2, 3, 10, 11), (3, 11, 10), (2, 1, 11, 10), (2, 330), (), (3,)], ids=str
+)
+def test_wrong_input_is_named(plain_path, shape):
+    with pytest.raises(ValueError, match=r"CNN: input must be \(B, 3, 11, 10\); got "):
+        CNN(SMALL)(torch.randn(shape))
+
+
+def test_wrong_input_of_one_channel_is_named(plain_path):
+    with pytest.raises(ValueError, match=r"CNN: input must be \(B, 1, 28, 28\) or \(B, 28, 28\); got \(28, 28\)"):
+        CNN(CNNConfig())(torch.randn(28, 28))
+
+
+WRONG = {
+    "image": ({"image": (28, 28)}, r"image must be channels, height and width; got \[28, 28\]"),
+    "no pixels": ({"image": (1, 0, 28)}, r"image must be positive integers; got \[1, 0, 28\]"),
+    "no convolution": ({"channels": ()}, r"channels must name at least one convolution; got \[\]"),
+    "channels": ({"channels": (3, -1)}, r"channels must be positive integers; got \[3, -1\]"),
+    "hidden": ({"hidden": (2.5,)}, r"hidden must be positive integers; got \[2.5\]"),
+    "kernel": ({"kernel_size": 0}, "kernel_size must be a positive integer; got 0"),
+    "pool": ({"pool": (2, 2)}, r"pool must be a positive integer; got \(2, 2\)"),
+    "classes": ({"classes": True}, "classes must be a positive integer; got True"),
+    "activation": ({"activation": "swoosh"}, "activation must be None or one of relu.*; got 'swoosh'"),
+    "conv1": ({"image": (1, 4, 28)}, r"conv1 would leave none.* 5 x 5 does not fit into 4 x 28 \(image 1 x 4 x 28\)"),
+    "pool1": ({"image": (1, 5, 5)}, "pool1 would leave none.* 2 x 2 does not fit into 1 x 1"),
+    "conv2": ({"image": (3, 28, 12)}, "conv2 would leave none.* 5 x 5 does not fit into 12 x 4"),
+    "pool2": ({"image": (1, 28, 14)}, "pool2 would leave none.* 2 x 2 does not fit into 8 x 1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_configuration_is_named(case):
+    options, message = WRONG[case]
+    with pytest.raises(ValueError, match=f"CNN: .*{message}"):
+        CNNConfig(**options)
+
+
+def test_lists_are_taken_and_the_smallest_image_works(plain_path):
+    config = CNNConfig([1, 16, 16], [2, 2], hidden=[3])
+    assert config == CNNConfig((1, 16, 16), (2, 2), hidden=(3,)) and config.shapes()["pool2"] == (2, 1, 1)
+    assert CNN(config)(torch.zeros(1, 16, 16)).shape == (1, 10)
+
+
+def test_first_weights_have_the_variance_of_the_source():
+    torch.manual_seed(0)
+    model = CNN(CNNConfig((1, 32, 32), (128, 256), 5, hidden=(500,)))
+    for layer, fan in ((model.convolutions[0], 25), (model.convolutions[1], 128 * 25), (model.mlp.layers[0], 6400)):
+        assert layer.weight.var().item() == pytest.approx(2 / fan, rel=0.1 if fan == 25 else 0.01)  # 3,200 draws: 3 %
+        assert layer.bias.abs().max() == 0
+
+
+def test_kernels_and_maps_are_channels_last(plain_path):
+    model = CNN(SMALL)
+    maps = model.feature_maps(torch.randn(2, 3, 11, 10))
+    for t in (*(layer.weight for layer in model.convolutions), maps["conv1"], maps["pool1"], maps["conv2"]):
+        assert t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
+def test_state_dict_loads_into_torch_convolutions():
+    model = CNN(SMALL)
+    names = ["convolutions.0", "convolutions.1", "mlp.layers.0", "mlp.layers.1"]
+    assert list(model.state_dict()) == [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    first = torch.nn.Conv2d(3, 4, 3)
+    first.load_state_dict(model.convolutions[0].state_dict())
+    x = torch.randn(1, 3, 11, 10, dtype=torch.float64)
+    torch.testing.assert_close(first.double()(x).relu(), model.double().feature_maps(x)["conv1"])
+
+
+def test_learns_where_a_bar_points_wherever_it_is(plain_path):
+    """A lying or an upright bar anywhere: half of the places are never trained on."""
+    torch.manual_seed(0)
+    images, labels = torch.zeros(2, 10, 10, 14, 14), torch.arange(2)[:, None, None].expand(2, 10, 10)
+    for i in range(10):
+        for j in range(10):
+            images[0, i, j, i + 2, j + 1 : j + 4] = 1
+            images[1, i, j, i + 1 : i + 4, j + 2] = 1
+    even = (torch.arange(10)[:, None] + torch.arange(10)) % 2 == 0
+    train, test = ((images[:, mask].flatten(0, 1), labels[:, mask].flatten()) for mask in (even, ~even))
+    model = CNN(CNNConfig((1, 14, 14), (4, 8), 3, hidden=(), classes=2))
+    config = SupervisedConfig(epochs=50, batch_size=20, lr=0.01, warmup_steps=5)
+    state = supervised.start(model, config)
+    rows = list(supervised.train(state, *train, config, test=test))
+    assert rows[-1]["test/accuracy"] > 0.97
+    assert rows[-1]["train/loss"] < 0.05 < rows[0]["train/loss"]
