@@ -7,6 +7,7 @@ COMMANDS = {  # words on the command line -> module, what it does
     ("verify",): ("verify", "compare every kernel with its NumPy reference"),
     ("kernels",): ("kernels", "compile the kernels for any GPU, without one, and list registers and instructions"),
     ("train", "mlp"): ("train_mlp", "train the multilayer perceptron"),
+    ("train", "cnn"): ("train_cnn", "train the convolutional network on digits"),
     ("demo",): ("demo", "verify, train and write a report with pictures"),
 }
 

