@@ -8,6 +8,7 @@ COMMANDS = {  # words on the command line -> module, what it does
     ("kernels",): ("kernels", "compile the kernels for any GPU, without one, and list registers and instructions"),
     ("train", "mlp"): ("train_mlp", "train the multilayer perceptron"),
     ("train", "cnn"): ("train_cnn", "train the convolutional network on digits"),
+    ("show", "convolution"): ("show_convolution", "work a convolution and a max-pool out, number by number"),
     ("demo",): ("demo", "verify, train and write a report with pictures"),
 }
 
