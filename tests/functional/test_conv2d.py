@@ -178,6 +178,23 @@ def test_two_runs_are_bitwise_equal(activation, shape, device):
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+def test_contiguous_weights_of_a_large_layer(chip, device):
+    """1,024 pixels and more: the weights are copied to where their channels are adjacent."""
+    x = torch.randn(1, 32, 32, 32, device=device).to(memory_format=LAST).requires_grad_()
+    w = torch.randn(16, 32, 1, 2, device=device, requires_grad=True)
+    settings = MatmulSettings(128, 32, 32, 4, 2)
+    geometry = Geometry((1, 1), (0, 0), (1, 1), 1, (32, 31))
+    dy = torch.randn(1, 16, 32, 31, device=device).to(memory_format=LAST)
+    with launch.assume_chip(chip), torch.no_grad():
+        y, _ = conv2d_fwd(x, w, None, geometry, None, False, "highest", True, settings)
+        dx = conv2d_bwd_input(dy, None, x, w, geometry, None, "highest", settings)
+    plain = conv2d_plain(x, w)
+    (want,) = torch.autograd.grad(plain, x, dy)
+    torch.testing.assert_close((y, dx), (plain.detach(), want), rtol=1e-4, atol=1e-4)
+    assert dx.stride() == x.stride()
+
+
 # --- values
 
 
