@@ -228,16 +228,17 @@ def test_nan_and_infinity_go_where_the_formula_sends_them(activation, depthwise,
     np.testing.assert_array_equal(np.isnan(exact(dx)), np.isnan(want_dx))
 
 
-def test_an_infinite_pixel_outside_the_windows_leaves_dw_finite(device):
-    """The last column is in no window of stride 2; pixels past the output must not meet it."""
-    x = torch.randn(1, 64, 4, 4, device=device).to(memory_format=LAST)
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+def test_an_infinite_pixel_reaches_the_taps_that_meet_it_alone(chip, device):
+    """The second tap meets the last column; pixels of a tile past the output must not bring it to the first."""
+    x = torch.randn(1, 32, 4, 4, device=device).to(memory_format=LAST)
     x[:, :, :, 3] = float("inf")
-    w = torch.randn(16, 64, 1, 1, device=device, requires_grad=True)
-    for chip in ("sm_80", "sm_90"):
-        with launch.assume_chip(chip):
-            y = F.conv2d(x, w, stride=2)
-            (dw,) = torch.autograd.grad(y, w, torch.randn_like(y))
-        assert y.isfinite().all() and dw.isfinite().all()
+    w = torch.randn(16, 32, 1, 2, device=device, requires_grad=True)
+    with launch.assume_chip(chip):
+        y = F.conv2d(x, w)
+        (dw,) = torch.autograd.grad(y, w, torch.randn_like(y))
+    assert y[..., :2].isfinite().all() and not y[..., 2].isfinite().any()
+    assert dw[..., 0].isfinite().all() and not dw[..., 1].isfinite().any()
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
