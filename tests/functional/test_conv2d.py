@@ -178,6 +178,23 @@ def test_two_runs_are_bitwise_equal(activation, shape, device):
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+def test_contiguous_weights_of_a_large_layer(chip, device):
+    """1,024 pixels and more: the weights are copied to where their channels are adjacent."""
+    x = torch.randn(1, 32, 32, 32, device=device).to(memory_format=LAST).requires_grad_()
+    w = torch.randn(16, 32, 1, 2, device=device, requires_grad=True)
+    settings = MatmulSettings(128, 32, 32, 4, 2)
+    geometry = Geometry((1, 1), (0, 0), (1, 1), 1, (32, 31))
+    dy = torch.randn(1, 16, 32, 31, device=device).to(memory_format=LAST)
+    with launch.assume_chip(chip), torch.no_grad():
+        y, _ = conv2d_fwd(x, w, None, geometry, None, False, "highest", True, settings)
+        dx = conv2d_bwd_input(dy, None, x, w, geometry, None, "highest", settings)
+    plain = conv2d_plain(x, w)
+    (want,) = torch.autograd.grad(plain, x, dy)
+    torch.testing.assert_close((y, dx), (plain.detach(), want), rtol=1e-4, atol=1e-4)
+    assert dx.stride() == x.stride()
+
+
 # --- values
 
 
@@ -211,16 +228,18 @@ def test_nan_and_infinity_go_where_the_formula_sends_them(activation, depthwise,
     np.testing.assert_array_equal(np.isnan(exact(dx)), np.isnan(want_dx))
 
 
-def test_an_infinite_pixel_outside_the_windows_leaves_dw_finite(device):
-    """The last column is in no window of stride 2; pixels past the output must not meet it."""
-    x = torch.randn(1, 64, 4, 4, device=device).to(memory_format=LAST)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+def test_an_infinite_pixel_reaches_the_taps_that_meet_it_alone(chip, device):
+    """The second tap meets the last column; pixels of a tile past the output must not bring it to the first."""
+    x = torch.randn(1, 32, 4, 4, device=device).to(memory_format=LAST)
     x[:, :, :, 3] = float("inf")
-    w = torch.randn(16, 64, 1, 1, device=device, requires_grad=True)
-    for chip in ("sm_80", "sm_90"):
-        with launch.assume_chip(chip):
-            y = F.conv2d(x, w, stride=2)
-            (dw,) = torch.autograd.grad(y, w, torch.randn_like(y))
-        assert y.isfinite().all() and dw.isfinite().all()
+    w = torch.randn(16, 32, 1, 2, device=device, requires_grad=True)
+    with launch.assume_chip(chip):
+        y = F.conv2d(x, w)
+        (dw,) = torch.autograd.grad(y, w, torch.randn_like(y))
+    assert y[..., :2].isfinite().all() and not y[..., 2].isfinite().any()
+    assert dw[..., 0].isfinite().all() and not dw[..., 1].isfinite().any()
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
