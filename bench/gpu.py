@@ -108,6 +108,7 @@ def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> Outc
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_listen,
             )
         except OSError as error:
             return Outcome(stage.name, f"not started: {error}", 0.0)
@@ -122,6 +123,11 @@ def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> Outc
     if status == "passed" and stage.leaves and not stage.leaves.exists():
         status = f"failed (exit 0, but no {stage.leaves.name})"
     return Outcome(stage.name, status, time.monotonic() - begin)
+
+
+def _listen() -> None:
+    """In the child: what runs in a shell's background inherits that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _end(process: subprocess.Popen, grace: float) -> None:

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -94,6 +95,15 @@ def _alive(pid):
 
 
 def test_an_interrupted_stage_can_still_write(tmp_path):
+    """Even where this process ignores SIGINT, as what a shell runs in its background does."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _interrupted_stage_writes(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted_stage_writes(tmp_path):
     code = "import time\ntry:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  print('saved')"
     run_stage(stage(code), tmp_path / "tests.log", limit=2)
     assert (tmp_path / "tests.log").read_text() == "saved\n"
