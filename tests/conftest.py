@@ -1,6 +1,7 @@
 """Without a GPU the kernels run in Triton's interpreter, on CPU tensors."""
 
 import os
+import signal
 
 import pytest
 
@@ -13,6 +14,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's deterministic mode asks of cuBLAS
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell's background; Ctrl-C is tested
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

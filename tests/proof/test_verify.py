@@ -42,7 +42,7 @@ def test_a_result_of_another_dtype_fails(monkeypatch):
 
 def test_the_plan_names_what_it_does_not_know():
     for wrong, message in (
-        ({"names": ["linaer"]}, "op must be one of linear.*; got linaer"),
+        ({"names": ["linaer"]}, "op must be one of .*linear.*; got linaer"),
         ({"dtypes": ["float64"]}, "dtype must be one of float32, float16, bfloat16; got float64"),
         ({"case_names": ["nothing"]}, "case must be one of .*; got nothing"),
     ):
