@@ -134,7 +134,7 @@ _TILES = (  # BLOCK_M, BLOCK_N, warps
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TILE_SECONDS = 2.1e-6  # a tile's prologue and epilogue on Hopper, fitted to the figures of Triton's Gluon tutorial 07
 _LAUNCH_SECONDS = 3e-6  # a second launch, on the device
-_FULL = 0.95
+_FULL = 0.95  # share of the processors with a program that counts as all
 _LATENCY = 0.8e-6  # of a load from device memory
 _INDIFFERENT = 0.3e-6  # settings whose estimates differ by less: the one with fewer programs
 
