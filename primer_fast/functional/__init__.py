@@ -1,5 +1,12 @@
 """Differentiable functions with torch.nn.functional's names, one file per kernel file."""
 
 from primer_fast.functional.conv2d import conv2d as conv2d
+from primer_fast.functional.embedding import embedding as embedding
+from primer_fast.functional.layer_norm import layer_norm as layer_norm
 from primer_fast.functional.linear import linear as linear
+from primer_fast.functional.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
+from primer_fast.functional.linear_log_prob import linear_log_prob as linear_log_prob
 from primer_fast.functional.max_pool2d import max_pool2d as max_pool2d
+from primer_fast.functional.scaled_dot_product_attention import (
+    scaled_dot_product_attention as scaled_dot_product_attention,
+)

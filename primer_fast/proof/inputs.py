@@ -43,7 +43,7 @@ def allocate(shape: tuple[int, ...], layout: str | None, dtype: torch.dtype, dev
 
 
 def place(array: np.ndarray, layout: str | None, dtype: torch.dtype, device) -> Tensor:
-    """The same with the values of a float64 ``array``, rounded to ``dtype``; of an "expanded" one, its first row's."""
+    """The same with the values of ``array``, rounded to ``dtype``; of an "expanded" one, its first row's."""
     tensor = allocate(array.shape, layout, dtype, device)
     values = torch.from_numpy(np.array(array)).to(dtype)
     rows = slice(1 if layout == "expanded" else None)

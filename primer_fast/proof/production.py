@@ -14,7 +14,7 @@ from primer_fast.proof.inputs import allocate
 from primer_fast.proof.offline import Launch, offline, refuse_interpreter
 from primer_fast.proof.resources import Resources
 from primer_fast.proof.targets import TARGETS
-from primer_fast.proof.verify import DTYPES, ops
+from primer_fast.proof.verify import DTYPES, differentiable, ops
 from primer_fast.reference.case import Case
 
 
@@ -111,20 +111,24 @@ def compile_unit(unit: Unit) -> list[Row]:
     with offline(unit.target, keep_going=True) as launches:
         forward_launches = None
         try:
-            inputs = [
-                allocate(shape, case.layouts.get(name), DTYPES[unit.dtype], "meta").requires_grad_()
-                for name, shape in case.shapes.items()
-            ]
-            output = getattr(functional, unit.op)(*inputs, **case.options)
+            inputs = {}
+            for name, shape in case.shapes.items():
+                dtype = getattr(torch, case.dtypes[name]) if name in case.dtypes else DTYPES[unit.dtype]
+                inputs[name] = allocate(shape, case.layouts.get(name), dtype, "meta")
+                inputs[name].requires_grad_(name in differentiable(unit.op, case))
+            outputs = getattr(functional, unit.op)(**inputs, **case.options)
             forward_launches = len(launches)
-            torch.autograd.grad(output, inputs, torch.empty_like(output))
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            leaves = [t for t in inputs.values() if t.requires_grad]
+            if leaves:
+                torch.autograd.grad(outputs, leaves, [torch.empty_like(y) for y in outputs])
         except Exception as failure:  # of the op itself: those of single launches are recorded with them
             error = f"{type(failure).__name__}: {failure}".splitlines()[0]
     directions = [
         "forward" if forward_launches is None or i < forward_launches else "backward" for i in range(len(launches))
     ]
     rows = [_row(unit, direction, launch) for direction, launch in zip(directions, launches, strict=True)]
-    if forward_launches in (0, len(launches)) and error is None:
+    if (not forward_launches or (case.gradients and forward_launches == len(launches))) and error is None:
         error = "no kernel was launched"  # plain PyTorch took over: nothing is proved
     if error is not None:
         direction = "forward" if not forward_launches else "backward"

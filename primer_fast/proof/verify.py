@@ -91,49 +91,86 @@ def device() -> str:
     raise RuntimeError("verify: without a GPU, TRITON_INTERPRET=1 must be set before Triton is imported; it was not")
 
 
-def draw(case: Case, dtype: torch.dtype, where: str) -> dict[str, torch.Tensor]:
-    """Random inputs of a case, the same for every dtype up to its rounding; they require gradients."""
+def draw(op: str, case: Case, dtype: torch.dtype, where: str) -> dict[str, torch.Tensor]:
+    """The inputs of a case, the same for every dtype up to its rounding; those that have a gradient require it.
+
+    They are normal, but for the arrays that ``values(case, rng)`` of the op's reference returns.
+    """
+    truth = importlib.import_module(f"primer_fast.reference.{op}")
     rng = np.random.default_rng(zlib.crc32(case.name.encode()))
-    return {
-        name: place(rng.normal(size=shape), case.layouts.get(name), dtype, where).requires_grad_()
-        for name, shape in case.shapes.items()
-    }
+    own = truth.values(case, rng) if hasattr(truth, "values") else {}
+    inputs = {}
+    for name, shape in case.shapes.items():
+        array = own[name] if name in own else rng.normal(size=shape)
+        kind = getattr(torch, case.dtypes[name]) if name in case.dtypes else dtype
+        inputs[name] = place(array, case.layouts.get(name), kind, where)
+        inputs[name].requires_grad_(name in differentiable(op, case))
+    return inputs
+
+
+def differentiable(op: str, case: Case) -> list[str]:
+    """Names of a case's arrays that have a gradient: its floats, but for the reference's ``WITHOUT_GRADIENT``."""
+    if not case.gradients:
+        return []
+    constant = getattr(importlib.import_module(f"primer_fast.reference.{op}"), "WITHOUT_GRADIENT", ())
+    return [name for name in case.shapes if name not in case.dtypes and name not in constant]
+
+
+def _named(outputs, names) -> dict:
+    """An op's result, one tensor or several, by the names that its reference gives them."""
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return dict(zip(names, outputs, strict=False))
 
 
 def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> list[Row]:
-    """Run one case and judge its output and each gradient, asked for together and, in float32, each alone as well."""
+    """Run one case and judge its output and each gradient, asked for together and, in float32, each alone as well.
+
+    An op of several outputs returns a tuple; its reference names them in ``OUTPUTS`` and takes a tuple of gradients.
+    """
     truth = importlib.import_module(f"primer_fast.reference.{op}")
     implementation = importlib.import_module(f"primer_fast.functional.{op}")
+    names = getattr(truth, "OUTPUTS", ("output",))
     where = device()
-    inputs = draw(case, dtype, where)
-    arrays = {name: exact(t) for name, t in inputs.items()}
-    want = {"output": getattr(truth, op)(**arrays, **case.options)}
+    inputs = draw(op, case, dtype, where)
+    leaves = [name for name, t in inputs.items() if t.requires_grad]
+    arrays = {name: exact(t) if name not in case.dtypes else t.cpu().numpy() for name, t in inputs.items()}
+    want = _named(getattr(truth, op)(**arrays, **case.options), names)
+    plain_outputs = _named(getattr(implementation, f"{op}_plain")(**inputs, **case.options), names)
     rng = np.random.default_rng(0)
-    dy = torch.from_numpy(np.asarray(rng.normal(size=want["output"].shape))).to(dtype).to(where)
-    if dy.dim() == 4 and "channels_last" in case.layouts.values():
-        dy = dy.contiguous(memory_format=torch.channels_last)  # as the output: the layout that a network sends back
-    want |= getattr(truth, f"{op}_grad")(exact(dy), **arrays, **case.options)
-    magnitude = getattr(truth, f"{op}_magnitude")(exact(dy), **arrays, **case.options)
+    dy = {}
+    for name, y in want.items():
+        dy[name] = torch.from_numpy(np.asarray(rng.normal(size=y.shape))).to(plain_outputs[name].dtype).to(where)
+        if y.ndim == 4 and "channels_last" in case.layouts.values():
+            # as the output: the layout that a network sends back
+            dy[name] = dy[name].contiguous(memory_format=torch.channels_last)
+    upstream = tuple(map(exact, dy.values()))
+    upstream = upstream if len(upstream) > 1 else upstream[0]
+    if leaves:
+        want |= getattr(truth, f"{op}_grad")(upstream, **arrays, **case.options)
+    magnitude = getattr(truth, f"{op}_magnitude")(upstream, **arrays, **case.options)
 
     def run(function, wanted):
-        y = function(**inputs, **case.options)
-        return {"output": y, **dict(zip(wanted, torch.autograd.grad(y, [inputs[n] for n in wanted], dy), strict=True))}
+        outputs = _named(function(**inputs, **case.options), names)
+        asked = [inputs[name] for name in wanted]
+        grads = torch.autograd.grad(list(outputs.values()), asked, list(dy.values())) if asked else ()
+        return {**outputs, **dict(zip(wanted, grads, strict=True))}
 
     with launch.assume_chip(PATHS[path]) if path else contextlib.nullcontext():
-        got = run(getattr(functional, op), list(inputs))
-        for name in inputs if dtype == torch.float32 else ():  # which kernels run does not depend on the dtype
-            for other, t in inputs.items():
-                t.requires_grad_(other == name)
+        got = run(getattr(functional, op), leaves)
+        # which kernels run does not depend on the dtype
+        for name in leaves if dtype == torch.float32 else ():
+            for other in leaves:
+                inputs[other].requires_grad_(other == name)
             got[f"{name} alone"] = run(getattr(functional, op), [name])[name]
-    for t in inputs.values():
-        t.requires_grad_()
-    plain = run(getattr(implementation, f"{op}_plain"), list(inputs))
+    for name in leaves:
+        inputs[name].requires_grad_()
+    plain = run(getattr(implementation, f"{op}_plain"), leaves)
 
     rows = []
     for label, tensor in got.items():
         name = label.removesuffix(" alone")
         plain_error = worst(exact(plain[name]), want[name])
-        allowed = budget(dtype, plain_error, want[name], magnitude[name])
+        allowed = budget(tensor.dtype, plain_error, want[name], magnitude[name])
         wrong_form = tensor.shape != plain[name].shape or tensor.dtype != plain[name].dtype
         error = float("inf") if wrong_form else worst(exact(tensor), want[name])
         rows.append(Row(op, case.name, str(dtype)[6:], path or "native", label, error, allowed, plain_error))

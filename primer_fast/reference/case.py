@@ -11,6 +11,8 @@ class Case:
     options: dict = field(default_factory=dict)  # keyword arguments of the op
     layouts: dict[str, str] = field(default_factory=dict)  # array -> a layout of proof/inputs.py: "transposed", ...
     production: bool = False  # a GPU's size: compiled ahead of time and timed, too large to interpret
+    dtypes: dict[str, str] = field(default_factory=dict)  # array -> "int64" or "bool"; the rest are floats
+    gradients: bool = True  # False: only the forward, without a graph
 
     def __str__(self) -> str:
         return self.name

@@ -57,7 +57,7 @@ def test_reference_gradient_is_the_derivative(activation, options):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_reference_agrees_with_torch_in_float64(case):
-    inputs = verify.draw(case, torch.float64, "cpu")
+    inputs = verify.draw("conv2d", case, torch.float64, "cpu")
     y = conv2d_plain(**inputs, **case.options)
     dy = torch.randn_like(y)
     got = dict(zip(inputs, torch.autograd.grad(y, list(inputs.values()), dy), strict=True)) | {"output": y}

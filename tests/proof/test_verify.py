@@ -52,7 +52,7 @@ def test_the_plan_names_what_it_does_not_know():
 
 def test_inputs_are_the_same_at_every_call():
     case = one_case()[0].case
-    first, second = (verify.draw(case, torch.float32, "cpu") for _ in range(2))
+    first, second = (verify.draw("linear", case, torch.float32, "cpu") for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in case.shapes)
 
 
