@@ -18,7 +18,7 @@ demo: $(READY)  ## verify the kernels, train the primer's models, write a report
 	$(PYTHON) -m primer_fast.cli demo --out $(DEMO_OUT)
 
 test: $(READY)  ## all tests; without a GPU the kernels run in Triton's interpreter
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 verify: $(READY)  ## every case of every op, kernel against NumPy
 	$(PYTHON) -m primer_fast.cli verify

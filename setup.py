@@ -4,7 +4,8 @@ from setuptools import find_packages, setup
 
 CLI = ["tyro>=1.0", "rich>=14", "matplotlib>=3.9", "safetensors>=0.5"]
 DEMO = [*CLI, "mlxtend>=0.23"]
-TEST = ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6", "expecttest>=0.2"]  # the last: torch's operator samples
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5", "hypothesis>=6"]
+TEST += ["expecttest>=0.2"]  # torch's operator samples need it
 
 setup(
     name="primer-fast",

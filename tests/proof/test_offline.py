@@ -15,6 +15,8 @@ from primer_fast import backend
 from primer_fast.proof.offline import offline
 from primer_fast.proof.targets import TARGETS
 
+pytestmark = pytest.mark.xdist_group("offline")  # one process has what the session's fixtures compile
+
 ROOT = Path(__file__).parents[2]
 CUDA = ("sm_80", "sm_90", "sm_100")
 SPILLED = 16  # bytes per thread accepted on sm_90: ptxas parks a few addresses around a loop; a tile would be hundreds
