@@ -9,4 +9,5 @@ from torch.nn import Sequential as Sequential
 
 from primer_fast.nn.conv import Conv2d as Conv2d
 from primer_fast.nn.linear import Linear as Linear
+from primer_fast.nn.norm import LayerNorm as LayerNorm
 from primer_fast.nn.pool import MaxPool2d as MaxPool2d
