@@ -133,7 +133,7 @@ def _row_means_kernel(
         inside = (col < N)[None, :]
         g = _tile(dy_ptr, row, stride_dy, col, inside) * _columns(weight_ptr, col, N, 1.0)
         first += g
-        second += tl.where(inside, g * (_tile(s_ptr, row, stride_s, col, inside) - mean) * rstd, 0.0)
+        second += g * (_tile(s_ptr, row, stride_s, col, inside) - mean) * rstd
     tl.store(means_ptr + row, tl.sum(first, axis=1) / N)
     tl.store(means_ptr + rows + row, tl.sum(second, axis=1) / N)
 
@@ -160,7 +160,7 @@ def _backward_kernel(
         if s_ptr is not None:
             rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
             mean = tl.load(mean_ptr + row, mask=row < rows, other=0.0)
-            n = tl.where(inside, (_tile(s_ptr, row, stride_s, col, inside) - mean[:, None]) * rstd[:, None], 0.0)
+            n = (_tile(s_ptr, row, stride_s, col, inside) - mean[:, None]) * rstd[:, None]
             if DW:
                 dw += dy * n
             if ds_ptr is not None:
@@ -222,12 +222,12 @@ def backward_settings(gpu: Chip, N: int, itemsize: int) -> RowSettings:
 
 def _rows(t, N):
     """(..., normalised axes) -> (rows, N) with adjacent elements; a view where strides allow."""
-    t = t.reshape(t.numel() // N, N)
+    t = t if t.dim() == 2 and t.shape[1] == N else t.reshape(t.numel() // N, N)
     return t if N == 1 or t.stride(1) == 1 else t.contiguous()
 
 
 def _vector(t):
-    return None if t is None else t.reshape(-1)
+    return t if t is None or (t.dim() == 1 and t.is_contiguous()) else t.reshape(-1).contiguous()
 
 
 def layer_norm_fwd(
