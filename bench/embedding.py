@@ -40,7 +40,6 @@ OP = Op(
     bytes_moved=bytes_moved,
     arrays=arrays,
     targets=(
-        Target("share", at_least=0.8, passes=[FORWARD], precisions=["float32"]),
         Target(f"versus {EAGER}", at_least=1),
         Target(f"versus {COMPILED}", at_least=1),
         Target("host_us", at_most=25, passes=[FORWARD]),

@@ -82,7 +82,7 @@ def _runs_kernel(
         at = begin + i
         v = tl.load(sorted_ptr + at, mask=at < M, other=-1)
         m = tl.load(order_ptr + at, mask=at < M, other=0)
-        counts = (v >= 0) & (v < V) & (v != padding)
+        counts = (v >= 0) & (v < V) & (v != padding)  # else 0 is added
         dy = tl.load(dy_ptr + m * stride_row + col.to(tl.int64) * stride_col, mask=inside & counts, other=0.0)
         ids, rows = ids + (v,), rows + (dy,)
     ids = ids + (tl.load(sorted_ptr + begin + CHUNK, mask=begin + CHUNK < M, other=-1),)
@@ -94,8 +94,7 @@ def _runs_kernel(
         sums += rows[i].to(tl.float32)
         goes_on = (at + 1 < M) & (ids[i + 1] == v)
         ends = (at < M) & (goes_on == 0)
-        counts = (v >= 0) & (v < V) & (v != padding)
-        whole = ends & counts & (came == 0)
+        whole = ends & (came == 0) & (v >= 0) & (v < V)
         tl.store(table_ptr + v.to(tl.int64) * D + col, sums.to(table_ptr.dtype.element_ty), mask=inside & whole)
         if i == CHUNK - 1:
             tl.store(part_ptr, sums, mask=inside & came & (at < M))
@@ -109,7 +108,7 @@ def _runs_kernel(
 @triton.jit
 def _join_kernel(
     table_ptr, part_ptr, sorted_ptr,  # (V, D) contiguous; (chunks, 2, D) float32; (M,)
-    chunks, D, V, padding,
+    chunks, D, V,
     CHUNK: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """Program (c, d): the run that starts in chunk c and goes on past it, if there is one."""
@@ -120,7 +119,7 @@ def _join_kernel(
     v = tl.load(sorted_ptr + begin + CHUNK - 1)
     goes_on = tl.load(sorted_ptr + begin + CHUNK) == v
     came = (begin > 0) & (tl.load(sorted_ptr + begin - 1, mask=begin > 0, other=-1) == v)  # sorted: all of c is v
-    if goes_on & (came == 0) & (v >= 0) & (v < V) & (v != padding):
+    if goes_on & (came == 0) & (v >= 0) & (v < V):
         sums = tl.zeros((BLOCK_CHUNKS, BLOCK_COLS), dtype=tl.float32)
         first = chunk + 1
         while goes_on:
@@ -184,7 +183,7 @@ def embedding_bwd(dy, ids, rows, dtype, padding=None, settings: RunSettings | No
         )  # fmt: skip
         if chunks > 1:
             _join_kernel[(chunks - 1, blocks)](
-                table, part, ordered, chunks, D, rows, padding,
+                table, part, ordered, chunks, D, rows,
                 cut.CHUNK, cut.BLOCK_CHUNKS, cut.BLOCK_COLS, num_warps=4,
             )  # fmt: skip
     return table

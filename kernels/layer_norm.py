@@ -217,7 +217,7 @@ def backward_settings(gpu: Chip, N: int, itemsize: int) -> RowSettings:
     warps = max(4, rows * block // (16 * lanes))
     beside = max(1, 16 // warps)  # programs on a processor, by their registers
     stages = min(3, 1 + gpu.shared // (beside * 3 * rows * block * itemsize))  # of dy, s and the gradient of s
-    return RowSettings(rows, block, warps, stages, cdiv(beside * gpu.processors, cdiv(N, block)))
+    return RowSettings(rows, block, warps, stages, max(1, beside * gpu.processors // cdiv(N, block)))
 
 
 def _rows(t, N):

@@ -47,6 +47,7 @@ class _LayerNorm(torch.autograd.Function):
 
 
 def _differentiable_grads(s, w, b, ctx, dy, dsum, needed):
+    s = torch.zeros_like(dy) if s is None else s  # not kept where the bias alone has a gradient
     y = _normalize_plain(s, ctx.shape, w, b, ctx.eps, ctx.dtype)
     inputs = [t for t, need in zip((s, w, b), needed, strict=True) if need]
     grads = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))

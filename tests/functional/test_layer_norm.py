@@ -4,7 +4,14 @@ import torch
 
 from primer_fast import functional as F
 from primer_fast.functional.layer_norm import layer_norm_plain
-from primer_fast.kernels.layer_norm import RowSettings, layer_norm_bwd, layer_norm_fwd
+from primer_fast.kernels import launch
+from primer_fast.kernels.layer_norm import (
+    RowSettings,
+    backward_settings,
+    forward_settings,
+    layer_norm_bwd,
+    layer_norm_fwd,
+)
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.layer_norm import layer_norm, layer_norm_grad
@@ -67,6 +74,23 @@ def test_every_way_to_cut_rows_gives_the_same_answer(cut, residual, device):
         assert worst(exact(got), want[name]) < 5e-5, name
     if residual:
         assert torch.equal(s, x + r)
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("N", [1, 24, 768, 1024, 4096, 8192, 8193, 32768, 65536, 200_000])
+def test_settings_fit_registers_and_shared_memory(N, chip):
+    """What the compiler was seen to hold without spilling: 64 elements a thread forward, 16 beside dw and db."""
+    gpu = launch.CHIPS[chip]
+    cut = forward_settings(gpu, N)
+    held = cut.BLOCK_ROWS * cut.BLOCK_N // (32 * cut.num_warps)
+    assert held <= 64 and cut.num_warps <= 16 and (cut.BLOCK_N >= N or N > 32768)
+    for itemsize in (2, 4):
+        cut = backward_settings(gpu, N, itemsize)
+        tile = cut.BLOCK_ROWS * cut.BLOCK_N
+        assert tile <= 16 * 32 * cut.num_warps and (cut.STAGES - 1) * 3 * tile * itemsize <= gpu.shared
+        blocks = -(-N // cut.BLOCK_N)
+        assert gpu.processors * 0.9 <= cut.programs * blocks <= 4 * gpu.processors or blocks > gpu.processors
+    assert backward_settings(launch.CHIPS["sm_90"], N, 2).STAGES == 3
 
 
 def test_each_gradient_alone_is_that_of_all_together(device):
@@ -218,6 +242,18 @@ def test_second_derivative(returned, device):
         return torch.autograd.grad(y.sum() + dx.square().sum(), (x, r, w, b))
 
     torch.testing.assert_close(penalty(F.layer_norm), penalty(layer_norm_plain), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_bias_that_learns_alone_keeps_no_sum(create_graph, device):
+    x, r, dy = (torch.randn(5, 16, device=device) for _ in range(3))
+    b = torch.randn(16, device=device, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = F.layer_norm(x, 16, bias=b, residual=r)
+    assert all(t.shape != x.shape for t in kept)
+    (db,) = torch.autograd.grad(y, b, dy, create_graph=create_graph)
+    torch.testing.assert_close(db, dy.sum(0), rtol=1e-5, atol=1e-5)
 
 
 def test_autocast_on_a_gpu_gives_float32_as_torch(device):
