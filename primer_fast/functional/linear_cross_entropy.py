@@ -5,7 +5,7 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast.backend import autocast_dtype, runs_triton
-from primer_fast.functional.logits import as_they_are, check, chunked_bwd, chunked_fwd, fits, rows_of
+from primer_fast.functional.logits import as_they_are, check, chunked_bwd, chunked_fwd, plain_is_best, rows_of
 from primer_fast.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 from primer_fast.kernels.logits import Head
 
@@ -119,12 +119,12 @@ def linear_cross_entropy(
             t.to(dtype) if isinstance(t, Tensor) else t for t in (input, linear_weight, linear_bias)
         )
     check("linear_cross_entropy", input, linear_weight, target, linear_bias)
-    x, flat_target, bias = rows_of(input, target, linear_bias)
-    if len(x) == 0 or (not runs_triton(x) and fits(x, len(linear_weight))):
+    if plain_is_best(input, linear_weight, target):
         return linear_cross_entropy_plain(
             input, linear_weight, target, linear_bias=linear_bias,
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
         )  # fmt: skip
+    x, flat_target, bias = rows_of(input, target, linear_bias)
     if not runs_triton(x) and x.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_target(flat_target, len(linear_weight), ignore_index)
     options, loss_dtype = (
@@ -145,14 +145,20 @@ def linear_cross_entropy_plain(
     """The same through torch's own operators, logits in memory."""
     logits = torch_F.linear(input, linear_weight, linear_bias)
     loss = torch_F.cross_entropy(
-        logits.flatten(0, -2) if logits.dim() > 1 else logits, target.flatten() if target.dim() else target,
+        logits.flatten(0, -2) if logits.dim() > 2 else logits, target.flatten() if target.dim() > 1 else target,
         reduction=reduction, ignore_index=-100 if ignore_index is None else ignore_index,
         label_smoothing=label_smoothing,
     )  # fmt: skip
-    return loss.view(target.shape) if reduction == "none" else loss
+    return loss.view(target.shape) if loss.dim() else loss
 
 
 def _check_options(linear_weight, target, weight, reduction, ignore_index, label_smoothing, options):
+    if (
+        weight is None and options is None and reduction in REDUCTIONS
+        and type(ignore_index) is int and type(label_smoothing) is float and 0 <= label_smoothing <= 1
+        and isinstance(target, Tensor) and target.dtype is torch.int64
+    ):  # fmt: skip
+        return _check_axes(linear_weight)
     instead = "use torch.nn.functional.linear_cross_entropy"
     if weight is not None:
         raise NotImplementedError(f"linear_cross_entropy: weights of classes are not built; {instead}")
@@ -160,17 +166,21 @@ def _check_options(linear_weight, target, weight, reduction, ignore_index, label
         raise NotImplementedError(f"linear_cross_entropy: options choose torch's own chunks; {instead}, or leave them")
     if isinstance(target, Tensor) and target.is_floating_point():
         raise NotImplementedError(f"linear_cross_entropy: class probabilities as target are not built; {instead}")
-    if isinstance(linear_weight, Tensor) and linear_weight.dim() > 2:
-        raise NotImplementedError(
-            f"linear_cross_entropy: losses of more axes are not built, linear_weight must have shape (V, D); got "
-            f"{tuple(linear_weight.shape)}; {instead}"
-        )
+    _check_axes(linear_weight)
     if reduction not in REDUCTIONS:
         raise ValueError(f"linear_cross_entropy: reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if not (ignore_index is None or isinstance(ignore_index, int)) or isinstance(ignore_index, bool):
         raise TypeError(f"linear_cross_entropy: ignore_index must be an integer or None; got {ignore_index!r}")
     if not (isinstance(label_smoothing, int | float) and 0 <= label_smoothing <= 1):
         raise ValueError(f"linear_cross_entropy: label_smoothing must be between 0 and 1; got {label_smoothing!r}")
+
+
+def _check_axes(linear_weight):
+    if isinstance(linear_weight, Tensor) and linear_weight.dim() > 2:
+        raise NotImplementedError(
+            f"linear_cross_entropy: losses of more axes are not built, linear_weight must have shape (V, D); got "
+            f"{tuple(linear_weight.shape)}; use torch.nn.functional.linear_cross_entropy"
+        )
 
 
 def _check_target(target, classes, ignore_index):

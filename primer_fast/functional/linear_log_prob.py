@@ -7,7 +7,7 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast.backend import autocast_dtype, runs_triton
-from primer_fast.functional.logits import as_they_are, check, chunked_bwd, chunked_fwd, fits, rows_of
+from primer_fast.functional.logits import as_they_are, check, chunked_bwd, chunked_fwd, plain_is_best, rows_of
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
 from primer_fast.kernels.logits import Head
 
@@ -96,12 +96,12 @@ def linear_log_prob(
             t.to(dtype) if isinstance(t, Tensor) else t for t in (input, linear_weight, linear_bias)
         )
     check("linear_log_prob", input, linear_weight, target, linear_bias)
-    x, flat_target, bias = rows_of(input, target, linear_bias)
-    if len(x) == 0 or (not runs_triton(x) and fits(x, len(linear_weight))):
+    if plain_is_best(input, linear_weight, target):
         return linear_log_prob_plain(
             input, linear_weight, target,
             linear_bias=linear_bias, temperature=temperature, return_entropy=return_entropy,
         )  # fmt: skip
+    x, flat_target, bias = rows_of(input, target, linear_bias)
     temperature = float(temperature)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, linear_weight, bias)):
         y, entropy = _LinearLogProb.apply(x, linear_weight, bias, flat_target, temperature, return_entropy)

@@ -9,7 +9,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype
+from primer_fast.backend import autocast_dtype, runs_triton
 from primer_fast.kernels.logits import Head
 
 CHUNK_BYTES = 2**23  # of logits at a time: they stay in a processor's cache
@@ -22,13 +22,18 @@ def as_they_are(x: Tensor):
     return contextlib.nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
 
 
-def fits(x: Tensor, classes: int) -> bool:
-    """Whether all logits of ``x`` (N, D) may be in memory."""
-    return x.shape[0] * classes * max(x.element_size(), 4) <= PLAIN_BYTES
+def plain_is_best(input: Tensor, linear_weight: Tensor, target: Tensor) -> bool:
+    """Whether PyTorch's own operators take it: there are no rows, or so few that all logits may be in memory."""
+    rows = target.numel()
+    if rows == 0:
+        return True
+    return rows * len(linear_weight) * max(input.element_size(), 4) <= PLAIN_BYTES and not runs_triton(input)
 
 
 def check(op: str, input, linear_weight, target, linear_bias) -> None:
     """Raise TypeError or ValueError where the tensors do not fit each other."""
+    if _fit(input, linear_weight, target, linear_bias):
+        return
     floats = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     for name, t in (*floats.items(), ("target", target)):
         if not isinstance(t, Tensor) and (t is not None or name != "linear_bias"):
@@ -61,6 +66,34 @@ def check(op: str, input, linear_weight, target, linear_bias) -> None:
             raise ValueError(f"{op}: all tensors must be on one device; got input {input.device}, {name} {t.device}")
         if name in floats and t.dtype != input.dtype:
             raise TypeError(f"{op}: all tensors must have one dtype; got input {input.dtype} and {name} {t.dtype}")
+
+
+def _fit(input, linear_weight, target, linear_bias) -> bool:
+    """All of ``check`` at once: on a small tensor its loops would take longer than the op."""
+    if not (isinstance(input, Tensor) and isinstance(linear_weight, Tensor) and isinstance(target, Tensor)):
+        return False
+    shape, of_weight, dtype, device = input.shape, linear_weight.shape, input.dtype, input.device
+    return (
+        len(shape) > 0
+        and len(of_weight) == 2
+        and of_weight[0] > 0
+        and of_weight[1] == shape[-1]
+        and target.shape == shape[:-1]
+        and dtype.is_floating_point
+        and linear_weight.dtype is dtype
+        and target.dtype is torch.int64
+        and linear_weight.device == device
+        and target.device == device
+        and (
+            linear_bias is None
+            or (
+                isinstance(linear_bias, Tensor)
+                and linear_bias.shape == of_weight[:1]
+                and linear_bias.dtype is dtype
+                and linear_bias.device == device
+            )
+        )
+    )
 
 
 def rows_of(input: Tensor, target: Tensor, linear_bias: Tensor | None):

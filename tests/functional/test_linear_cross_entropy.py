@@ -188,7 +188,7 @@ torch.set_num_threads(1)
 def peak():  # not getrusage's, which a child process inherits
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 
-x, w = torch.empty(1024, 256).normal_().requires_grad_(), torch.empty(50257, 256).normal_().requires_grad_()
+x, w = torch.empty(1024, 256).normal_().requires_grad_(), torch.empty(50257, 256).normal_(0, 1 / 16).requires_grad_()
 t = torch.randint(50257, (1024,))
 warm = torch.nn.functional.cross_entropy(torch.randn(8, 8, requires_grad=True) @ torch.randn(8, 8), t[:8] % 8)
 warm.backward()
