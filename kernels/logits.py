@@ -191,7 +191,7 @@ def _store_gradient(
     else:
         offs_v = v + tl.arange(0, BLOCK_V)
         if bias_ptr is not None:
-            products += tl.load(bias_ptr + offs_v, mask=offs_v < V, other=0.0).to(tl.float32)[None, :]
+            products += tl.load(bias_ptr + offs_v, mask=offs_v < V, other=float("-inf")).to(tl.float32)[None, :]
         log_p = products * scale - peak[:, None] - log_total[:, None]
         p = tl.exp2(log_p)
         wanted = tl.where(offs_v[None, :] == target[:, None], share + smooth, smooth)
