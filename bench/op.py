@@ -57,7 +57,8 @@ class Floor:
 class Target:
     """A bound on one figure of our rows on a GPU.
 
-    ``metric`` is "share", "host_us" or "versus <provider>" (that provider's median over ours).
+    ``metric`` is "share", "host_us" or another figure of a row, or "versus <provider>" (that provider's median over
+    ours).
     """
 
     metric: str

@@ -32,7 +32,7 @@ from .tile import FROM_OUTPUT, activate, backpropagate, grouped_tile
 
 
 @triton.jit
-def _operand_tile(
+def operand_tile(
     source, row, k, rows, K, stride_row, stride_k,
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, DESCRIPTOR: tl.constexpr, K_MAJOR: tl.constexpr,
 ):  # fmt: skip
@@ -55,24 +55,32 @@ def _operand_tile(
 
 @triton.jit
 def _finish(
-    products, out, saved, bias_ptr, m, n, M, N,
+    products, out, saved, bias_ptr, addend, m, n, M, N,
     ACTIVATION: tl.constexpr, PRECISE: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUBTILES: tl.constexpr,
 ):  # fmt: skip
-    """Bias, activation and store of one tile, in SUBTILES column parts so that fewer values live at once."""
+    """Addend, bias, activation and store of one tile, in SUBTILES column parts so that fewer values live at once."""
     if SUBTILES > 1:
         HALF: tl.constexpr = BLOCK_N // 2
         left, right = products.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
         _finish(
-            left, out, saved, bias_ptr, m, n, M, N,
+            left, out, saved, bias_ptr, addend, m, n, M, N,
             ACTIVATION, PRECISE, DESCRIPTORS, BLOCK_M, HALF, SUBTILES // 2,
         )  # fmt: skip
         _finish(
-            right, out, saved, bias_ptr, m, n + HALF, M, N,
+            right, out, saved, bias_ptr, addend, m, n + HALF, M, N,
             ACTIVATION, PRECISE, DESCRIPTORS, BLOCK_M, HALF, SUBTILES // 2,
         )  # fmt: skip
     else:
         offs_n = n + tl.arange(0, BLOCK_N)
+        if addend is not None:
+            if DESCRIPTORS:
+                products += addend.load([m, n])
+            else:
+                offs_m = m + tl.arange(0, BLOCK_M)
+                inside = (offs_m[:, None] < M) & (offs_n[None, :] < N)
+                offsets = offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
+                products += tl.load(addend + offsets, mask=inside, other=0.0)
         if bias_ptr is not None:
             products += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
         y, kept = activate(products, ACTIVATION, PRECISE)
@@ -92,7 +100,7 @@ def _finish(
 @triton.jit
 def _matmul_kernel(
     out, out_saved, out_sums_ptr, part_ptr,  # results: pointers or descriptors of contiguous (M, N); sums (M,)
-    a, saved, b, bias_ptr,  # operands: pointers or descriptors
+    a, saved, b, bias_ptr, addend,  # operands: pointers or descriptors; the addend's are as the result's
     stride_am, stride_ak, stride_sm, stride_sk, stride_bn, stride_bk,  # in elements
     M, N, K, k_per_split, numel, total,  # numel = M * N; total: row length of part, at least numel + M
     ACTIVATION: tl.constexpr, GRADIENT_OF: tl.constexpr,  # of the result; of a, which then is a gradient at the output
@@ -112,9 +120,9 @@ def _matmul_kernel(
     products = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     sums = tl.zeros((BLOCK_M, 16), dtype=tl.float32)  # every column holds the same sums
     for k in range(k_begin, k_end, BLOCK_K):
-        a_tile = _operand_tile(a, m, k, M, K, stride_am, stride_ak, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS_IN, A_K_MAJOR)
+        a_tile = operand_tile(a, m, k, M, K, stride_am, stride_ak, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS_IN, A_K_MAJOR)
         if GRADIENT_OF is not None:
-            saved_tile = _operand_tile(
+            saved_tile = operand_tile(
                 saved, m, k, M, K, stride_sm, stride_sk, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS_IN, A_K_MAJOR
             )
             a_tile = backpropagate(a_tile.to(tl.float32), saved_tile.to(tl.float32), GRADIENT_OF).to(a_tile.dtype)
@@ -122,7 +130,7 @@ def _matmul_kernel(
             if tile_n == 0:
                 ones = tl.full((BLOCK_K, 16), 1.0, dtype=a_tile.dtype)
                 sums = tl.dot(a_tile, ones, sums, input_precision=SUM_PRECISION)
-        b_tile = _operand_tile(b, n, k, N, K, stride_bn, stride_bk, BLOCK_N, BLOCK_K, EVEN_K, DESCRIPTORS_IN, B_K_MAJOR)
+        b_tile = operand_tile(b, n, k, N, K, stride_bn, stride_bk, BLOCK_N, BLOCK_K, EVEN_K, DESCRIPTORS_IN, B_K_MAJOR)
         products = tl.dot(a_tile, b_tile.T, products, input_precision=PRECISION)
 
     offs_m = m + tl.arange(0, BLOCK_M)
@@ -140,12 +148,12 @@ def _matmul_kernel(
                 out_sums_ptr + offs_m, row_sums.to(out_sums_ptr.dtype.element_ty), mask=(offs_m < M) & (tile_n == 0)
             )
         _finish(
-            products, out, out_saved, bias_ptr, m, n, M, N,
+            products, out, out_saved, bias_ptr, addend, m, n, M, N,
             ACTIVATION, PRECISE, DESCRIPTORS_OUT, BLOCK_M, BLOCK_N, SUBTILES,
         )  # fmt: skip
 
 
-class _Operand:
+class Operand:
     """A 2-D operand (rows, k) as the kernel takes it."""
 
     def __init__(self, t):
@@ -165,16 +173,16 @@ class _Operand:
         step = 16 // t.element_size()
         padded = torch.empty(t.shape[0], cdiv(t.shape[1], step) * step, dtype=t.dtype, device=t.device)
         copy = padded[:, : t.shape[1]].copy_(t)
-        return _Operand(copy if k_major else copy.T)
+        return Operand(copy if k_major else copy.T)
 
     def descriptor(self, block, block_k):
         t, tile = (self.t, [block, block_k]) if self.k_major else (self.t.T, [block_k, block])
         return TensorDescriptor(t, list(t.shape), list(t.stride()), tile)
 
 
-def _operands(a, b, saved, has_descriptors, large):
+def operands(a, b, saved, has_descriptors, large):
     """Wrap the operands -> a, b, saved, whether descriptors can move them. Large ones are copied until they can."""
-    a, b, saved = _Operand(a), _Operand(b), None if saved is None else _Operand(saved)
+    a, b, saved = Operand(a), Operand(b), None if saved is None else Operand(saved)
     if has_descriptors and large:
         b = b.aligned(b.k_major)
         saved = saved and saved.aligned(saved.k_major)
@@ -183,18 +191,20 @@ def _operands(a, b, saved, has_descriptors, large):
     return a, b, saved, has_descriptors and fit and a.t.numel() > 0 and b.t.numel() > 0
 
 
-def _matmul(
+def matmul(
     a, b, precision, *, bias=None, activation=None, keep=False,
-    saved=None, gradient_of=None, sums_dtype=None, fill=1.0, settings: MatmulSettings | None = None,
+    saved=None, gradient_of=None, sums_dtype=None, fill=1.0, out=None, addend=None,
+    settings: MatmulSettings | None = None,
 ):  # fmt: skip
     """a (M, K), b (N, K), any strides -> out (M, N), what to save (M, N) or None, sums of a over K (M,) or None.
 
     bias (N,), activation: of the result; keep: return the derivative too. saved (M, K), gradient_of: a is a gradient at
     the output of that activation and is taken to its input. sums_dtype: of the sums, None for no sums. fill: see
-    Product.
+    Product. out (M, N): where the result goes, contiguous, of any dtype. addend (M, N): added to the products, float32,
+    contiguous; it may be out itself, so that a reduction over more products than one is a float32 sum in memory.
     """
     (M, K), N = a.shape, b.shape[0]
-    out = torch.empty(M, N, dtype=a.dtype, device=a.device)
+    out = torch.empty(M, N, dtype=a.dtype, device=a.device) if out is None else out
     out_saved = torch.empty_like(out) if keep else None
     sums = None if sums_dtype is None else torch.empty(M, dtype=sums_dtype, device=a.device)
     if M == 0 or (N == 0 and sums is None):
@@ -203,13 +213,13 @@ def _matmul(
     gpu = chip()
     dot, exact = dot_precision(gpu, precision), dot_precision(gpu, "highest")
     large = min(M, N) >= 256 and K >= 64
-    a_, b_, saved_, descriptors = _operands(a, b, saved, gpu.has_descriptors, large)
+    a_, b_, saved_, descriptors = operands(a, b, saved, gpu.has_descriptors, large)
     s = settings or matmul_settings(gpu, Product(
         M, N, K, a.element_size(), passes=3 if dot == "tf32x3" and a.dtype == torch.float32 else 1,
         descriptors=descriptors, vector=descriptors or (a_.vector and b_.vector and K % 16 == 0),
-        wide_result=N * a.element_size() % 16 == 0, fused=saved is not None, double=keep, fill=fill,
+        wide_result=N * out.element_size() % 16 == 0, fused=saved is not None, double=keep, fill=fill,
     ))  # fmt: skip
-    descriptors_out = descriptors and s.SPLITS == 1 and N * a.element_size() % 16 == 0
+    descriptors_out = descriptors and s.SPLITS == 1 and N * out.element_size() % 16 == 0 and out.data_ptr() % 16 == 0
     numel, total = M * N, partial_length(M * N, M)
     part = None
     if s.SPLITS > 1:
@@ -226,7 +236,7 @@ def _matmul(
     with on_device_of(a):
         _matmul_kernel[(cdiv(M, s.BLOCK_M) * max(cdiv(N, s.BLOCK_N), 1), s.SPLITS)](
             result(out), result(out_saved), sums, part,
-            operand(a_, s.BLOCK_M), operand(saved_, s.BLOCK_M), operand(b_, s.BLOCK_N), bias,
+            operand(a_, s.BLOCK_M), operand(saved_, s.BLOCK_M), operand(b_, s.BLOCK_N), bias, result(addend),
             *a_.t.stride(), *(saved_.t.stride() if saved_ else (0, 0)), *b_.t.stride(),
             M, N, K, cdiv(cdiv(K, s.BLOCK_K), s.SPLITS) * s.BLOCK_K, numel, total,
             activation, gradient_of, a.dtype == torch.float32, dot, exact,
@@ -235,7 +245,7 @@ def _matmul(
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
         if s.SPLITS > 1:
-            reduce_partials(out, out_saved, sums, part, bias, activation, a.dtype == torch.float32)
+            reduce_partials(out, out_saved, sums, part, bias, activation, a.dtype == torch.float32, addend=addend)
     return out, out_saved, sums
 
 
@@ -246,13 +256,13 @@ def linear_fwd(x, w, b, activation, keep, precision, settings=None):
     """
     from_output = activation in FROM_OUTPUT
     keep_derivative = keep and activation is not None and not from_output
-    y, saved, _ = _matmul(x, w, precision, bias=b, activation=activation, keep=keep_derivative, settings=settings)
+    y, saved, _ = matmul(x, w, precision, bias=b, activation=activation, keep=keep_derivative, settings=settings)
     return y, (y if keep and from_output else saved)
 
 
 def linear_bwd_input(dy, saved, w, activation, precision, settings=None):
     """dy, saved (M, N), w (N, K) -> dx (M, K) in w.dtype."""
-    return _matmul(dy, w.T, precision, saved=saved, gradient_of=activation, settings=settings)[0]
+    return matmul(dy, w.T, precision, saved=saved, gradient_of=activation, settings=settings)[0]
 
 
 def linear_bwd_weight(dy, saved, x, activation, bias_dtype, precision, settings=None, fill=1.0):
@@ -261,7 +271,7 @@ def linear_bwd_weight(dy, saved, x, activation, bias_dtype, precision, settings=
     fill: by what factor the estimated time may rise so that the sum over rows is split over the whole chip.
     """
     saved_t = None if saved is None else saved.T
-    dw, _, db = _matmul(
+    dw, _, db = matmul(
         dy.T, x.T, precision, saved=saved_t, gradient_of=activation, sums_dtype=bias_dtype, fill=fill, settings=settings
     )
     return dw, db

@@ -12,7 +12,7 @@ _BLOCK = 1024  # elements per program
 @triton.jit
 def _reduce_kernel(
     out_ptr, out_saved_ptr, out_sums_ptr,  # results: numel elements of dense memory, the same, (sums,)
-    part_ptr, bias_ptr,  # part (splits, total) float32: a result, then the sums
+    part_ptr, bias_ptr, addend_ptr,  # part (splits, total) float32: a result, then the sums; addend: as the result
     channels, inner, numel, sums, total, splits,  # element i of a result takes the bias i // inner % channels
     ACTIVATION: tl.constexpr, PRECISE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -25,6 +25,8 @@ def _reduce_kernel(
     if out_sums_ptr is not None:
         i = offs - numel
         tl.store(out_sums_ptr + i, z.to(out_sums_ptr.dtype.element_ty), mask=(i >= 0) & (i < sums))
+    if addend_ptr is not None:
+        z += tl.load(addend_ptr + offs, mask=offs < numel, other=0.0)
     if bias_ptr is not None:
         z += tl.load(bias_ptr + offs // inner % channels, mask=offs < numel, other=0.0).to(tl.float32)
     y, kept = activate(z, ACTIVATION, PRECISE)
@@ -38,15 +40,16 @@ def partial_length(numel, sums):
     return cdiv(numel + sums, 16) * 16
 
 
-def reduce_partials(out, out_saved, out_sums, part, bias, activation, precise, *, inner=1):
+def reduce_partials(out, out_saved, out_sums, part, bias, activation, precise, *, inner=1, addend=None):
     """part (splits, partial_length) -> out and out_saved, dense and laid out alike, and out_sums (sums,).
 
-    bias (channels,): element i of out's memory belongs to channel i // inner % channels. Call on the GPU of out.
+    bias (channels,): element i of out's memory belongs to channel i // inner % channels. addend: float32, laid out as
+    out, which it may be. Call on the GPU of out.
     """
     splits, total = part.shape
     channels, sums = (1 if t is None else t.numel() for t in (bias, out_sums))
     _reduce_kernel[(cdiv(total, _BLOCK),)](
-        out, out_saved, out_sums, part, bias, channels, inner, out.numel(), sums, total, splits,
+        out, out_saved, out_sums, part, bias, addend, channels, inner, out.numel(), sums, total, splits,
         activation, precise, _BLOCK, num_warps=4,
     )  # fmt: skip
 

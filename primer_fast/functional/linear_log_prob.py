@@ -1,8 +1,60 @@
-"""log p(target) of a linear layer's softmax, without the logits in memory."""
+"""Differentiable log-probability of a target under a linear layer's softmax: checks here, math in kernels/."""
+
+import math
 
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
+
+from primer_fast.backend import autocast_dtype, runs_triton
+from primer_fast.functional.logits import as_they_are, check, chunked_bwd, chunked_fwd, plain_is_best, rows_of
+from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
+from primer_fast.kernels.logits import Head
+
+
+class _LinearLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w, b, target, temperature, return_entropy):  # x (N, D), w (V, D), b (V,) or None, target (N,)
+        y, lse, entropy = _forward(x, w, b, target, temperature, return_entropy)
+        ctx.save_for_backward(x, w, b, target, lse, entropy)
+        ctx.temperature = temperature
+        return y, entropy
+
+    @staticmethod
+    def backward(ctx, dy, dentropy):  # (N,) each
+        x, w, b, target, lse, entropy = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+            grads = _differentiable_grads(x, w, b, target, ctx.temperature, dy, dentropy, needed)
+        else:
+            dy, dentropy = dy.contiguous(), None if entropy is None else dentropy.contiguous()
+            grads = _backward(dy, dentropy, x, w, b, target, lse, entropy, ctx.temperature, needed)
+        return *grads, None, None, None
+
+
+def _forward(x, w, b, target, temperature, return_entropy):
+    with as_they_are(x):
+        if runs_triton(x):
+            precision = torch.get_float32_matmul_precision()
+            return linear_log_prob_fwd(x, w, b, target, temperature, return_entropy, precision)
+        return chunked_fwd(x, w, b, target, Head(temperature), return_entropy)
+
+
+def _backward(dy, dentropy, x, w, b, target, lse, entropy, temperature, needed):
+    with as_they_are(x):
+        if runs_triton(x):
+            precision = torch.get_float32_matmul_precision()
+            return linear_log_prob_bwd(dy, dentropy, x, w, b, target, lse, entropy, temperature, needed, precision)
+        return chunked_bwd(dy, dentropy, x, w, b, target, lse, entropy, Head(temperature), needed)
+
+
+def _differentiable_grads(x, w, b, target, temperature, dy, dentropy, needed):
+    inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
+    entropy = dentropy is not None
+    outputs = linear_log_prob_plain(x, w, target, linear_bias=b, temperature=temperature, return_entropy=entropy)
+    upstream = (dy, dentropy) if entropy else dy
+    grads = iter(torch.autograd.grad(outputs, inputs, upstream, create_graph=True))
+    return [next(grads) if need else None for need in needed]
 
 
 def linear_log_prob(
@@ -14,16 +66,66 @@ def linear_log_prob(
     temperature: float = 1.0,
     return_entropy: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # (...) float32, with return_entropy twice
-    """``log softmax((input @ linear_weight.T + linear_bias) / temperature)[target]``, and the entropy in nats."""
-    return linear_log_prob_plain(
-        input, linear_weight, target, linear_bias=linear_bias, temperature=temperature, return_entropy=return_entropy
-    )
+    """``log softmax((input @ linear_weight.T + linear_bias) / temperature)[target]``, and the entropy, both in nats.
+
+    The logits are never in memory. float32, float16 and bfloat16 on a GPU run in Triton; beside the gradients, the
+    backward needs at most 128 MiB and a float32 tensor of the input's size, whatever the vocabulary. There, operands
+    whose rows do not start on 16-byte boundaries are copied first. Other devices and dtypes take PyTorch's operators,
+    on 8 MiB of logits at a time, or on all of them where they have at most 16 MiB. Both outputs have gradients, for any
+    upstream gradient of each row. Gradients that are themselves differentiated take PyTorch's operators on the whole
+    logits. Sums are in float32, for float64 in float64, and so are the results; two runs are bitwise equal. float32
+    products follow ``torch.get_float32_matmul_precision()``. Autocast casts the floating-point arguments as for
+    ``linear``.
+
+    Args:
+        target: a class for each row. Outside [0, V) the row's log-probability is NaN, and so are its gradients.
+        temperature: divides the logits, bias included.
+        return_entropy: return also the entropy of each row's softmax, where 0 log 0 = 0.
+
+    Raises:
+        ValueError: the shapes or devices do not match, or ``temperature`` is not a positive number.
+        TypeError: an argument is not a tensor, the dtypes differ, or ``target`` is not int64.
+
+    Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2024), for the logits that are not
+    in memory; PPO's and DPO's objectives are made of these log-probabilities.
+    """
+    check_temperature(temperature)
+    dtype = None if not isinstance(input, Tensor) else autocast_dtype(input)
+    if dtype is not None:
+        input, linear_weight, linear_bias = (
+            t.to(dtype) if isinstance(t, Tensor) else t for t in (input, linear_weight, linear_bias)
+        )
+    check("linear_log_prob", input, linear_weight, target, linear_bias)
+    if plain_is_best(input, linear_weight, target):
+        return linear_log_prob_plain(
+            input, linear_weight, target,
+            linear_bias=linear_bias, temperature=temperature, return_entropy=return_entropy,
+        )  # fmt: skip
+    x, flat_target, bias = rows_of(input, target, linear_bias)
+    temperature = float(temperature)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, linear_weight, bias)):
+        y, entropy = _LinearLogProb.apply(x, linear_weight, bias, flat_target, temperature, return_entropy)
+    else:
+        y, _, entropy = _forward(x, linear_weight, bias, flat_target, temperature, return_entropy)
+    y = y.view(target.shape)
+    return (y, entropy.view(target.shape)) if return_entropy else y
+
+
+def check_temperature(temperature) -> None:
+    """Raise ValueError where it is no positive number."""
+    if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+        raise ValueError(f"linear_log_prob: temperature must be a positive number; got {temperature!r}")
 
 
 def linear_log_prob_plain(input, linear_weight, target, *, linear_bias=None, temperature=1.0, return_entropy=False):
     """The same through torch's own operators, logits in memory."""
     logits = torch_F.linear(input, linear_weight, linear_bias)
     logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
-    log_probs = logits.log_softmax(dim=-1)
-    chosen = log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-    return (chosen, -(log_probs.exp() * log_probs).sum(dim=-1)) if return_entropy else chosen
+    log_probs = logits.log_softmax(dim=-1, dtype=logits.dtype)
+    known = (target >= 0) & (target < len(linear_weight))
+    index = target.clamp(0, len(linear_weight) - 1).unsqueeze(-1)
+    chosen = log_probs.gather(-1, index).squeeze(-1) * torch.where(known, 1.0, torch.nan)
+    if not return_entropy:
+        return chosen
+    finite = log_probs.masked_fill(log_probs == -torch.inf, 0)  # 0 log 0 = 0
+    return chosen, -(log_probs.exp() * finite).sum(dim=-1)

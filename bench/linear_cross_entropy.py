@@ -1,0 +1,95 @@
+"""linear_cross_entropy: logits never in memory against logits in memory, in chunks, and other projects' kernels."""
+
+import torch
+import torch.nn.functional as torch_F
+
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
+from primer_fast.functional.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_plain
+from primer_fast.reference.linear_cross_entropy import CASES, bytes_moved, flops, sizes
+from primer_fast.reference.linear_log_prob import loss_case
+
+PRODUCTS, CHUNKED, LIGER, CCE = "torch.mm", "torch, chunked", "liger", "cut-cross-entropy"
+
+
+def torch_chunked(input, linear_weight, target):
+    """PyTorch's own answer to the memory of logits."""
+    options = torch.nn.LinearCrossEntropyOptions()
+    return torch_F.linear_cross_entropy(input, linear_weight, target, options=options)
+
+
+def liger(input, linear_weight, target):
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return liger_fused_linear_cross_entropy(input, linear_weight, target).to(input.dtype)
+
+
+def cut_cross_entropy(input, linear_weight, target):
+    from cut_cross_entropy import linear_cross_entropy as cce
+
+    return cce(input, linear_weight, target).to(input.dtype)
+
+
+def products(input, linear_weight, target):
+    """The logits alone, row block by row block: memory for all of them would not always be there."""
+    for rows in input.split(8192):
+        last = rows @ linear_weight.t()
+    return last
+
+
+def products_backward(grad, input, linear_weight, target):
+    for rows in input.split(8192):
+        g = grad[: len(rows)]
+        dx, dw = g @ linear_weight, g.t() @ rows
+    return dx, dw
+
+
+def arrays(case, dtype, device, generator):
+    """Normal rows, a weight of variance 1 / D so that logits have variance 1, and uniform targets."""
+    N, D, V = sizes(case)
+    return {
+        "input": torch.randn(N, D, generator=generator, device=device).to(dtype),
+        "linear_weight": torch.randn(V, D, generator=generator, device=device).div_(D**0.5).to(dtype),
+        "target": torch.randint(V, (N,), generator=generator, device=device),
+    }
+
+
+CPU_CASES = (
+    loss_case("gpt2", "GPT-2's vocabulary: 206 MB of logits", 1024, 256, 50257),
+    loss_case("characters", "nanoGPT's CPU setting, 12 x 64 tokens", 768, 128, 65),
+    loss_case("token", "one row: nothing but call overhead", 1, 16, 65),
+)
+
+
+def _large(case):
+    return sizes(case)[2] > 1000
+
+
+def _named(name):
+    return lambda case: case.name == name
+
+
+OP = Op(
+    name="linear_cross_entropy",
+    providers={
+        OURS: linear_cross_entropy,
+        EAGER: linear_cross_entropy_plain,
+        CHUNKED: torch_chunked,
+        LIGER: liger,
+        CCE: cut_cross_entropy,
+    },
+    floor=Floor(PRODUCTS, products, products_backward),
+    gpu_cases=[case for case in CASES if case.production],
+    cpu_cases=CPU_CASES,
+    flops=flops,
+    bytes_moved=bytes_moved,
+    arrays=arrays,
+    targets=(  # milliseconds and memory are those of one H100
+        Target("median_ms", at_most=60, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_named("qwen")),
+        Target("peak_mib", at_most=6144, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_named("qwen")),
+        Target(f"versus {EAGER}", at_least=1, precisions=["bfloat16"]),
+        Target(f"versus {COMPILED}", at_least=1, precisions=["bfloat16"], where=_large),
+        Target(f"versus {LIGER}", at_least=2, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_large),
+        Target(f"versus {CCE}", at_least=1, precisions=["bfloat16"], where=_large),
+        Target("host_us", at_most=25, passes=[FORWARD]),
+    ),
+)

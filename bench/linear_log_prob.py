@@ -1,0 +1,61 @@
+"""linear_log_prob: log-probabilities and entropy without logits, against logits in memory and in chunks of rows."""
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from primer_fast.bench.linear_cross_entropy import PRODUCTS, arrays, products, products_backward
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
+from primer_fast.functional.linear_log_prob import linear_log_prob, linear_log_prob_plain
+from primer_fast.reference.linear_log_prob import CASES, bytes_moved, flops, loss_case, sizes
+
+CHUNKED = "torch, chunked"
+
+
+def torch_chunked(input, linear_weight, target, **options):
+    """What RLHF trainers do: 1024 rows at a time, their logits made again in the backward."""
+    parts = [
+        checkpoint(linear_log_prob_plain, x, linear_weight, t, use_reentrant=False, **options)
+        for x, t in zip(input.split(1024), target.split(1024), strict=True)
+    ]
+    if options.get("return_entropy"):
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
+    return torch.cat(parts)
+
+
+def _floor(function):
+    return lambda *args, return_entropy=False, **named: function(*args, **named)
+
+
+CPU_CASES = (
+    loss_case("policy", "GPT-2's vocabulary, with entropy: 103 MB of logits", 512, 256, 50257, return_entropy=True),
+    loss_case("characters", "a small policy: logits that may be in memory", 768, 128, 65, return_entropy=True),
+    loss_case("token", "one row: nothing but call overhead", 1, 16, 65),
+)
+
+
+def _named(name):
+    return lambda case: case.name == name
+
+
+def _many_rows(case):
+    return sizes(case)[0] >= 1024
+
+
+OP = Op(
+    name="linear_log_prob",
+    providers={OURS: linear_log_prob, EAGER: linear_log_prob_plain, CHUNKED: torch_chunked},
+    floor=Floor(PRODUCTS, _floor(products), _floor(products_backward)),
+    gpu_cases=[case for case in CASES if case.production],
+    cpu_cases=CPU_CASES,
+    flops=flops,
+    bytes_moved=bytes_moved,
+    arrays=arrays,
+    targets=(  # milliseconds are those of one H100
+        Target("median_ms", at_most=15, passes=[FORWARD], precisions=["bfloat16"], where=_named("llama")),
+        Target("median_ms", at_most=55, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_named("llama")),
+        Target(f"versus {EAGER}", at_least=1, precisions=["bfloat16"]),
+        Target(f"versus {COMPILED}", at_least=1, precisions=["bfloat16"], where=_many_rows),
+        Target(f"versus {CHUNKED}", at_least=2, precisions=["bfloat16"], where=_many_rows),
+        Target("host_us", at_most=25, passes=[FORWARD]),
+    ),
+)

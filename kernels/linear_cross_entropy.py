@@ -1,0 +1,28 @@
+"""Cross entropy of the logits of a linear layer, with label smoothing s and ignored rows.
+
+    z = x w^T + b        loss = -(1 - s) log p_t - s / V sum_v log p_v        log p_v = z_v - log sum_u e^z_u
+    dz_v = dloss (p_v - (1 - s) [v = t] - s / V)        both 0 where t is the ignored index
+
+Source: torch.nn.functional.linear_cross_entropy; for the smoothing, Szegedy et al., "Rethinking the Inception
+Architecture" (2016). logits.py has the kernels, their FLOPs and traffic.
+
+Shapes: x (N, D), w (V, D), b (V,), t (N,) int64 -> loss (N,) float32. A target that is neither ignored nor in [0, V)
+gives NaN, in the row's gradients too, and reads nothing outside w.
+"""
+
+from .logits import Head, logits_bwd, logits_fwd
+
+
+def linear_cross_entropy_fwd(x, w, bias, target, ignore_index, smoothing, precision, settings=None):
+    """-> losses (N,), lse (2, N) for the backward; float32."""
+    head = Head(1.0, smoothing, ignore_index, -1.0)
+    losses, lse, _ = logits_fwd(x, w, bias, target, head, False, precision, settings)
+    return losses, lse
+
+
+def linear_cross_entropy_bwd(
+    dloss, x, w, bias, target, lse, smoothing, needed, precision, settings=None, chunk=None
+):  # fmt: skip
+    """dloss (N,) float32, contiguous, 0 for ignored rows; lse of the forward -> dx, dw, db, None unless ``needed``."""
+    head = Head(1.0, smoothing)
+    return logits_bwd(-dloss, None, x, w, bias, target, lse, None, head, needed, precision, settings, chunk)

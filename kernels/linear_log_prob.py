@@ -1,0 +1,25 @@
+"""Log-probability of a target class under the softmax of a linear layer, and the entropy of that softmax.
+
+    z = (x w^T + b) / T        y = z_t - log sum_v e^z_v        H = -sum_v p_v log p_v        p = softmax(z)
+    dz_v = dy ([v = t] - p_v) - dH p_v (log p_v + H)
+
+Source: apple/ml-cross-entropy (Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024) for the
+logits that are never in memory. logits.py has the kernels, their FLOPs and traffic.
+
+Shapes: x (N, D), w (V, D), b (V,), t (N,) int64 -> y, H (N,) float32. A target outside [0, V) gives NaN, in the row's
+gradients too, and reads nothing outside w.
+"""
+
+from .logits import Head, logits_bwd, logits_fwd
+
+
+def linear_log_prob_fwd(x, w, bias, target, temperature, entropy, precision, settings=None):
+    """-> y (N,), lse (2, N) for the backward, H (N,) or None; float32."""
+    return logits_fwd(x, w, bias, target, Head(temperature), entropy, precision, settings)
+
+
+def linear_log_prob_bwd(
+    dy, dH, x, w, bias, target, lse, H, temperature, needed, precision, settings=None, chunk=None
+):  # fmt: skip
+    """dy, dH (N,) float32, contiguous; lse, H of the forward -> dx, dw, db, each None unless ``needed``."""
+    return logits_bwd(dy, dH, x, w, bias, target, lse, H, Head(temperature), needed, precision, settings, chunk)

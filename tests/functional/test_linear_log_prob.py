@@ -1,0 +1,289 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from primer_fast import functional as F
+from primer_fast.functional import logits
+from primer_fast.functional.linear_log_prob import linear_log_prob_plain
+from primer_fast.kernels import launch
+from primer_fast.kernels.launch import CHIPS, MatmulSettings
+from primer_fast.kernels.linear import matmul
+from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
+from primer_fast.kernels.logits import CHUNK_BYTES, chunk_size, share_count
+from primer_fast.proof import verify
+from primer_fast.proof.numerics import exact, worst
+from primer_fast.reference.linear_log_prob import linear_log_prob, linear_log_prob_grad
+
+CASES = verify.cases("linear_log_prob", torch.cuda.is_available())
+
+
+@pytest.mark.parametrize("dtype", verify.DTYPES)
+@pytest.mark.parametrize("path", verify.PATHS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_reference(case, path, dtype):
+    rows = verify.check("linear_log_prob", case, verify.DTYPES[dtype], path)
+    entropy = {"entropy"} if case.options.get("return_entropy") else set()
+    assert {row.tensor for row in rows} >= {"output", *case.shapes} - {"target"} | entropy
+    assert [row for row in rows if not row.passed] == []
+
+
+def test_reference_gradient_is_the_derivative():
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=s) for s in ((3, 5), (7, 5), (7,))]
+    steps = [rng.normal(size=a.shape) for a in arrays]
+    target, upstream, h = np.array([0, 6, 2]), (rng.normal(size=3), rng.normal(size=3)), 1e-6
+
+    def run(function, x, w, b):
+        return function(x, w, target, linear_bias=b, temperature=0.7, return_entropy=True)
+
+    ahead, behind = (
+        run(linear_log_prob, *(a + s * h * v for a, v in zip(arrays, steps, strict=True))) for s in (1, -1)
+    )
+    numeric = sum((dy * (p - m)).sum() for dy, p, m in zip(upstream, ahead, behind, strict=True)) / (2 * h)
+    grads = run(lambda *args, **options: linear_log_prob_grad(upstream, *args, **options), *arrays)
+    names = ("input", "linear_weight", "linear_bias")
+    want = sum((grads[name] * v).sum() for name, v in zip(names, steps, strict=True))
+    np.testing.assert_allclose(numeric, want, rtol=1e-6)
+
+
+TILES = [
+    MatmulSettings(16, 16, 16, 4, 2, SPLITS=1, GROUP_M=1),
+    MatmulSettings(32, 64, 32, 4, 2, SPLITS=3, GROUP_M=2),
+    MatmulSettings(64, 32, 64, 4, 3, SPLITS=7, GROUP_M=3, SUBTILES=2),  # more shares than tiles: some have none
+]
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(
+    "settings, chunk", list(zip(TILES, (None, (32, 48), (100, 32)), strict=True)), ids=["one chunk", "both", "classes"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_every_tiling_gives_the_same_answer(settings, chunk, chip, dtype, device):
+    """Tiles, shares and chunks are chosen by size; here each is forced on sizes that it does not divide."""
+    N, D, V = 40, 24, 72
+    x, w, b = (torch.randn(s, device=device, dtype=dtype) for s in ((N, D), (V, D), (V,)))
+    w /= D**0.5
+    target = torch.randint(V, (N,), device=device)
+    dy, dentropy = torch.randn(2, N, device=device)
+    with launch.assume_chip(chip):
+        y, lse, entropy = linear_log_prob_fwd(x, w, b, target, 0.8, True, "highest", settings)
+        grads = linear_log_prob_bwd(
+            dy, dentropy, x, w, b, target, lse, entropy, 0.8, (True, True, True), "highest", settings, chunk
+        )
+    options = {"linear_bias": exact(b), "temperature": 0.8, "return_entropy": True}
+    arrays, upstream = (exact(x), exact(w), target.cpu().numpy()), (exact(dy), exact(dentropy))
+    want = [*linear_log_prob(*arrays, **options), *linear_log_prob_grad(upstream, *arrays, **options).values()]
+    for got, right in zip((y, entropy, *grads), want, strict=True):
+        # float16: half a unit of every gradient at the logits and of the result
+        tolerance = 2e-5 if got.dtype == torch.float32 and dtype == torch.float32 else 2e-3
+        assert worst(exact(got), right) < tolerance * max(1, np.abs(right).max())
+
+
+def test_an_addend_is_added_in_float32(device):
+    a, b, total = (torch.randn(s, device=device) for s in ((40, 600), (24, 600), (40, 24)))
+    want = exact(total) + exact(a) @ exact(b).T
+    for splits in (1, 3):
+        tile = MatmulSettings(32, 32, 32, 4, 2, SPLITS=splits)
+        for chip in ("sm_80", "sm_90"):
+            with launch.assume_chip(chip):
+                low = torch.empty(40, 24, device=device, dtype=torch.bfloat16)
+                matmul(a, b, "highest", out=low, addend=total, settings=tile)
+                into = total.clone()
+                matmul(a, b, "highest", out=into, addend=into, settings=tile)
+            assert worst(exact(into), want) < 1e-4
+            torch.testing.assert_close(low, into.bfloat16(), rtol=1e-2, atol=1e-2)
+
+
+def test_chunks_are_bounded_and_cover_the_vocabulary():
+    for rows in (1, 300, 8192, 10**6):
+        for classes in (1, 65, 50257, 151936):
+            for itemsize in (2, 4):
+                n, c = chunk_size(rows, classes, itemsize)
+                assert n * c * itemsize <= CHUNK_BYTES and 1 <= n <= rows and c >= min(classes, 256)
+    assert chunk_size(8192, 151936, 2) == (8192, 8192)
+
+
+def test_shares_fill_the_chip():
+    tile = MatmulSettings(128, 256, 64, 8, 4)
+    for rows, classes in ((1, 131072), (8192, 131072), (8192, 151936), (16384, 50257), (16384, 65)):
+        n, tiles, blocks = share_count(CHIPS["sm_90"], tile, rows, classes), -(-classes // 256), -(-rows // 128)
+        assert 1 <= n <= tiles
+        turns = -(-blocks * n // 132) * -(-tiles // n)
+        assert turns <= 1.1 * blocks * tiles / 132 or n == tiles
+
+
+@pytest.mark.parametrize("target", [-1, 65, -100, 2**40])
+def test_a_target_outside_the_vocabulary_gives_nan(target, device):
+    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((3, 16), (65, 16)))
+    t = torch.tensor([4, target, 64], device=device)
+    for function in (F.linear_log_prob, linear_log_prob_plain):
+        y = function(x, w, t)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        assert y.isnan().tolist() == [False, True, False]
+        assert dx.isnan().all(dim=1).tolist() == [False, True, False] and dx[::2].isfinite().all()
+
+
+def test_nan_and_infinity_go_where_the_formula_sends_them(device):
+    inf, nan = float("inf"), float("nan")
+    bias = torch.randn(7, 70, device=device)
+    bias[1, 5], bias[2, 69], bias[3, 0], bias[4], bias[5, 1:] = nan, inf, -inf, -inf, -inf
+    x, w = torch.zeros(1, 8, device=device), torch.zeros(70, 8, device=device)
+    for b in bias:
+        for t in (0, 5):
+            b, dy = b.detach().requires_grad_(), torch.tensor([2.0], device=device)
+            results = []
+            for function in (F.linear_log_prob, linear_log_prob_plain):
+                y, h = function(x, w, torch.tensor([t], device=device), linear_bias=b, return_entropy=True)
+                results.append((y, h, *torch.autograd.grad((y, h), b, (dy, -dy))))
+            torch.testing.assert_close(*results, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+def test_a_masked_class_leaves_the_entropy_finite(device):
+    """0 log 0 = 0, in the gradient as well: a vocabulary masked by -inf has an entropy."""
+    b = torch.zeros(40, device=device)
+    b[8:] = -torch.inf
+    b.requires_grad_()
+    x, w, t = torch.zeros(2, 8, device=device), torch.zeros(40, 8, device=device), torch.zeros(2, dtype=torch.int64)
+    _, entropy = F.linear_log_prob(x, w, t.to(device), linear_bias=b, return_entropy=True)
+    torch.testing.assert_close(entropy, torch.full_like(entropy, math.log(8)))
+    (db,) = torch.autograd.grad(entropy, b, torch.ones_like(entropy))
+    assert db.isfinite().all()
+
+
+def test_two_runs_are_bitwise_equal(device):
+    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((20, 24), (700, 24)))
+    t, dy = torch.randint(700, (20,), device=device), torch.randn(2, 20, device=device)
+
+    def run():
+        outputs = F.linear_log_prob(x, w, t, return_entropy=True)
+        return *outputs, *torch.autograd.grad(outputs, (x, w), tuple(dy))
+
+    for first, second in zip(run(), run(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_one_of_two_outputs_alone_and_expanded_upstream(device):
+    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((12, 24), (70, 24)))
+    t = torch.randint(70, (12,), device=device)
+    for output in (0, 1):
+        got, want = (
+            torch.autograd.grad(f(x, w, t, return_entropy=True)[output].sum(), (x, w))
+            for f in (F.linear_log_prob, linear_log_prob_plain)
+        )
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_tied_weights_add_up(device):
+    """One tensor embeds and unembeds; its gradient is the sum of both."""
+    w, t = torch.randn(65, 16, device=device, requires_grad=True), torch.arange(12, device=device)
+    got, want = (
+        torch.autograd.grad(f(torch.nn.functional.embedding(t, w), w, t + 1).sum(), w)[0]
+        for f in (F.linear_log_prob, linear_log_prob_plain)
+    )
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_runs_in_its_dtype(device):
+    x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((8, 16), (65, 16), (65,)))
+    t = torch.randint(65, (8,), device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = F.linear_log_prob(x, w, t, linear_bias=b)
+        want = F.linear_log_prob(x.bfloat16(), w.bfloat16(), t, linear_bias=b.bfloat16())
+        y.sum().backward()  # autocast is on here too, and changes nothing
+    assert y.dtype == torch.float32 and torch.equal(y, want)
+    assert x.grad.dtype == w.grad.dtype == b.grad.dtype == torch.float32
+
+
+def test_second_derivative(device):
+    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((4, 16), (40, 16)))
+    t = torch.randint(40, (4,), device=device)
+
+    def penalty(function):
+        y, h = function(x, w, t, return_entropy=True)
+        (dx,) = torch.autograd.grad(y.square().sum() + h.sum(), x, create_graph=True)
+        return torch.autograd.grad(y.sum() + dx.square().sum(), (x, w))
+
+    torch.testing.assert_close(penalty(F.linear_log_prob), penalty(linear_log_prob_plain), rtol=1e-3, atol=1e-3)
+
+
+def test_without_gradients_nothing_is_kept(device):
+    x, w = torch.randn(8, 16, device=device), torch.randn(40, 16, device=device, requires_grad=True)
+    t = torch.randint(40, (8,), device=device)
+    with torch.no_grad():
+        y = F.linear_log_prob(x, w, t)
+    assert y.grad_fn is None and not y.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(F.linear_log_prob(x, w, t), y)
+
+
+@pytest.fixture
+def small_chunks(plain_path, monkeypatch):
+    """The path of a CPU, on chunks of a few rows and classes."""
+    monkeypatch.setattr(logits, "PLAIN_BYTES", 0)
+    monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
+    monkeypatch.setattr(logits, "_CHUNK_ROWS", 5)
+
+
+@pytest.mark.parametrize("dtype", verify.DTYPES)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.production], ids=str)
+def test_chunks_on_pytorch_match_the_reference(case, dtype, small_chunks, monkeypatch):
+    monkeypatch.setattr(verify, "device", lambda: "cpu")
+    rows = verify.check("linear_log_prob", case, verify.DTYPES[dtype])
+    assert [row for row in rows if not row.passed] == []
+
+
+def test_chunks_on_pytorch_have_the_derivative_of_their_output(small_chunks):
+    torch.manual_seed(0)
+    x, w, b = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((7, 3), (37, 3), (37,)))
+    t = torch.randint(37, (7,))
+
+    def run(x, w, b):
+        return F.linear_log_prob(x, w, t, linear_bias=b, temperature=0.7, return_entropy=True)
+
+    assert torch.autograd.gradcheck(run, (x, w, b))
+    assert torch.autograd.gradgradcheck(run, (x, w, b))
+
+
+ONES, T = torch.ones, torch.zeros(3, dtype=torch.int64)
+WRONG = [
+    (ValueError, r"linear_weight \(2, 5\) and input \(3, 4\)", (ONES(3, 4), ONES(2, 5), T), {}),
+    (ValueError, r"linear_weight \(4,\)", (ONES(3, 4), ONES(4), T), {}),
+    (ValueError, r"at least one row; got \(0, 4\)", (ONES(3, 4), ONES(0, 4), T), {}),
+    (ValueError, r"target \(2,\) and input \(3, 4\)", (ONES(3, 4), ONES(2, 4), T[:2]), {}),
+    (ValueError, r"linear_bias \(3,\)", (ONES(3, 4), ONES(2, 4), T), {"linear_bias": ONES(3)}),
+    (TypeError, r"int64; got torch.int32", (ONES(3, 4), ONES(2, 4), T.int()), {}),
+    (TypeError, r"input torch.float32 and linear_weight torch.float16", (ONES(3, 4), ONES(2, 4).half(), T), {}),
+    (TypeError, r"floating-point numbers; got torch.int64", (ONES(3, 4).long(), ONES(2, 4).long(), T), {}),
+    (TypeError, r"target must be a tensor; got list", (ONES(3, 4), ONES(2, 4), [0, 1, 1]), {}),
+    (TypeError, r"input must be a tensor; got list", ([1.0], ONES(2, 4), T), {}),
+    (ValueError, r"linear_weight meta", (ONES(3, 4), torch.ones(2, 4, device="meta"), T), {}),
+    (ValueError, r"positive number; got 0", (ONES(3, 4), ONES(2, 4), T), {"temperature": 0}),
+    (ValueError, r"positive number; got nan", (ONES(3, 4), ONES(2, 4), T), {"temperature": float("nan")}),
+]
+
+
+@pytest.mark.parametrize("error, message, args, options", WRONG, ids=[w[1] for w in WRONG])
+def test_wrong_arguments(error, message, args, options):
+    with pytest.raises(error, match=message):
+        F.linear_log_prob(*args, **options)
+
+
+def test_offsets_pass_two_to_the_31():
+    """Row times stride is formed in 64 bits."""
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("needs 12 GiB of GPU memory")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    classes, width = 5, 2**29 + 16  # row 4 of the weight starts past 2**31 elements
+    torch.utils.deterministic.fill_uninitialized_memory = False  # 5 GiB of NaN take their time
+    try:
+        big = torch.empty(classes, width, dtype=torch.float16, device=device)
+    except RuntimeError:
+        pytest.skip("needs 5 GiB of memory")
+    w = big[:, :16]
+    w.copy_(torch.eye(classes, 16, device=device) * torch.arange(1, 6, device=device)[:, None])
+    x, t = torch.ones(1, 16, dtype=torch.float16, device=device), torch.tensor([4], device=device)
+    with launch.assume_chip("sm_80"):
+        y = F.linear_log_prob(x, w, t)
+    assert worst(exact(y), linear_log_prob(exact(x), exact(w), t.cpu().numpy())) < 1e-5
