@@ -40,9 +40,7 @@ def build(args):
     """Our model and `transformers`' GPT-2 with its weights; the latter is None where that package is missing."""
     torch.manual_seed(0)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    sys.modules.setdefault(
-        "kernels", None
-    )  # transformers looks for PyPI's package; from our root it would find a folder
+    sys.modules.setdefault("kernels", None)  # transformers looks for PyPI's package, and might find our folder
     try:
         import safetensors  # noqa: F401
         import transformers
