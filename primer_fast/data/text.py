@@ -80,7 +80,7 @@ def windows(tokens: Tensor, starts: Tensor, length: int) -> Tensor:  # (N,), (B,
 
 
 def consecutive_windows(tokens: Tensor, length: int, batch: int, most: int | None = None) -> Iterator[Tensor]:
-    """Batches (<= batch, length) of windows that overlap by one token, so that each token but the first is once a target.
+    """Batches (<= batch, length) of windows that overlap by one token: each token but the first is a target once.
 
     A rest shorter than a window is left out. ``most``: no more windows than these, spread evenly.
     """

@@ -1,7 +1,7 @@
-"""Text as integers and back: bytes, characters, or a Hugging Face ``tokenizers`` file; each as JSON, to go with a model.
+"""Text as integers and back: bytes, characters, or a file of Hugging Face's ``tokenizers``; each has a JSON form.
 
-Bytes and characters are stored as ``{"primer_fast": "bytes"}`` and ``{"primer_fast": "characters", "characters": "..."}``;
-any other JSON object is taken for a file of the ``tokenizers`` package, and stored as it is.
+Bytes are stored as ``{"primer_fast": "bytes"}``, characters as ``{"primer_fast": "characters", "characters": "..."}``; any
+other JSON object is taken for a file of the ``tokenizers`` package, and stored as that package does.
 """
 
 import json
@@ -76,9 +76,9 @@ class CharacterTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer of the ``tokenizers`` package from its JSON; special tokens are added by no one and decoded as written.
+    """A tokenizer of the ``tokenizers`` package from its JSON; it adds no special tokens, and decodes them as written.
 
-    ``stop_tokens`` are those of its special tokens that are known to end a text: ``<|endoftext|>``, ``</s>`` and others.
+    ``stop_tokens`` are those of its special tokens that are known to end a text, as ``<|endoftext|>`` and ``</s>``.
 
     Raises:
         ModuleNotFoundError: the package is not installed.

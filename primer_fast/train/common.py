@@ -93,7 +93,7 @@ def record(state: TrainState, **values: Tensor) -> None:
 
 
 def check_finite(state: TrainState, procedure: str) -> None:
-    """Raise FloatingPointError, which names the step, if a loss, gradient or weight since the last row is not finite."""
+    """Raise FloatingPointError with the step if a loss or gradient since the last row, or a weight, is not finite."""
     if not state.window.get("loss"):
         return
     bad = ~torch.stack(state.window["loss"]).isfinite()
