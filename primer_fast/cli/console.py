@@ -81,7 +81,8 @@ def summary(row: dict[str, float]) -> str:
     """A row of metrics in a few words: loss, accuracy, what was not trained on, speed."""
     words = [f"loss {row['train/loss']:.4f}"]
     measured = (
-        ("accuracy", "train/accuracy", ".2%"), ("test", "test/accuracy", ".2%"), ("validation", "validation/loss", ".4f"),
+        ("accuracy", "train/accuracy", ".2%"), ("test", "test/accuracy", ".2%"),
+        ("validation", "validation/loss", ".4f"),
     )  # fmt: skip
     for name, key, form in measured:
         if key in row:

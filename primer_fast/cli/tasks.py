@@ -82,9 +82,7 @@ class SupervisedTask(Task):
         return step % supervised.steps_per_epoch(self.samples, config) == 0 or step == self.steps(config)
 
     def train(self, state, config, should_stop):
-        return supervised.train(
-            state, self.inputs, self.targets, config, test=self.test, should_stop=should_stop
-        )
+        return supervised.train(state, self.inputs, self.targets, config, test=self.test, should_stop=should_stop)
 
 
 class DigitsTask(SupervisedTask):
