@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import textwrap
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -84,7 +83,7 @@ class TextTask(Task):
         unit, shape = self.tokenizer.unit, model.config
         title = f"Transformer of {shape.layers} layers, {shape.heads} heads, width {shape.width}"
         gpt_plots.curves(folder / "curves.png", rows, f"{title}, on {len(self.text.train):,} {unit}s", unit)
-        tokens = self.text.validation[:SENTENCE].long()
+        tokens = self.sentence()
         maps = model.attention_weights(tokens[None].to(next(model.parameters()).device))
         weights = [layer[0].float().cpu().numpy() for layer in maps]
         gpt_plots.attention(folder / "attention.png", weights, self.names(tokens), "Where each head looks")
@@ -96,6 +95,18 @@ class TextTask(Task):
         gpt_plots.embeddings(folder / "embeddings.png", rows_of_tokens, self.names(common), unit)
         write_text(folder / "sample.txt", self.sample(model, 500) + "\n")
         return ["curves.png", "attention.png", "positions.png", "embeddings.png", "sample.txt"]
+
+    def sentence(self) -> Tensor:  # (<= SENTENCE,)
+        """The part of the first tokens held out, 4,000 of them, with the fewest repeated in a row or of white space."""
+        tokens = self.text.validation[:4000].long()
+        length = min(SENTENCE, len(tokens))
+        blank = torch.tensor([not self.tokenizer.decode([i]).strip() for i in tokens.tolist()])
+        dull = blank.clone()
+        dull[1:] &= blank[:-1]  # one space between words is none
+        dull[1:] |= tokens[1:] == tokens[:-1]
+        counts = dull.int().unfold(0, length, 1).sum(dim=1) + blank[: len(tokens) - length + 1].int()
+        start = int(counts.argmin())
+        return tokens[start : start + length]
 
     def names(self, tokens: Tensor) -> list[str]:  # (N,)
         """Each token as it is written, with signs for what is not seen."""

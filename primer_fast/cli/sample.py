@@ -17,7 +17,6 @@ from primer_fast.cli.run_folder import RunFolder, read_safetensors
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.generation import generate
-from primer_fast.models.pretrained import load_gpt2
 from primer_fast.models.transformer import Transformer, TransformerConfig
 
 
@@ -25,7 +24,9 @@ from primer_fast.models.transformer import Transformer, TransformerConfig
 class Options:
     """Print text that a trained transformer writes."""
 
-    run: Annotated[Path, tyro.conf.Positional]  # folder of `primer-fast train gpt`, or of a Hugging Face GPT-2 checkpoint
+    run: Annotated[
+        Path, tyro.conf.Positional
+    ]  # folder of a `primer-fast train gpt`, or a Hugging Face GPT-2 checkpoint's
     prompt: str = ""  # what the text begins with
     tokens: int = 200  # how many to write; a text that ends itself is shorter
     temperature: float = 0.8  # 0: always the most probable token; 1: as the model has it
@@ -107,7 +108,7 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
     shape = folder / "transformer.json"
     if not shape.exists():
         if (folder / "config.json").exists() and "model_type" in (folder / "config.json").read_text():
-            return load_gpt2(folder), tokenizers.load(folder / "tokenizer.json")
+            return _load_gpt2(folder), tokenizers.load(folder / "tokenizer.json")
         raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
     try:
         model = Transformer(TransformerConfig(**json.loads(shape.read_text())))
@@ -126,3 +127,9 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
     except RuntimeError as error:
         raise ValueError(f"{file}: not the weights of the transformer in {shape.name} ({error})") from error
     return model, tokenizers.load(folder / "tokenizer.json")
+
+
+def _load_gpt2(folder):
+    from primer_fast.models.pretrained import load_gpt2
+
+    return load_gpt2(folder)

@@ -16,7 +16,6 @@ from primer_fast.cli.gpt_tasks import TextTask
 from primer_fast.cli.training import Command, Outcome, TrainOptions
 from primer_fast.data import tokenizers
 from primer_fast.data.text import load_text, tokenize
-from primer_fast.models.pretrained import load_gpt2
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train.language_model import LanguageModelConfig
 
@@ -28,7 +27,7 @@ class Options(TrainOptions):
     data: str  # a UTF-8 text file, a folder of .md, .rst, .txt files, or "builtin": Python's language reference
     train: Annotated[LanguageModelConfig, tyro.conf.arg(name="")]
     preset: Literal["primer", "nanogpt-cpu", "gpt2"] = "primer"  # what the other options are where they are not given
-    init_from: str | None = None  # folder of a Hugging Face GPT-2 checkpoint: weights, shape and tokenizer to begin with
+    init_from: str | None = None  # folder of a Hugging Face GPT-2 checkpoint to begin with: weights, shape, tokenizer
     tokenizer: str = "characters"  # or "bytes", or a JSON file of Hugging Face's tokenizers
     context: int = 64  # tokens of a window: what a token can look back on
     width: int = 128  # numbers that stand for a token between the layers
@@ -75,7 +74,7 @@ def default_options(data: str, preset: str = "primer", init_from: str | None = N
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")
     if init_from is None:
         return Options(data, preset=preset, **PRESETS[preset])
-    shape = dataclasses.asdict(load_gpt2(init_from).config)
+    shape = dataclasses.asdict(_load_gpt2(init_from).config)
     return Options(
         data, FINE_TUNING, preset=preset, init_from=init_from, tokenizer=f"{init_from}/tokenizer.json",
         **{name: shape[name] for name in SHAPE},
@@ -103,12 +102,18 @@ def make_model(options: Options, task: TextTask) -> Transformer:
     config = TransformerConfig(**{**shape, "vocab": options.vocab or task.tokenizer.vocab_size})
     if options.init_from is None or options.resume:
         return Transformer(config)
-    model = load_gpt2(options.init_from)
+    model = _load_gpt2(options.init_from)
     for name in SHAPE:
         if getattr(model.config, name) != getattr(config, name):
             theirs, ours = getattr(model.config, name), getattr(config, name)
             raise ValueError(f"--init-from {options.init_from}: the checkpoint's {name} is {theirs}; got {ours}")
     return model
+
+
+def _load_gpt2(folder):
+    from primer_fast.models.pretrained import load_gpt2
+
+    return load_gpt2(folder)
 
 
 COMMAND = Command(
