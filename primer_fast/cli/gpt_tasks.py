@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import textwrap
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,9 +14,10 @@ from primer_fast.cli.tasks import Task
 from primer_fast.data.text import TokenizedText
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.generation import generate
-from primer_fast.models.transformer import Transformer
+from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import language_model
 
+SHAPE, TOKENIZER = "transformer.json", "tokenizer.json"  # files of a run
 FINAL_BATCHES = 1000  # of the last validation, where the held-out text has more
 SENTENCE = 24  # tokens whose attention is drawn
 LABELLED = 150  # the most tokens in the picture of the embeddings
@@ -44,7 +46,7 @@ class TextTask(Task):
 
     def files(self, model):
         shape = json.dumps(dataclasses.asdict(model.config), indent=2) + "\n"
-        return {"transformer.json": shape, "tokenizer.json": self.tokenizer.to_json()}
+        return {SHAPE: shape, TOKENIZER: self.tokenizer.to_json()}
 
     def remark(self, model, row):
         if "validation/loss" not in row or self.sample_tokens == 0:
@@ -111,3 +113,11 @@ class TextTask(Task):
     def names(self, tokens: Tensor) -> list[str]:  # (N,)
         """Each token as it is written, with signs for what is not seen."""
         return [gpt_plots.visible(self.tokenizer.decode([i])) for i in tokens.tolist()]
+
+
+def read_shape(path: Path) -> TransformerConfig:
+    """The transformer.json of a run; ValueError, which names it, if it is not what ``TextTask.files`` writes."""
+    try:
+        return TransformerConfig(**json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not the shape of a transformer, or damaged ({error})") from error

@@ -4,7 +4,6 @@ from primer_fast.cli import threads  # noqa: F401
 
 # isort: split
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,13 @@ from typing import Annotated
 import torch
 import tyro
 
+from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, read_shape
 from primer_fast.cli.run_folder import RunFolder, read_safetensors
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.generation import generate
-from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.models.pretrained import load_gpt2
+from primer_fast.models.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -105,15 +106,12 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; it should be that of a run of `primer-fast train gpt`")
-    shape = folder / "transformer.json"
+    shape = folder / SHAPE
     if not shape.exists():
         if (folder / "config.json").exists() and "model_type" in (folder / "config.json").read_text():
-            return _load_gpt2(folder), tokenizers.load(folder / "tokenizer.json")
+            return load_gpt2(folder), tokenizers.load(folder / TOKENIZER)
         raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
-    try:
-        model = Transformer(TransformerConfig(**json.loads(shape.read_text())))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{shape}: not the shape of a transformer, or damaged ({error})") from error
+    model = Transformer(read_shape(shape))
     run = RunFolder(folder, "train gpt")
     if run.weights.exists():
         file, (tensors, _) = run.weights, read_safetensors(run.weights)
@@ -126,10 +124,4 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{file}: not the weights of the transformer in {shape.name} ({error})") from error
-    return model, tokenizers.load(folder / "tokenizer.json")
-
-
-def _load_gpt2(folder):
-    from primer_fast.models.pretrained import load_gpt2
-
-    return load_gpt2(folder)
+    return model, tokenizers.load(folder / TOKENIZER)
