@@ -85,7 +85,7 @@ class TextTask(Task):
         unit, shape = self.tokenizer.unit, model.config
         title = f"Transformer of {shape.layers} layers, {shape.heads} heads, width {shape.width}"
         gpt_plots.curves(folder / "curves.png", rows, f"{title}, on {len(self.text.train):,} {unit}s", unit)
-        tokens = self.sentence()
+        tokens = self.sentence(min(SENTENCE, shape.context))
         maps = model.attention_weights(tokens[None].to(next(model.parameters()).device))
         weights = [layer[0].float().cpu().numpy() for layer in maps]
         gpt_plots.attention(folder / "attention.png", weights, self.names(tokens), "Where each head looks")
@@ -98,10 +98,9 @@ class TextTask(Task):
         write_text(folder / "sample.txt", self.sample(model, 500) + "\n")
         return ["curves.png", "attention.png", "positions.png", "embeddings.png", "sample.txt"]
 
-    def sentence(self) -> Tensor:  # (<= SENTENCE,)
+    def sentence(self, length: int) -> Tensor:  # (length,) int64
         """The part of the first tokens held out, 4,000 of them, with the fewest repeated in a row or of white space."""
         tokens = self.text.validation[:4000].long()
-        length = min(SENTENCE, len(tokens))
         blank = torch.tensor([not self.tokenizer.decode([i]).strip() for i in tokens.tolist()])
         dull = blank.clone()
         dull[1:] &= blank[:-1]  # one space between words is none
