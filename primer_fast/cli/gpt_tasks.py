@@ -26,8 +26,9 @@ LABELLED = 150  # the most tokens in the picture of the embeddings
 class TextTask(Task):
     """One text as tokens; ``sample_tokens`` is how much the model writes after each validation, with ``seed``."""
 
-    def __init__(self, text: TokenizedText, tokenizer: Tokenizer, sample_tokens: int, seed: int):
-        self.text, self.tokenizer, self.sample_tokens, self.seed = text, tokenizer, sample_tokens, seed
+    def __init__(self, text: TokenizedText, tokenizer: Tokenizer, *, context: int, sample_tokens: int, seed: int):
+        self.text, self.tokenizer, self.context = text, tokenizer, context
+        self.sample_tokens, self.seed = sample_tokens, seed
 
     def start(self, model, config):
         return language_model.start(model, config)
@@ -36,7 +37,9 @@ class TextTask(Task):
         return config.steps
 
     def epoch(self, step, config):
-        return step * config.batch_size / len(self.text.train)  # as if each window were new; overlaps count twice
+        return (
+            step * config.batch_size * self.context / len(self.text.train)
+        )  # tokens seen, some of them twice
 
     def is_saved(self, step, config):
         return language_model.is_validated(step, config)
@@ -82,6 +85,7 @@ class TextTask(Task):
             return self.text.train[:1].long()
 
     def draw(self, folder, model, config, rows):
+        model.eval()
         unit, shape = self.tokenizer.unit, model.config
         title = f"Transformer of {shape.layers} layers, {shape.heads} heads, width {shape.width}"
         gpt_plots.curves(folder / "curves.png", rows, f"{title}, on {len(self.text.train):,} {unit}s", unit)

@@ -7,7 +7,7 @@ from primer_fast.cli import threads  # noqa: F401
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -35,7 +35,7 @@ class Options:
     top_p: float | None = None  # choose among the most probable tokens that together have this probability
     seed: int | None = None  # of the choices; None: other texts each time
     count: int = 1  # texts
-    device: str = "auto"  # auto: the GPU where there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
 
 
 def main(argv: list[str]) -> int:
@@ -65,9 +65,9 @@ def run(options: Options) -> list[str]:
     for name in ("tokens", "count"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be positive; got {getattr(options, name)}")
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU on this machine")
+    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     model, tokenizer = load(options.run)
     model = model.to(device).eval()
     prompt = encode_prompt(options.prompt, tokenizer, model.config.context)

