@@ -29,17 +29,17 @@ _LOG2E = 1.4426950408889634
 _COMBINED = 4096  # elements of the shares' sums that a program of the second kernel has in flight
 
 
-@triton.jit(do_not_specialize=["T", "S", "causal_offset", "window"])
+@triton.jit(do_not_specialize=["T", "S", "causal_offset", "window", "splits"])
 def _share_kernel(
-    o_ptr,  # one share: (B, H, T, DV), any strides; more: (B HK, SPLITS, G T, DV) float32
-    max_ptr, sum_ptr,  # (B HK, SPLITS, G T) float32; None for one share
+    o_ptr,  # one share: (B, H, T, DV), any strides; more: (B HK, splits, G T, DV) float32
+    max_ptr, sum_ptr,  # (B HK, splits, G T) float32; None for one share
     q_ptr, k_ptr, v_ptr,  # (B, H, T, D), (B, HK, S, D), (B, HK, S, DV), last stride 1
     mask_ptr, length_ptr, offset_ptr,  # (B, H, T, S) uint8 or floating; (B,), (B,) integers; each may be None
     stride_ob, stride_oh, stride_ot, stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_ks,
     stride_vb, stride_vh, stride_vs, stride_mb, stride_mh, stride_mt, stride_ms, stride_length, stride_offset,
-    HK, G, T, S, D, DV, scale, softcap, causal_offset, window,
+    HK, G, T, S, D, DV, scale, softcap, causal_offset, window, splits,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, BOOL_MASK: tl.constexpr,
-    EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr, PRECISION: tl.constexpr, SPLITS: tl.constexpr,
+    EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """Program (head of keys and tile of its query rows, share): BLOCK_K covers D, BLOCK_DV covers DV."""
@@ -67,8 +67,9 @@ def _share_kernel(
     if WINDOW:
         first = tl.maximum(offset - window + 1, 0)
     blocks = tl.cdiv(tl.maximum(last - first, 0), BLOCK_N)
-    begin = first + split * tl.cdiv(blocks, SPLITS) * BLOCK_N
-    end = tl.minimum(begin + tl.cdiv(blocks, SPLITS) * BLOCK_N, last)
+    share = tl.cdiv(blocks, splits) * BLOCK_N
+    begin = first + split * share
+    end = tl.minimum(begin + share, last)
 
     q_ptrs = q_ptr + (b * stride_qb + h * stride_qh + t * stride_qt)[:, None] + offs_d[None, :]
     q = tl.load(q_ptrs, mask=there[:, None] & d_inside, other=0.0)
@@ -120,23 +121,23 @@ def _share_kernel(
         k_ptrs += tl.cast(BLOCK_N, tl.int64) * stride_ks
         v_ptrs += tl.cast(BLOCK_N, tl.int64) * stride_vs
 
-    if SPLITS == 1:
+    if max_ptr is None:
         o = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         o_ptrs = o_ptr + (b * stride_ob + h * stride_oh + t * stride_ot)[:, None] + offs_dv[None, :]
         tl.store(o_ptrs, o.to(o_ptr.dtype.element_ty), mask=there[:, None] & dv_inside)
     else:
-        part = (head.to(tl.int64) * SPLITS + split) * (G * T) + rows
+        part = (head.to(tl.int64) * splits + split) * (G * T) + rows
         tl.store(max_ptr + part, top, mask=there)
         tl.store(sum_ptr + part, total, mask=there)
         if begin < end:  # else nobody reads them
             tl.store(o_ptr + part[:, None] * DV + offs_dv[None, :], acc, mask=there[:, None] & dv_inside)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "splits"])
 def _combine_kernel(
     o_ptr, part_ptr, max_ptr, sum_ptr,  # (B, H, T, DV), any strides; as _share_kernel leaves them
-    stride_ob, stride_oh, stride_ot, HK, G, T, DV,
-    SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_DV: tl.constexpr,
+    stride_ob, stride_oh, stride_ot, HK, G, T, DV, splits,
+    BLOCK_S: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """One program: one row of o, its shares taken BLOCK_S at a time."""
     row = tl.program_id(0).to(tl.int64)
@@ -146,11 +147,11 @@ def _combine_kernel(
     top = tl.full((), float("-inf"), dtype=tl.float32)
     total = tl.full((), 0.0, dtype=tl.float32)
     acc = tl.zeros((BLOCK_DV,), dtype=tl.float32)
-    for start in tl.static_range(0, SPLITS, BLOCK_S):
+    for start in range(0, splits, BLOCK_S):
         s = start + offs_s
-        part = (head * SPLITS + s) * rows + r
-        tops = tl.load(max_ptr + part, mask=s < SPLITS, other=float("-inf"))
-        totals = tl.load(sum_ptr + part, mask=s < SPLITS, other=0.0)
+        part = (head * splits + s) * rows + r
+        tops = tl.load(max_ptr + part, mask=s < splits, other=float("-inf"))
+        totals = tl.load(sum_ptr + part, mask=s < splits, other=0.0)
         written = (totals != 0.0)[:, None] & (offs_dv < DV)[None, :]
         sums = tl.load(part_ptr + part[:, None] * DV + offs_dv[None, :], mask=written, other=0.0)
         new_top = tl.maximum(top, tl.max(tops, axis=0))
@@ -179,21 +180,25 @@ def _width(d: int) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def decode_settings(gpu: Chip, heads: int, rows: int, S: int, D: int, DV: int, itemsize: int) -> DecodeSettings:
-    """Settings for ``heads`` = B HK heads of keys with ``rows`` = G T query rows each."""
-    block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
+def decode_settings(
+    gpu: Chip, heads: int, rows: int, S: int, D: int, DV: int, itemsize: int, edited: bool
+) -> DecodeSettings:
+    """Settings for ``heads`` = B HK heads of keys with ``rows`` = G T query rows each; edited: mask or softcap."""
+    wide = max(_width(D), _width(DV)) > 128
+    most = 64 if itemsize == 2 else 16 if wide else 32  # float32 is split into parts that live in registers
+    block_m = next((m for m in (16, 32) if m < most and rows <= m), most)
     key = (_width(D) + _width(DV)) * itemsize  # bytes of one key and its value in a tile
     stages, buffers = (2, 1) if gpu.is_amd else (3, 3)
     room = gpu.shared // 2 - block_m * _width(D) * itemsize  # of shared memory: two programs on a multiprocessor
     block_n = next((n for n in (128, 64, 32) if n * key * buffers <= room), 16)
-    block_n = min(block_n, max(16, triton.next_power_of_2(S)))
+    block_n = min(block_n, max(16, triton.next_power_of_2(S)), (2048 if edited else 4096) // block_m)
     blocks, programs, slots = max(cdiv(S, block_n), 1), max(heads, 1) * cdiv(rows, block_m), 2 * gpu.processors
 
     def time(splits):  # in blocks of keys; a program costs one more, the second kernel two
         return cdiv(programs * splits, slots) * (cdiv(blocks, splits) + 1) + (2 if splits > 1 else 0)
 
     splits = min(range(1, min(blocks, slots) + 1), key=time)
-    warps = 8 if block_m * _width(DV) > 64 * 128 else 4
+    warps = 8 if block_m * _width(DV) > 64 * 128 or (itemsize == 4 and (wide or block_m == 32)) else 4
     return DecodeSettings(block_m, block_n, splits, warps, stages)
 
 
@@ -215,7 +220,9 @@ def attention_decode(
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     G = H // HK
     gpu = chip()
-    s = settings or decode_settings(gpu, B * HK, G * T, S, D, DV, q.element_size())
+    edited = mask is not None or softcap is not None
+    capacity = cdiv(S, 128) * 128  # a cache that grows gets its settings once in 128 steps
+    s = settings or decode_settings(gpu, B * HK, G * T, capacity, D, DV, q.element_size(), edited)
     bool_mask = mask is not None and mask.dtype == torch.bool
     if mask is not None:
         mask = (mask.view(torch.uint8) if bool_mask else mask).expand(B, H, T, S)
@@ -234,9 +241,9 @@ def attention_decode(
             *((0, 0, 0, 0) if mask is None else mask.stride()),
             0 if lengths is None else lengths.stride(0), 0 if offsets is None else offsets.stride(0),
             HK, G, T, S, D, DV, scale, softcap, 0 if offsets is not None or causal_offset is None else causal_offset,
-            0 if window is None else window,
+            0 if window is None else window, s.SPLITS,
             causal, window is not None, capped, bool_mask, _width(D) == D, _width(DV) == DV,
-            dot_precision(gpu, precision), s.SPLITS, s.BLOCK_M, s.BLOCK_N, _width(D), _width(DV),
+            dot_precision(gpu, precision), s.BLOCK_M, s.BLOCK_N, _width(D), _width(DV),
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
         if s.SPLITS > 1:

@@ -51,8 +51,8 @@ def truth(
 
 def call(q, k, v, settings=None, **options):
     defaults = {
-        "scale": q.shape[-1] ** -0.5, "causal": False, "causal_offset": None, "window": None, "softcap": None, "key_lengths": None,
-        "mask": None, "precision": "highest",
+        "scale": q.shape[-1] ** -0.5, "causal": False, "causal_offset": None, "window": None, "softcap": None,
+        "key_lengths": None, "mask": None, "precision": "highest",
     }  # fmt: skip
     return attention_decode(q, k, v, **defaults | options, settings=settings)
 
@@ -205,8 +205,8 @@ def test_heads_can_be_merged_without_a_copy(device):
 def test_shares_fill_the_chip_where_heads_do_not():
     h100 = launch.CHIPS["sm_90"]
     for heads, rows, S, D in ((64, 4, 8192, 128), (64, 4, 32768, 128), (8, 4, 32768, 128), (12, 1, 1024, 64)):
-        s = decode_settings(h100, heads, rows, S, D, D, 2)
+        s = decode_settings(h100, heads, rows, S, D, D, 2, False)
         programs = heads * s.SPLITS
         assert 0.7 * 2 * 132 <= programs <= 2 * 132 or s.SPLITS * s.BLOCK_N * 2 >= S, (heads, S, s)
-    assert decode_settings(h100, 4096, 4, 8192, 128, 128, 2).SPLITS == 1
-    assert decode_settings(h100, 8, 4, 64, 128, 128, 2).SPLITS == 1
+    assert decode_settings(h100, 4096, 4, 8192, 128, 128, 2, False).SPLITS == 1
+    assert decode_settings(h100, 8, 4, 64, 128, 128, 2, False).SPLITS == 1
