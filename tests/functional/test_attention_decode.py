@@ -142,6 +142,13 @@ def test_several_tiles_of_rows_and_shares(shape, device):
     assert_matches(*cache(device, **shape), DecodeSettings(32, 16, 4, 4, 2), causal=True, causal_offset=80)
 
 
+def test_many_shares_are_added_some_at_a_time(device, monkeypatch):
+    """Two at a time of seven, the last alone; some of them empty."""
+    monkeypatch.setattr("primer_fast.kernels.attention_decode._COMBINED", 32)
+    lengths = torch.tensor([40, 97], device=device)
+    assert_matches(*cache(device), DecodeSettings(16, 16, 7, 4, 2), key_lengths=lengths)
+
+
 def test_no_queries_no_keys_no_sequences(device):
     assert call(*cache(device, T=0)).shape == (2, 4, 0, 16)
     assert call(*cache(device, B=0)).shape == (0, 4, 3, 16)
