@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 NOT_OPS = {
     "__init__", "launch", "tile", "partials",
     "conv2d_geometry", "conv2d_gather", "conv2d_weight", "conv2d_depthwise",  # parts of conv2d
-    "attention_decode", "attention_onepass",  # parts of scaled_dot_product_attention
+    "attention_mask", "attention_tile", "attention_forward", "attention_backward",  # of scaled_dot_product_attention
+    "attention_decode", "attention_onepass",
 }  # fmt: skip
 OPS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py") if p.stem not in NOT_OPS)
 COMPANIONS = [
