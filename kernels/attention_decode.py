@@ -22,10 +22,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .attention_tile import LOG2_E, block_width, empty_like_rows
 from .launch import Chip, cdiv, chip, dot_precision, on_device_of
 from .tile import tanh
 
-_LOG2E = 1.4426950408889634
 _COMBINED = 4096  # elements of the shares' sums that a program of the second kernel has in flight
 
 
@@ -175,21 +175,17 @@ class DecodeSettings(NamedTuple):
     num_stages: int
 
 
-def _width(d: int) -> int:
-    return max(triton.next_power_of_2(d), 16)
-
-
 @functools.lru_cache(maxsize=4096)
 def decode_settings(
     gpu: Chip, heads: int, rows: int, S: int, D: int, DV: int, itemsize: int, edited: bool
 ) -> DecodeSettings:
     """Settings for ``heads`` = B HK heads of keys with ``rows`` = G T query rows each; edited: mask or softcap."""
-    wide = max(_width(D), _width(DV)) > 128
+    wide = max(block_width(D), block_width(DV)) > 128
     most = 64 if itemsize == 2 else 16 if wide else 32  # float32 is split into parts that live in registers
     block_m = next((m for m in (16, 32) if m < most and rows <= m), most)
-    key = (_width(D) + _width(DV)) * itemsize  # bytes of one key and its value in a tile
+    key = (block_width(D) + block_width(DV)) * itemsize  # bytes of one key and its value in a tile
     stages, buffers = (2, 1) if gpu.is_amd else (3, 3)
-    room = gpu.shared // 2 - block_m * _width(D) * itemsize  # of shared memory: two programs on a multiprocessor
+    room = gpu.shared // 2 - block_m * block_width(D) * itemsize  # of shared memory: two programs on a multiprocessor
     block_n = next((n for n in (128, 64, 32) if n * key * buffers <= room), 16)
     block_n = min(block_n, max(16, triton.next_power_of_2(S)), (2048 if edited else 4096) // block_m)
     blocks, programs, slots = max(cdiv(S, block_n), 1), max(heads, 1) * cdiv(rows, block_m), 2 * gpu.processors
@@ -198,7 +194,7 @@ def decode_settings(
         return cdiv(programs * splits, slots) * (cdiv(blocks, splits) + 1) + (2 if splits > 1 else 0)
 
     splits = min(range(1, min(blocks, slots) + 1), key=time)
-    warps = 8 if block_m * _width(DV) > 64 * 128 or (itemsize == 4 and (wide or block_m == 32)) else 4
+    warps = 8 if block_m * block_width(DV) > 64 * 128 or (itemsize == 4 and (wide or block_m == 32)) else 4
     return DecodeSettings(block_m, block_n, splits, warps, stages)
 
 
@@ -206,7 +202,7 @@ def attention_decode(
     q, k, v, *, scale, causal, causal_offset, window, softcap, key_lengths, mask, precision,
     settings: DecodeSettings | None = None,
 ):  # fmt: skip
-    """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV) -> o (B, H, T, DV), which lies as (B, T, H, DV) in memory.
+    """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV) -> o (B, H, T, DV), which lies in memory as q.
 
     causal: query i sees keys j <= i + causal_offset, an int, None for 0, or a (), (1,) or (B,) integer tensor on the
     GPU. window, softcap: None or numbers; without causal |i + causal_offset - j| < window. key_lengths: None or (B,)
@@ -214,7 +210,7 @@ def attention_decode(
     torch's float32 matmul precision.
     """
     (B, H, T, D), (_, HK, S, DV) = q.shape, v.shape
-    o = torch.empty(B, T, H, DV, dtype=q.dtype, device=q.device).transpose(1, 2)
+    o = empty_like_rows(q, DV)
     if o.numel() == 0:
         return o
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
@@ -233,7 +229,7 @@ def attention_decode(
         part = torch.empty(B * HK, s.SPLITS, G * T, DV, dtype=torch.float32, device=q.device)
         tops, totals = torch.empty(2, *part.shape[:3], dtype=torch.float32, device=q.device)
     capped = softcap is not None
-    scale, softcap = (scale / softcap, softcap * _LOG2E) if capped else (scale * _LOG2E, 0.0)
+    scale, softcap = (scale / softcap, softcap * LOG2_E) if capped else (scale * LOG2_E, 0.0)
     with on_device_of(q):
         _share_kernel[(B * HK * cdiv(G * T, s.BLOCK_M), s.SPLITS)](
             part, tops, totals, q, k, v, mask, lengths, offsets,
@@ -242,13 +238,13 @@ def attention_decode(
             0 if lengths is None else lengths.stride(0), 0 if offsets is None else offsets.stride(0),
             HK, G, T, S, D, DV, scale, softcap, 0 if offsets is not None or causal_offset is None else causal_offset,
             0 if window is None else window, s.SPLITS,
-            causal, window is not None, capped, bool_mask, _width(D) == D, _width(DV) == DV,
-            dot_precision(gpu, precision), s.BLOCK_M, s.BLOCK_N, _width(D), _width(DV),
+            causal, window is not None, capped, bool_mask, block_width(D) == D, block_width(DV) == DV,
+            dot_precision(gpu, precision), s.BLOCK_M, s.BLOCK_N, block_width(D), block_width(DV),
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
         if s.SPLITS > 1:
-            block_s = min(triton.next_power_of_2(s.SPLITS), max(_COMBINED // _width(DV), 1))
+            block_s = min(triton.next_power_of_2(s.SPLITS), max(_COMBINED // block_width(DV), 1))
             _combine_kernel[(B * H * T,)](
-                o, part, tops, totals, *strides, HK, G, T, DV, s.SPLITS, block_s, _width(DV), num_warps=4
+                o, part, tops, totals, *strides, HK, G, T, DV, s.SPLITS, block_s, block_width(DV), num_warps=4
             )  # fmt: skip
     return o
