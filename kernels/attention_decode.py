@@ -22,10 +22,12 @@ import torch
 import triton
 import triton.language as tl
 
+from .attention_mask import limits
 from .attention_tile import LOG2_E, block_width, empty_like_rows
 from .launch import Chip, cdiv, chip, dot_precision, on_device_of
 from .tile import tanh
 
+_FAR = 1 << 30  # further than any position
 _COMBINED = 4096  # elements of the shares' sums that a program of the second kernel has in flight
 
 
@@ -54,12 +56,12 @@ def _share_kernel(
     d_inside = (offs_d < D)[None, :] if not EVEN_D else tl.full((1, BLOCK_K), True, tl.int1)
     dv_inside = (offs_dv < DV)[None, :] if not EVEN_DV else tl.full((1, BLOCK_DV), True, tl.int1)
 
-    offset = causal_offset
     if offset_ptr is not None:
-        offset = tl.load(offset_ptr + b * stride_offset).to(tl.int32)
-    first, last = 0, S
+        offset_ptr += b * stride_offset
     if length_ptr is not None:
-        last = tl.minimum(tl.load(length_ptr + b * stride_length), S).to(tl.int32)
+        length_ptr += b * stride_length
+    offset, last = limits(causal_offset, offset_ptr, length_ptr, 0, S)
+    first = 0
     if CAUSAL:
         last = tl.minimum(last, T + offset)
     elif WINDOW:
@@ -224,6 +226,7 @@ def attention_decode(
         mask = (mask.view(torch.uint8) if bool_mask else mask).expand(B, H, T, S)
     lengths = None if key_lengths is None else key_lengths.expand(B)
     offsets = causal_offset.reshape(-1).expand(B) if isinstance(causal_offset, torch.Tensor) else None
+    offset = 0 if offsets is not None else max(-_FAR, min(causal_offset or 0, _FAR))
     part, tops, totals, strides = o, None, None, o.stride()[:3]
     if s.SPLITS > 1:
         part = torch.empty(B * HK, s.SPLITS, G * T, DV, dtype=torch.float32, device=q.device)
@@ -236,8 +239,7 @@ def attention_decode(
             *strides, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             *((0, 0, 0, 0) if mask is None else mask.stride()),
             0 if lengths is None else lengths.stride(0), 0 if offsets is None else offsets.stride(0),
-            HK, G, T, S, D, DV, scale, softcap, 0 if offsets is not None or causal_offset is None else causal_offset,
-            0 if window is None else window, s.SPLITS,
+            HK, G, T, S, D, DV, scale, softcap, offset, min(window or 0, _FAR), s.SPLITS,
             causal, window is not None, capped, bool_mask, block_width(D) == D, block_width(DV) == DV,
             dot_precision(gpu, precision), s.BLOCK_M, s.BLOCK_N, block_width(D), block_width(DV),
             num_warps=s.num_warps, num_stages=s.num_stages,

@@ -97,6 +97,9 @@ def options(device):
         "lengths past the end, negative": {"key_lengths": torch.tensor([-3, 1000], device=device)},
         "lengths and offsets": {"key_lengths": lengths, "causal": True, "causal_offset": lengths - 3},
         "causal window": {"causal": True, "causal_offset": 70, "window": 33},
+        "offset past all numbers": {"causal": True, "causal_offset": 2**40},
+        "window past all numbers": {"causal": True, "causal_offset": 60, "window": 2**62},
+        "offsets past all numbers": {"causal": True, "causal_offset": torch.tensor([2**40, -(2**40)], device=device)},
         "window to both sides": {"causal_offset": 50, "window": 7},
         "window of one key": {"causal": True, "causal_offset": 64, "window": 1},
         "window before the first key": {"causal_offset": -60, "window": 3},
@@ -166,6 +169,7 @@ def test_what_lies_beyond_the_length_is_never_read(settings, device):
     assert torch.equal(call(q, k, v, settings, key_lengths=lengths), want) and not want.isnan().any()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("tile", TILES)
 def test_nan_and_infinity(tile, device):
     """A NaN of a key that a row sees reaches that row alone; so does an infinite score, whose softmax is NaN."""
