@@ -1,10 +1,51 @@
-"""Softmax attention, in tiles that stay on the chip."""
+"""Differentiable softmax attention: checks and views here, math in kernels/scaled_dot_product_attention.py."""
 
 import math
 
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from primer_fast.backend import autocast_dtype, runs_triton
+from primer_fast.kernels.scaled_dot_product_attention import Band, Scoring, attention_backward, attention_forward
+
+_FAR = 1 << 30  # further than any position
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, band, scoring, options):  # q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV)
+        out, lse = attention_forward(q, k, v, band, scoring, torch.get_float32_matmul_precision(), True)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.band, ctx.scoring, ctx.options = band, scoring, options
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):  # dout (B, H, T, DV)
+        q, k, v, out, lse = ctx.saved_tensors
+        need_q, need_k, need_v, *_ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+            return *_differentiable_grads((q, k, v), (need_q, need_k, need_v), dout, ctx.options), None, None, None
+        dq, dk, dv = attention_backward(
+            _rows_adjacent(dout), q, k, v, out, lse, ctx.band, ctx.scoring, torch.get_float32_matmul_precision(),
+            (need_q, need_k or need_v),
+        )  # fmt: skip
+        return dq, dk if need_k else None, dv if need_v else None, None, None, None
+
+
+def _differentiable_grads(inputs, needed, dout, options):
+    if options["dropout_p"] > 0:
+        raise NotImplementedError(
+            "scaled_dot_product_attention: gradients of gradients are not built with dropout; set dropout_p=0 or use "
+            "scaled_dot_product_attention_plain"
+        )
+    asked = [t for t, need in zip(inputs, needed, strict=True) if need]
+    with sdpa_kernel(SDPBackend.MATH):
+        out = scaled_dot_product_attention_plain(*inputs, **options)
+        grads = iter(torch.autograd.grad(out, asked, dout, create_graph=True))
+    return [next(grads) if need else None for need in needed]
 
 
 def scaled_dot_product_attention(
@@ -22,16 +63,103 @@ def scaled_dot_product_attention(
     key_lengths: Tensor | None = None,  # (B,) int: keys from there on take no part
     causal_offset: int | Tensor | None = None,  # () or (B,) int: query i sees keys j <= i + offset
 ) -> Tensor:  # (..., H, T, Dv)
-    """``softmax(query @ key^T * scale + mask) @ value``.
+    """``softmax(query @ key^T * scale + mask) @ value`` in tiles that stay on the chip.
 
-    is_causal: query i sees keys j <= i + causal_offset (0 if None: torch's top-left rule). A causal_offset implies
-    is_causal. window w: of those, only j > i + causal_offset - w; without is_causal |i + causal_offset - j| < w.
-    softcap c: scores become c tanh(score / c) before masks. Queries that see no key give 0.
+    float32, float16 and bfloat16 with head dimensions to 256 run in Triton on a GPU, in any strides, without copies
+    while the last axis is contiguous; the output lies in memory as ``query`` does. Float32 products follow
+    ``torch.get_float32_matmul_precision()``. Other tensors, and gradients that are themselves differentiated, take
+    PyTorch's operators. Softmax and sums are in float32; two runs are bitwise equal, backward included. Blocks of keys
+    that causality, the window or the lengths rule out are skipped. Queries that see no key give 0. Nothing waits for
+    the GPU: ``key_lengths`` and ``causal_offset`` are read there.
+
+    Args:
+        attn_mask: besides all other masks, ``is_causal`` too. It gets no gradient.
+        dropout_p: probability to drop a weight, whatever the mode of a module; the others are scaled up. Drawn from
+            torch's generator once per call, and computed again in the backward.
+        is_causal: query i sees keys j <= i + causal_offset (0 if None: torch's top-left rule). A causal_offset implies
+            is_causal; S - T is the bottom-right rule.
+        scale: None: 1 / sqrt(D).
+        enable_gqa: Hk may divide H: each key head serves H / Hk query heads that follow one another.
+        window: w: of those, only j > i + causal_offset - w; without causality |i - j| < w.
+        softcap: c: scores become c tanh(score / c), before masks.
+        key_lengths: memory past them, NaN included, has no influence on the kernels' result.
+
+    Raises:
+        ValueError: shapes or devices do not match; an option is out of its range.
+        TypeError: an argument is not a tensor, dtypes differ, or a mask or a length has the wrong one.
+        NotImplementedError: ``attn_mask`` requires a gradient.
+
+    Source: Vaswani et al., Attention Is All You Need (2017), equation 1; Dao, FlashAttention-2 (2023).
     """
-    return scaled_dot_product_attention_plain(
-        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+    options = dict(
+        attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
         window=window, softcap=softcap, key_lengths=key_lengths, causal_offset=causal_offset,
     )  # fmt: skip
+    if isinstance(query, Tensor) and not runs_triton(query):
+        try:
+            return scaled_dot_product_attention_plain(query, key, value, **options)
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):  # a short call costs less than checks
+            _check(query, key, value, **options)
+            raise
+    if isinstance(query, Tensor) and (dtype := autocast_dtype(query)) is not None:
+        query, key, value = (t.to(dtype) if isinstance(t, Tensor) else t for t in (query, key, value))
+        if isinstance(attn_mask, Tensor) and attn_mask.is_floating_point():
+            attn_mask = options["attn_mask"] = attn_mask.to(dtype)
+    lead, H = _check(query, key, value, **options)
+    if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(
+            "scaled_dot_product_attention: attn_mask gets no gradient from the kernels; use "
+            "torch.nn.functional.scaled_dot_product_attention, or attn_mask.detach()"
+        )
+    T, S, D = query.shape[-2], key.shape[-2], query.shape[-1]
+    if max(D, value.shape[-1]) > 256 or D == 0:
+        return scaled_dot_product_attention_plain(query, key, value, **options)
+
+    heads_kv = max(key.shape[-3:-2].numel(), value.shape[-3:-2].numel())
+    q = _four_axes(query, lead, H)
+    k, v = (_four_axes(t, lead, heads_kv) for t in (key, value))
+    B = q.shape[0]
+    mask = None if attn_mask is None else attn_mask.expand(*lead, *(H, T, S)[3 - min(3, query.dim()) :])
+    mask = mask if mask is None else mask.reshape(B, H, T, S)
+    options |= dict(attn_mask=mask, enable_gqa=H != heads_kv)
+    scoring = Scoring(
+        1 / math.sqrt(D) if scale is None else float(scale), softcap, mask, dropout_p,
+        torch.randint(2**62, (1,), device=q.device) if dropout_p > 0 else None,
+    )  # fmt: skip
+    band = _band(B, S, is_causal, window, key_lengths, causal_offset)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        out = _Attention.apply(q, k, v, band, scoring, options)
+    else:
+        out = attention_forward(q, k, v, band, scoring, torch.get_float32_matmul_precision(), False)[0]
+    if query.dim() == 4:
+        return out
+    return out[0, 0] if query.dim() == 2 else out.view(*lead, *out.shape[1:])
+
+
+def _rows_adjacent(t):
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+
+
+def _four_axes(t, lead, heads):
+    """(..., h, rows, d) -> (B, heads, rows, d), leading axes as one and d adjacent in memory."""
+    if t.dim() != 4 or t.shape[:2] != (*lead, heads):
+        t = t.expand(*lead, *((heads,) if t.dim() > 2 else ()), *t.shape[-2:])
+        t = t.reshape(lead.numel(), heads, *t.shape[-2:])
+    return _rows_adjacent(t)
+
+
+def _band(B, S, is_causal, window, key_lengths, causal_offset):
+    offsets = None
+    if isinstance(causal_offset, Tensor):
+        offsets, offset = causal_offset.reshape(-1).expand(B).contiguous(), 0
+    else:
+        offset = max(-_FAR, min(causal_offset or 0, _FAR))
+    causal = is_causal or causal_offset is not None
+    left = None if window is None else min(window, _FAR) - 1
+    right = 0 if causal else left
+    if right is not None and offsets is None and left is None and offset >= S - 1:
+        right = None  # the first query sees every key
+    return Band(left, right, offset, offsets, None if key_lengths is None else key_lengths.reshape(-1).contiguous())
 
 
 def scaled_dot_product_attention_plain(
@@ -39,13 +167,14 @@ def scaled_dot_product_attention_plain(
     *, window=None, softcap=None, key_lengths=None, causal_offset=None,
 ):  # fmt: skip
     """The same through torch's own operators."""
-    own = (window, softcap, key_lengths, causal_offset)  # what torch's function does not have
-    if all(option is None for option in own) and (attn_mask is None or not is_causal):
+    if (
+        (attn_mask is None or not is_causal)
+        and window is None and softcap is None and key_lengths is None and causal_offset is None
+    ):  # fmt: skip
         return torch_F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    T, S = query.shape[-2], key.shape[-2]
-    visible = _visible(T, S, is_causal, window, key_lengths, causal_offset, query.device)
+    visible = _visible(query, key.shape[-2], is_causal, window, key_lengths, causal_offset)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         visible = attn_mask if visible is None else visible & attn_mask
         attn_mask = None
@@ -64,18 +193,24 @@ def scaled_dot_product_attention_plain(
         scores = scores + attn_mask
     if visible is not None:
         scores = scores.masked_fill(~visible, -math.inf)
-    weights = scores.softmax(dim=-1)
     empty = (scores == -math.inf).all(dim=-1, keepdim=True)
-    return torch.dropout(weights.masked_fill(empty, 0), dropout_p, True) @ value
+    weights = scores.masked_fill(empty, 0).softmax(dim=-1).masked_fill(empty, 0)  # 0 before, lest gradients be NaN
+    return torch.dropout(weights, dropout_p, True) @ value
 
 
-def _visible(T, S, is_causal, window, key_lengths, causal_offset, device):
-    """Which keys each query sees: bool that broadcasts to (B, H, T, S), or None for all."""
-    i, j = torch.arange(T, device=device)[:, None], torch.arange(S, device=device)
+def _visible(query, S, is_causal, window, key_lengths, causal_offset):
+    """Which keys each query sees: bool that broadcasts to (..., H, T, S), or None for all."""
+    device = query.device
+    per_batch = (*query.shape[:-3], *(1,) * min(3, query.dim()))
+
+    def spread(numbers):
+        numbers = numbers.to(device)
+        return numbers.view(()) if numbers.numel() == 1 else numbers.view(per_batch)
+
+    i, j = torch.arange(query.shape[-2], device=device)[:, None], torch.arange(S, device=device)
     visible = None
-    if isinstance(causal_offset, Tensor):
-        causal_offset = causal_offset.to(device).view(-1, 1, 1, 1)
-    i = i + (0 if causal_offset is None else causal_offset)
+    if causal_offset is not None:
+        i = i + (spread(causal_offset) if isinstance(causal_offset, Tensor) else causal_offset)
     if is_causal or causal_offset is not None:
         visible = j <= i
         if window is not None:
@@ -83,6 +218,75 @@ def _visible(T, S, is_causal, window, key_lengths, causal_offset, device):
     elif window is not None:
         visible = (i - j).abs() < window
     if key_lengths is not None:
-        inside = j < key_lengths.to(device).view(-1, 1, 1, 1)
+        inside = j < spread(key_lengths)
         visible = inside if visible is None else visible & inside
     return visible
+
+
+def _check(
+    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window, softcap, key_lengths, causal_offset
+):
+    """-> leading axes of the result, its number of heads (1 where there is no such axis)."""
+
+    def wrong(kind, what, got):
+        return kind(f"scaled_dot_product_attention: {what}; got {got}")
+
+    inputs = {"query": query, "key": key, "value": value}
+    for name, t in inputs.items():
+        if not isinstance(t, Tensor):
+            raise wrong(TypeError, f"{name} must be a tensor", type(t).__name__)
+        if t.dtype != query.dtype:
+            raise wrong(TypeError, "all tensors must have one dtype", f"query {query.dtype} and {name} {t.dtype}")
+        if t.device != query.device:
+            raise wrong(ValueError, "all tensors must be on one device", f"query {query.device}, {name} {t.device}")
+    if not query.is_floating_point():
+        raise wrong(TypeError, "query must be floating", query.dtype)
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    dims = {t.dim() for t in inputs.values()}
+    if len(dims) > 1 or min(dims) < 2 or query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise wrong(ValueError, "query must be (..., H, T, D), key (..., Hk, S, D), value (..., Hk, S, Dv)", shapes)
+    heads, heads_k, heads_v = (t.shape[-3:-2].numel() for t in inputs.values())
+    try:
+        lead = torch.broadcast_shapes(*(t.shape[:-3] for t in inputs.values()))
+        heads_kv = heads_k if heads_v == 1 else heads_v if heads_k == 1 else heads_k
+        if heads_v not in (1, heads_kv) or heads_k not in (1, heads_kv):
+            raise RuntimeError
+        H = heads_kv if heads == 1 else heads
+        if heads_kv not in (1, H) and (not enable_gqa or heads_kv == 0 or H % heads_kv):
+            raise RuntimeError
+    except RuntimeError:
+        raise wrong(
+            ValueError, "leading axes must broadcast, and heads too, or with enable_gqa Hk must divide H", shapes
+        ) from None
+    T, S = query.shape[-2], key.shape[-2]
+    scores = (*lead, H, T, S) if query.dim() > 2 else (T, S)
+    if attn_mask is not None:
+        if not isinstance(attn_mask, Tensor):
+            raise wrong(TypeError, "attn_mask must be a tensor", type(attn_mask).__name__)
+        if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
+            raise wrong(TypeError, f"attn_mask must be torch.bool, torch.float32 or {query.dtype}", attn_mask.dtype)
+        if attn_mask.device != query.device:
+            raise wrong(ValueError, "attn_mask must be on the device of query", attn_mask.device)
+        fits = attn_mask.dim() <= len(scores) and all(
+            a in (1, b) for a, b in zip(reversed(attn_mask.shape), reversed(scores))
+        )  # fmt: skip
+        if not fits:
+            raise wrong(ValueError, f"attn_mask must broadcast to {tuple(scores)}", tuple(attn_mask.shape))
+    B = math.prod(lead)
+    for name, t in (("key_lengths", key_lengths), ("causal_offset", causal_offset)):
+        if isinstance(t, Tensor):
+            if t.dtype not in _INTEGERS:
+                raise wrong(TypeError, f"{name} must hold integers", t.dtype)
+            if t.numel() != B and (t.numel() != 1 or name == "key_lengths"):
+                raise wrong(ValueError, f"{name} must have one element per batch element, {B}", tuple(t.shape))
+            if t.device != query.device:
+                raise wrong(ValueError, f"{name} must be on the device of query", t.device)
+        elif t is not None and (name == "key_lengths" or type(t) is not int):
+            raise wrong(TypeError, f"{name} must be an integer tensor{' or an int' * (name != 'key_lengths')}", t)
+    if window is not None and (type(window) is not int or window < 1):
+        raise wrong(ValueError, "window must be an integer of at least 1", window)
+    if softcap is not None and not softcap > 0:
+        raise wrong(ValueError, "softcap must be positive", softcap)
+    if not 0 <= dropout_p <= 1:
+        raise wrong(ValueError, "dropout_p must be between 0 and 1", dropout_p)
+    return lead, H

@@ -9,6 +9,7 @@ LAYOUTS = {  # what Case.layouts may say -> how it lies in memory
     "strided": "every second element of a last axis twice as long",
     "expanded": "one row, repeated along the first axis by stride 0",
     "channels_last": "of four axes, the second is the fastest in memory",
+    "heads_last": "of four axes, the middle two are swapped in memory",
     "offset": "contiguous, starting one element past an aligned address",
 }
 
@@ -24,7 +25,8 @@ def allocate(shape: tuple[int, ...], layout: str | None, dtype: torch.dtype, dev
     def empty(*sizes):
         return torch.empty(sizes, dtype=dtype, device=device)
 
-    axes = {"transposed": len(shape) >= 2, "channels_last": len(shape) == 4}.get(layout, len(shape) >= 1)
+    four = len(shape) == 4
+    axes = {"transposed": len(shape) >= 2, "channels_last": four, "heads_last": four}.get(layout, len(shape) >= 1)
     if layout is not None and (layout not in LAYOUTS or not axes):
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)} and fit the shape; got {layout!r} for {shape}")
     match layout:
@@ -36,6 +38,8 @@ def allocate(shape: tuple[int, ...], layout: str | None, dtype: torch.dtype, dev
             return empty(*shape[:-1], 2 * shape[-1])[..., ::2]
         case "channels_last":
             return empty(*(shape[i] for i in (0, 2, 3, 1))).permute(0, 3, 1, 2)
+        case "heads_last":
+            return empty(*(shape[i] for i in (0, 2, 1, 3))).transpose(1, 2)
         case "expanded":
             return empty(1, *shape[1:]).expand(shape)
         case "offset":

@@ -8,6 +8,7 @@ from primer_fast.proof.inputs import LAYOUTS, allocate, place
 
 SHAPE = (6, 4, 8)
 SHAPES = [SHAPE, (3, 1), (0, 5), (5, 0)]
+LAST = ("channels_last", "heads_last")  # of four axes
 
 
 @pytest.mark.parametrize("where", ["cpu", "meta"])
@@ -33,11 +34,16 @@ def test_channels_last():
     assert t.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_heads_last():
+    t = allocate((2, 3, 4, 5), "heads_last", torch.bfloat16, "cpu")
+    assert t.shape == (2, 3, 4, 5) and t.stride() == (60, 5, 15, 1)
+
+
 @pytest.mark.parametrize(
     ("layout", "shape"),
     [
-        *((layout, shape) for layout in (None, *LAYOUTS) if layout != "channels_last" for shape in SHAPES),
-        *(("channels_last", shape) for shape in ((2, 3, 4, 5), (0, 3, 4, 5), (2, 1, 4, 4))),
+        *((layout, shape) for layout in (None, *LAYOUTS) if not layout or "_last" not in layout for shape in SHAPES),
+        *((layout, shape) for layout in LAST for shape in ((2, 3, 4, 5), (0, 3, 4, 5), (2, 1, 4, 4))),
     ],
     ids=str,
 )

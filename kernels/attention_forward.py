@@ -1,0 +1,197 @@
+"""Attention's forward: one program per tile of queries walks over the keys with a running softmax.
+
+For each block of keys, in base 2:  s = q k^T scale log2 e;  top' = max(top, max s);  p = exp2(s - top');
+total = total exp2(top - top') + sum p;  acc = acc exp2(top - top') + p v.  At the end out = acc / total and
+lse = top + log2(total). A query that sees nothing has total 0, out 0, lse -inf.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .attention_mask import Band, kept, key_blocks, limits
+from .attention_tile import (
+    Scoring, block_width, described, descriptor, empty_like_rows, load_rows, scores, store_rows, without_padding,
+)  # fmt: skip
+from .launch import Chip, cdiv, chip, dot_precision, on_device_of
+
+
+@triton.jit
+def ordered_tile(pid, tiles, heads, HEAVY_FIRST: tl.constexpr, heads_at_once):
+    """Program number -> (tile, head): the tiles of so many heads at a time that their keys and values stay in L2.
+
+    HEAVY_FIRST: of those, the last tiles first, which see most keys under a causal mask.
+    """
+    section = pid // (heads_at_once * tiles)
+    within = pid - section * heads_at_once * tiles
+    here = tl.minimum(heads - section * heads_at_once, heads_at_once)
+    tile = within // here
+    if HEAVY_FIRST:
+        tile = tiles - 1 - tile
+    return tile, section * heads_at_once + within % here
+
+
+@triton.jit
+def _walk(
+    acc, total, top, begin, end, q, k, v, strides_k, strides_v, b, h_kv, head, m, offset, length, left, right,
+    scale, cap, mask_ptr, stride_mt, stride_ms, seed, threshold, T, S, D, DV,
+    MASKED: tl.constexpr, LENGTHS: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    """The blocks of keys in [begin, end), all of which need a mask or none."""
+    queries = (m + tl.arange(0, BLOCK_M))[:, None]
+    for n in range(begin, end, BLOCK_N):
+        keys = (n + tl.arange(0, BLOCK_N))[None, :]
+        k_tile = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, MASKED)
+        products = tl.dot(q, k_tile.T, input_precision=PRECISION)
+        s, _ = scores(
+            products, scale, cap, queries, keys, offset, length, left, right, mask_ptr, stride_mt, stride_ms, T, S,
+            not LATE, MASKED, PRECISE,
+        )  # fmt: skip
+        if LATE:
+            new_top = tl.maximum(top, tl.max(s, 1) * scale)
+            safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+            p = tl.exp2(s * scale - safe[:, None])
+        else:
+            new_top = tl.maximum(top, tl.max(s, 1))
+            safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+            p = tl.exp2(s - safe[:, None])
+        shrink = tl.exp2(top - safe)
+        total = total * shrink + tl.sum(p, 1)
+        acc = acc * shrink[:, None]
+        if seed is not None:
+            p = tl.where(kept(seed, head, m, n, threshold, BLOCK_M, BLOCK_N), p, 0.0)
+        v_tile = load_rows(v, strides_v, b, h_kv, n, length, DV, BLOCK_N, BLOCK_DV, DESCRIPTORS, EVEN_DV, MASKED)
+        if MASKED and LENGTHS and DESCRIPTORS:
+            v_tile = without_padding(v_tile, n, length, BLOCK_N)
+        acc = tl.dot(p.to(v_tile.dtype), v_tile, acc, input_precision=PRECISION)
+        top = new_top
+    return acc, total, top
+
+
+@triton.jit(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
+def attention_forward_kernel(
+    q, k, v, out, lse_ptr,  # pointers or descriptors of (B, H, T, D), (B, HK, S, D), (B, HK, S, DV), (B, H, T, DV)
+    sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot,  # strides in elements; that of the last axis is 1
+    offsets_ptr, lengths_ptr, offset, left, right,
+    scale, cap, mask_ptr, smb, smh, smt, sms, seed_ptr, threshold, gain,
+    B, H, T, S, heads_at_once,
+    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, DESCRIPTOR_OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    tile, head = ordered_tile(tl.program_id(0), tl.cdiv(T, BLOCK_M), B * H, right is not None, heads_at_once)
+    b, h, m = head // H, head % H, tile * BLOCK_M
+    offset, length = limits(offset, offsets_ptr, lengths_ptr, b, S)
+    seed = None
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+    if mask_ptr is not None:
+        mask_ptr += b.to(tl.int64) * smb + h.to(tl.int64) * smh
+
+    LENGTHS: tl.constexpr = lengths_ptr is not None
+    EVEN_D: tl.constexpr = D == BLOCK_D
+    EVEN_DV: tl.constexpr = DV == BLOCK_DV
+    strides_k, strides_v = (skb, skh, sks), (svb, svh, svs)
+    q_tile = load_rows(q, (sqb, sqh, sqt), b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
+    top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_DV), dtype=tl.float32)
+    begin, full_begin, full_end, end = key_blocks(
+        m, tl.minimum(m + BLOCK_M, T) - 1, offset, length, left, right, BLOCK_N
+    )
+    if left is not None:
+        acc, total, top = _walk(
+            acc, total, top, begin, tl.minimum(full_begin, end), q_tile, k, v, strides_k, strides_v, b, h // GROUP,
+            head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
+            True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+        )  # fmt: skip
+    acc, total, top = _walk(
+        acc, total, top, full_begin, full_end, q_tile, k, v, strides_k, strides_v, b, h // GROUP,
+        head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
+        False, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+        BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+    )  # fmt: skip
+    if right is not None or LENGTHS or not EVEN_S:
+        acc, total, top = _walk(
+            acc, total, top, full_end, end, q_tile, k, v, strides_k, strides_v, b, h // GROUP,
+            head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
+            True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+        )  # fmt: skip
+
+    shrink = 1.0 / tl.where(total == 0, 1.0, total)
+    if seed_ptr is not None:
+        shrink *= gain
+    store_rows(
+        out, (sob, soh, sot), b, h, m, T, DV, acc * shrink[:, None], BLOCK_M, BLOCK_DV, DESCRIPTOR_OUT
+    )  # fmt: skip
+    if lse_ptr is not None:
+        rows = m + tl.arange(0, BLOCK_M)
+        tl.store(lse_ptr + head.to(tl.int64) * T + rows, top + tl.log2(total), mask=rows < T)
+
+
+class TileSettings(NamedTuple):
+    """Queries and keys of a tile, warps, pipeline stages."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    num_warps: int
+    num_stages: int
+
+
+def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool) -> TileSettings:
+    """width: the larger of the two head dimensions, rounded up to a power of two."""
+    if itemsize == 4:
+        return TileSettings(64, 64, 4, 2) if width <= 64 else TileSettings(64, 32, 8, 2)
+    if descriptors:
+        return {128: TileSettings(128, 128, 8, 2), 256: TileSettings(128, 64, 8, 2)}.get(
+            width, TileSettings(128, 64, 4, 3)
+        )
+    return {128: TileSettings(128, 64, 8, 2), 256: TileSettings(64, 32, 4, 2)}.get(width, TileSettings(128, 64, 4, 2))
+
+
+_CACHED = 16 << 20  # bytes of keys and values that programs at work share in L2
+
+
+def heads_at_once(H, HK, S, D, DV, itemsize):
+    """Query heads whose keys and values stay in L2 together; those that share them count once."""
+    return max(1, _CACHED // max(1, S * (D + DV) * itemsize)) * (H // HK)
+
+
+def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, settings: TileSettings | None = None):
+    """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV), last stride 1 -> out (B, H, T, DV), lse (B, H, T) or None.
+
+    out lies in memory as q. lse: base-2 logarithm of the sum of exponentials, float32, where ``keep``.
+    """
+    (B, H, T, D), (_, HK, S, DV) = q.shape, v.shape
+    out = empty_like_rows(q, DV)
+    lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device) if keep else None
+    if B * H * T == 0:
+        return out, lse
+    if S == 0 or DV == 0:
+        return out.zero_(), lse if lse is None else lse.fill_(float("-inf"))
+    gpu = chip()
+    descriptors = gpu.has_descriptors and all(described(t) for t in (q, k, v))
+    block_d, block_dv = block_width(D), block_width(DV)
+    s = settings or forward_settings(gpu, q.element_size(), max(block_d, block_dv), descriptors)
+    descriptor_out = descriptors and described(out)
+    at_once = min(B * H, heads_at_once(H, HK, S, D, DV, q.element_size()))
+    with on_device_of(q):
+        attention_forward_kernel[(B * H * cdiv(T, s.BLOCK_M),)](
+            *((descriptor(q, s.BLOCK_M), descriptor(k, s.BLOCK_N), descriptor(v, s.BLOCK_N)) if descriptors else
+              (q, k, v)),
+            descriptor(out, s.BLOCK_M) if descriptor_out else out, lse,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+            band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(),
+            B, H, T, S, at_once, H // HK, D, DV,
+            scoring.scaled_late, S % s.BLOCK_N == 0, dot_precision(gpu, precision), q.dtype == torch.float32,
+            descriptors, descriptor_out, s.BLOCK_M, s.BLOCK_N, block_d, block_dv,
+            num_warps=s.num_warps, num_stages=s.num_stages,
+        )  # fmt: skip
+    return out, lse

@@ -1,0 +1,123 @@
+"""Which keys a query sees, by position and by block: what attention's kernels skip, what they mask, what they leave.
+
+Query i sees key j where j < length and -left <= j - (i + offset) <= right. Either bound may be None. Causal attention
+has right = 0; a window of w has left = w - 1. The offset shifts the diagonal: the number of keys before the first query.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_FAR = tl.constexpr(1 << 30)  # further than any position
+
+
+class Band(NamedTuple):
+    """Which keys are seen by position. left, right: None or how far from the diagonal, at least 0."""
+
+    left: int | None = None
+    right: int | None = None
+    offset: int = 0
+    offsets: Tensor | None = None  # (B,) int, contiguous: in place of offset
+    lengths: Tensor | None = None  # (B,) int, contiguous: keys from there on are not seen
+
+    @property
+    def everything(self) -> bool:
+        return self.left is None and self.right is None and self.lengths is None
+
+
+@triton.jit
+def limits(offset, offsets_ptr, lengths_ptr, b, S):
+    """Offset and number of keys of batch element b, int32."""
+    length = S
+    if offsets_ptr is not None:
+        offset = tl.minimum(tl.maximum(tl.load(offsets_ptr + b).to(tl.int64), -_FAR), _FAR).to(tl.int32)
+    if lengths_ptr is not None:
+        length = tl.minimum(tl.maximum(tl.load(lengths_ptr + b).to(tl.int64), 0), S).to(tl.int32)
+    return offset, length
+
+
+@triton.jit
+def key_blocks(first, last, offset, length, left, right, BLOCK: tl.constexpr):
+    """Queries first..last -> begin, full_begin, full_end, end: the keys that they see.
+
+    [begin, full_begin) and [full_end, end) need a mask, [full_begin, full_end) none. All but end are multiples of
+    BLOCK, and none is past the next.
+    """
+    begin = 0
+    full_begin = 0
+    end = length
+    full_end = length
+    if right is not None:
+        end = tl.minimum(length, tl.maximum(last + offset + right + 1, 0))
+        full_end = tl.minimum(length, tl.maximum(first + offset + right + 1, 0))
+    full_end = full_end // BLOCK * BLOCK
+    if left is not None:
+        begin = tl.minimum(tl.maximum(first + offset - left, 0), end) // BLOCK * BLOCK
+        full_begin = tl.minimum(tl.cdiv(tl.maximum(last + offset - left, 0), BLOCK), tl.cdiv(end, BLOCK)) * BLOCK
+        full_end = tl.maximum(full_end, full_begin)
+    return begin, full_begin, full_end, end
+
+
+@triton.jit
+def query_blocks(first, BLOCK_KEYS: tl.constexpr, offset, length, left, right, T, BLOCK: tl.constexpr):
+    """Keys first..first + BLOCK_KEYS - 1 -> begin, full_begin, full_end, end: the queries that see them.
+
+    As key_blocks; a block that reaches past T counts as full: its missing queries have no weight.
+    """
+    last = tl.minimum(first + BLOCK_KEYS, length) - 1
+    begin = 0
+    full_begin = 0
+    end = T
+    full_end = tl.cdiv(T, BLOCK) * BLOCK
+    if left is not None:
+        end = tl.minimum(T, tl.maximum(last - offset + left + 1, 0))
+        seen_by = tl.maximum(first - offset + left + 1, 0)
+        full_end = tl.where(seen_by < T, seen_by // BLOCK * BLOCK, full_end)
+    if right is not None:
+        begin = tl.minimum(tl.maximum(first - offset - right, 0), end) // BLOCK * BLOCK
+        full_begin = tl.minimum(tl.cdiv(tl.maximum(last - offset - right, 0), BLOCK), tl.cdiv(end, BLOCK)) * BLOCK
+    end = tl.where(first < length, end, begin)
+    full_begin = tl.where(first + BLOCK_KEYS > length, tl.cdiv(end, BLOCK) * BLOCK, full_begin)
+    full_end = tl.maximum(full_end, full_begin)
+    return begin, full_begin, full_end, end
+
+
+@triton.jit
+def seen(queries, keys, offset, length, left, right):
+    """Positions that broadcast against one another -> bool: the query sees the key."""
+    visible = keys < length
+    if right is not None:
+        visible = visible & (keys <= queries + offset + right)
+    if left is not None:
+        visible = visible & (keys >= queries + offset - left)
+    return visible
+
+
+@triton.jit
+def attended(scores, mask_ptr, queries, keys, stride_t, stride_s, T, S):
+    """Scores in base 2 with an attn_mask: uint8, 0 takes out, or floating, added."""
+    inside = (queries < T) & (keys < S)
+    mask = tl.load(
+        mask_ptr + queries.to(tl.int64) * stride_t + keys.to(tl.int64) * stride_s, mask=inside, other=0
+    )  # fmt: skip
+    if mask_ptr.dtype.element_ty == tl.uint8:
+        scores = tl.where(mask != 0, scores, float("-inf"))
+    else:
+        scores += mask.to(tl.float32) * 1.4426950408889634
+    return scores
+
+
+@triton.jit
+def kept(seed, head, query, key, threshold, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """Dropout's choice for a tile (QUERIES, KEYS) at (query, key): the same for an element in whatever tile it lies.
+
+    threshold: 2^24 times the probability to drop. One Philox counter serves four adjacent keys.
+    """
+    zero = tl.zeros((QUERIES, KEYS // 4), dtype=tl.int32)
+    quads = zero + (key // 4 + tl.arange(0, KEYS // 4))[None, :]
+    rows = zero + (query + tl.arange(0, QUERIES))[:, None]
+    a, b, c, d = tl.philox(seed, quads, rows, zero + head, zero, n_rounds=7)
+    bits = tl.join(tl.join(a, c), tl.join(b, d)).reshape(QUERIES, KEYS)  # a b c d of each quad in turn
+    return (bits >> 8).to(tl.int32) >= threshold

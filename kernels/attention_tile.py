@@ -1,0 +1,152 @@
+"""What attention's kernels share: tiles of one head's rows, by descriptor or by pointer, and scores in base 2."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .attention_mask import attended, seen
+from .launch import cdiv
+from .tile import tanh
+
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def load_rows(
+    source, strides, b, h, row, rows, D,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, DESCRIPTOR: tl.constexpr, EVEN: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Tile (BLOCK, BLOCK_D) of head (b, h) from ``row`` on, zero past D.
+
+    MASKED: zero from ``rows`` on; a descriptor does so from its tensor's end on. EVEN: D is BLOCK_D.
+    """
+    if DESCRIPTOR:
+        tile = source.load([b, h, row, 0]).reshape(BLOCK, BLOCK_D)
+    else:
+        stride_b, stride_h, stride_row = strides
+        offs_row = row + tl.arange(0, BLOCK)
+        offs_d = tl.arange(0, BLOCK_D)
+        source += b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
+        offsets = offs_row.to(tl.int64)[:, None] * stride_row + offs_d[None, :]
+        if MASKED and EVEN:
+            tile = tl.load(source + offsets, mask=offs_row[:, None] < rows, other=0.0)
+        elif MASKED:
+            tile = tl.load(source + offsets, mask=(offs_row[:, None] < rows) & (offs_d[None, :] < D), other=0.0)
+        elif EVEN:
+            tile = tl.load(source + offsets)
+        else:
+            tile = tl.load(source + offsets, mask=offs_d[None, :] < D, other=0.0)
+    return tile
+
+
+@triton.jit
+def store_rows(
+    target, strides, b, h, row, rows, D, tile,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, DESCRIPTOR: tl.constexpr,
+):  # fmt: skip
+    """Write the tile (BLOCK, BLOCK_D) to head (b, h) from ``row`` on, up to ``rows`` and D."""
+    if DESCRIPTOR:
+        target.store([b, h, row, 0], tile.to(target.dtype).reshape(1, 1, BLOCK, BLOCK_D))
+    else:
+        stride_b, stride_h, stride_row = strides
+        offs_row = row + tl.arange(0, BLOCK)
+        offs_d = tl.arange(0, BLOCK_D)
+        target += b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
+        offsets = offs_row.to(tl.int64)[:, None] * stride_row + offs_d[None, :]
+        inside = (offs_row[:, None] < rows) & (offs_d[None, :] < D)
+        tl.store(target + offsets, tile.to(target.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def without_padding(tile, row, length, BLOCK: tl.constexpr):
+    """Zero the rows from ``length`` on, whatever stands there: 0 times NaN would be NaN."""
+    return tl.where((row + tl.arange(0, BLOCK))[:, None] < length, tile, 0.0)
+
+
+@triton.jit
+def scores(
+    products, scale, cap, queries, keys, offset, length, left, right,
+    mask_ptr, stride_mt, stride_ms, T, S,
+    SCALED: tl.constexpr, MASKED: tl.constexpr, PRECISE: tl.constexpr,
+):  # fmt: skip
+    """Products of queries and keys -> what exp2 takes, and the slope of the softcap (1 without one).
+
+    scale: times log2 e, or over the softcap where there is one; cap: the softcap times log2 e. SCALED: multiply by the
+    scale here; else the caller does. MASKED: the tile holds keys that some query does not see.
+    """
+    slope = 1.0
+    if cap is not None:
+        if PRECISE:
+            bounded = tanh(products * scale)
+        else:
+            bounded = 1.0 - 2.0 / (1.0 + tl.exp2(products * (2.0 * 1.4426950408889634 * scale)))
+        slope = 1.0 - bounded * bounded
+        products = bounded * cap
+    elif SCALED:
+        products = products * scale
+    if mask_ptr is not None:
+        products = attended(products, mask_ptr, queries, keys, stride_mt, stride_ms, T, S)
+    if MASKED:
+        products = tl.where(seen(queries, keys, offset, length, left, right), products, float("-inf"))
+    return products, slope
+
+
+class Scoring(NamedTuple):
+    """How products become weights. mask: expanded to (B, H, T, S), bool or floating."""
+
+    scale: float
+    softcap: float | None = None
+    mask: torch.Tensor | None = None
+    dropout_p: float = 0.0
+    seed: torch.Tensor | None = None  # (1,) int64
+
+    @property
+    def scaled_late(self) -> bool:
+        """The scale can wait for the exponential's argument, where a fused multiply-add is free."""
+        return self.softcap is None and self.mask is None and self.scale > 0
+
+    def arguments(self):
+        """scale, cap, mask, its four strides, seed, threshold and gain of dropout, as the kernels take them."""
+        cap = None if self.softcap is None else self.softcap * LOG2_E
+        scale = self.scale * LOG2_E if self.softcap is None else self.scale / self.softcap
+        mask, strides = self.mask, (0, 0, 0, 0)
+        if mask is not None:
+            mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+            strides = mask.stride()
+        seed = self.seed if self.dropout_p > 0 else None
+        gain = 1 / (1 - self.dropout_p) if self.dropout_p < 1 else 0.0
+        return scale, cap, mask, *strides, seed, round(self.dropout_p * 2**24), gain
+
+
+def block_width(d):
+    """Columns of a tile that holds rows of d elements."""
+    return max(16, 1 << (d - 1).bit_length())
+
+
+def described(t):
+    """Whether a descriptor can move (B, H, rows, d): 16-byte strides, none of them 0."""
+    step = 16 // t.element_size()
+    return (
+        t.numel() > 0
+        and t.data_ptr() % 16 == 0
+        and all(size == 1 or (stride > 0 and stride % step == 0) for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True))
+    )
+
+
+def descriptor(t, block):
+    """Over (B, H, rows, d), for tiles of ``block`` rows."""
+    step = 16 // t.element_size()
+    width = cdiv(t.shape[3], step) * step  # stride of axes of one element, where any would do
+    strides = [width if size == 1 else stride for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True)]
+    return TensorDescriptor(t, list(t.shape), [*strides, 1], [1, 1, block, block_width(t.shape[3])])
+
+
+def empty_like_rows(t, width):
+    """Uninitialised (B, H, rows, width) in the order of t's axes in memory, without gaps."""
+    B, H, rows, _ = t.shape
+    if t.stride(1) < t.stride(2):  # (B, rows, H, width)
+        return torch.empty(B, rows, H, width, dtype=t.dtype, device=t.device).transpose(1, 2)
+    return torch.empty(B, H, rows, width, dtype=t.dtype, device=t.device)

@@ -1,0 +1,29 @@
+"""Softmax attention in tiles that stay on the chip: scores are never in memory.
+
+    s = q k^T scale (+ softcap: c tanh(s / c)) + mask       p = softmax(s)       out = dropout(p) v
+
+    p = exp(s - lse)            dv = p^T dout               dp = dout v^T        delta = row sums of dout * out
+    ds = p (dp - delta)         dq = ds k scale             dk = ds^T q scale
+
+q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV): H / HK query heads share a key head. The parts:
+
+    attention_mask.py       which keys a query sees, and which blocks a tile skips; dropout's choice
+    attention_tile.py       tiles of rows by descriptor or pointer, scores, layouts
+    attention_forward.py    one pass over the keys with a running softmax; saves out and lse
+    attention_backward.py   delta, then dk and dv per tile of keys, then dq per tile of queries
+
+FLOPs: forward 4 B H T S D (half of it under a causal mask), backward 2.5 times that as the field counts it; the two
+backward kernels spend 7 products where one pass would spend 5, and in return no sum depends on the order of programs.
+Traffic: q, k, v, out once each and 4 B H T bytes of lse, while keys and values of the heads at work stay in L2.
+Source: Dao, FlashAttention-2 (2023); Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
+"""
+
+from .attention_backward import BackwardSettings, attention_backward, backward_settings
+from .attention_forward import TileSettings, attention_forward, forward_settings
+from .attention_mask import Band
+from .attention_tile import Scoring
+
+__all__ = [
+    "BackwardSettings", "Band", "Scoring", "TileSettings",
+    "attention_backward", "attention_forward", "backward_settings", "forward_settings",
+]  # fmt: skip
