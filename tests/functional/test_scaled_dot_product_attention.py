@@ -8,12 +8,18 @@ from primer_fast import functional as F
 from primer_fast.functional.scaled_dot_product_attention import scaled_dot_product_attention_plain
 from primer_fast.kernels import launch
 from primer_fast.kernels.scaled_dot_product_attention import (
-    BackwardSettings, Band, Scoring, TileSettings, attention_backward, attention_forward,
+    BackwardSettings,
+    Band,
+    Scoring,
+    TileSettings,
+    attention_backward,
+    attention_forward,
 )  # fmt: skip
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.scaled_dot_product_attention import (
-    scaled_dot_product_attention, scaled_dot_product_attention_grad,
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_grad,
 )  # fmt: skip
 
 OP = "scaled_dot_product_attention"
@@ -189,7 +195,8 @@ def test_layouts_of_output_and_gradients(device):
 
 
 @pytest.mark.parametrize("shapes", [
-    ((5, 16), (7, 16), (7, 8)), ((2, 5, 16), (2, 7, 16), (2, 7, 8)), ((2, 3, 2, 5, 16), (2, 3, 2, 7, 16), (2, 3, 2, 7, 8)),
+    ((5, 16), (7, 16), (7, 8)), ((2, 5, 16), (2, 7, 16), (2, 7, 8)),
+    ((2, 3, 2, 5, 16), (2, 3, 2, 7, 16), (2, 3, 2, 7, 8)),
     ((2, 4, 5, 16), (1, 4, 7, 16), (2, 1, 7, 16)), ((2, 4, 5, 16), (2, 1, 7, 16), (2, 1, 7, 16)),
     ((1, 1, 5, 16), (2, 4, 7, 16), (2, 4, 7, 16)), ((2, 1, 2, 5, 16), (2, 3, 2, 7, 16), (1, 3, 2, 7, 16)),
 ], ids=str)  # fmt: skip
