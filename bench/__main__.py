@@ -53,6 +53,7 @@ def planned(
         for op in loaded
         for case in op.cases(device)[:most]
         for pass_name in op.passes(passes)
+        if case.gradients or pass_name == FORWARD
     ]
 
 

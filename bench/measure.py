@@ -97,7 +97,8 @@ def _arrays(group: Group) -> dict[str, Tensor]:
     arrays = group.op.arrays(group.case, PRECISIONS[group.precision].dtype, group.device, generator)
     if group.pass_name != FORWARD:
         for name, array in arrays.items():
-            array.requires_grad_(array.is_floating_point() and group.part in (None, name))
+            differentiable = array.is_floating_point() and name not in group.op.without_gradient
+            array.requires_grad_(differentiable and group.part in (None, name))
     return arrays
 
 

@@ -104,6 +104,7 @@ class Op:
     targets: Sequence[Target] = ()
     parts: Sequence[str] = ()  # arrays whose gradient is also timed alone, after a forward
     arrays: Callable[[Case, torch.dtype, str, torch.Generator], dict[str, Tensor]] = random_arrays
+    without_gradient: Sequence[str] = ()  # arrays of floats that get none
 
     def passes(self, chosen: Sequence[str] = PASSES) -> list[str]:
         """``chosen``, and after a backward the gradients that are timed alone."""

@@ -10,7 +10,7 @@ from primer_fast import backend
 from primer_fast.bench import op as ops
 from primer_fast.bench.ceilings import matmul_precision
 from primer_fast.bench.measure import Group, prepared
-from primer_fast.bench.op import PRECISIONS
+from primer_fast.bench.op import FORWARD, PRECISIONS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISION = "bfloat16" if DEVICE == "cuda" else "float32"
@@ -22,6 +22,7 @@ GROUPS = [
     for op in map(ops.load, ops.names())
     for case in op.cases(DEVICE)
     for pass_name in op.passes()
+    if case.gradients or pass_name == FORWARD
 ]
 PARAMETERS = [
     pytest.param(group, provider, id=f"{group.op.name}-{group.case}-{group.pass_name}-{provider}")

@@ -7,6 +7,7 @@ from torch.nn import Module as Module
 from torch.nn import ModuleList as ModuleList
 from torch.nn import Sequential as Sequential
 
+from primer_fast.nn.attention import MultiheadAttention as MultiheadAttention
 from primer_fast.nn.conv import Conv2d as Conv2d
 from primer_fast.nn.linear import Linear as Linear
 from primer_fast.nn.pool import MaxPool2d as MaxPool2d

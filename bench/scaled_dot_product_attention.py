@@ -1,0 +1,130 @@
+"""Attention: ours against PyTorch's own choice of kernel, and against FlashAttention 2 and cuDNN by name."""
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, OURS, Op, Target
+from primer_fast.functional.scaled_dot_product_attention import (
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_plain,
+)
+from primer_fast.kernels.attention_backward import attention_delta
+from primer_fast.kernels.attention_onepass import attention_bwd_onepass, supported
+from primer_fast.kernels.scaled_dot_product_attention import Band, Scoring, attention_forward
+from primer_fast.proof.inputs import allocate
+from primer_fast.reference.case import Case
+from primer_fast.reference.scaled_dot_product_attention import (
+    CASES,
+    WITHOUT_GRADIENT,
+    bytes_moved,
+    flops,
+    sizes,
+    values,
+)
+
+FLASH, CUDNN = "flash", "cuDNN"  # of torch's backends; flash is FlashAttention 2
+ONE_PASS = f"{OURS}, one-pass backward"
+
+
+def forced(backend):
+    """torch's function on one backend alone; it raises RuntimeError where that cannot run."""
+
+    def attend(query, key, value, **options):
+        with sdpa_kernel(backend):
+            return scaled_dot_product_attention_plain(query, key, value, **options)
+
+    return attend
+
+
+class _OnePass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, causal):
+        scale = q.shape[-1] ** -0.5
+        band, precision = Band(right=0 if causal else None), torch.get_float32_matmul_precision()
+        out, lse = attention_forward(q, k, v, band, Scoring(scale), precision, True)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.scale, ctx.causal = scale, causal
+        return out
+
+    @staticmethod
+    def backward(ctx, do):
+        q, k, v, out, lse = ctx.saved_tensors
+        delta = attention_delta(do, out)
+        return *attention_bwd_onepass(do, q, k, v, lse, delta, scale=ctx.scale, causal=ctx.causal), None
+
+
+def one_pass(query, key, value, is_causal=False, enable_gqa=False, **options):
+    """Our forward, and the backward whose additions have no fixed order."""
+    if options or not supported(query, key, value):
+        raise NotImplementedError(f"{ONE_PASS}: serves 16-bit heads to 128, all keys or causal")
+    return _OnePass.apply(query, key, value, is_causal)
+
+
+def arrays(case, dtype, device, generator):
+    """Normal queries, keys and values in the layout of the case, lengths and masks as the reference draws them."""
+    drawn = values(case, np.random.default_rng(0))
+    made = {}
+    for name, shape in case.shapes.items():
+        kind = getattr(torch, case.dtypes[name]) if name in case.dtypes else dtype
+        array = (
+            torch.from_numpy(drawn[name]) if name in drawn else torch.randn(shape, generator=generator, device=device)
+        )
+        made[name] = allocate(shape, case.layouts.get(name), kind, device).copy_(array)
+    return made
+
+
+def _case(name, why, B, H, T, D, S=None, HK=None, *, gradients=True, **options):
+    S, HK = S or T, HK or H
+    shapes = {"query": (B, H, T, D), "key": (B, HK, S, D), "value": (B, HK, S, D)}
+    options |= {"enable_gqa": True} if HK != H else {}
+    return Case(name, why, shapes, options, gradients=gradients)
+
+
+GPU_CASES = (
+    *(case for case in CASES if case.production),
+    _case("llama_8k", "heads of 128, between the published lengths", 2, 16, 8192, 128, is_causal=True),
+    _case("head_64_16k", "heads of 64, long", 1, 32, 16384, 64, is_causal=True),
+    _case("decode_8k", "a token of Llama 3 8B: the bytes of its cache", 8, 32, 1, 128, S=8192, HK=8, gradients=False),
+    _case("decode_32k", "the same, long", 8, 32, 1, 128, S=32768, HK=8, gradients=False),
+)
+CPU_CASES = (
+    _case("nanogpt", "nanoGPT's CPU model: 12 x 64 tokens", 12, 4, 64, 32, is_causal=True),
+    _case("gpt2", "GPT-2 124M, one context of 512", 1, 12, 512, 64, is_causal=True),
+    _case("decode", "GPT-2 124M writes a token", 1, 12, 1, 64, S=1024, gradients=False),
+    _case("primer", "one small head: nothing but call overhead", 1, 1, 4, 8),
+)
+
+
+def _long_causal(case):
+    _, _, _, T, S, D, _ = sizes(case)
+    return case.options == {"is_causal": True} and T == S >= 4096 and D in (64, 128)
+
+
+def _decodes(case):
+    return sizes(case)[3] == 1
+
+
+BACKENDS = {FLASH: forced(SDPBackend.FLASH_ATTENTION), CUDNN: forced(SDPBackend.CUDNN_ATTENTION), ONE_PASS: one_pass}
+
+OP = Op(
+    name="scaled_dot_product_attention",
+    providers={
+        OURS: scaled_dot_product_attention,
+        EAGER: scaled_dot_product_attention_plain,
+        **(BACKENDS if torch.cuda.is_available() else {}),
+    },
+    gpu_cases=GPU_CASES,
+    cpu_cases=CPU_CASES,
+    flops=flops,
+    bytes_moved=bytes_moved,
+    arrays=arrays,
+    without_gradient=WITHOUT_GRADIENT,
+    targets=(
+        # FlashAttention 2 is published at 319 and 284 TFLOP/s for heads of 128 and 64: 450 and 400 are 1.4 times that
+        Target(f"versus {FLASH}", at_least=1.4, passes=[FORWARD], precisions=["bfloat16"], where=_long_causal),
+        Target(f"versus {FLASH}", at_least=1.2, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_long_causal),
+        Target(f"versus {EAGER}", at_least=1, precisions=["bfloat16"], passes=[FORWARD], where=_decodes),
+        Target("host_us", at_most=25, passes=[FORWARD]),
+    ),
+)

@@ -1,0 +1,252 @@
+"""Attention of a few queries against a long cache of keys and values; no gradient.
+
+    o[i] = sum_j p_ij v[j],   p_ij = softmax over j of (softcap(scale q[i] . k[j]) + mask_ij)
+
+Legend: B sequences, H query heads, HK key heads, G = H / HK query heads share one key head, T queries, S keys, D and DV
+widths of keys and values. The keys are split (flash-decoding, Dao et al. 2023) so that few sequences fill the chip: one
+program walks over one share of the keys of one key head with an online softmax and leaves float32 (sum of p v, maximum,
+sum of p); a second kernel adds the shares in their order, so two runs are bitwise equal. The G T query rows of a key
+head are the rows of one tile: an element of the cache is read once however many heads share it.
+
+Shares are cut from what a sequence can see (its length, the causal bound, the window), which is known on the GPU alone;
+their number depends on sizes alone. So nothing waits for the GPU, and a CUDA graph serves every length of a cache.
+
+FLOPs: 2 H T L (D + DV) per sequence of L visible keys. Traffic: HK L (D + DV) elements of cache per sequence, beside
+q and o and, with more than one share, 8 H T DV bytes per share. Bound by memory up to some 300 rows of a tile.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .attention_mask import limits
+from .attention_tile import LOG2_E, block_width, empty_like_rows
+from .launch import Chip, cdiv, chip, dot_precision, on_device_of
+from .tile import tanh
+
+_FAR = 1 << 30  # further than any position
+_COMBINED = 4096  # elements of the shares' sums that a program of the second kernel has in flight
+
+
+@triton.jit(do_not_specialize=["T", "S", "causal_offset", "window", "splits"])
+def _share_kernel(
+    o_ptr,  # one share: (B, H, T, DV), any strides; more: (B HK, splits, G T, DV) float32
+    max_ptr, sum_ptr,  # (B HK, splits, G T) float32; None for one share
+    q_ptr, k_ptr, v_ptr,  # (B, H, T, D), (B, HK, S, D), (B, HK, S, DV), last stride 1
+    mask_ptr, length_ptr, offset_ptr,  # (B, H, T, S) uint8 or floating; (B,), (B,) integers; each may be None
+    stride_ob, stride_oh, stride_ot, stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_ks,
+    stride_vb, stride_vh, stride_vs, stride_mb, stride_mh, stride_mt, stride_ms, stride_length, stride_offset,
+    HK, G, T, S, D, DV, scale, softcap, causal_offset, window, splits,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, BOOL_MASK: tl.constexpr,
+    EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    """Program (head of keys and tile of its query rows, share): BLOCK_K covers D, BLOCK_DV covers DV."""
+    tiles = tl.cdiv(G * T, BLOCK_M)
+    head, tile, split = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1)
+    b, hk = (head // HK).to(tl.int64), (head % HK).to(tl.int64)
+    rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # g T + t
+    there = rows < G * T
+    g, t = rows // T, rows % T
+    h = hk * G + g
+    offs_n, offs_d, offs_dv = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_DV)
+    d_inside = (offs_d < D)[None, :] if not EVEN_D else tl.full((1, BLOCK_K), True, tl.int1)
+    dv_inside = (offs_dv < DV)[None, :] if not EVEN_DV else tl.full((1, BLOCK_DV), True, tl.int1)
+
+    if offset_ptr is not None:
+        offset_ptr += b * stride_offset
+    if length_ptr is not None:
+        length_ptr += b * stride_length
+    offset, last = limits(causal_offset, offset_ptr, length_ptr, 0, S)
+    first = 0
+    if CAUSAL:
+        last = tl.minimum(last, T + offset)
+    elif WINDOW:
+        last = tl.minimum(last, T - 1 + offset + window)
+    if WINDOW:
+        first = tl.maximum(offset - window + 1, 0)
+    blocks = tl.cdiv(tl.maximum(last - first, 0), BLOCK_N)
+    share = tl.cdiv(blocks, splits) * BLOCK_N
+    begin = first + split * share
+    end = tl.minimum(begin + share, last)
+
+    q_ptrs = q_ptr + (b * stride_qb + h * stride_qh + t * stride_qt)[:, None] + offs_d[None, :]
+    q = tl.load(q_ptrs, mask=there[:, None] & d_inside, other=0.0)
+    n = (begin + offs_n).to(tl.int64)[:, None]
+    k_ptrs = k_ptr + b * stride_kb + hk * stride_kh + n * stride_ks + offs_d[None, :]
+    v_ptrs = v_ptr + b * stride_vb + hk * stride_vh + n * stride_vs + offs_dv[None, :]
+    at = t + offset
+
+    top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_DV), dtype=tl.float32)
+    for start in range(begin, end, BLOCK_N):
+        j = start + offs_n
+        inside = j < end
+        k = tl.load(k_ptrs, mask=inside[:, None] & d_inside, other=0.0)
+        scores = tl.dot(q, k.T, input_precision=PRECISION)
+        if SOFTCAP:
+            scores = softcap * tanh(scores * scale)  # scale has 1 / softcap in it, softcap log2(e)
+        else:
+            scores *= scale
+        seen = inside[None, :]
+        if CAUSAL:
+            seen = seen & (j[None, :] <= at[:, None])
+        if WINDOW:
+            seen = seen & (j[None, :] > at[:, None] - window)
+            if not CAUSAL:
+                seen = seen & (j[None, :] < at[:, None] + window)
+        if mask_ptr is not None:
+            mask_ptrs = (
+                mask_ptr
+                + (b * stride_mb + h * stride_mh + t * stride_mt)[:, None]
+                + j.to(tl.int64)[None, :] * stride_ms
+            )
+            mask = tl.load(mask_ptrs, mask=there[:, None] & inside[None, :], other=0)
+            if BOOL_MASK:
+                seen = seen & (mask != 0)
+            else:
+                scores += mask.to(tl.float32) * 1.4426950408889634
+        scores = tl.where(seen, scores, float("-inf"))
+
+        new_top = tl.maximum(top, tl.max(scores, axis=1))
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen nothing: no inf - inf
+        shrink = tl.exp2(top - base)
+        p = tl.exp2(scores - base[:, None])
+        total = total * shrink + tl.sum(p, axis=1)
+        v = tl.load(v_ptrs, mask=inside[:, None] & dv_inside, other=0.0)
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        top = new_top
+        k_ptrs += tl.cast(BLOCK_N, tl.int64) * stride_ks
+        v_ptrs += tl.cast(BLOCK_N, tl.int64) * stride_vs
+
+    if max_ptr is None:
+        o = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+        o_ptrs = o_ptr + (b * stride_ob + h * stride_oh + t * stride_ot)[:, None] + offs_dv[None, :]
+        tl.store(o_ptrs, o.to(o_ptr.dtype.element_ty), mask=there[:, None] & dv_inside)
+    else:
+        part = (head.to(tl.int64) * splits + split) * (G * T) + rows
+        tl.store(max_ptr + part, top, mask=there)
+        tl.store(sum_ptr + part, total, mask=there)
+        if begin < end:  # else nobody reads them
+            tl.store(o_ptr + part[:, None] * DV + offs_dv[None, :], acc, mask=there[:, None] & dv_inside)
+
+
+@triton.jit(do_not_specialize=["T", "splits"])
+def _combine_kernel(
+    o_ptr, part_ptr, max_ptr, sum_ptr,  # (B, H, T, DV), any strides; as _share_kernel leaves them
+    stride_ob, stride_oh, stride_ot, HK, G, T, DV, splits,
+    BLOCK_S: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    """One program: one row of o, its shares taken BLOCK_S at a time."""
+    row = tl.program_id(0).to(tl.int64)
+    rows = G * T
+    head, r = row // rows, row % rows
+    offs_s, offs_dv = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_DV)
+    top = tl.full((), float("-inf"), dtype=tl.float32)
+    total = tl.full((), 0.0, dtype=tl.float32)
+    acc = tl.zeros((BLOCK_DV,), dtype=tl.float32)
+    for start in range(0, splits, BLOCK_S):
+        s = start + offs_s
+        part = (head * splits + s) * rows + r
+        tops = tl.load(max_ptr + part, mask=s < splits, other=float("-inf"))
+        totals = tl.load(sum_ptr + part, mask=s < splits, other=0.0)
+        written = (totals != 0.0)[:, None] & (offs_dv < DV)[None, :]
+        sums = tl.load(part_ptr + part[:, None] * DV + offs_dv[None, :], mask=written, other=0.0)
+        new_top = tl.maximum(top, tl.max(tops, axis=0))
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        shrink, weights = tl.exp2(top - base), tl.exp2(tops - base)
+        total = total * shrink + tl.sum(totals * weights, axis=0)
+        acc = acc * shrink + tl.sum(sums * weights[:, None], axis=0)
+        top = new_top
+    o = acc / tl.where(total == 0.0, 1.0, total)
+    o_ptrs = o_ptr + head // HK * stride_ob + (head % HK * G + r // T) * stride_oh + r % T * stride_ot + offs_dv
+    tl.store(o_ptrs, o.to(o_ptr.dtype.element_ty), mask=offs_dv < DV)
+
+
+class DecodeSettings(NamedTuple):
+    """How decoding is cut up: rows and keys of a tile, shares of the keys, warps, pipeline stages."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    SPLITS: int
+    num_warps: int
+    num_stages: int
+
+
+@functools.lru_cache(maxsize=4096)
+def decode_settings(
+    gpu: Chip, heads: int, rows: int, S: int, D: int, DV: int, itemsize: int, edited: bool
+) -> DecodeSettings:
+    """Settings for ``heads`` = B HK heads of keys with ``rows`` = G T query rows each; edited: mask or softcap."""
+    wide = max(block_width(D), block_width(DV)) > 128
+    most = 64 if itemsize == 2 else 16 if wide else 32  # float32 is split into parts that live in registers
+    block_m = next((m for m in (16, 32) if m < most and rows <= m), most)
+    key = (block_width(D) + block_width(DV)) * itemsize  # bytes of one key and its value in a tile
+    stages, buffers = (2, 1) if gpu.is_amd else (3, 3)
+    room = gpu.shared // 2 - block_m * block_width(D) * itemsize  # of shared memory: two programs on a multiprocessor
+    block_n = next((n for n in (128, 64, 32) if n * key * buffers <= room), 16)
+    block_n = min(block_n, max(16, triton.next_power_of_2(S)), (2048 if edited else 4096) // block_m)
+    blocks, programs, slots = max(cdiv(S, block_n), 1), max(heads, 1) * cdiv(rows, block_m), 2 * gpu.processors
+
+    def time(splits):  # in blocks of keys; a program costs one more, the second kernel two
+        return cdiv(programs * splits, slots) * (cdiv(blocks, splits) + 1) + (2 if splits > 1 else 0)
+
+    splits = min(range(1, min(blocks, slots) + 1), key=time)
+    warps = 8 if block_m * block_width(DV) > 64 * 128 or (itemsize == 4 and (wide or block_m == 32)) else 4
+    return DecodeSettings(block_m, block_n, splits, warps, stages)
+
+
+def attention_decode(
+    q, k, v, *, scale, causal, causal_offset, window, softcap, key_lengths, mask, precision,
+    settings: DecodeSettings | None = None,
+):  # fmt: skip
+    """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV) -> o (B, H, T, DV), which lies in memory as q.
+
+    causal: query i sees keys j <= i + causal_offset, an int, None for 0, or a (), (1,) or (B,) integer tensor on the
+    GPU. window, softcap: None or numbers; without causal |i + causal_offset - j| < window. key_lengths: None or (B,)
+    integers on the GPU. mask: None or broadcasts to (B, H, T, S); bool: True takes part; floating: added. precision:
+    torch's float32 matmul precision.
+    """
+    (B, H, T, D), (_, HK, S, DV) = q.shape, v.shape
+    o = empty_like_rows(q, DV)
+    if o.numel() == 0:
+        return o
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    G = H // HK
+    gpu = chip()
+    edited = mask is not None or softcap is not None
+    capacity = cdiv(S, 128) * 128  # a cache that grows gets its settings once in 128 steps
+    s = settings or decode_settings(gpu, B * HK, G * T, capacity, D, DV, q.element_size(), edited)
+    bool_mask = mask is not None and mask.dtype == torch.bool
+    if mask is not None:
+        mask = (mask.view(torch.uint8) if bool_mask else mask).expand(B, H, T, S)
+    lengths = None if key_lengths is None else key_lengths.expand(B)
+    offsets = causal_offset.reshape(-1).expand(B) if isinstance(causal_offset, torch.Tensor) else None
+    offset = 0 if offsets is not None else max(-_FAR, min(causal_offset or 0, _FAR))
+    part, tops, totals, strides = o, None, None, o.stride()[:3]
+    if s.SPLITS > 1:
+        part = torch.empty(B * HK, s.SPLITS, G * T, DV, dtype=torch.float32, device=q.device)
+        tops, totals = torch.empty(2, *part.shape[:3], dtype=torch.float32, device=q.device)
+    capped = softcap is not None
+    scale, softcap = (scale / softcap, softcap * LOG2_E) if capped else (scale * LOG2_E, 0.0)
+    with on_device_of(q):
+        _share_kernel[(B * HK * cdiv(G * T, s.BLOCK_M), s.SPLITS)](
+            part, tops, totals, q, k, v, mask, lengths, offsets,
+            *strides, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            *((0, 0, 0, 0) if mask is None else mask.stride()),
+            0 if lengths is None else lengths.stride(0), 0 if offsets is None else offsets.stride(0),
+            HK, G, T, S, D, DV, scale, softcap, offset, min(window or 0, _FAR), s.SPLITS,
+            causal, window is not None, capped, bool_mask, block_width(D) == D, block_width(DV) == DV,
+            dot_precision(gpu, precision), s.BLOCK_M, s.BLOCK_N, block_width(D), block_width(DV),
+            num_warps=s.num_warps, num_stages=s.num_stages,
+        )  # fmt: skip
+        if s.SPLITS > 1:
+            block_s = min(triton.next_power_of_2(s.SPLITS), max(_COMBINED // block_width(DV), 1))
+            _combine_kernel[(B * H * T,)](
+                o, part, tops, totals, *strides, HK, G, T, DV, s.SPLITS, block_s, block_width(DV), num_warps=4
+            )  # fmt: skip
+    return o

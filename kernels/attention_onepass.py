@@ -1,0 +1,126 @@
+"""Attention's backward in one pass: five products for each pair of blocks, where the deterministic one takes seven.
+
+    p_ij = exp2(scale log2(e) q[i] . k[j] - lse[i]),   ds_ij = p_ij (do[i] . v[j] - delta[i])
+    dv[j] = sum_i p_ij do[i],   dk[j] = scale sum_i ds_ij q[i],   dq[i] = scale sum_j ds_ij k[j]
+
+Legend: B sequences, H query heads, HK key heads, H / HK query heads share one key head, T queries, S keys, width D.
+lse: base-2 logarithm of a query's sum of exponentials, delta = sum over d of o do, both (B, H, T) float32.
+
+One program keeps a block of keys, its values and their gradients, and walks over the queries of every head of its group
+that see it. dk and dv never leave its registers. dq has a part from every program: the tensor memory accelerator adds
+them to a float32 workspace, in the order in which programs come. That order differs between runs, and with it dq's last
+bits: this is the one kernel here with atomic additions, for callers who ask for it, never under
+torch.use_deterministic_algorithms(True). A second kernel scales and casts dq.
+
+FLOPs: 10 H T S D per sequence, half of it causal. Traffic beside q, k, v, do and their gradients: 4 H T D bytes of
+workspace, written, read, and added to by each of S / BLOCK_N programs, in L2 where it fits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .attention_forward import TileSettings, heads_at_once, ordered_tile
+from .attention_tile import LOG2_E, block_width, described, descriptor, empty_like_rows
+from .launch import cdiv, chip, on_device_of
+
+_CAST = 2048  # elements of dq per program
+
+
+@triton.jit(do_not_specialize=["T", "S", "offset", "heads_at_once"])
+def _onepass_kernel(
+    dq, dk, dv, do, q, k, v,  # descriptors of (B, H or HK, T or S, D); dq is of float32
+    lse_ptr, delta_ptr,  # (B, H, T) float32
+    B, HK, T, S, offset, scale, scale_log2, heads_at_once,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, EVEN_S: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Program: a block of keys of one key head. The first blocks, which most queries see, come first."""
+    tile, head = ordered_tile(tl.program_id(0), tl.cdiv(S, BLOCK_N), B * HK, False, heads_at_once)
+    b, hk, n = head // HK, head % HK, tile * BLOCK_N
+    keys = n + tl.arange(0, BLOCK_N)
+    k_tile = k.load([b, hk, n, 0]).reshape(BLOCK_N, BLOCK_D)
+    v_tile = v.load([b, hk, n, 0]).reshape(BLOCK_N, BLOCK_D)
+    dk_tile = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    dv_tile = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    begin = 0
+    if CAUSAL:
+        begin = tl.maximum(n - offset, 0) // BLOCK_M * BLOCK_M
+
+    blocks = tl.cdiv(tl.maximum(T - begin, 0), BLOCK_M)
+    for i in range(GROUP * blocks):  # one loop over heads and queries: the pipeline stays full
+        h = hk * GROUP + i // blocks
+        m = begin + i % blocks * BLOCK_M
+        queries = m + tl.arange(0, BLOCK_M)
+        row = (b * HK * GROUP + h).to(tl.int64) * T
+        q_tile = q.load([b, h, m, 0]).reshape(BLOCK_M, BLOCK_D)
+        lse = tl.load(lse_ptr + row + queries, mask=queries < T, other=float("inf"))
+        p = tl.exp2(tl.dot(k_tile, q_tile.T) * scale_log2 - lse[None, :])
+        if CAUSAL:
+            p = tl.where(keys[:, None] <= queries[None, :] + offset, p, 0.0)
+        if not EVEN_S:  # a key that is not there has score 0, whose exponential can be infinite
+            p = tl.where(keys[:, None] < S, p, 0.0)
+        do_tile = do.load([b, h, m, 0]).reshape(BLOCK_M, BLOCK_D)
+        dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile)
+        delta = tl.load(delta_ptr + row + queries, mask=queries < T, other=0.0)
+        ds = (p * (tl.dot(v_tile, do_tile.T) - delta[None, :])).to(q_tile.dtype)
+        dk_tile = tl.dot(ds, q_tile, dk_tile)
+        dq_tile = tl.dot(k_tile.T, ds).T  # wgmma needs 64 rows; BLOCK_M may be 32
+        dq.atomic_add([b, h, m, 0], dq_tile.reshape(1, 1, BLOCK_M, BLOCK_D))
+
+    dk.store([b, hk, n, 0], (dk_tile * scale).to(dk.dtype).reshape(1, 1, BLOCK_N, BLOCK_D))
+    dv.store([b, hk, n, 0], dv_tile.to(dv.dtype).reshape(1, 1, BLOCK_N, BLOCK_D))
+
+
+@triton.jit
+def _cast_kernel(dq_ptr, sums_ptr, numel, scale, BLOCK: tl.constexpr):
+    """dq = scale * sums, both dense and laid out alike."""
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    sums = tl.load(sums_ptr + offs, mask=offs < numel, other=0.0)
+    tl.store(dq_ptr + offs, (sums * scale).to(dq_ptr.dtype.element_ty), mask=offs < numel)
+
+
+def onepass_settings(width: int) -> TileSettings:
+    """width: of a row, rounded up to a power of two, at most 128. These do not spill on Hopper."""
+    return TileSettings(64, 128, 8, 2) if width <= 64 else TileSettings(32, 128, 8, 2)
+
+
+def supported(
+    q, k, v, *, causal_offset=0, window=None, softcap=None, key_lengths=None, mask=None, dropout_p=0.0
+) -> bool:  # fmt: skip
+    """Whether attention_bwd_onepass serves these arguments, and determinism is not asked for."""
+    return (
+        not torch.are_deterministic_algorithms_enabled()
+        and chip().has_descriptors
+        and not isinstance(causal_offset, torch.Tensor)
+        and window is None and softcap is None and key_lengths is None and mask is None and dropout_p == 0
+        and q.element_size() == 2
+        and q.shape[-1] == v.shape[-1] <= 128
+        and all(described(t) and t.stride(-1) == 1 for t in (q, k, v))
+    )  # fmt: skip
+
+
+def attention_bwd_onepass(
+    do, q, k, v, lse, delta, *, scale, causal, causal_offset=0, settings: TileSettings | None = None
+):
+    """do, q (B, H, T, D), k, v (B, HK, S, D), all as ``supported`` asks -> dq, dk, dv, laid out as q, k, v.
+
+    lse, delta: (B, H, T) float32, contiguous. causal: query i saw keys j <= i + causal_offset.
+    """
+    (B, H, T, D), (_, HK, S, _) = q.shape, k.shape
+    dq, dk, dv = empty_like_rows(q, D), empty_like_rows(k, D), empty_like_rows(v, D)
+    do = do if described(do) and do.stride(-1) == 1 else empty_like_rows(q, D).copy_(do)
+    sums = torch.zeros_like(dq, dtype=torch.float32)
+    width = block_width(D)
+    s = settings or onepass_settings(width)
+    at_once = min(B * HK, heads_at_once(HK, HK, T * H // HK, D, D, q.element_size()))
+    with on_device_of(q):
+        _onepass_kernel[(B * HK * cdiv(S, s.BLOCK_N),)](
+            *(descriptor(t, s.BLOCK_M) for t in (sums,)), *(descriptor(t, s.BLOCK_N) for t in (dk, dv)),
+            *(descriptor(t, s.BLOCK_M) for t in (do, q)), *(descriptor(t, s.BLOCK_N) for t in (k, v)),
+            lse, delta, B, HK, T, S, causal_offset, scale, scale * LOG2_E, at_once,
+            H // HK, causal, S % s.BLOCK_N == 0, s.BLOCK_M, s.BLOCK_N, width,
+            num_warps=s.num_warps, num_stages=s.num_stages,
+        )  # fmt: skip
+        _cast_kernel[(cdiv(dq.numel(), _CAST),)](dq, sums, dq.numel(), scale, _CAST, num_warps=4)
+    return dq, dk, dv

@@ -1,0 +1,43 @@
+"""What only a GPU's benchmark calls: the providers beside ours and eager, and the cases' arrays."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend
+
+from primer_fast.bench import scaled_dot_product_attention as bench
+from primer_fast.functional.scaled_dot_product_attention import scaled_dot_product_attention_plain
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_one_pass_backward_agrees_with_eager(causal, device, monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
+    shapes = ((1, 2, 40, 16), (1, 1, 40, 16), (1, 1, 40, 16))
+    qkv = [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+    options = {"is_causal": causal, "enable_gqa": True}
+    ours, eager = bench.one_pass(*qkv, **options), scaled_dot_product_attention_plain(*qkv, **options)
+    dy = torch.randn_like(eager)
+    got, want = (torch.autograd.grad(y, qkv, dy) for y in (ours, eager))
+    torch.testing.assert_close((ours, *got), (eager, *want), rtol=3e-2, atol=3e-2)
+
+
+def test_the_one_pass_backward_says_what_it_leaves_out(device):
+    x = torch.randn(1, 2, 40, 16, device=device, dtype=torch.bfloat16)
+    with pytest.raises(NotImplementedError, match="all keys or causal"):
+        bench.one_pass(x, x, x, window=3)
+
+
+def test_a_backend_by_name():
+    x = torch.randn(1, 2, 40, 16)
+    torch.testing.assert_close(
+        bench.forced(SDPBackend.FLASH_ATTENTION)(x, x, x), scaled_dot_product_attention_plain(x, x, x)
+    )
+    with pytest.raises(RuntimeError):
+        bench.forced(SDPBackend.CUDNN_ATTENTION)(x, x, x)
+
+
+def test_arrays_are_those_of_the_case():
+    case = next(case for case in bench.GPU_CASES if case.name == "bert")
+    arrays = bench.arrays(case, torch.bfloat16, "cpu", torch.Generator().manual_seed(0))
+    assert {name: tuple(array.shape) for name, array in arrays.items()} == case.shapes
+    lengths = arrays["key_lengths"]
+    assert lengths.dtype == torch.int64 and lengths.min() >= 0 and lengths.max() <= 512 and len(lengths.unique()) > 2
