@@ -18,7 +18,15 @@ import triton.language as tl
 from .attention_forward import TileSettings, heads_at_once, ordered_tile
 from .attention_mask import Band, kept, key_blocks, limits, query_blocks
 from .attention_tile import (
-    Scoring, block_width, described, descriptor, empty_like_rows, load_rows, scores, store_rows, without_padding,
+    Scoring,
+    block_width,
+    described,
+    descriptor,
+    empty_like_rows,
+    load_rows,
+    scores,
+    store_rows,
+    without_padding,
 )  # fmt: skip
 from .launch import Chip, cdiv, chip, dot_precision, on_device_of
 
@@ -252,13 +260,17 @@ class BackwardSettings(NamedTuple):
     queries: TileSettings  # walks over keys
 
 
-def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool) -> BackwardSettings:
-    """width: the larger of the two head dimensions, rounded up to a power of two."""
+def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, simple: bool) -> BackwardSettings:
+    """width: the larger of the two head dimensions, rounded up to a power of two. simple: causality at most, and no
+    grouped heads: that leaves registers for a wider step."""
     if itemsize == 4:
         tiles = {128: ((32, 64, 8, 1), (64, 32, 8, 1)), 256: ((16, 64, 8, 1), (64, 16, 8, 1))}
         small = ((64, 64, 8, 1), (64, 64, 8, 1))
     elif descriptors:
-        tiles = {128: ((64, 128, 8, 2), (128, 64, 8, 2)), 256: ((32, 64, 8, 2), (64, 32, 8, 2))}
+        tiles = {
+            128: ((64 if simple else 32, 128, 8, 2), (128, 64, 8, 2)),
+            256: ((16, 64, 8, 2), (64, 32, 8, 2)),
+        }
         small = ((64, 64, 4, 2), (128, 64, 4, 2))
     else:
         tiles = {128: ((32, 128, 8, 2), (128, 32, 8, 2)), 256: ((32, 64, 8, 1), (64, 32, 8, 1))}
@@ -295,7 +307,8 @@ def attention_backward(
     gpu = chip()
     descriptors = gpu.has_descriptors and all(described(t) for t in (q, k, v, dout))
     block_d, block_dv = block_width(D), block_width(DV)
-    s = settings or backward_settings(gpu, q.element_size(), max(block_d, block_dv), descriptors)
+    simple = H == HK and band.left is None and band.lengths is None and scoring.scaled_late and scoring.dropout_p == 0
+    s = settings or backward_settings(gpu, q.element_size(), max(block_d, block_dv), descriptors, simple)
     delta = attention_delta(dout, out)
 
     def operands(tile, *results):

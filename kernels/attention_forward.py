@@ -13,7 +13,15 @@ import triton.language as tl
 
 from .attention_mask import Band, kept, key_blocks, limits
 from .attention_tile import (
-    Scoring, block_width, described, descriptor, empty_like_rows, load_rows, scores, store_rows, without_padding,
+    Scoring,
+    block_width,
+    described,
+    descriptor,
+    empty_like_rows,
+    load_rows,
+    scores,
+    store_rows,
+    without_padding,
 )  # fmt: skip
 from .launch import Chip, cdiv, chip, dot_precision, on_device_of
 

@@ -1,7 +1,7 @@
 """Which keys a query sees, by position and by block: what attention's kernels skip, what they mask, what they leave.
 
 Query i sees key j where j < length and -left <= j - (i + offset) <= right. Either bound may be None. Causal attention
-has right = 0; a window of w has left = w - 1. The offset shifts the diagonal: the number of keys before the first query.
+has right = 0; a window of w has left = w - 1. The offset is the number of keys before the first query.
 """
 
 from typing import NamedTuple

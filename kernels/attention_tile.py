@@ -132,7 +132,10 @@ def described(t):
     return (
         t.numel() > 0
         and t.data_ptr() % 16 == 0
-        and all(size == 1 or (stride > 0 and stride % step == 0) for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True))
+        and all(
+            size == 1 or (stride > 0 and stride % step == 0)
+            for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True)
+        )
     )
 
 

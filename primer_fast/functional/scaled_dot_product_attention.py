@@ -91,10 +91,11 @@ def scaled_dot_product_attention(
 
     Source: Vaswani et al., Attention Is All You Need (2017), equation 1; Dao, FlashAttention-2 (2023).
     """
-    options = dict(
-        attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
-        window=window, softcap=softcap, key_lengths=key_lengths, causal_offset=causal_offset,
-    )  # fmt: skip
+    options = {
+        "attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal, "scale": scale,
+        "enable_gqa": enable_gqa, "window": window, "softcap": softcap, "key_lengths": key_lengths,
+        "causal_offset": causal_offset,
+    }  # fmt: skip
     if isinstance(query, Tensor) and not runs_triton(query):
         try:
             return scaled_dot_product_attention_plain(query, key, value, **options)
@@ -121,7 +122,7 @@ def scaled_dot_product_attention(
     B = q.shape[0]
     mask = None if attn_mask is None else attn_mask.expand(*lead, *(H, T, S)[3 - min(3, query.dim()) :])
     mask = mask if mask is None else mask.reshape(B, H, T, S)
-    options |= dict(attn_mask=mask, enable_gqa=H != heads_kv)
+    options |= {"attn_mask": mask, "enable_gqa": heads_kv != H}
     scoring = Scoring(
         1 / math.sqrt(D) if scale is None else float(scale), softcap, mask, dropout_p,
         torch.randint(2**62, (1,), device=q.device) if dropout_p > 0 else None,
@@ -268,7 +269,7 @@ def _check(
         if attn_mask.device != query.device:
             raise wrong(ValueError, "attn_mask must be on the device of query", attn_mask.device)
         fits = attn_mask.dim() <= len(scores) and all(
-            a in (1, b) for a, b in zip(reversed(attn_mask.shape), reversed(scores))
+            a in (1, b) for a, b in zip(reversed(attn_mask.shape), reversed(scores), strict=False)
         )  # fmt: skip
         if not fits:
             raise wrong(ValueError, f"attn_mask must broadcast to {tuple(scores)}", tuple(attn_mask.shape))
