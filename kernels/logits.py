@@ -99,15 +99,16 @@ def _statistics_kernel(
         inside = offs_v < V
         if bias_ptr is not None:
             z += tl.load(bias_ptr + offs_v, mask=inside, other=0.0).to(tl.float32)[None, :]
-        z = tl.where(inside[None, :], z * scale, float("-inf"))
+        z *= scale
+        if EXTRA == "sum":  # 0 outside the vocabulary
+            extra += tl.sum(z, axis=1)
+        z = tl.where(inside[None, :], z, float("-inf"))
         chosen += tl.sum(tl.where(offs_v[None, :] == target[:, None], z, 0.0), axis=1)
         top = tl.maximum(peak, tl.max(z, axis=1))  # drops NaN, which the sum of exponentials keeps
         base = tl.where(top == float("-inf"), 0.0, top)
         e = tl.exp2(z - base[:, None])
         if EXTRA == "entropy":  # e > 0: 0 log 0 = 0
             extra = _rescale(extra, total, peak, base) + tl.sum(tl.where(e > 0, e * (z - base[:, None]), 0.0), axis=1)
-        elif EXTRA == "sum":
-            extra += tl.sum(tl.where(inside[None, :], z, 0.0), axis=1)
         total = total * tl.exp2(peak - base) + tl.sum(e, axis=1)
         peak = top
 

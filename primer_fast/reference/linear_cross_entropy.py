@@ -108,5 +108,7 @@ CASES = (
     loss_case("qwen", "8B model, 152k classes: the size of published figures", 8192, 4096, 151936, production=True),
     loss_case("gpt2", "GPT-2 124M, 16 x 1024 tokens; no tile divides 50,257", 16384, 768, 50257, production=True),
     loss_case("small_model", "2048 wide, 129,920 classes", 8192, 2048, 129920, production=True),
+    loss_case("t5", "32,128 classes, smoothed labels, bias", 8192, 1024, 32128, bias=True, label_smoothing=0.1,
+              production=True),
     loss_case("shakespeare", "nanoGPT's character model, 64 x 256 tokens", 16384, 384, 65, production=True),
 )  # fmt: skip
