@@ -265,7 +265,7 @@ def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, s
     grouped heads: that leaves registers for a wider step."""
     if itemsize == 4:
         tiles = {128: ((32, 64, 8, 1), (64, 32, 8, 1)), 256: ((16, 64, 8, 1), (64, 16, 8, 1))}
-        small = ((64, 64, 8, 1), (64, 64, 8, 1))
+        small = ((32, 64, 4, 1), (64, 32, 4, 1))
     elif descriptors:
         tiles = {
             128: ((64 if simple else 32, 128, 8, 2), (128, 64, 8, 2)),

@@ -156,7 +156,7 @@ class TileSettings(NamedTuple):
 def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool) -> TileSettings:
     """width: the larger of the two head dimensions, rounded up to a power of two."""
     if itemsize == 4:
-        return TileSettings(64, 64, 4, 2) if width <= 64 else TileSettings(64, 32, 8, 2)
+        return TileSettings(64, 64, 4, 2) if width <= 64 else TileSettings(64, 32, 4 if width == 128 else 8, 1)
     if descriptors:
         return {128: TileSettings(128, 128, 8, 2), 256: TileSettings(128, 64, 8, 2)}.get(
             width, TileSettings(128, 64, 4, 3)

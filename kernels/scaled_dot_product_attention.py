@@ -11,6 +11,8 @@ q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV): H / HK query heads share a ke
     attention_tile.py       tiles of rows by descriptor or pointer, scores, layouts
     attention_forward.py    one pass over the keys with a running softmax; saves out and lse
     attention_backward.py   delta, then dk and dv per tile of keys, then dq per tile of queries
+    attention_onepass.py    the backward in one pass, for those who do without bitwise equal runs
+    attention_decode.py     few queries, many keys, no gradient: the keys are split over programs
 
 FLOPs: forward 4 B H T S D (half of it under a causal mask), backward 2.5 times that as the field counts it; the two
 backward kernels spend 7 products where one pass would spend 5, and in return no sum depends on the order of programs.
@@ -18,12 +20,12 @@ Traffic: q, k, v, out once each and 4 B H T bytes of lse, while keys and values 
 Source: Dao, FlashAttention-2 (2023); Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
 """
 
-from .attention_backward import BackwardSettings, attention_backward, backward_settings
+from .attention_backward import BackwardSettings, attention_backward, attention_delta, backward_settings
 from .attention_forward import TileSettings, attention_forward, forward_settings
 from .attention_mask import Band
 from .attention_tile import Scoring
 
 __all__ = [
     "BackwardSettings", "Band", "Scoring", "TileSettings",
-    "attention_backward", "attention_forward", "backward_settings", "forward_settings",
+    "attention_backward", "attention_delta", "attention_forward", "backward_settings", "forward_settings",
 ]  # fmt: skip

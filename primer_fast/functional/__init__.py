@@ -8,5 +8,8 @@ from primer_fast.functional.linear_cross_entropy import linear_cross_entropy as 
 from primer_fast.functional.linear_log_prob import linear_log_prob as linear_log_prob
 from primer_fast.functional.max_pool2d import max_pool2d as max_pool2d
 from primer_fast.functional.scaled_dot_product_attention import (
+    fast_attention_backward as fast_attention_backward,
+)
+from primer_fast.functional.scaled_dot_product_attention import (
     scaled_dot_product_attention as scaled_dot_product_attention,
 )

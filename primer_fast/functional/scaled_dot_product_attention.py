@@ -8,10 +8,41 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from primer_fast.backend import autocast_dtype, runs_triton
-from primer_fast.kernels.scaled_dot_product_attention import Band, Scoring, attention_backward, attention_forward
+from primer_fast.kernels.attention_decode import attention_decode
+from primer_fast.kernels.attention_onepass import attention_bwd_onepass, supported
+from primer_fast.kernels.scaled_dot_product_attention import (
+    Band,
+    Scoring,
+    attention_backward,
+    attention_delta,
+    attention_forward,
+)
 
 _FAR = 1 << 30  # further than any position
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_DECODED_ROWS, _DECODED_KEYS = 64, 256  # at most so many queries of a key head, at least so many keys: keys are split
+_fast_backward = False
+
+
+class fast_attention_backward:  # as torch.set_grad_enabled
+    """Allow attention's one-pass backward from here on, or in a ``with`` block, for what is computed forward there.
+
+    It multiplies five times for each pair of blocks where the other multiplies seven times, but adds to the gradient of
+    ``query`` in the order in which programs come: two runs differ in last bits. Taken on GPUs with a tensor memory
+    accelerator, for 16-bit inputs with heads to 128, causal or without any mask, without softcap and dropout, where all
+    gradients are asked for; never under ``torch.use_deterministic_algorithms(True)``.
+    """
+
+    def __init__(self, enabled: bool = True):
+        global _fast_backward
+        self.before, _fast_backward = _fast_backward, enabled
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        global _fast_backward
+        _fast_backward = self.before
 
 
 class _Attention(torch.autograd.Function):
@@ -19,7 +50,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, q, k, v, band, scoring, options):  # q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV)
         out, lse = attention_forward(q, k, v, band, scoring, torch.get_float32_matmul_precision(), True)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.band, ctx.scoring, ctx.options = band, scoring, options
+        ctx.band, ctx.scoring, ctx.options, ctx.fast = band, scoring, options, _fast_backward
         return out
 
     @staticmethod
@@ -28,11 +59,25 @@ class _Attention(torch.autograd.Function):
         need_q, need_k, need_v, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
             return *_differentiable_grads((q, k, v), (need_q, need_k, need_v), dout, ctx.options), None, None, None
+        dout, band, scoring = _rows_adjacent(dout), ctx.band, ctx.scoring
+        if ctx.fast and need_q and need_k and need_v and _one_pass(q, k, v, band, scoring):
+            dq, dk, dv = attention_bwd_onepass(
+                dout, q, k, v, lse, attention_delta(dout, out),
+                scale=scoring.scale, causal=band.right is not None, causal_offset=band.offset,
+            )  # fmt: skip
+            return dq, dk, dv, None, None, None
         dq, dk, dv = attention_backward(
-            _rows_adjacent(dout), q, k, v, out, lse, ctx.band, ctx.scoring, torch.get_float32_matmul_precision(),
+            dout, q, k, v, out, lse, band, scoring, torch.get_float32_matmul_precision(),
             (need_q, need_k or need_v),
         )  # fmt: skip
         return dq, dk if need_k else None, dv if need_v else None, None, None, None
+
+
+def _one_pass(q, k, v, band, scoring):
+    return q.numel() > 0 and k.numel() > 0 and band.offsets is None and supported(
+        q, k, v, window=band.left, softcap=scoring.softcap, key_lengths=band.lengths, mask=scoring.mask,
+        dropout_p=scoring.dropout_p,
+    )  # fmt: skip
 
 
 def _differentiable_grads(inputs, needed, dout, options):
@@ -70,7 +115,8 @@ def scaled_dot_product_attention(
     ``torch.get_float32_matmul_precision()``. Other tensors, and gradients that are themselves differentiated, take
     PyTorch's operators. Softmax and sums are in float32; two runs are bitwise equal, backward included. Blocks of keys
     that causality, the window or the lengths rule out are skipped. Queries that see no key give 0. Nothing waits for
-    the GPU: ``key_lengths`` and ``causal_offset`` are read there.
+    the GPU: ``key_lengths`` and ``causal_offset`` are read there. A few queries against many keys, where no gradient is
+    needed, as in generation from a cache, share the keys out over the whole GPU.
 
     Args:
         attn_mask: besides all other masks, ``is_causal`` too. It gets no gradient.
@@ -112,6 +158,9 @@ def scaled_dot_product_attention(
             "scaled_dot_product_attention: attn_mask gets no gradient from the kernels; use "
             "torch.nn.functional.scaled_dot_product_attention, or attn_mask.detach()"
         )
+    if not query.dim() == key.dim() == value.dim():
+        axes = max(query.dim(), key.dim(), value.dim())
+        query, key, value = (t.view(*(1,) * (axes - t.dim()), *t.shape) for t in (query, key, value))
     T, S, D = query.shape[-2], key.shape[-2], query.shape[-1]
     if max(D, value.shape[-1]) > 256 or D == 0:
         return scaled_dot_product_attention_plain(query, key, value, **options)
@@ -127,11 +176,24 @@ def scaled_dot_product_attention(
         1 / math.sqrt(D) if scale is None else float(scale), softcap, mask, dropout_p,
         torch.randint(2**62, (1,), device=q.device) if dropout_p > 0 else None,
     )  # fmt: skip
+    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+    if not needs_gradient and dropout_p == 0 and S >= _DECODED_KEYS and H // max(heads_kv, 1) * T <= _DECODED_ROWS:
+        out = attention_decode(
+            q, k, v, scale=scoring.scale, causal=is_causal or causal_offset is not None, causal_offset=causal_offset,
+            window=window, softcap=softcap, key_lengths=None if key_lengths is None else key_lengths.reshape(-1),
+            mask=mask, precision=torch.get_float32_matmul_precision(),
+        )  # fmt: skip
+        return _as_asked(out, query, lead)
     band = _band(B, S, is_causal, window, key_lengths, causal_offset)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+    if needs_gradient:
         out = _Attention.apply(q, k, v, band, scoring, options)
     else:
         out = attention_forward(q, k, v, band, scoring, torch.get_float32_matmul_precision(), False)[0]
+    return _as_asked(out, query, lead)
+
+
+def _as_asked(out, query, lead):
+    """(B, H, T, DV) -> with the axes of ``query``."""
     if query.dim() == 4:
         return out
     return out[0, 0] if query.dim() == 2 else out.view(*lead, *out.shape[1:])
@@ -243,8 +305,8 @@ def _check(
     if not query.is_floating_point():
         raise wrong(TypeError, "query must be floating", query.dtype)
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
-    dims = {t.dim() for t in inputs.values()}
-    if len(dims) > 1 or min(dims) < 2 or query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+    dims = [t.dim() for t in inputs.values()]
+    if min(dims) < 2 or query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         raise wrong(ValueError, "query must be (..., H, T, D), key (..., Hk, S, D), value (..., Hk, S, Dv)", shapes)
     heads, heads_k, heads_v = (t.shape[-3:-2].numel() for t in inputs.values())
     try:
@@ -260,7 +322,7 @@ def _check(
             ValueError, "leading axes must broadcast, and heads too, or with enable_gqa Hk must divide H", shapes
         ) from None
     T, S = query.shape[-2], key.shape[-2]
-    scores = (*lead, H, T, S) if query.dim() > 2 else (T, S)
+    scores = (*lead, H, T, S) if max(dims) > 2 else (T, S)
     if attn_mask is not None:
         if not isinstance(attn_mask, Tensor):
             raise wrong(TypeError, "attn_mask must be a tensor", type(attn_mask).__name__)

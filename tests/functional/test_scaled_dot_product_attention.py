@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import numpy as np
@@ -198,7 +199,8 @@ def test_layouts_of_output_and_gradients(device):
     ((5, 16), (7, 16), (7, 8)), ((2, 5, 16), (2, 7, 16), (2, 7, 8)),
     ((2, 3, 2, 5, 16), (2, 3, 2, 7, 16), (2, 3, 2, 7, 8)),
     ((2, 4, 5, 16), (1, 4, 7, 16), (2, 1, 7, 16)), ((2, 4, 5, 16), (2, 1, 7, 16), (2, 1, 7, 16)),
-    ((1, 1, 5, 16), (2, 4, 7, 16), (2, 4, 7, 16)), ((2, 1, 2, 5, 16), (2, 3, 2, 7, 16), (1, 3, 2, 7, 16)),
+    ((4, 5, 16), (2, 4, 7, 16), (7, 16)), ((1, 1, 5, 16), (2, 4, 7, 16), (2, 4, 7, 16)),
+    ((2, 1, 2, 5, 16), (2, 3, 2, 7, 16), (1, 3, 2, 7, 16)),
 ], ids=str)  # fmt: skip
 def test_axes_that_torch_takes(shapes, device):
     leaves = inputs(*shapes, device=device)
@@ -398,6 +400,62 @@ WRONG = [
 def test_wrong_arguments(error, message, args, options):
     with pytest.raises(error, match=f"^{OP}: .*{message}"):
         attend(*args, **options)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"causal_offset": 290}, {"window": 30}, {"window": 30, "causal_offset": 270}, {"softcap": 2.0},
+    {"key_lengths": [300, 0, 131], "causal_offset": [299, 8, 127]}, {"attn_mask": True}, {"enable_gqa": True},
+], ids=" ".join)  # fmt: skip
+def test_few_queries_share_out_many_keys(options, device, monkeypatch):
+    """What a gradient would take the other way gives the same without one; NaN past the lengths too."""
+    calls = []
+    module = importlib.import_module(f"primer_fast.functional.{OP}")
+    decode = module.attention_decode
+    monkeypatch.setattr(module, "attention_decode", lambda *a, **o: calls.append(1) or decode(*a, **o))
+    options = {n: torch.tensor(o, device=device) if isinstance(o, list) else o for n, o in options.items()}
+    if "attn_mask" in options:
+        options["attn_mask"] = torch.rand(3, 1, 4, 300, device=device) < 0.5
+    heads = 1 if "enable_gqa" in options else 2
+    leaves = inputs((3, 2, 4, 16), (3, heads, 300, 16), (3, heads, 300, 24), device=device)
+    if "key_lengths" in options:
+        with torch.no_grad():
+            for t in leaves[1:]:
+                t[2, :, 131:] = float("nan")
+    want = attend(*leaves, **options)
+    assert calls == []
+    with torch.no_grad():
+        got = attend(*leaves, **options)
+    assert calls == [1] and got.stride() == want.stride()
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_one_pass_backward_is_taken_only_when_asked_for(device, monkeypatch):
+    calls = []
+    module = importlib.import_module(f"primer_fast.functional.{OP}")
+    one_pass = module.attention_bwd_onepass
+    monkeypatch.setattr(module, "attention_bwd_onepass", lambda *a, **o: calls.append(1) or one_pass(*a, **o))
+    leaves = inputs((2, 4, 90, 32), (2, 2, 100, 32), (2, 2, 100, 32), device=device, dtype=torch.bfloat16)
+    dy = torch.randn(2, 4, 90, 32, device=device, dtype=torch.bfloat16)
+
+    def run(fast, leaves=leaves, **options):
+        with launch.assume_chip("sm_90"):
+            with F.fast_attention_backward(fast):
+                y = attend(*leaves, enable_gqa=True, **options)
+            return y, *torch.autograd.grad(y, [t for t in leaves if t.requires_grad], dy)
+
+    run(True, causal_offset=-5)
+    assert calls == []  # torch.use_deterministic_algorithms(True) holds in tests
+    torch.use_deterministic_algorithms(False)
+    run(False, causal_offset=-5)
+    run(True, window=7)
+    run(True, dropout_p=0.1)
+    run(True, leaves=[leaves[0], *(t.detach() for t in leaves[1:])])
+    assert calls == []
+    for options in ({"causal_offset": -5}, {}):
+        want = run(False, **options)
+        got = run(True, **options)
+        torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+    assert calls == [1, 1]
 
 
 def test_offsets_pass_two_to_the_31():
