@@ -271,7 +271,7 @@ def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, s
             128: ((64 if simple else 32, 128, 8, 2), (128, 64, 8, 2)),
             256: ((16, 64, 8, 2), (64, 32, 8, 2)),
         }
-        small = ((64, 64, 4, 2), (128, 64, 4, 2))
+        small = ((64, 64, 4, 2), (128, 64, 4 if simple else 8, 2))
     else:
         tiles = {128: ((32, 128, 8, 2), (128, 32, 8, 2)), 256: ((32, 64, 8, 1), (64, 32, 8, 1))}
         small = ((64, 64, 4, 2), (64, 64, 4, 2))
@@ -307,7 +307,7 @@ def attention_backward(
     gpu = chip()
     descriptors = gpu.has_descriptors and all(described(t) for t in (q, k, v, dout))
     block_d, block_dv = block_width(D), block_width(DV)
-    simple = H == HK and band.left is None and band.lengths is None and scoring.scaled_late and scoring.dropout_p == 0
+    simple = H == HK and band.left is None and band.lengths is None and scoring.simple
     s = settings or backward_settings(gpu, q.element_size(), max(block_d, block_dv), descriptors, simple)
     delta = attention_delta(dout, out)
 

@@ -153,15 +153,13 @@ class TileSettings(NamedTuple):
     num_stages: int
 
 
-def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool) -> TileSettings:
-    """width: the larger of the two head dimensions, rounded up to a power of two."""
+def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, simple: bool) -> TileSettings:
+    """width: the larger of the two head dimensions, rounded up to a power of two. simple: no softcap, attn_mask or
+    dropout, whose values need registers of more warps."""
     if itemsize == 4:
         return TileSettings(64, 64, 4, 2) if width <= 64 else TileSettings(64, 32, 4 if width == 128 else 8, 1)
-    if descriptors:
-        return {128: TileSettings(128, 128, 8, 2), 256: TileSettings(128, 64, 8, 2)}.get(
-            width, TileSettings(128, 64, 4, 3)
-        )
-    return {128: TileSettings(128, 64, 8, 2), 256: TileSettings(64, 32, 4, 2)}.get(width, TileSettings(128, 64, 4, 2))
+    wide = {128: (128, 128, 8, 2), 256: (128, 64, 8, 2)} if descriptors else {128: (128, 64, 8, 2), 256: (64, 32, 4, 2)}
+    return TileSettings(*wide.get(width, (128, 64, 4 if simple else 8, 3 if descriptors else 2)))
 
 
 _CACHED = 16 << 20  # bytes of keys and values that programs at work share in L2
@@ -187,7 +185,7 @@ def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, se
     gpu = chip()
     descriptors = gpu.has_descriptors and all(described(t) for t in (q, k, v))
     block_d, block_dv = block_width(D), block_width(DV)
-    s = settings or forward_settings(gpu, q.element_size(), max(block_d, block_dv), descriptors)
+    s = settings or forward_settings(gpu, q.element_size(), max(block_d, block_dv), descriptors, scoring.simple)
     descriptor_out = descriptors and described(out)
     at_once = min(B * H, heads_at_once(H, HK, S, D, DV, q.element_size()))
     with on_device_of(q):

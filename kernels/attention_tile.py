@@ -108,6 +108,11 @@ class Scoring(NamedTuple):
         """The scale can wait for the exponential's argument, where a fused multiply-add is free."""
         return self.softcap is None and self.mask is None and self.scale > 0
 
+    @property
+    def simple(self) -> bool:
+        """Products are scaled and nothing else."""
+        return self.softcap is None and self.mask is None and self.dropout_p == 0
+
     def arguments(self):
         """scale, cap, mask, its four strides, seed, threshold and gain of dropout, as the kernels take them."""
         cap = None if self.softcap is None else self.softcap * LOG2_E

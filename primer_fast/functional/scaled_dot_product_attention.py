@@ -137,17 +137,23 @@ def scaled_dot_product_attention(
 
     Source: Vaswani et al., Attention Is All You Need (2017), equation 1; Dao, FlashAttention-2 (2023).
     """
+    if isinstance(query, Tensor) and not runs_triton(query):
+        try:
+            return scaled_dot_product_attention_plain(
+                query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+                window=window, softcap=softcap, key_lengths=key_lengths, causal_offset=causal_offset,
+            )  # fmt: skip
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):  # a short call costs less than checks
+            _check(
+                query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+                window, softcap, key_lengths, causal_offset,
+            )  # fmt: skip
+            raise
     options = {
         "attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal, "scale": scale,
         "enable_gqa": enable_gqa, "window": window, "softcap": softcap, "key_lengths": key_lengths,
         "causal_offset": causal_offset,
     }  # fmt: skip
-    if isinstance(query, Tensor) and not runs_triton(query):
-        try:
-            return scaled_dot_product_attention_plain(query, key, value, **options)
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):  # a short call costs less than checks
-            _check(query, key, value, **options)
-            raise
     if isinstance(query, Tensor) and (dtype := autocast_dtype(query)) is not None:
         query, key, value = (t.to(dtype) if isinstance(t, Tensor) else t for t in (query, key, value))
         if isinstance(attn_mask, Tensor) and attn_mask.is_floating_point():
