@@ -6,12 +6,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, OURS, Op, Target
 from primer_fast.functional.scaled_dot_product_attention import (
+    fast_attention_backward,
     scaled_dot_product_attention,
     scaled_dot_product_attention_plain,
 )
-from primer_fast.kernels.attention_backward import attention_delta
-from primer_fast.kernels.attention_onepass import attention_bwd_onepass, supported
-from primer_fast.kernels.scaled_dot_product_attention import Band, Scoring, attention_forward
+from primer_fast.kernels.attention_onepass import supported
 from primer_fast.proof.inputs import allocate
 from primer_fast.reference.case import Case
 from primer_fast.reference.scaled_dot_product_attention import (
@@ -37,28 +36,12 @@ def forced(backend):
     return attend
 
 
-class _OnePass(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, causal):
-        scale = q.shape[-1] ** -0.5
-        band, precision = Band(right=0 if causal else None), torch.get_float32_matmul_precision()
-        out, lse = attention_forward(q, k, v, band, Scoring(scale), precision, True)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.scale, ctx.causal = scale, causal
-        return out
-
-    @staticmethod
-    def backward(ctx, do):
-        q, k, v, out, lse = ctx.saved_tensors
-        delta = attention_delta(do, out)
-        return *attention_bwd_onepass(do, q, k, v, lse, delta, scale=ctx.scale, causal=ctx.causal), None
-
-
-def one_pass(query, key, value, is_causal=False, enable_gqa=False, **options):
-    """Our forward, and the backward whose additions have no fixed order."""
-    if options or not supported(query, key, value):
+def one_pass(query, key, value, **options):
+    """Ours with the backward whose additions have no fixed order."""
+    if options.keys() - {"is_causal", "enable_gqa"} or not supported(query, key, value):
         raise NotImplementedError(f"{ONE_PASS}: serves 16-bit heads to 128, all keys or causal")
-    return _OnePass.apply(query, key, value, is_causal)
+    with fast_attention_backward():
+        return scaled_dot_product_attention(query, key, value, **options)
 
 
 def arrays(case, dtype, device, generator):
