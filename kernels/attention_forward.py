@@ -158,7 +158,7 @@ def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, si
     dropout, whose values need registers of more warps."""
     if itemsize == 4:
         return TileSettings(64, 64, 4, 2) if width <= 64 else TileSettings(64, 32, 4 if width == 128 else 8, 1)
-    wide = {128: (128, 128, 8, 2), 256: (128, 64, 8, 2)} if descriptors else {128: (128, 64, 8, 2), 256: (64, 32, 4, 2)}
+    wide = {128: (128, 128, 8, 2), 256: (128, 64, 8, 2)} if descriptors else {128: (128, 64, 8, 2), 256: (64, 32, 8, 2)}
     return TileSettings(*wide.get(width, (128, 64, 4 if simple else 8, 3 if descriptors else 2)))
 
 
