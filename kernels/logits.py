@@ -22,7 +22,8 @@ recomputing the logits inside two separate kernels for dx and dw would be four, 
 D-wide float32 tiles that no register file holds, in memory. The price is traffic: g written once and read twice, 6 N V
 bytes in bfloat16, and dx read and written in float32 for each chunk of classes, 8 N D bytes. At N = 8192, D = 4096,
 V = 151936: 40.8 TFLOP in all, 42 ms at cuBLAS's rate, and 7.5 + 5.1 GB, 3.8 ms of an H100's bandwidth, not all hidden
-behind the products. Memory beside the gradients: the buffer, and 4 N D bytes for dx.
+behind the products. Memory beside the gradients: the buffer, 4 N D bytes for dx in 16-bit dtypes, and beyond
+_CHUNK_ROWS rows a chunk of dw in float32.
 """
 
 from typing import NamedTuple

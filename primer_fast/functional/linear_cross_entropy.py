@@ -86,13 +86,13 @@ def linear_cross_entropy(
 ) -> Tensor:  # (), or as target for reduction "none"
     """``cross_entropy(linear(input, linear_weight, linear_bias), target)``, and the logits are never in memory.
 
-    float32, float16 and bfloat16 on a GPU run in Triton; beside the gradients, the backward needs at most 128 MiB and a
-    float32 tensor of the input's size, whatever the vocabulary. There, operands whose rows do not start on 16-byte
-    boundaries are copied first. Other devices and dtypes take PyTorch's operators, on 8 MiB of logits at a time, or on
-    all of them where they have at most 16 MiB. Gradients that are themselves differentiated take PyTorch's operators on
-    the whole logits. Sums are in float32, for float64 in float64; two runs are bitwise equal. float32 products follow
-    ``torch.get_float32_matmul_precision()``. Under autocast the products are in its dtype and the loss in float32, as
-    torch's; otherwise the loss has the input's dtype.
+    float32, float16 and bfloat16 on a GPU run in Triton; beside the gradients, the backward needs at most 128 MiB, a
+    float32 tensor of the input's size and, beyond 16,384 rows, a float32 chunk of the weight's gradient. There,
+    operands whose rows do not start on 16-byte boundaries are copied first. Other devices and dtypes take PyTorch's
+    operators, on 8 MiB of logits at a time, or on all of them where they have at most 16 MiB. Gradients that are
+    themselves differentiated take PyTorch's operators on the whole logits. Sums are in float32, for float64 in float64;
+    two runs are bitwise equal. float32 products follow ``torch.get_float32_matmul_precision()``. Under autocast the
+    products are in its dtype and the loss in float32, as torch's; otherwise the loss has the input's dtype.
 
     Args:
         target: a class for each row. On a GPU one that is neither in [0, V) nor ignored makes the loss and its

@@ -69,13 +69,13 @@ def linear_log_prob(
     """``log softmax((input @ linear_weight.T + linear_bias) / temperature)[target]``, and the entropy, both in nats.
 
     The logits are never in memory. float32, float16 and bfloat16 on a GPU run in Triton; beside the gradients, the
-    backward needs at most 128 MiB and a float32 tensor of the input's size, whatever the vocabulary. There, operands
-    whose rows do not start on 16-byte boundaries are copied first. Other devices and dtypes take PyTorch's operators,
-    on 8 MiB of logits at a time, or on all of them where they have at most 16 MiB. Both outputs have gradients, for any
-    upstream gradient of each row. Gradients that are themselves differentiated take PyTorch's operators on the whole
-    logits. Sums are in float32, for float64 in float64, and so are the results; two runs are bitwise equal. float32
-    products follow ``torch.get_float32_matmul_precision()``. Autocast casts the floating-point arguments as for
-    ``linear``.
+    backward needs at most 128 MiB, a float32 tensor of the input's size and, beyond 16,384 rows, a float32 chunk of the
+    weight's gradient. There, operands whose rows do not start on 16-byte boundaries are copied first. Other devices and
+    dtypes take PyTorch's operators, on 8 MiB of logits at a time, or on all of them where they have at most 16 MiB.
+    Both outputs have gradients, for any upstream gradient of each row. Gradients that are themselves differentiated
+    take PyTorch's operators on the whole logits. Sums are in float32, for float64 in float64, and so are the results;
+    two runs are bitwise equal. float32 products follow ``torch.get_float32_matmul_precision()``. Autocast casts the
+    floating-point arguments as for ``linear``.
 
     Args:
         target: a class for each row. Outside [0, V) the row's log-probability is NaN, and so are its gradients.
