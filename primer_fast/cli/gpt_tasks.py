@@ -37,9 +37,7 @@ class TextTask(Task):
         return config.steps
 
     def epoch(self, step, config):
-        return (
-            step * config.batch_size * self.context / len(self.text.train)
-        )  # tokens seen, some of them twice
+        return step * config.batch_size * self.context / len(self.text.train)  # tokens seen, some of them twice
 
     def is_saved(self, step, config):
         return language_model.is_validated(step, config)
