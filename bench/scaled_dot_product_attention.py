@@ -68,8 +68,6 @@ GPU_CASES = (
     *(case for case in CASES if case.production),
     _case("llama_8k", "heads of 128, between the published lengths", 2, 16, 8192, 128, is_causal=True),
     _case("head_64_16k", "heads of 64, long", 1, 32, 16384, 64, is_causal=True),
-    _case("decode_8k", "a token of Llama 3 8B: the bytes of its cache", 8, 32, 1, 128, S=8192, HK=8, gradients=False),
-    _case("decode_32k", "the same, long", 8, 32, 1, 128, S=32768, HK=8, gradients=False),
 )
 CPU_CASES = (
     _case("nanogpt", "nanoGPT's CPU model: 12 x 64 tokens", 12, 4, 64, 32, is_causal=True),

@@ -266,4 +266,9 @@ CASES = (
     _case("softcap_4k", "Gemma 2: softcap and window", 1, 16, 4096, 256, HK=8, is_causal=True, window=2048,
           softcap=50.0, production=True),
     _case("bias_1k", "a bias for each head", 4, 12, 1024, 64, mask=(12, 1024, 1024), production=True),
+    _case("decode_8k", "a token of Llama 3 8B: the bytes of its cache", 8, 32, 1, 128, S=8192, HK=8,
+          gradients=False, production=True),
+    _case("decode_32k", "the same, long", 8, 32, 1, 128, S=32768, HK=8, gradients=False, production=True),
+    _case("decode_lengths", "GPT-2 124M, 64 sequences of different lengths", 64, 12, 1, 64, S=1024, lengths=True,
+          gradients=False, production=True),
 )  # fmt: skip

@@ -20,6 +20,11 @@ pytestmark = pytest.mark.xdist_group("offline")  # one process has what the sess
 ROOT = Path(__file__).parents[2]
 CUDA = ("sm_80", "sm_90", "sm_100")
 SPILLED = 16  # bytes per thread accepted on sm_90: ptxas parks a few addresses around a loop; a tile would be hundreds
+FEW_RESULTS = (  # kernels whose whole result is a number or two a row, column or channel
+    "_depthwise_weight_kernel", "_add_rows_kernel", "_row_means_kernel", "_join_kernel", "_statistics_kernel",
+    "_combine_kernel", "attention_delta_kernel",
+)  # fmt: skip
+FEW_ROWS = ("_share_kernel",)  # a query at a time: its products have fewer rows than wgmma takes
 UNALIGNED = (  # cases that cannot move 16 bytes at a time
     "odd",  # rows do not start on 16-byte boundaries
     "resnet_stem", "mnist_first", "mnist_second",  # channels are too few to fill 16 bytes, or not adjacent
@@ -190,8 +195,18 @@ def compiled(table, *targets, unaligned=True):
 
 
 def products(table, *targets):
-    """Launches that multiply matrices: their kernels step along the reduction in blocks of BLOCK_K."""
-    return [row for row in compiled(table, *targets) if "BLOCK_K" in row["constexprs"]]
+    """Launches that multiply matrices: along a reduction in blocks of BLOCK_K, or queries with keys and weights."""
+    attention = ("attention_forward_kernel", "attention_backward_kv_kernel", "attention_backward_q_kernel")
+    multiplying = (*attention, *FEW_ROWS)
+    rows = compiled(table, *targets)
+    return [row for row in rows if "BLOCK_K" in row["constexprs"] or row["kernel"] in multiplying]
+
+
+def large(row):
+    """Whether a product has the 64 rows that wgmma and tcgen05 take."""
+    if "BLOCK_K" not in row["constexprs"]:
+        return row["kernel"] not in FEW_ROWS
+    return row["constexprs"]["BLOCK_M"] >= 64
 
 
 def test_every_kernel_compiles(table):
@@ -214,14 +229,14 @@ def test_products_use_matrix_units(table):
 
 
 def test_large_16_bit_products_use_wgmma_on_sm_90(table):
-    rows = [r for r in products(table, "sm_90") if r["dtype"] != "float32" and r["constexprs"]["BLOCK_M"] >= 64]
+    rows = [r for r in products(table, "sm_90") if r["dtype"] != "float32" and large(r)]
     without = [row for row in rows if "HGMMA" not in row["resources"]["matrix"]]
     assert rows and not without, names(without)
 
 
 @pytest.mark.parametrize(("target", "opcode"), [("sm_80", "HMMA"), ("sm_100", "UTCHMMA"), ("gfx942", "mfma")])
 def test_large_16_bit_products_use_the_targets_own_unit(table, target, opcode):
-    rows = [r for r in products(table, target) if r["dtype"] != "float32" and r["constexprs"]["BLOCK_M"] >= 64]
+    rows = [r for r in products(table, target) if r["dtype"] != "float32" and large(r)]
     without = [row for row in rows if opcode not in row["resources"]["matrix"]]
     assert rows and not without, names(without)
 
@@ -246,15 +261,27 @@ def test_dw_of_resnet_layers_fills_the_chip(table):
     assert not few
 
 
+def test_attention_and_the_loss_head_multiply_on_wgmma_throughout(table):
+    """Forward and backward: every kernel that multiplies, in every production case."""
+    ops = ("scaled_dot_product_attention", "linear_cross_entropy", "linear_log_prob")
+    rows = [r for r in products(table, "sm_90") if r["op"] in ops and r["dtype"] == "bfloat16" and large(r)]
+    assert {r["kernel"] for r in rows} == {
+        "attention_forward_kernel", "attention_backward_kv_kernel", "attention_backward_q_kernel",
+        "_statistics_kernel", "_gradient_kernel", "_matmul_kernel",
+    }  # fmt: skip
+    without = [r for r in rows if set(r["resources"]["matrix"]) != {"HGMMA"}]
+    assert not without, names(without)
+
+
 def test_memory_is_read_16_bytes_at_a_time(table):
-    rows = compiled(table, unaligned=False)
+    few = ("_combine_kernel",)  # partial results of the few rows of a decoding step, or a few numbers a row
+    rows = [row for row in compiled(table, unaligned=False) if row["kernel"] not in few]
     without = [row for row in rows if not wide_loads(row)]
     assert rows and not without, names(without)
 
 
 def test_sm_90_writes_16_bytes_at_a_time(table):
-    few = "_depthwise_weight_kernel"  # its whole result is a few numbers a channel
-    rows = [row for row in compiled(table, "sm_90", unaligned=False) if row["kernel"] != few]
+    rows = [row for row in compiled(table, "sm_90", unaligned=False) if row["kernel"] not in FEW_RESULTS]
     without = [row for row in rows if not wide_stores(row)]
     assert rows and not without, names(without)
 
