@@ -170,11 +170,12 @@ def pre_norm(blocks, norm: nn.LayerNorm, x: Tensor, visible: dict, cache=None) -
 class Transformer(nn.Module):
     """The network of ``config``: tokens (B, T) -> logits (B, T, V).
 
-    First weights. pre-LN: normal of deviation 0.02, over sqrt(2 layers) for what is added to the residual (Radford et
-    al. 2019). post-LN: Xavier uniform for each matrix (Glorot & Bengio 2010), as Vaswani et al. train it, with a
-    warm-up of the learning rate, which it needs (Xiong et al. 2020, arXiv:2002.04745). The embedding of post-LN or
-    beside sinusoidal positions has deviation width^-1/2 and these are scaled by it: Vaswani's ``sqrt(width) E + P`` but
-    for a common factor, in one pass, and logits of deviation 1.
+    First weights. pre-LN: normal of deviation 0.02 at GPT-2's width of 768 and in proportion to width^-1/2 at others,
+    over sqrt(2 layers) for what is added to the residual (Radford et al. 2019). post-LN: Xavier uniform for each matrix
+    (Glorot & Bengio 2010), as Vaswani et al. train it, with a warm-up of the learning rate, which it needs (Xiong et
+    al. 2020, arXiv:2002.04745). The embedding of post-LN or beside sinusoidal positions has deviation width^-1/2 and
+    these are scaled by it: Vaswani's ``sqrt(width) E + P`` but for a common factor, in one pass, and logits of
+    deviation 1.
 
     Raises:
         ValueError: tokens of another shape, or more than ``config.context`` of them.
@@ -218,7 +219,8 @@ class Transformer(nn.Module):
                 init.normal_(p, std=self._embedding_deviation)
             elif config.norm == "pre":
                 added = name.endswith(("out.weight", "down.weight"))
-                init.normal_(p, std=0.02 / math.sqrt(2 * config.layers) if added else 0.02)
+                deviation = 0.02 * math.sqrt(768 / config.width)
+                init.normal_(p, std=deviation / math.sqrt(2 * config.layers) if added else deviation)
             elif name == "head.weight":
                 init.xavier_uniform_(p)
         if config.norm == "post":

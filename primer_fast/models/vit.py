@@ -24,7 +24,7 @@ class ViTConfig:
     image: tuple[int, int, int] = (1, 28, 28)  # C, H, W of an input
     patch: int = 7  # lines and columns of a patch; divides both sides of the image
     width: int = 64
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
     mlp_width: int | None = None  # None: 4 * width
     classes: int = 10
