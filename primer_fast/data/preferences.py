@@ -144,7 +144,7 @@ def pair_texts(
     with_margin: bool = False,
     seed: int = 0,
 ) -> list[Preference]:
-    """``count`` different pairs, drawn evenly from all whose ratings are at least ``minimum_gap`` apart; fewer if fewer.
+    """``count`` different pairs, evenly drawn from all with ratings ``minimum_gap`` apart or more; all if fewer.
 
     Args:
         with_margin: keep the difference of the ratings as the pair's margin.
@@ -164,7 +164,7 @@ def pair_texts(
     total = int(ends[-1]) if len(ends) else 0
     if total == 0:
         raise ValueError(
-            f"pair_texts: two ratings must be at least {minimum_gap:g} apart; got {len(texts)} texts without such a pair"
+            f"pair_texts: two ratings must be at least {minimum_gap:g} apart; got {len(texts)} texts, none of them so"
         )
     chosen = np.random.default_rng(seed).choice(total, size=min(count, total), replace=False)
     winners = np.searchsorted(ends, chosen, side="right")
