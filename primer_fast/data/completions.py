@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from primer_fast.data.preferences import Preference
+
 
 @dataclass(frozen=True)
 class Completions:
@@ -81,3 +83,38 @@ def stack(first: Completions, second: Completions) -> Completions:
     tokens = [torch.nn.functional.pad(c.tokens, (0, longest - c.tokens.shape[1])) for c in (first, second)]
     lengths = (torch.cat([first.prompt_lengths, second.prompt_lengths]), torch.cat([first.lengths, second.lengths]))
     return Completions(torch.cat(tokens), *lengths)
+
+
+@dataclass(frozen=True)
+class CompletionPairs:
+    """Preference pairs as tokens: row i of ``chosen`` was preferred to row i of ``rejected``."""
+
+    chosen: Completions
+    rejected: Completions
+    margin: Tensor  # (N,) float32, 0 where it is not known
+
+    def __post_init__(self):
+        if not len(self.chosen) == len(self.rejected) == len(self.margin):
+            got = f"{len(self.chosen)}, {len(self.rejected)} and {len(self.margin)}"
+            raise ValueError(f"CompletionPairs: chosen, rejected and margin must be one a pair; got {got}")
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, rows: Tensor | slice) -> "CompletionPairs":
+        return CompletionPairs(self.chosen[rows], self.rejected[rows], self.margin[rows])
+
+    def stacked(self) -> Completions:
+        """(2 N) rows, the chosen ones first: what one forward takes for both."""
+        return stack(self.chosen, self.rejected)
+
+
+def encode_pairs(
+    pairs: Sequence[Preference], encode: Callable[[str], Sequence[int]], *, end: int | None, context: int
+) -> CompletionPairs:
+    """Errors as ``encode_completions``."""
+    chosen, rejected = (
+        encode_completions([(p.prompt, getattr(p, side)) for p in pairs], encode, end=end, context=context)
+        for side in ("chosen", "rejected")
+    )
+    return CompletionPairs(chosen, rejected, torch.tensor([p.margin for p in pairs], dtype=torch.float32))

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from primer_fast import functional as F
 from primer_fast.data.completions import Completions
 
 
@@ -19,14 +18,24 @@ def token_log_probs(
     Only rows of completion tokens meet the vocabulary, and their logits are never in memory. What pads a row changes
     nothing: a causal model sees no token behind the one that it predicts from.
     """
-    index = batch.mask().flatten().nonzero().squeeze(1).to(batch.tokens.device)
-    hidden = model.hidden(batch.tokens[:, :-1])
+    return spread_log_probs(
+        model, model.hidden(batch.tokens[:, :-1]), batch, temperature=temperature, return_entropy=return_entropy
+    )
+
+
+def spread_log_probs(
+    model: torch.nn.Module,
+    hidden: Tensor,  # (N, T - 1, W): model.hidden(batch.tokens[:, :-1])
+    batch: Completions,
+    *,
+    temperature: float = 1.0,
+    return_entropy: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``token_log_probs`` where the hidden states are known already."""
+    index = batch.mask().flatten().nonzero().squeeze(1)
     rows = hidden.flatten(0, 1).index_select(0, index)
     targets = batch.tokens[:, 1:].flatten().index_select(0, index)
-    found = F.linear_log_prob(
-        rows, model.unembedding, targets,
-        linear_bias=model.unembedding_bias, temperature=temperature, return_entropy=return_entropy,
-    )  # fmt: skip
+    found = model.log_prob_of(rows, targets, temperature=temperature, return_entropy=return_entropy)
     spread = [
         x.new_zeros(hidden.shape[0] * hidden.shape[1]).index_put((index,), x).view(hidden.shape[:2])
         for x in (found if return_entropy else (found,))
