@@ -6,7 +6,8 @@
     pre-LN    X = X + O(LayerNorm(X))   X = X + MLP(LayerNorm(X))           logits = LayerNorm(X) E^T
 
 A decoder masks the scores of keys after the query; an encoder sees all.
-Sources: Vaswani et al. 2017 (arXiv:1706.03762): post-LN, sinusoidal positions; Radford et al. 2019: pre-LN, learned ones.
+Sources: Vaswani et al. 2017 (arXiv:1706.03762), post-LN and sinusoidal positions; Radford et al. 2019 (GPT-2), pre-LN
+and learned positions; Devlin et al. 2019 (arXiv:1810.04805, BERT), the encoder.
 Legend: B batch, T tokens, W width, H heads, Hk key heads, d = W / H, V vocabulary.
 """
 
@@ -103,24 +104,16 @@ class Attention(nn.Module):
             query = qkv[:, :, : self.heads]
         else:
             query, key, value = qkv.split((self.heads, self.key_heads, self.key_heads), dim=2)
-        y = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.key_heads != self.heads,
-            **visible,
-        )  # (B, H, T, d); fmt: skip
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # (B, H, T, d)
+        dropout = self.dropout if self.training else 0.0
+        gqa = self.key_heads != self.heads
+        y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, enable_gqa=gqa, **visible)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def scores(self, x: Tensor) -> Tensor:  # (B, T, W) -> (B, H, T, T)
         """``Q K^T / sqrt(d)`` before any mask."""
-        query, key, _ = (
-            self.qkv(x)
-            .unflatten(-1, (-1, self.head_width))
-            .transpose(1, 2)
-            .split((self.heads, self.key_heads, self.key_heads), dim=1)
-        )
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)  # (B, H + 2 Hk, T, d)
+        query, key, _ = qkv.split((self.heads, self.key_heads, self.key_heads), dim=1)
         key = key.repeat_interleave(self.heads // self.key_heads, dim=1)
         return query @ key.transpose(-2, -1) / math.sqrt(self.head_width)
 
