@@ -307,8 +307,16 @@ class Transformer(nn.Module):
         self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool = False, **options
     ) -> Tensor | tuple[Tensor, Tensor]:  # (B, T), (B, T) -> (B, T) float32, with return_entropy twice
         """``log p(targets)`` of each position, already shifted, and the entropy; the logits are never in memory."""
+        return self.log_prob_of(
+            self.hidden(tokens, **options), targets, temperature=temperature, return_entropy=return_entropy
+        )
+
+    def log_prob_of(
+        self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:  # (..., W), (...) -> (...) float32, with return_entropy twice
+        """The same from what ``hidden()`` returned, or some of its rows."""
         return F.linear_log_prob(
-            self._features(self.hidden(tokens, **options)), self._unembedding(), targets, linear_bias=self.head_bias,
+            self._features(hidden), self._unembedding(), targets, linear_bias=self.head_bias,
             temperature=temperature, return_entropy=return_entropy,
         )  # fmt: skip
 
