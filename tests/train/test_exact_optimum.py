@@ -30,9 +30,8 @@ def make_reference():
     torch.manual_seed(0)
     model = Transformer(CONFIG)
     with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.mul_(8)
+        for p in (model.embedding.weight, model.positions):
+            p.mul_(8)
     model.head_bias = torch.nn.Parameter(torch.tensor([0.0] * V + [-50.0]), requires_grad=False)
     return model
 
@@ -81,7 +80,7 @@ def test_dpo(beta, seed):
 def test_ppo(beta, seed):
     reward = rewards(seed)
     config = ppo.PPOConfig(
-        steps=150, batch_size=512, minibatches=2, epochs=2, max_new_tokens=2, temperature=1.0, kl_coefficient=beta,
+        steps=100, batch_size=512, minibatches=2, epochs=2, max_new_tokens=2, temperature=1.0, kl_coefficient=beta,
         lam=1.0, value_clip=10.0, value_weight=0.5, lr=5e-3, schedule="cosine", seed=seed, log_every=1000,
     )  # fmt: skip
     model = make_reference()
@@ -90,4 +89,4 @@ def test_ppo(beta, seed):
     score = lambda batch: reward[batch.tokens[:, 1] * V + batch.tokens[:, 2]]  # noqa: E731
     list(ppo.train(state, [torch.tensor([START])], make_reference(), score, config, end=START))
     after = distance(model, optimum(reward, beta))
-    assert after < 0.05 < 0.5 * before, (before, after)
+    assert after < 0.01 < 0.1 * before, (before, after)
