@@ -8,5 +8,7 @@ from torch.nn import ModuleList as ModuleList
 from torch.nn import Sequential as Sequential
 
 from primer_fast.nn.conv import Conv2d as Conv2d
+from primer_fast.nn.embedding import Embedding as Embedding
 from primer_fast.nn.linear import Linear as Linear
+from primer_fast.nn.norm import LayerNorm as LayerNorm
 from primer_fast.nn.pool import MaxPool2d as MaxPool2d

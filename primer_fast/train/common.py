@@ -1,7 +1,8 @@
-"""What training procedures share: the state they go on from, schedule, data order, and the state as plain tensors."""
+"""What training procedures share: state, schedule, data order, precision, checks, and the state as plain tensors."""
 
 import json
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 FORMAT = "primer_fast checkpoint 1"
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = ("float32", *AUTOCAST)
 
 
 @dataclass
@@ -51,6 +54,66 @@ def learning_rate(step: int, *, peak: float, minimum: float, warmup: int, total:
         return peak
     progress = (step - warmup) / max(1, total - warmup)
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager:
+    """The arithmetic of the model in ``precision``; weights, losses and updates stay float32."""
+    dtype = AUTOCAST.get(precision)
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
+def clip_gradient(model: torch.nn.Module, clip_norm: float | None) -> Tensor:  # -> () norm of the whole gradient
+    """Scale the gradient down to ``clip_norm`` where its norm is larger; the norm returned is that of before."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    return norm
+
+
+def apply_gradient(state: TrainState, clip_norm: float | None) -> Tensor:  # -> () norm of the whole gradient
+    """The optimizer step that ends a training step, from gradients that ``state.scaler`` may have scaled."""
+    state.scaler.unscale_(state.optimizer)
+    norm = clip_gradient(state.model, clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.step += 1
+    return norm
+
+
+def record(state: TrainState, **values: Tensor) -> None:
+    """Append what a step measured to the window, without waiting for the device."""
+    for name, value in values.items():
+        state.window.setdefault(name, []).append(value)
+
+
+def check_finite(state: TrainState, procedure: str) -> None:
+    """Raise FloatingPointError with the step if a loss or gradient since the last row, or a weight, is not finite."""
+    if not state.window.get("loss"):
+        return
+    bad = ~torch.stack(state.window["loss"]).isfinite()
+    what = "loss"
+    if not bad.any() and not state.scaler.is_enabled():
+        bad, what = ~torch.stack(state.window["grad_norm"]).isfinite(), "gradient"
+    if bad.any():
+        step = state.step - len(bad) + int(bad.nonzero()[0]) + 1
+        raise FloatingPointError(
+            f"{procedure}: the {what} is not finite at step {step}; a lower lr or more warm-up helps"
+        )
+    if not torch.stack([p.isfinite().all() for p in state.model.parameters()]).all():
+        raise FloatingPointError(f"{procedure}: a weight is not finite after step {state.step}; a lower lr helps")
+
+
+def mean_norm(norms: list[Tensor]) -> float:
+    """The mean of the gradient norms that are finite: a loss scaler skips steps whose gradient overflows."""
+    norms = torch.stack(norms).double().cpu()
+    norms = norms[norms.isfinite()]
+    return norms.mean().item() if len(norms) else math.inf
 
 
 def generator(seed: int, *stream: int) -> torch.Generator:

@@ -8,7 +8,6 @@ Legend: N samples, B batch, C classes.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,9 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from primer_fast.train.augmentation import Shift
-from primer_fast.train.common import TrainState, epoch_order, learning_rate, make_optimizer
+from primer_fast.train.common import (
+    PRECISIONS,
+    TrainState,
+    apply_gradient,
+    autocast,
+    check_finite,
+    epoch_order,
+    learning_rate,
+    make_optimizer,
+    mean_norm,
+    record,
+    set_learning_rate,
+)
 
-AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 EVALUATION_BATCH = 4096
 
 
@@ -54,8 +64,7 @@ class SupervisedConfig:
         must(self.optimizer in ("adamw", "sgd"), "optimizer must be adamw or sgd", repr(self.optimizer))
         must(self.schedule in ("cosine", "constant"), "schedule must be cosine or constant", repr(self.schedule))
         must(self.augmentation in ("none", "shift"), "augmentation must be none or shift", repr(self.augmentation))
-        precisions = ("float32", *AUTOCAST)
-        must(self.precision in precisions, f"precision must be one of {', '.join(precisions)}", repr(self.precision))
+        must(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}", repr(self.precision))
         must(0 < self.lr < math.inf, "lr must be positive and finite", self.lr)
         must(0 <= self.min_lr <= self.lr, f"min_lr must be from 0 to lr = {self.lr}", self.min_lr)
         must(0 <= self.weight_decay < math.inf, "weight_decay must not be negative", self.weight_decay)
@@ -190,7 +199,7 @@ def train(
                 row["test/loss"], row["test/accuracy"] = evaluate(state.model, *test, config)
             yield row
             began, seen = time.perf_counter(), 0
-    _check_finite(state)
+    check_finite(state, "supervised")
 
 
 def train_step(state: TrainState, x: Tensor, target: Tensor, config: SupervisedConfig, last: int) -> None:
@@ -199,26 +208,20 @@ def train_step(state: TrainState, x: Tensor, target: Tensor, config: SupervisedC
         state.step, peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps,
         total=last, cosine=config.schedule == "cosine",
     )  # fmt: skip
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
+    set_learning_rate(state.optimizer, lr)
     state.optimizer.zero_grad()
     loss = correct = 0
     micro = math.ceil(len(x) / config.accumulate)
     for x_part, target_part in zip(x.split(micro), target.split(micro), strict=True):
-        with autocast(x.device.type, config):
+        with autocast(x.device.type, config.precision):
             logits = state.model(x_part)
         # The sum over the micro-batch divided by the whole batch: a mean of means would overweight a short last one.
         part = loss_of(config)(logits, target_part, reduction="sum") / len(x)
         state.scaler.scale(part).backward()
         loss = loss + part.detach()
         correct = correct + correct_count(logits.detach(), target_part)
-    state.scaler.unscale_(state.optimizer)
-    norm = _clip(state.model, config.clip_norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.step += 1
-    for name, value in (("loss", loss), ("correct", correct), ("grad_norm", norm)):
-        state.window.setdefault(name, []).append(value)
+    norm = apply_gradient(state, config.clip_norm)
+    record(state, loss=loss, correct=correct, grad_norm=norm)
 
 
 @torch.no_grad()
@@ -227,7 +230,7 @@ def predict(model: torch.nn.Module, inputs: Tensor, config: SupervisedConfig) ->
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    with autocast(device.type, config):
+    with autocast(device.type, config.precision):
         logits = [model(scaled(x.to(device))).float() for x in inputs.split(EVALUATION_BATCH)]
     model.train(training)
     return torch.cat(logits)
@@ -247,54 +250,25 @@ def loss_of(config: SupervisedConfig) -> Callable[..., Tensor]:
     return lambda *args, **kwargs: cross_entropy(*args, label_smoothing=config.label_smoothing, **kwargs)
 
 
-def autocast(device: str, config: SupervisedConfig) -> AbstractContextManager:
-    dtype = AUTOCAST.get(config.precision)
-    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
-
-
 def scaled(x: Tensor) -> Tensor:
     """Bytes as fractions of 255; any other tensor as it is."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
-def _clip(model: torch.nn.Module, clip_norm: float | None) -> Tensor:  # -> () norm of the whole gradient
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    return norm
-
-
 def _close_window(state: TrainState, samples: int, config: SupervisedConfig) -> dict[str, float]:
     """The means over the steps since the last row, which this reads from the device; the window starts anew."""
-    _check_finite(state)
+    check_finite(state, "supervised")
     steps = range(state.step - len(state.window["loss"]), state.step)
     batch, epoch = config.batch_size or samples, steps_per_epoch(samples, config)
     sizes = [min(batch, samples - step % epoch * batch) for step in steps]
-    loss, correct, norm = (torch.stack(state.window[key]).double().cpu() for key in ("loss", "correct", "grad_norm"))
-    norm = norm[norm.isfinite()]  # a loss scaler skips steps whose gradient overflows
+    loss, correct = (torch.stack(state.window[key]).double().cpu() for key in ("loss", "correct"))
+    norm = mean_norm(state.window["grad_norm"])
     state.window = {}
     return {
         "step": state.step,
         "epoch": state.step / epoch,
         "train/loss": (loss * torch.tensor(sizes)).sum().item() / sum(sizes),
         "train/accuracy": correct.sum().item() / sum(sizes),
-        "train/grad_norm": norm.mean().item() if len(norm) else math.inf,
+        "train/grad_norm": norm,
         "train/learning_rate": state.optimizer.param_groups[0]["lr"],
     }
-
-
-def _check_finite(state: TrainState) -> None:
-    if not state.window.get("loss"):
-        return
-    bad = ~torch.stack(state.window["loss"]).isfinite()
-    what = "loss"
-    if not bad.any() and not state.scaler.is_enabled():
-        bad, what = ~torch.stack(state.window["grad_norm"]).isfinite(), "gradient"
-    if bad.any():
-        step = state.step - len(bad) + int(bad.nonzero()[0]) + 1
-        raise FloatingPointError(
-            f"supervised: the {what} is not finite at step {step}; a lower lr or more warm-up helps"
-        )
-    if not torch.stack([p.isfinite().all() for p in state.model.parameters()]).all():
-        raise FloatingPointError(f"supervised: a weight is not finite after step {state.step}; a lower lr helps")

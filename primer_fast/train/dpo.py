@@ -1,0 +1,166 @@
+"""Direct preference optimisation: a policy learns from preference pairs alone, held to a frozen reference.
+
+    h = (log pi(y_w | x) - log pi(y_l | x)) - (log pi_ref(y_w | x) - log pi_ref(y_l | x))
+    sigmoid   -log sigmoid(beta h)
+    cdpo      -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)        preferences are wrong with probability e
+    ipo       (h - 1 / (2 beta))^2
+A log-probability of a completion is the sum over its tokens, its end included; for ipo the mean.
+Sources: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; E. Mitchell, "A note on DPO with noisy preferences", 2023; Azar
+et al. 2023, arXiv:2310.12036, eq. 17. Erratum: the primer once prints the loss without its minus sign.
+Legend: B pairs, T tokens; w won (chosen), l lost (rejected).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as torch_F
+from torch import Tensor
+
+from primer_fast.data.completions import CompletionPairs, Completions
+from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
+from primer_fast.train.epochs import check_optimizer_options, run_epochs, scheduled, start_adamw, total_steps
+from primer_fast.train.log_probs import token_log_probs
+
+LOSSES = ("sigmoid", "cdpo", "ipo")
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    loss: Literal["sigmoid", "cdpo", "ipo"] = "sigmoid"
+    beta: float = 0.1  # how hard the policy is held to the reference
+    label_smoothing: float = 0.0  # of cdpo: how often a preference is taken to be wrong
+    lr: float = 1e-6  # peak learning rate of AdamW
+    min_lr: float = 0.0  # learning rate where the cosine ends
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
+    warmup_steps: int = 0  # over which the learning rate rises to its peak
+    batch_size: int = 16  # pairs that an optimizer step sees
+    accumulate: int = 1  # micro-batches that a batch is cut into, to save memory; the gradient is the batch's
+    epochs: int = 1  # passes over the pairs
+    steps: int | None = None  # stop after this many optimizer steps instead
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0  # largest norm of the gradient; None: any
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = 0  # of the order of the pairs
+    log_every: int = 10  # steps between two rows of metrics
+
+    def __post_init__(self):
+        def must(holds: bool, what: str, got) -> None:
+            if not holds:
+                raise ValueError(f"dpo: {what}; got {got}")
+
+        must(self.loss in LOSSES, f"loss must be one of {', '.join(LOSSES)}", repr(self.loss))
+        must(self.beta > 0 and math.isfinite(self.beta), "beta must be positive and finite", self.beta)
+        must(0 <= self.label_smoothing < 0.5, "label_smoothing must be in [0, 0.5)", self.label_smoothing)
+        must(self.label_smoothing == 0 or self.loss == "cdpo", "label_smoothing is cdpo's", self.label_smoothing)
+        check_optimizer_options(self, must)
+
+
+def log_ratio_margin(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> Tensor:
+    """Log-probabilities of completions, (B,) -> h (B,): how much more the policy prefers y_w."""
+    return (chosen - rejected) - (ref_chosen - ref_rejected)
+
+
+def preference_loss(h: Tensor, beta: float, kind: str = "sigmoid", label_smoothing: float = 0.0) -> Tensor:
+    """h (B,) -> loss of each pair (B,).
+
+    Args:
+        beta: how hard the policy is held to the reference.
+        label_smoothing: e of cdpo.
+
+    Raises:
+        ValueError: ``kind`` is not sigmoid, cdpo or ipo.
+    """
+    if kind == "sigmoid":
+        return -torch_F.logsigmoid(beta * h)
+    if kind == "cdpo":
+        wrong = label_smoothing
+        return -(1 - wrong) * torch_F.logsigmoid(beta * h) - wrong * torch_F.logsigmoid(-beta * h)
+    if kind == "ipo":
+        return (h - 1 / (2 * beta)) ** 2
+    raise ValueError(f"dpo: loss must be one of {', '.join(LOSSES)}; got {kind!r}")
+
+
+def start(model: torch.nn.Module, config: DPOConfig) -> TrainState:
+    """The state before the first step of training ``model``, a causal Transformer, on the device that it is on."""
+    return start_adamw(model, config)
+
+
+@torch.no_grad()
+def reference_log_probs(model: torch.nn.Module, pairs: CompletionPairs, config: DPOConfig) -> Tensor:
+    """Log-probabilities (N, 2) of chosen and rejected completions under the reference: computed once, then kept."""
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    parts = []
+    for rows in torch.arange(len(pairs)).split(config.batch_size):
+        batch = pairs[rows].stacked().to(device)
+        with autocast(device.type, config.precision):
+            parts.append(_completion_log_probs(token_log_probs(model, batch), batch, config).view(2, -1).T.cpu())
+    model.train(training)
+    return torch.cat(parts)
+
+
+def train(
+    state: TrainState,
+    pairs: CompletionPairs,
+    reference: Tensor,  # (N, 2): reference_log_probs of the same pairs
+    config: DPOConfig,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,  # asked after each step
+) -> Iterator[dict[str, float]]:
+    """Go on from ``state`` to the last step; yield one dict of metrics per logged step, means since the one before.
+
+    ``rewards/...`` are beta times log pi / pi_ref of the completions, ``rewards/accuracies`` the share of pairs with
+    the larger reward on the chosen one, ``entropy`` that of the policy per completion token in nats. Dropout is off.
+    Which pairs a step sees is a function of (seed, step), so that a state resumed from ``pack`` goes on bit for bit.
+
+    Raises:
+        ValueError: the reference is not one of these pairs.
+        FloatingPointError: the loss, the gradient or a weight is no longer finite; says at which step.
+    """
+    if reference.shape != (len(pairs), 2):
+        raise ValueError(f"dpo: reference must be ({len(pairs)}, 2), a row per pair; got {tuple(reference.shape)}")
+    state.model.eval()
+    yield from run_epochs(
+        state, len(pairs), config, "dpo",
+        lambda rows: train_step(state, pairs[rows], reference[rows], config, total_steps(len(pairs), config)),
+        should_stop,
+    )  # fmt: skip
+
+
+def train_step(state: TrainState, pairs: CompletionPairs, reference: Tensor, config: DPOConfig, last: int) -> None:
+    """One optimizer step on one batch of pairs; what it measured is appended to ``state.window``."""
+    device = next(state.model.parameters()).device
+    set_learning_rate(state.optimizer, scheduled(state.step, config, last))
+    state.optimizer.zero_grad()
+    count, measured = len(pairs), []
+    for rows in torch.arange(count).split(math.ceil(count / config.accumulate)):
+        batch = pairs[rows].stacked().to(device)
+        with autocast(device.type, config.precision):
+            log_probs, entropy = token_log_probs(state.model, batch, return_entropy=True)
+        chosen, rejected = _completion_log_probs(log_probs, batch, config).chunk(2)
+        ref_chosen, ref_rejected = reference[rows].to(device).unbind(1)
+        h = log_ratio_margin(chosen, rejected, ref_chosen, ref_rejected)
+        loss = preference_loss(h, config.beta, config.loss, config.label_smoothing).sum() / count
+        state.scaler.scale(loss).backward()
+        with torch.no_grad():
+            mask = batch.mask()
+            rewards = config.beta * (chosen - ref_chosen), config.beta * (rejected - ref_rejected)
+            measured.append({
+                "loss": loss * count, "rewards/chosen": rewards[0].sum(), "rewards/rejected": rewards[1].sum(),
+                "rewards/margins": (rewards[0] - rewards[1]).sum(), "rewards/accuracies": (h > 0).sum(),
+                "logps/chosen": chosen.sum(), "logps/rejected": rejected.sum(),
+                "entropy": torch.where(mask, entropy, 0.0).sum(), "tokens": mask.sum(),
+            })  # fmt: skip
+    norm = apply_gradient(state, config.clip_norm)
+    total = {key: sum(part[key].detach().float() for part in measured) for key in measured[0]}
+    tokens = total.pop("tokens")
+    record(state, **{key: x / (tokens if key == "entropy" else count) for key, x in total.items()}, grad_norm=norm)
+
+
+def _completion_log_probs(log_probs: Tensor, batch: Completions, config: DPOConfig) -> Tensor:  # (N, T - 1) -> (N,)
+    total = log_probs.sum(dim=1)
+    return total / batch.mask().sum(dim=1) if config.loss == "ipo" else total

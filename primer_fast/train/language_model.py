@@ -1,0 +1,188 @@
+"""Language modelling: every position of a window of text predicts the token after it.
+
+    loss = -1/n sum_t log p(token_{t+1} | token_1 .. token_t)          in nats, over the n tokens of a batch
+Sources: Vaswani et al. 2017, arXiv:1706.03762; the settings are those that nanoGPT trains small models with on a CPU.
+Legend: B windows of a batch, T context.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from primer_fast.data.text import TokenizedText, consecutive_windows, windows
+from primer_fast.train.common import (
+    PRECISIONS,
+    TrainState,
+    apply_gradient,
+    autocast,
+    check_finite,
+    generator,
+    learning_rate,
+    make_optimizer,
+    mean_norm,
+    record,
+    set_learning_rate,
+)
+
+
+class LanguageModel(Protocol):
+    """What is trained here: a module whose ``config.context`` is the longest window that it takes."""
+
+    def loss(self, tokens: Tensor, targets: Tensor, *, reduction: str) -> Tensor: ...  # (B, T), (B, T) -> ()
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    lr: float = 1e-3  # peak learning rate of AdamW
+    min_lr: float = 1e-4  # learning rate where the cosine ends
+    warmup_steps: int = 100  # over which the learning rate rises to its peak
+    steps: int = 2000  # optimizer steps
+    batch_size: int = 12  # windows of the context's length that an optimizer step sees
+    accumulate: int = 1  # micro-batches that a batch is cut into, to save memory; the gradient is the batch's
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.1  # of weights; biases and the scales of layer norm do not decay
+    clip_norm: float | None = 1.0  # largest norm of the gradient; None: any
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the model's arithmetic; weights stay float32
+    seed: int = 0  # of the first weights, the windows and dropout
+    log_every: int = 50  # steps between two rows of metrics
+    eval_every: int = 250  # steps between two validations; the last step is always one
+    eval_batches: int | None = 20  # batches of a validation, spread evenly over the held-out text; None: all of it
+
+    def __post_init__(self):
+        def must(holds: bool, what: str, got) -> None:
+            if not holds:
+                raise ValueError(f"language_model: {what}; got {got}")
+
+        must(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}", repr(self.precision))
+        must(0 < self.lr < math.inf, "lr must be positive and finite", self.lr)
+        must(0 <= self.min_lr <= self.lr, f"min_lr must be from 0 to lr = {self.lr}", self.min_lr)
+        must(0 <= self.weight_decay < math.inf, "weight_decay must not be negative", self.weight_decay)
+        must(all(0 <= b < 1 for b in self.betas), "betas must be in [0, 1)", self.betas)
+        must(self.clip_norm is None or self.clip_norm > 0, "clip_norm must be positive or None", self.clip_norm)
+        must(self.warmup_steps >= 0, "warmup_steps must not be negative", self.warmup_steps)
+        must(self.seed >= 0, "seed must not be negative", self.seed)
+        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches"):
+            value = getattr(self, name)
+            optional = value is None and name == "eval_batches"
+            must(optional or (type(value) is int and value >= 1), f"{name} must be a positive integer", value)
+
+
+def start(model: torch.nn.Module, config: LanguageModelConfig) -> TrainState:
+    """The state before the first step of training ``model`` on the device that it is on."""
+    optimizer = make_optimizer(
+        model, "adamw", lr=config.lr, weight_decay=config.weight_decay, betas=config.betas, momentum=0.0
+    )
+    device = next(model.parameters()).device.type
+    return TrainState(model, optimizer, torch.amp.GradScaler(device, enabled=config.precision == "float16"))
+
+
+def is_logged(step: int, config: LanguageModelConfig) -> bool:
+    """Whether a row of metrics follows optimizer step number ``step`` (1, 2, ...)."""
+    return step % config.log_every == 0 or is_validated(step, config)
+
+
+def is_validated(step: int, config: LanguageModelConfig) -> bool:
+    return step % config.eval_every == 0 or step == config.steps
+
+
+def batch(tokens: Tensor, context: int, config: LanguageModelConfig, step: int) -> Tensor:  # -> (B, T + 1) int64
+    """The windows that step 0, 1, ... sees: drawn anywhere in ``tokens``, a function of (seed, step) alone."""
+    starts = torch.randint(0, len(tokens) - context, (config.batch_size,), generator=generator(config.seed, 2, step))
+    return windows(tokens, starts, context + 1)
+
+
+def train(
+    state: TrainState,
+    text: TokenizedText,
+    config: LanguageModelConfig,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,  # asked after each step
+) -> Iterator[dict[str, float]]:
+    """Go on from ``state`` to the last step; yield one dict of metrics per logged step.
+
+    ``train/loss`` (nats per token) and ``train/grad_norm`` (before clipping) are means over the steps since the row
+    before, ``train/seconds`` the time that those took; ``validation/loss`` is measured every ``eval_every`` steps.
+    Which windows a step sees is a function of (seed, step), so that a state resumed from ``pack`` goes on bit for bit.
+
+    Raises:
+        ValueError: a text shorter than a window.
+        FloatingPointError: the loss, the gradient or a weight is no longer finite; says at which step.
+    """
+    context = state.model.config.context
+    shortest = min(len(text.train), len(text.validation))
+    if shortest < context + 1:
+        raise ValueError(f"language_model: both parts of the text must have more than {context} tokens; got {shortest}")
+    device = next(state.model.parameters()).device
+    began, seen = time.perf_counter(), 0
+    while state.step < config.steps and not should_stop():
+        train_step(state, batch(text.train, context, config, state.step).to(device), config)
+        seen += config.batch_size * context
+        if is_logged(state.step, config):
+            row = _close_window(state, context, config)
+            seconds = time.perf_counter() - began
+            row |= {"train/seconds": seconds, "train/tokens_per_second": seen / seconds}
+            if is_validated(state.step, config):
+                row["validation/loss"] = evaluate(state.model, text.validation, config, config.eval_batches)
+            yield row
+            began, seen = time.perf_counter(), 0
+    check_finite(state, "language_model")
+
+
+def train_step(state: TrainState, windows: Tensor, config: LanguageModelConfig) -> None:  # (B, T + 1) int64
+    """One optimizer step on one batch; its loss and gradient norm are appended to ``state.window``."""
+    lr = learning_rate(
+        state.step, peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps, total=config.steps, cosine=True
+    )
+    set_learning_rate(state.optimizer, lr)
+    state.optimizer.zero_grad()
+    count = windows[:, 1:].numel()
+    loss = 0
+    for part in windows.split(math.ceil(len(windows) / config.accumulate)):
+        # The sum over the micro-batch divided by the tokens of the whole batch: a mean of means would overweight a
+        # short last one.
+        part_loss = loss_sum(state.model, part, config) / count
+        state.scaler.scale(part_loss).backward()
+        loss = loss + part_loss.detach()
+    norm = apply_gradient(state, config.clip_norm)
+    record(state, loss=loss, grad_norm=norm)
+
+
+def loss_sum(model: LanguageModel, windows: Tensor, config: LanguageModelConfig) -> Tensor:  # (B, T + 1) -> () float32
+    """-sum log p(token | the window's tokens before it), over all tokens but each window's first."""
+    with autocast(windows.device.type, config.precision):
+        loss = model.loss(windows[:, :-1], windows[:, 1:], reduction="sum")
+    return loss.float()
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, tokens: Tensor, config: LanguageModelConfig, batches: int | None = None) -> float:
+    """Mean loss in nats per token of ``tokens`` (N,), in consecutive windows or ``batches`` of them."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    most = None if batches is None else batches * config.batch_size
+    for part in consecutive_windows(tokens, model.config.context + 1, config.batch_size, most):
+        total += loss_sum(model, part.to(device), config).double().cpu()
+        count += part[:, 1:].numel()
+    model.train(training)
+    return total.item() / count
+
+
+def _close_window(state: TrainState, context: int, config: LanguageModelConfig) -> dict[str, float]:
+    """The means over the steps since the last row, which this reads from the device; the window starts anew."""
+    check_finite(state, "language_model")
+    row = {
+        "step": state.step,
+        "tokens": state.step * config.batch_size * context,
+        "train/loss": torch.stack(state.window["loss"]).double().mean().item(),
+        "train/grad_norm": mean_norm(state.window["grad_norm"]),
+        "train/learning_rate": state.optimizer.param_groups[0]["lr"],
+    }
+    state.window = {}
+    return row

@@ -1,0 +1,359 @@
+"""Proximal policy optimisation of a language model against a reward, held to a frozen reference by a KL penalty.
+
+    r_t = -beta kl_t, and the score of the whole completion is added at its last token
+    A_t = sum_l (gamma lambda)^l delta_{t+l},   delta_t = r_t + gamma V_{t+1} - V_t,   R_t = A_t + V_t
+    rho_t = pi(a_t | s_t) / pi_old(a_t | s_t)
+    policy loss = mean max(-A rho, -A clip(rho, 1 - eps, 1 + eps))          A whitened
+    value loss  = 0.5 mean max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2)
+Sources: Schulman et al. 2017, arXiv:1707.06347; GAE, 2015, arXiv:1506.02438; the KL penalty and its controller, Ziegler
+et al. 2019, arXiv:1909.08593; estimators k1 to k3, J. Schulman, "Approximating KL divergence", 2020.
+Legend: N completions, T tokens; a mask (N, T) is true at completion tokens, and only those count anywhere.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from primer_fast.data.completions import Completions
+from primer_fast.models.actor_critic import ActorCritic
+from primer_fast.models.generation import generate
+from primer_fast.models.transformer import Transformer
+from primer_fast.train.common import TrainState, autocast, clip_gradient, generator, set_learning_rate
+from primer_fast.train.epochs import check_optimizer_options, scheduled, start_adamw
+from primer_fast.train.log_probs import spread_log_probs, token_log_probs
+from primer_fast.train.scoring import Reward, checked_scores
+
+KL_ESTIMATORS = ("k1", "k2", "k3")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    steps: int = 100  # rollouts, each followed by ``epochs`` passes over it
+    batch_size: int = 64  # completions of a rollout
+    minibatches: int = 4  # optimizer steps of a pass
+    epochs: int = 4  # passes over a rollout
+    accumulate: int = 1  # micro-batches that a minibatch is cut into, to save memory; the gradient is the minibatch's
+    max_new_tokens: int = 53  # longest completion
+    temperature: float = 0.7  # of the policy and the reference, in rollouts and in training alike
+    gamma: float = 1.0  # discount
+    lam: float = 0.95  # lambda of the advantage estimation
+    clip: float = 0.2  # how far the ratio of a token may move before its gradient stops
+    value_clip: float = 0.2  # the same of a value
+    value_weight: float = 0.1  # of the value loss beside the policy loss
+    kl: Literal["k1", "k2", "k3"] = "k1"  # estimator in the penalty
+    kl_coefficient: float = 0.05  # beta; where kl_target is given, where it starts
+    kl_target: float | None = None  # KL per completion that a controller moves beta towards; None: beta is fixed
+    kl_horizon: int = 10000  # completions over which the controller acts
+    stop_kl: float | None = None  # end a rollout's passes where the policy moved this far from it (approxkl)
+    missing_end_penalty: float = 0.0  # taken from the score of completions that do not end
+    whiten_rewards: bool = False  # divide the rewards by their deviation
+    lr: float = 3e-6  # peak learning rate of AdamW
+    min_lr: float = 0.0  # learning rate where the cosine ends
+    schedule: Literal["cosine", "constant"] = "constant"  # of the learning rate, after the warm-up
+    warmup_steps: int = 0  # rollouts over which the learning rate rises to its peak
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0  # largest norm of the gradient; None: any
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0  # of prompts, samples and minibatches
+    log_every: int = 1  # rollouts between two rows of metrics
+
+    def __post_init__(self):
+        def must(holds: bool, what: str, got) -> None:
+            if not holds:
+                raise ValueError(f"ppo: {what}; got {got}")
+
+        check_optimizer_options(self, must)
+        must(self.precision != "float16", "precision must be float32 or bfloat16", repr(self.precision))
+        must(self.kl in KL_ESTIMATORS, f"kl must be one of {', '.join(KL_ESTIMATORS)}", repr(self.kl))
+        must(0 < self.temperature < math.inf, "temperature must be positive", self.temperature)
+        for name in ("gamma", "lam"):
+            must(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1]", getattr(self, name))
+        must(0 < self.clip < 1, "clip must be between 0 and 1", self.clip)
+        must(self.value_clip > 0, "value_clip must be positive", self.value_clip)
+        for name in ("value_weight", "kl_coefficient", "missing_end_penalty"):
+            must(0 <= getattr(self, name) < math.inf, f"{name} must not be negative", getattr(self, name))
+        for name in ("kl_target", "stop_kl"):
+            value = getattr(self, name)
+            must(value is None or value > 0, f"{name} must be positive or None", value)
+        for name in ("minibatches", "max_new_tokens", "kl_horizon"):
+            value = getattr(self, name)
+            must(type(value) is int and value >= 1, f"{name} must be a positive integer", value)
+        must(self.minibatches <= self.batch_size, "minibatches must not exceed batch_size", self.minibatches)
+
+
+def kl_estimate(log_prob: Tensor, reference: Tensor, kind: str = "k1") -> Tensor:  # (N, T), (N, T) -> (N, T)
+    """KL(pi || pi_ref) from samples of pi, per token: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d; d = log pi / pi_ref.
+
+    k1 and k3 are unbiased; k2 and k3 are never negative.
+
+    Raises:
+        ValueError: ``kind`` is none of these.
+    """
+    d = log_prob - reference
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return d * d / 2
+    if kind == "k3":
+        return torch.expm1(-d) + d
+    raise ValueError(f"ppo: kl must be one of {', '.join(KL_ESTIMATORS)}; got {kind!r}")
+
+
+def shaped_rewards(kl: Tensor, score: Tensor, mask: Tensor, coefficient: float) -> Tensor:
+    """kl, mask (N, T), score (N,) -> (N, T): -coefficient * kl, and the score on each row's last completion token."""
+    rewards = torch.where(mask, -coefficient * kl, 0.0)
+    last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1, keepdim=True)
+    return rewards.scatter_add(1, last, score[:, None].to(rewards.dtype))
+
+
+def advantages_and_returns(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:  # (N, T), (N, T), (N, T) -> (N, T), (N, T)
+    """Generalised advantage estimation over each row's completion tokens, which are adjacent; 0 elsewhere.
+
+    Behind the last token the value is 0: the completion has ended.
+    """
+    advantages = torch.zeros_like(rewards)
+    ahead = torch.zeros_like(rewards[:, 0])  # A_{t+1}
+    next_value = torch.zeros_like(ahead)
+    for t in reversed(range(rewards.shape[1])):
+        here = mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        ahead = torch.where(here, delta + gamma * lam * ahead, 0.0)
+        next_value = torch.where(here, values[:, t], 0.0)
+        advantages[:, t] = ahead
+    return advantages, torch.where(mask, advantages + values, 0.0)
+
+
+def masked_mean(x: Tensor, mask: Tensor, count: Tensor | None = None) -> Tensor:  # (N, T), (N, T), () -> ()
+    """Mean over the completion tokens of all rows together. count: their number, where these are part of a batch."""
+    return torch.where(mask, x, 0.0).sum() / (mask.sum() if count is None else count)
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:  # (N, T), (N, T) -> (N, T)
+    """Mean 0 and (biased) variance 1 over the completion tokens; 0 elsewhere."""
+    centred = torch.where(mask, x - masked_mean(x, mask), 0.0)
+    return centred * torch.rsqrt(masked_mean(centred * centred, mask) + 1e-8)
+
+
+def policy_loss(
+    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, mask: Tensor, clip: float, count: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:  # each (N, T) -> (), measurements ()
+    """The clipped surrogate; also approxkl = 0.5 mean (log rho)^2, clipfrac, the mean ratio. count: masked_mean's."""
+    log_ratio = torch.where(mask, log_prob - old_log_prob, 0.0)
+    ratio = log_ratio.exp()
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = masked_mean(torch.maximum(unclipped, clipped), mask, count)
+    with torch.no_grad():
+        measured = {
+            "approxkl": 0.5 * masked_mean(log_ratio * log_ratio, mask, count),
+            "clipfrac": masked_mean((clipped > unclipped).to(loss.dtype), mask, count),
+            "ratio": masked_mean(ratio, mask, count),
+        }
+    return loss, measured
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float, count: Tensor | None = None
+) -> tuple[Tensor, Tensor]:  # each (N, T) -> (), () share of tokens where the clipped error is the larger
+    """Half the squared error, not below that of the value clipped to within ``clip`` of the old one."""
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    unclipped, clipped = (values - returns) ** 2, (near - returns) ** 2
+    loss = 0.5 * masked_mean(torch.maximum(unclipped, clipped), mask, count)
+    return loss, masked_mean((clipped > unclipped).to(loss.dtype), mask, count).detach()
+
+
+def adapted_coefficient(coefficient: float, kl: float, target: float, samples: int, horizon: int) -> float:
+    """The KL coefficient after ``samples`` episodes of mean ``kl``: it rises where kl exceeds its target.
+
+    coefficient (1 + clip(kl / target - 1, -0.2, 0.2) samples / horizon)
+    """
+    error = min(0.2, max(-0.2, kl / target - 1))
+    return coefficient * (1 + error * samples / horizon)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Completions of the policy and what was true of them when it wrote them; (N, T - 1) as Completions.mask."""
+
+    batch: Completions
+    mask: Tensor
+    log_prob: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def __getitem__(self, rows: Tensor) -> "Rollout":
+        batch = self.batch[rows]
+        width = batch.tokens.shape[1] - 1
+        rest = (self.mask, self.log_prob, self.values, self.advantages, self.returns)
+        return Rollout(batch, *(x[rows, :width] for x in rest))
+
+
+def start(model: ActorCritic, config: PPOConfig) -> TrainState:
+    """The state before the first rollout of ``model`` on the device that it is on."""
+    model.kl_coefficient.fill_(config.kl_coefficient)
+    return start_adamw(model, config)
+
+
+def train(
+    state: TrainState,  # of an ActorCritic
+    prompts: Sequence[Tensor],  # (P,) int64 each, on the CPU
+    reference: Transformer,  # frozen; what the KL penalty is against
+    reward: Reward,
+    config: PPOConfig,
+    *,
+    end: int,  # the token that ends a completion
+    should_stop: Callable[[], bool] = lambda: False,  # asked after each rollout
+) -> Iterator[dict[str, float]]:
+    """Go on from ``state`` to the last rollout; yield one dict of metrics every ``log_every`` of them.
+
+    ``objective/...`` are means over the completions of a rollout, sums over their tokens: ``kl`` to the reference,
+    ``scores``, and ``rlhf_reward``, the score less the penalty. What a rollout sees and draws is a function of
+    (seed, rollout), so that a state resumed from ``pack`` goes on bit for bit. Dropout is off.
+
+    Raises:
+        ValueError: no prompts, or one that leaves no room for ``max_new_tokens`` in the context.
+        RewardError: see there; the state is that of before the rollout.
+        FloatingPointError: the loss, the gradient or a weight is no longer finite; says at which rollout.
+    """
+    context = state.model.policy.config.context
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    if not longest or longest + config.max_new_tokens > context:
+        raise ValueError(
+            f"ppo: there must be prompts, and with {config.max_new_tokens} new tokens each must fit the context of "
+            f"{context}; got {len(prompts)} prompts of up to {longest} tokens"
+        )
+    state.model.eval()
+    reference.eval()
+    began = time.perf_counter()
+    while state.step < config.steps and not should_stop():
+        set_learning_rate(state.optimizer, scheduled(state.step, config, config.steps))
+        rollout, row = roll_out(state, prompts, reference, reward, config, end)
+        row |= update(state, rollout, config)
+        if config.kl_target is not None:
+            coefficient = state.model.kl_coefficient
+            coefficient.fill_(
+                adapted_coefficient(
+                    coefficient.item(), row["objective/kl"], config.kl_target, config.batch_size, config.kl_horizon
+                )
+            )
+        if state.step % config.log_every == 0 or state.step == config.steps:
+            yield (
+                {"step": state.step, "episode": state.step * config.batch_size}
+                | row
+                | {
+                    "kl_coefficient": state.model.kl_coefficient.item(),
+                    "learning_rate": state.optimizer.param_groups[0]["lr"],
+                    "train/seconds": time.perf_counter() - began,
+                }
+            )
+            began = time.perf_counter()
+
+
+@torch.no_grad()
+def roll_out(
+    state: TrainState, prompts: Sequence[Tensor], reference: Transformer, reward: Reward, config: PPOConfig, end: int
+) -> tuple[Rollout, dict[str, float]]:
+    """Let the policy complete a batch of prompts; score, penalise, estimate advantages. -> rollout, ``objective/``"""
+    device = state.model.kl_coefficient.device
+    draw = generator(config.seed, 3, state.step)
+    chosen = torch.randint(0, len(prompts), (config.batch_size,), generator=draw).tolist()
+    written = generate(
+        state.model.policy, [prompts[i] for i in chosen], max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature, stop_tokens=[end], seed=int(torch.randint(0, 2**62, (), generator=draw)),
+    )  # fmt: skip
+    batch = Completions(written.tokens.clone(), written.prompt_lengths.clone(), written.lengths.clone())
+    score = checked_scores(reward, batch, state.step + 1).to(device)
+    ended = batch.tokens.gather(1, batch.lengths[:, None] - 1)[:, 0] == end
+    score = torch.where(ended, score, score - config.missing_end_penalty)
+
+    mask = batch.mask()
+    with autocast(device.type, config.precision):
+        hidden, values = state.model(batch.tokens[:, :-1])
+        log_prob = spread_log_probs(state.model.policy, hidden, batch, temperature=config.temperature)
+        ref_log_prob = token_log_probs(reference, batch, temperature=config.temperature)
+    kl = kl_estimate(log_prob, ref_log_prob, config.kl)
+    coefficient = state.model.kl_coefficient.item()
+    rewards = shaped_rewards(kl, score, mask, coefficient)
+    if config.whiten_rewards:
+        deviation = masked_mean((rewards - masked_mean(rewards, mask)) ** 2, mask).sqrt()
+        rewards = rewards / (deviation + 1e-8)
+    advantages, returns = advantages_and_returns(rewards, values, mask, config.gamma, config.lam)
+    summed = torch.where(mask, kl, 0.0).sum(dim=1)
+    row = {
+        "objective/kl": torch.where(mask, log_prob - ref_log_prob, 0.0).sum(dim=1).mean().item(),
+        "objective/entropy": torch.where(mask, -log_prob, 0.0).sum(dim=1).mean().item(),
+        "objective/non_score_reward": (-coefficient * summed).mean().item(),
+        "objective/rlhf_reward": (score - coefficient * summed).mean().item(),
+        "objective/scores": score.mean().item(),
+        "val/num_eos_tokens": ended.sum().item(),
+    }
+    return Rollout(batch, mask, log_prob, values, whiten(advantages, mask), returns), row
+
+
+def update(state: TrainState, rollout: Rollout, config: PPOConfig) -> dict[str, float]:
+    """``epochs`` passes over a rollout in minibatches. -> ``policy/``, ``loss/``, ``val/``: means over these."""
+    rows_of = np.array_split(np.arange(config.batch_size), config.minibatches)
+    measured: list[dict[str, Tensor]] = []
+    for epoch in range(config.epochs):
+        order = torch.randperm(config.batch_size, generator=generator(config.seed, 4, state.step, epoch))
+        for rows in rows_of:
+            measured.append(_minibatch_step(state, rollout, order[torch.from_numpy(rows)], config))
+        if config.stop_kl is not None and measured[-1]["approxkl"] > config.stop_kl:
+            break
+    state.step += 1  # a step is a rollout, however many optimizer steps it was worth
+    state.window = {key: [m[key] for m in measured] for key in ("loss", "grad_norm")}
+    _check_finite(state)
+    stacked = {key: torch.stack([m[key] for m in measured]).double() for key in measured[0]}
+    mean = {key: x.mean().item() for key, x in stacked.items()}
+    return {
+        "policy/approxkl_avg": mean["approxkl"], "policy/clipfrac_avg": mean["clipfrac"],
+        "policy/entropy_avg": mean["entropy"], "loss/policy_avg": mean["policy_loss"],
+        "loss/value_avg": mean["value_loss"], "val/clipfrac_avg": mean["value_clipfrac"],
+        "val/ratio": mean["ratio"], "val/ratio_var": stacked["ratio"].var(correction=0).item(),
+        "loss": mean["loss"], "grad_norm": mean["grad_norm"], "updates": len(measured),
+    }  # fmt: skip
+
+
+def _minibatch_step(state: TrainState, rollout: Rollout, rows: Tensor, config: PPOConfig) -> dict[str, Tensor]:
+    """One optimizer step on some completions of a rollout; -> what it measured, () each."""
+    count = rollout.mask[rows].sum()
+    state.optimizer.zero_grad()
+    measured: dict[str, Tensor] = {}
+    for part_rows in rows.split(math.ceil(len(rows) / config.accumulate)):
+        part = rollout[part_rows]
+        with autocast(count.device.type, config.precision):
+            hidden, values = state.model(part.batch.tokens[:, :-1])
+            log_prob, entropy = spread_log_probs(
+                state.model.policy, hidden, part.batch, temperature=config.temperature, return_entropy=True
+            )
+        surrogate, found = policy_loss(log_prob, part.log_prob, part.advantages, part.mask, config.clip, count)
+        error, value_clipfrac = value_loss(values, part.values, part.returns, part.mask, config.value_clip, count)
+        loss = surrogate + config.value_weight * error
+        loss.backward()
+        found |= {
+            "loss": loss, "policy_loss": surrogate, "value_loss": error, "value_clipfrac": value_clipfrac,
+            "entropy": masked_mean(entropy, part.mask, count),
+        }  # fmt: skip
+        measured = {key: measured.get(key, 0) + x.detach() for key, x in found.items()}
+    measured["grad_norm"] = clip_gradient(state.model, config.clip_norm)
+    state.optimizer.step()
+    return measured
+
+
+def _check_finite(state: TrainState) -> None:
+    """Raise FloatingPointError if anything of the last rollout's updates is not finite."""
+    for what, values in state.window.items():
+        if not torch.stack(values).isfinite().all():
+            raise FloatingPointError(f"ppo: the {what} is not finite at rollout {state.step}; a lower lr helps")
+    state.window = {}
+    if not torch.stack([p.isfinite().all() for p in state.model.parameters()]).all():
+        raise FloatingPointError(f"ppo: a weight is not finite after rollout {state.step}; a lower lr helps")

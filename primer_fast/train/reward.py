@@ -1,0 +1,162 @@
+"""Reward modelling: a score for completions, learned from which of two people preferred.
+
+    loss = -log sigmoid(r_w - r_l - margin) + c (r_w + r_l)^2
+The second term centres the rewards at 0; the first sees only differences.
+Sources: Bradley & Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1; the margin, Touvron et al. 2023,
+arXiv:2307.09288, eq. 2; centring, Eisenstein et al. 2023, arXiv:2312.09244.
+Legend: B pairs; w won (chosen), l lost (rejected).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as torch_F
+from torch import Tensor
+
+from primer_fast.data.completions import CompletionPairs, Completions
+from primer_fast.models.reward import RewardModel
+from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
+from primer_fast.train.epochs import check_optimizer_options, run_epochs, scheduled, start_adamw, total_steps
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    margins: bool = False  # hold the rewards of a pair apart by its margin, where that is known
+    centring: float = 0.0  # weight of (r_w + r_l)^2
+    lr: float = 1e-4  # peak learning rate of AdamW
+    min_lr: float = 0.0  # learning rate where the cosine ends
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
+    warmup_steps: int = 20  # over which the learning rate rises to its peak
+    batch_size: int = 64  # pairs that an optimizer step sees
+    accumulate: int = 1  # micro-batches that a batch is cut into, to save memory; the gradient is the batch's
+    epochs: int = 1  # passes over the pairs
+    steps: int | None = None  # stop after this many optimizer steps instead
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip_norm: float | None = 1.0  # largest norm of the gradient; None: any
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = 0  # of the order of the pairs
+    log_every: int = 10  # steps between two rows of metrics
+
+    def __post_init__(self):
+        def must(holds: bool, what: str, got) -> None:
+            if not holds:
+                raise ValueError(f"reward: {what}; got {got}")
+
+        must(0 <= self.centring < math.inf, "centring must not be negative", self.centring)
+        check_optimizer_options(self, must)
+
+
+def pair_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, centring: float = 0.0) -> Tensor:
+    """Rewards of both, (B,) and (B,) -> loss of each pair (B,)."""
+    loss = -torch_F.logsigmoid(chosen - rejected - margin)
+    return loss if centring == 0 else loss + centring * (chosen + rejected) ** 2
+
+
+def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Confidence interval of a share, 95 % unless z says otherwise (E.B. Wilson 1927).
+
+    Unlike share +- z s it stays within 0 to 1 and holds for few samples.
+    """
+    if total < 1 or not 0 <= right <= total:
+        raise ValueError(f"wilson_interval: must have 0 <= right <= total, total positive; got {right} of {total}")
+    share = right / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def start(model: RewardModel, config: RewardConfig) -> TrainState:
+    """The state before the first step of training ``model`` on the device that it is on."""
+    return start_adamw(model, config)
+
+
+def train(
+    state: TrainState,
+    pairs: CompletionPairs,
+    config: RewardConfig,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,  # asked after each step
+) -> Iterator[dict[str, float]]:
+    """Go on from ``state`` to the last step; yield one dict of metrics per logged step, means since the one before.
+
+    ``accuracy`` is the share of pairs whose chosen completion got the larger reward, ``margin`` the mean difference,
+    ``min_reward``, ``mean_reward`` and ``max_reward`` are over both completions. Which pairs a step sees is a function
+    of (seed, step), so that a state resumed from ``pack`` goes on bit for bit.
+
+    Raises:
+        FloatingPointError: the loss, the gradient or a weight is no longer finite; says at which step.
+    """
+    last = total_steps(len(pairs), config)
+    state.model.train()
+    yield from run_epochs(
+        state, len(pairs), config, "reward", lambda rows: train_step(state, pairs[rows], config, last), should_stop
+    )
+    state.model.eval()
+
+
+def train_step(state: TrainState, pairs: CompletionPairs, config: RewardConfig, last: int) -> None:
+    """One optimizer step on one batch of pairs; what it measured is appended to ``state.window``."""
+    device = next(state.model.parameters()).device
+    set_learning_rate(state.optimizer, scheduled(state.step, config, last))
+    state.optimizer.zero_grad()
+    loss, both = 0, []
+    for part in torch.arange(len(pairs)).split(math.ceil(len(pairs) / config.accumulate)):
+        batch = pairs[part]
+        with autocast(device.type, config.precision):
+            chosen, rejected = rewards_of(state.model, batch.stacked().to(device)).chunk(2)
+        margin = batch.margin.to(device) if config.margins else 0.0
+        part_loss = pair_loss(chosen, rejected, margin, config.centring).sum() / len(pairs)
+        state.scaler.scale(part_loss).backward()
+        loss = loss + part_loss.detach()
+        both.append(torch.stack([chosen, rejected]).detach())
+    chosen, rejected = rewards = torch.cat(both, dim=1)
+    record(
+        state, loss=loss, accuracy=(chosen > rejected).float().mean(), margin=(chosen - rejected).mean(),
+        min_reward=rewards.min(), mean_reward=rewards.mean(), max_reward=rewards.max(),
+        grad_norm=apply_gradient(state, config.clip_norm),
+    )  # fmt: skip
+
+
+def rewards_of(model: RewardModel, batch: Completions) -> Tensor:  # -> (N,)
+    return model(batch.tokens, batch.lengths)
+
+
+@torch.no_grad()
+def score(model: RewardModel, completions: Completions, batch_size: int = 256) -> Tensor:  # -> (N,) float32, on the CPU
+    """The rewards of any number of completions, in batches."""
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    parts = torch.arange(len(completions)).split(batch_size)
+    rewards = torch.cat([rewards_of(model, completions[rows].to(device)).cpu() for rows in parts])
+    model.train(training)
+    return rewards
+
+
+@dataclass(frozen=True)
+class PairAccuracy:
+    """How many of ``total`` pairs the rewards put in the order that people did, with a 95 % interval of the share."""
+
+    right: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.right / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(self.right, self.total)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.share:.1%} of {self.total:,} pairs (95 % interval {low:.1%} to {high:.1%})"
+
+
+def pair_accuracy(model: RewardModel, pairs: CompletionPairs) -> PairAccuracy:
+    """Of pairs that were not trained on; equal rewards are wrong."""
+    chosen, rejected = score(model, pairs.chosen), score(model, pairs.rejected)
+    return PairAccuracy(int((chosen > rejected).sum()), len(pairs))

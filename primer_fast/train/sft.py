@@ -1,0 +1,99 @@
+"""Supervised fine-tuning: a language model learns completions, given their prompts.
+
+    loss = -1/n sum over completion tokens of log p(token | all before it)      in nats, over the n of a batch
+The prompt's own tokens are not learned; the token that ends a completion is.
+Source: Ouyang et al. 2022, arXiv:2203.02155, step 1.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from primer_fast.data.completions import Completions
+from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
+from primer_fast.train.epochs import check_optimizer_options, run_epochs, scheduled, start_adamw, total_steps
+from primer_fast.train.log_probs import token_log_probs
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    lr: float = 1e-3  # peak learning rate of AdamW
+    min_lr: float = 1e-4  # learning rate where the cosine ends
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
+    warmup_steps: int = 50  # over which the learning rate rises to its peak
+    batch_size: int = 64  # completions that an optimizer step sees
+    accumulate: int = 1  # micro-batches that a batch is cut into, to save memory; the gradient is the batch's
+    epochs: int = 1  # passes over the completions
+    steps: int | None = None  # stop after this many optimizer steps instead
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0  # largest norm of the gradient; None: any
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = 0  # of the order of the completions
+    log_every: int = 10  # steps between two rows of metrics
+
+    def __post_init__(self):
+        def must(holds: bool, what: str, got) -> None:
+            if not holds:
+                raise ValueError(f"sft: {what}; got {got}")
+
+        check_optimizer_options(self, must)
+
+
+def start(model: torch.nn.Module, config: SFTConfig) -> TrainState:
+    """The state before the first step of training ``model``, a causal Transformer, on the device that it is on."""
+    return start_adamw(model, config)
+
+
+def train(
+    state: TrainState,
+    completions: Completions,
+    config: SFTConfig,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,  # asked after each step
+) -> Iterator[dict[str, float]]:
+    """Go on from ``state`` to the last step; yield one dict of metrics per logged step, means since the one before.
+
+    Which completions a step sees is a function of (seed, step), so that a state resumed from ``pack`` goes on bit for
+    bit.
+
+    Raises:
+        FloatingPointError: the loss, the gradient or a weight is no longer finite; says at which step.
+    """
+    last = total_steps(len(completions), config)
+    state.model.train()
+    yield from run_epochs(
+        state, len(completions), config, "sft",
+        lambda rows: train_step(state, completions[rows], config, last), should_stop,
+    )  # fmt: skip
+    state.model.eval()
+
+
+def train_step(state: TrainState, batch: Completions, config: SFTConfig, last: int) -> None:
+    """One optimizer step on one batch; its loss and gradient norm are appended to ``state.window``."""
+    device = next(state.model.parameters()).device
+    set_learning_rate(state.optimizer, scheduled(state.step, config, last))
+    state.optimizer.zero_grad()
+    count = batch.mask().sum()  # of the whole batch: a mean of means would overweight short completions
+    loss = 0
+    for rows in torch.arange(len(batch)).split(math.ceil(len(batch) / config.accumulate)):
+        part = batch[rows].to(device)
+        with autocast(device.type, config.precision):
+            part_loss = -token_log_probs(state.model, part).sum() / count.to(device)
+        state.scaler.scale(part_loss).backward()
+        loss = loss + part_loss.detach()
+    record(state, loss=loss, grad_norm=apply_gradient(state, config.clip_norm))
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, completions: Completions, batch_size: int = 256) -> float:
+    """Mean loss in nats per completion token."""
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    parts = torch.arange(len(completions)).split(batch_size)
+    total = sum(-token_log_probs(model, completions[rows].to(device)).double().sum().item() for rows in parts)
+    model.train(training)
+    return total / completions.mask().sum().item()

@@ -1,0 +1,146 @@
+"""Direct preference optimisation of a small transformer."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from primer_fast.data.completions import encode_pairs
+from primer_fast.data.preferences import Preference
+from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.train import dpo
+from primer_fast.train.common import pack, unpack
+from primer_fast.train.log_probs import token_log_probs
+
+pytestmark = pytest.mark.usefixtures("plain_path")
+
+CONFIG = TransformerConfig(vocab=12, context=16, width=16, layers=2, heads=2)
+PAIRS = [Preference("ab"[: i % 3], "cd" * (1 + i % 4), "efg"[: 1 + i % 3], i / 8) for i in range(10)]
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
+    return Transformer(CONFIG)
+
+
+def make_pairs(pairs=PAIRS):
+    return encode_pairs(pairs, lambda text: [ord(c) - 96 for c in text], end=0, context=16)
+
+
+def settings(**changes):
+    defaults = {"lr": 1e-2, "batch_size": 4, "epochs": 3, "log_every": 1}
+    return dpo.DPOConfig(**{**defaults, **changes})
+
+
+def run(config, model=None, pairs=None, stop_after=None):
+    model, pairs = model or make_model(), pairs or make_pairs()
+    reference = dpo.reference_log_probs(make_model(), pairs, config)
+    state = dpo.start(model, config)
+    rows = dpo.train(state, pairs, reference, config, should_stop=lambda: state.step == stop_after)
+    return state, list(rows)
+
+
+def plain_log_probs(model, completions):
+    """Row by row, without padding, from the logits."""
+    found = []
+    for row in range(len(completions)):
+        tokens = completions.tokens[row : row + 1, : completions.lengths[row]]
+        log_probs = model(tokens[:, :-1]).log_softmax(-1).gather(-1, tokens[:, 1:, None])[0, :, 0]
+        found.append(log_probs[completions.prompt_lengths[row] - 1 :])
+    return found
+
+
+def test_log_probs_are_those_of_each_row_by_itself():
+    """Neither padding nor the other rows of a batch change any; the end token counts."""
+    model, batch = make_model(), make_pairs().stacked()
+    got = token_log_probs(model, batch)
+    for row, want in enumerate(plain_log_probs(model, batch)):
+        torch.testing.assert_close(got[row][batch.mask()[row]], want)
+        assert len(want) == batch.lengths[row] - batch.prompt_lengths[row]
+        assert (got[row][~batch.mask()[row]] == 0).all()
+    junk = dataclasses.replace(batch, tokens=torch.where(batch.tokens == 0, 7, batch.tokens))
+    ends = torch.arange(len(batch)), batch.lengths - 1
+    junk.tokens[ends] = 0  # the end tokens stay: only the padding is other
+    first = batch.prompt_lengths == 1
+    junk.tokens[first, 0] = batch.tokens[first, 0]
+    torch.testing.assert_close(token_log_probs(model, junk), got, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("loss", "want"), [("sigmoid", math.log(2)), ("cdpo", math.log(2)), ("ipo", 25.0)])
+def test_the_first_loss(loss, want):
+    _, rows = run(settings(loss=loss, steps=1))
+    assert rows[0]["loss"] == pytest.approx(want, rel=1e-5)
+    assert rows[0]["rewards/chosen"] == rows[0]["rewards/margins"] == rows[0]["rewards/accuracies"] == 0
+
+
+@pytest.mark.parametrize("loss", dpo.LOSSES)
+def test_it_learns_the_preferences(loss):
+    _, rows = run(settings(loss=loss, epochs=25))
+    assert rows[-1]["rewards/accuracies"] == 1 and rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["rewards/margins"] > 0 and rows[-1]["rewards/chosen"] > rows[-1]["rewards/rejected"]
+
+
+def test_the_gradient_is_that_of_the_formula():
+    """Of the first step, from logits in memory and torch's own operators."""
+    config, pairs, model = settings(batch_size=10, steps=1, clip_norm=None), make_pairs(), make_model(1)
+    twin = make_model(1)
+    reference = dpo.reference_log_probs(make_model(), pairs, config)
+    state = dpo.start(model, config)
+    dpo.train_step(state, pairs, reference, config, 1)
+    both = [torch.stack([x.sum() for x in plain_log_probs(twin, side)]) for side in (pairs.chosen, pairs.rejected)]
+    h = (both[0] - reference[:, 0]) - (both[1] - reference[:, 1])
+    (-torch.nn.functional.logsigmoid(0.1 * h)).mean().backward()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_is_the_large_batch():
+    rows = [run(settings(batch_size=7, accumulate=n, steps=3))[1] for n in (1, 3)]
+    for a, b in zip(*rows, strict=True):
+        for key in a.keys() - {"train/seconds"}:
+            assert a[key] == pytest.approx(b[key], rel=2e-4, abs=1e-6), key
+
+
+def test_a_resumed_run_is_the_uninterrupted_one():
+    config = settings(log_every=2)
+    whole, rows = run(config)
+    half, first = run(config, stop_after=3)
+    tensors, metadata = pack(half, {}, 0.0)
+    state = dpo.start(make_model(5), config)
+    unpack(state, tensors, metadata)
+    reference = dpo.reference_log_probs(make_model(), make_pairs(), config)
+    rest = list(dpo.train(state, make_pairs(), reference, config))
+    for name, p in whole.model.state_dict().items():
+        assert torch.equal(p, state.model.state_dict()[name]), name
+    timeless = [{k: v for k, v in row.items() if k != "train/seconds"} for row in first + rest]
+    assert timeless == [{k: v for k, v in row.items() if k != "train/seconds"} for row in rows]
+
+
+def test_nan_stops_with_the_step():
+    model = make_model()
+    with torch.no_grad():
+        model.blocks[0].up.weight[0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match="dpo: the loss is not finite at step 1"):
+        run(settings(), model)
+
+
+def test_the_reference_must_be_of_these_pairs():
+    state = dpo.start(make_model(), settings())
+    with pytest.raises(ValueError, match=r"dpo: reference must be \(10, 2\), a row per pair; got \(9, 2\)"):
+        next(dpo.train(state, make_pairs(), torch.zeros(9, 2), settings()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "hinge"}, "loss must be one of sigmoid, cdpo, ipo; got 'hinge'"),
+        ({"beta": 0.0}, "beta must be positive and finite; got 0.0"),
+        ({"label_smoothing": 0.1}, "label_smoothing is cdpo's; got 0.1"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"batch_size": 0}, "batch_size must be a positive integer; got 0"),
+    ],
+)
+def test_wrong_settings(changes, message):
+    with pytest.raises(ValueError, match=f"dpo: {message}"):
+        settings(**changes)

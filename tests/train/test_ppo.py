@@ -1,0 +1,193 @@
+"""Proximal policy optimisation of a small transformer."""
+
+import math
+
+import pytest
+import torch
+
+from primer_fast.models.actor_critic import ActorCritic
+from primer_fast.models.reward import RewardModel
+from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.train import ppo
+from primer_fast.train.common import pack, unpack
+from primer_fast.train.scoring import RewardError, reward_of_lists, reward_of_model
+
+pytestmark = pytest.mark.usefixtures("plain_path")
+
+CONFIG = TransformerConfig(vocab=8, context=16, width=16, layers=1, heads=2, norm="pre", positions="learned")
+END = 0
+PROMPTS = [torch.tensor(p) for p in ([0], [0, 3], [0, 4, 5])]
+
+
+def make_policy(seed=0):
+    torch.manual_seed(seed)
+    return Transformer(CONFIG)
+
+
+def settings(**changes):
+    defaults = {
+        "steps": 3, "batch_size": 12, "minibatches": 3, "epochs": 2, "max_new_tokens": 6, "temperature": 1.0,
+        "lr": 3e-3, "log_every": 1,
+    }  # fmt: skip
+    return ppo.PPOConfig(**{**defaults, **changes})
+
+
+def count_of_3(prompts, completions):
+    return [float(tokens.count(3)) for tokens in completions]
+
+
+def run(config, reward=None, model=None, state=None, stop_after=None, prompts=PROMPTS):
+    state = state or ppo.start(model or ActorCritic(make_policy()), config)
+    rows = ppo.train(
+        state, prompts, make_policy(), reward or reward_of_lists(count_of_3), config, end=END,
+        should_stop=lambda: state.step == stop_after,
+    )  # fmt: skip
+    return state, list(rows)
+
+
+def test_nothing_has_moved_in_the_first_pass():
+    """With one optimizer step a rollout, the policy is the one that wrote it, and at first the reference."""
+    _, rows = run(settings(steps=1, epochs=1, minibatches=1))
+    (row,) = rows
+    assert row["objective/kl"] == pytest.approx(0, abs=1e-4)
+    assert row["val/ratio"] == pytest.approx(1, abs=1e-6) and row["policy/approxkl_avg"] < 1e-10
+    assert row["policy/clipfrac_avg"] == 0 and row["val/clipfrac_avg"] == 0 and row["updates"] == 1
+
+
+@pytest.mark.parametrize("critic", [None, "shared", "reward model"])
+def test_the_reward_rises(critic):
+    critic = RewardModel(CONFIG) if critic == "reward model" else critic
+    config = settings(steps=25, batch_size=32, minibatches=2, epochs=4, lr=1e-2, kl_coefficient=0.01)
+    _, rows = run(config, model=ActorCritic(make_policy(), critic))
+    assert rows[-1]["objective/scores"] > 3 * rows[0]["objective/scores"]
+    assert rows[-1]["objective/kl"] > 0.5
+    assert rows[0]["episode"] == 32 and rows[-1]["episode"] == 25 * 32
+
+
+def test_a_heavier_penalty_keeps_the_policy_near():
+    kl = {}
+    for coefficient in (0.01, 3.0):
+        _, rows = run(settings(steps=15, batch_size=32, epochs=4, lr=1e-2, kl_coefficient=coefficient))
+        kl[coefficient] = sum(row["objective/kl"] for row in rows[-3:]) / 3
+    assert kl[3.0] < 0.3 * kl[0.01]
+
+
+def test_metrics_have_their_names():
+    _, rows = run(settings(steps=1))
+    names = "objective/{kl,entropy,non_score_reward,rlhf_reward,scores} policy/{approxkl_avg,clipfrac_avg,entropy_avg}"
+    names += " loss/{policy_avg,value_avg} val/{clipfrac_avg,ratio,ratio_var,num_eos_tokens}"
+    for group in names.split():
+        prefix, _, rest = group.partition("/")
+        for name in rest.strip("{}").split(","):
+            assert math.isfinite(rows[0][f"{prefix}/{name}"])
+    row = rows[0]
+    assert row["objective/rlhf_reward"] == pytest.approx(row["objective/scores"] + row["objective/non_score_reward"])
+
+
+def test_accumulation_is_the_large_batch():
+    rows = [run(settings(accumulate=n))[1] for n in (1, 3)]
+    for a, b in zip(*rows, strict=True):
+        for key in a.keys() - {"train/seconds"}:
+            assert a[key] == pytest.approx(b[key], rel=2e-3, abs=1e-4), key
+
+
+def test_a_resumed_run_is_the_uninterrupted_one():
+    """Its KL controller included."""
+    config = settings(steps=5, kl_target=0.05, kl_horizon=50)
+    whole, rows = run(config)
+    half, first = run(config, stop_after=2)
+    state = ppo.start(ActorCritic(make_policy(7)), config)
+    unpack(state, *pack(half, {}, 0.0))
+    assert state.model.kl_coefficient == half.model.kl_coefficient != config.kl_coefficient
+    _, rest = run(config, state=state)
+    for name, p in whole.model.state_dict().items():
+        assert torch.equal(p, state.model.state_dict()[name]), name
+    timeless = [{k: v for k, v in row.items() if k != "train/seconds"} for row in first + rest]
+    assert timeless == [{k: v for k, v in row.items() if k != "train/seconds"} for row in rows]
+
+
+def test_completions_that_do_not_end_are_penalised():
+    """The score falls by the penalty for each row without an end token, and by nothing else."""
+    plain, penalised = (run(settings(steps=1, missing_end_penalty=penalty))[1][0] for penalty in (0.0, 4.0))
+    missing = 12 - plain["val/num_eos_tokens"]
+    assert 0 < missing < 12
+    assert penalised["objective/scores"] == pytest.approx(plain["objective/scores"] - 4.0 * missing / 12)
+
+
+def test_the_passes_end_where_the_policy_has_moved_too_far():
+    _, far = run(settings(steps=1, lr=0.05, epochs=6))
+    _, near = run(settings(steps=1, lr=0.05, epochs=6, stop_kl=1e-4))
+    assert far[0]["updates"] == 18 and near[0]["updates"] < 18
+
+
+def test_the_reward_sees_prompts_and_completions_without_padding():
+    seen = []
+
+    def reward(prompts, completions):
+        seen.extend(zip(prompts, completions, strict=True))
+        return [0.0] * len(prompts)
+
+    run(settings(steps=1), reward_of_lists(reward))
+    run(settings(steps=1), reward_of_lists(reward, lambda tokens: "".join(map(str, tokens))))
+    tokens, texts = seen[:12], seen[12:]
+    assert {tuple(p) for p, _ in tokens} <= {tuple(p.tolist()) for p in PROMPTS}
+    assert all(1 <= len(c) <= 6 and END not in c[:-1] for _, c in tokens)
+    assert texts == [("".join(map(str, p)), "".join(map(str, c))) for p, c in tokens]
+
+
+def test_a_reward_model_scores():
+    model = RewardModel(CONFIG)
+    _, rows = run(settings(steps=1), reward_of_model(model))
+    assert math.isfinite(rows[0]["objective/scores"]) and rows[0]["objective/scores"] != 0
+
+
+def raises(prompts, completions):
+    raise KeyError("no such word")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda p, c: [0.0] * 11, r"must return \(12,\), a number per completion; got \(11,\)"),
+        (lambda p, c: 1.0, r"must return \(12,\), a number per completion; got \(\)"),
+        (lambda p, c: [0.0] * 3 + [math.nan] + [0.0] * 8, "must be finite; got nan for completion 3, rollout 3"),
+        (lambda p, c: [None] * 12, "must return numbers; got list"),
+        (raises, "raised KeyError at rollout 3: 'no such word'"),
+    ],
+)
+def test_a_bad_reward_stops_before_anything_changes(function, message):
+    state, _ = run(settings(), stop_after=2)
+    before = {name: t.clone() for name, t in state.model.state_dict().items()}
+    with pytest.raises(RewardError, match=message):
+        run(settings(), reward_of_lists(function), state=state)
+    assert state.step == 2
+    assert all(torch.equal(t, before[name]) for name, t in state.model.state_dict().items())
+
+
+@pytest.mark.parametrize("prompts", [[], [torch.zeros(11, dtype=torch.int64)]])
+def test_prompts_must_leave_room(prompts):
+    with pytest.raises(ValueError, match="with 6 new tokens each must fit the context of 16"):
+        run(settings(), prompts=prompts)
+
+
+def test_nan_stops_with_the_rollout():
+    with pytest.raises(FloatingPointError, match=r"ppo: .* not finite .*rollout 1"):
+        run(settings(), reward_of_lists(lambda p, c: [1e37 * (i - 5) for i in range(12)]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kl": "k4"}, "kl must be one of k1, k2, k3; got 'k4'"),
+        ({"temperature": 0.0}, "temperature must be positive; got 0.0"),
+        ({"clip": 1.0}, "clip must be between 0 and 1"),
+        ({"minibatches": 13}, "minibatches must not exceed batch_size; got 13"),
+        ({"lam": 1.5}, r"lam must be in \[0, 1\]; got 1.5"),
+        ({"kl_target": 0.0}, "kl_target must be positive or None"),
+        ({"precision": "float16"}, "precision must be float32 or bfloat16"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a positive integer"),
+    ],
+)
+def test_wrong_settings(changes, message):
+    with pytest.raises(ValueError, match=f"ppo: {message}"):
+        settings(**changes)

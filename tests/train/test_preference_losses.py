@@ -1,0 +1,80 @@
+"""The losses on preference pairs, each against its definition."""
+
+import math
+
+import pytest
+import torch
+
+from primer_fast.train.dpo import log_ratio_margin, preference_loss
+from primer_fast.train.reward import pair_loss, wilson_interval
+
+
+def numbers(*size, seed=0):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_dpo_starts_at_ln_2():
+    chosen, rejected = numbers(2, 7)
+    h = log_ratio_margin(chosen, rejected, chosen, rejected)
+    assert (h == 0).all()
+    for kind in ("sigmoid", "cdpo"):
+        torch.testing.assert_close(preference_loss(h, 0.1, kind, 0.2), torch.full((7,), math.log(2)).double())
+    torch.testing.assert_close(preference_loss(h, 0.1, "ipo"), torch.full((7,), 25.0).double())
+
+
+def test_dpo_gradients_push_the_right_way():
+    """d loss / d log pi(y_w) = -beta sigmoid(-beta h), and the opposite for y_l."""
+    parts = [x.requires_grad_() for x in numbers(4, 7).unbind()]
+    h = log_ratio_margin(*parts)
+    grads = torch.autograd.grad(preference_loss(h, 0.3).sum(), parts)
+    want = -0.3 * torch.sigmoid(-0.3 * h.detach())
+    for grad, sign in zip(grads, (1, -1, -1, 1), strict=True):
+        torch.testing.assert_close(grad, sign * want)
+
+
+def test_cdpo_is_the_mixture_of_both_labels():
+    h, wrong = numbers(9), 0.15
+    want = (1 - wrong) * preference_loss(h, 0.5) + wrong * preference_loss(-h, 0.5)
+    torch.testing.assert_close(preference_loss(h, 0.5, "cdpo", wrong), want)
+    torch.testing.assert_close(preference_loss(h, 0.5, "cdpo", 0.0), preference_loss(h, 0.5))
+
+
+def test_extreme_margins_are_finite():
+    h = torch.tensor([-1e4, 1e4], dtype=torch.float32)
+    assert preference_loss(h, 1.0).tolist() == [1e4, 0.0]
+
+
+def test_unknown_loss():
+    with pytest.raises(ValueError, match="loss must be one of sigmoid, cdpo, ipo; got 'hinge'"):
+        preference_loss(torch.zeros(1), 0.1, "hinge")
+
+
+def test_reward_loss_is_bradley_terry():
+    chosen, rejected = numbers(2, 8)
+    want = -torch.log(chosen.exp() / (chosen.exp() + rejected.exp()))
+    torch.testing.assert_close(pair_loss(chosen, rejected), want)
+    margin = torch.tensor(0.7, dtype=torch.float64)
+    torch.testing.assert_close(pair_loss(chosen, rejected + margin), pair_loss(chosen, rejected, margin))
+    centred = pair_loss(chosen, rejected, centring=0.1)
+    torch.testing.assert_close(centred, want + 0.1 * (chosen + rejected).square())
+
+
+def test_the_reward_loss_ignores_a_common_shift_unless_centred():
+    chosen, rejected = numbers(2, 8)
+    torch.testing.assert_close(pair_loss(chosen + 5, rejected + 5), pair_loss(chosen, rejected))
+    assert not torch.allclose(
+        pair_loss(chosen + 5, rejected + 5, centring=0.1), pair_loss(chosen, rejected, centring=0.1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"), [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)]
+)
+def test_wilson_interval(right, total, low, high):
+    """Published values: Newcombe 1998, table I (81 of 263), and the closed form at 0 and a half."""
+    assert wilson_interval(right, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_interval_refuses():
+    with pytest.raises(ValueError, match="got 3 of 2"):
+        wilson_interval(3, 2)
