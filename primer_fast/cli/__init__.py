@@ -8,7 +8,11 @@ COMMANDS = {  # words on the command line -> module, what it does
     ("kernels",): ("kernels", "compile the kernels for any GPU, without one, and list registers and instructions"),
     ("train", "mlp"): ("train_mlp", "train the multilayer perceptron"),
     ("train", "cnn"): ("train_cnn", "train the convolutional network on digits"),
+    ("train", "vit"): ("train_vit", "train the vision transformer on digits"),
+    ("train", "gpt"): ("train_gpt", "train the transformer on text"),
+    ("sample",): ("sample", "print text that a trained transformer writes"),
     ("show", "convolution"): ("show_convolution", "work a convolution and a max-pool out, number by number"),
+    ("show", "attention"): ("show_attention", "work a layer of attention out, number by number"),
     ("demo",): ("demo", "verify, train and write a report with pictures"),
 }
 

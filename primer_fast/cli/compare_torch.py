@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from primer_fast.cli.tasks import Task
+from primer_fast.cli.tasks import SupervisedTask
 from primer_fast.models.cnn import CNN
 from primer_fast.models.mlp import MLP
 from primer_fast.train import supervised
@@ -54,7 +54,7 @@ def _twins(layers: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
 class Comparison:
     """Trains the twin of ``state.model`` window by window beside it, each of the two first in every other window."""
 
-    def __init__(self, state: TrainState, task: Task, config: SupervisedConfig):
+    def __init__(self, state: TrainState, task: SupervisedTask, config: SupervisedConfig):
         self.log_every = config.log_every
         twin = supervised.start(torch_twin(state.model), config)
         self.theirs = supervised.train(twin, task.inputs, task.targets, config, test=task.test)

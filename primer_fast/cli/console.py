@@ -78,8 +78,16 @@ class Interruption:
 
 
 def summary(row: dict[str, float]) -> str:
-    """A row of metrics in a few words: loss, accuracy, speed."""
-    words = [f"loss {row['train/loss']:.4f}", f"accuracy {row['train/accuracy']:.2%}"]
-    if "test/accuracy" in row:
-        words.append(f"test {row['test/accuracy']:.2%}")
-    return "  ".join([*words, f"{row['train/samples_per_second']:,.0f}/s"])
+    """A row of metrics in a few words: loss, accuracy, what was not trained on, speed."""
+    words = [f"loss {row['train/loss']:.4f}"]
+    measured = (
+        ("accuracy", "train/accuracy", ".2%"), ("test", "test/accuracy", ".2%"),
+        ("validation", "validation/loss", ".4f"),
+    )  # fmt: skip
+    for name, key, form in measured:
+        if key in row:
+            words.append(f"{name} {row[key]:{form}}")
+    for key, unit in (("train/samples_per_second", "/s"), ("train/tokens_per_second", " tokens/s")):
+        if key in row:
+            words.append(f"{row[key]:,.0f}{unit}")
+    return "  ".join(words)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from primer_fast.cli import plots
-from primer_fast.cli.tasks import DigitsTask, Task, check_loss, read_digits
+from primer_fast.cli.tasks import DigitsTask, SupervisedTask, check_loss, read_digits
 from primer_fast.data.soccer import Soccer, load_soccer
 from primer_fast.train.supervised import SupervisedConfig, correct_count, evaluate, predict
 
@@ -14,7 +14,7 @@ class DigitsForMLP(DigitsTask):
         return f"MLP {_sizes(model)}"
 
 
-class SoccerTask(Task):
+class SoccerTask(SupervisedTask):
     def __init__(self, soccer: Soccer):
         self.soccer = soccer
         super().__init__(soccer.standardise(soccer.players), soccer.drafted, None, features=2, outputs=1)
@@ -43,7 +43,7 @@ class SoccerTask(Task):
         return ["curves.png", "confusion.png", "surface.png"]
 
 
-def load_task(data: str, config: SupervisedConfig) -> Task:
+def load_task(data: str, config: SupervisedConfig) -> SupervisedTask:
     """The task of a ``--data`` argument.
 
     Raises:

@@ -1,5 +1,7 @@
 """The folder of a training run: config.json, metrics.jsonl, checkpoint.safetensors, model.safetensors, pictures.
 
+A run that needs more to be used, as a tokenizer, has it in files of their own, from the beginning on.
+
 Every file but the metrics is written under a temporary name, flushed to the disk and renamed, so that a run that is
 killed leaves the file before. Nothing here is unpickled.
 """
@@ -42,11 +44,17 @@ class RunFolder:
                     f"{self.path}: holds {state}; --resume goes on with it, --overwrite starts anew, "
                     "--out names another folder"
                 )
-            for file in (self.metrics, self.checkpoint, self.weights, *self.path.glob("*.png")):
+            results = (*self.path.glob("*.png"), self.path / "sample.txt")
+            for file in (self.metrics, self.checkpoint, self.weights, *results):
                 file.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"command": self.command, "primer_fast": primer_fast.__version__, "options": options}
         write_text(self.config, json.dumps(content, indent=2) + "\n")
+
+    def write_files(self, files: dict[str, str]) -> None:
+        """Write text files into the folder, name -> content."""
+        for name, content in files.items():
+            write_text(self.path / name, content)
 
     def read_options(self) -> dict:
         """The options that the run was begun with."""

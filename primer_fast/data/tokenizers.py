@@ -1,7 +1,7 @@
 """Text as integers and back: bytes, characters, or a file of Hugging Face's ``tokenizers``; each has a JSON form.
 
-Bytes are stored as ``{"primer_fast": "bytes"}``, characters as ``{"primer_fast": "characters", "characters": "..."}``; any
-other JSON object is taken for a file of the ``tokenizers`` package, and stored as that package does.
+Bytes are ``{"primer_fast": "bytes"}``, characters are ``{"primer_fast": "characters", "characters": ...}``; any other
+JSON object is taken for a file of the ``tokenizers`` package.
 """
 
 import json

@@ -1,0 +1,135 @@
+"""primer-fast sample: text that a trained transformer writes."""
+
+from primer_fast.cli import threads  # noqa: F401
+
+# isort: split
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from primer_fast.cli.run_folder import RunFolder, read_safetensors
+from primer_fast.data import tokenizers
+from primer_fast.data.tokenizers import Tokenizer
+from primer_fast.models.generation import generate
+from primer_fast.models.transformer import Transformer, TransformerConfig
+
+
+@dataclass(frozen=True)
+class Options:
+    """Print text that a trained transformer writes."""
+
+    run: Annotated[
+        Path, tyro.conf.Positional
+    ]  # folder of a `primer-fast train gpt`, or a Hugging Face GPT-2 checkpoint's
+    prompt: str = ""  # what the text begins with
+    tokens: int = 200  # how many to write; a text that ends itself is shorter
+    temperature: float = 0.8  # 0: always the most probable token; 1: as the model has it
+    top_k: int | None = None  # choose among that many most probable tokens
+    top_p: float | None = None  # choose among the most probable tokens that together have this probability
+    seed: int | None = None  # of the choices; None: other texts each time
+    count: int = 1  # texts
+    device: str = "auto"  # auto: the GPU where there is one
+
+
+def main(argv: list[str]) -> int:
+    try:
+        options = tyro.cli(Options, args=argv, prog="primer-fast sample", config=(tyro.conf.FlagCreatePairsOff,))
+        for text in run(options):
+            print(text)
+            if options.count > 1:
+                print("-" * 40)
+    except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"primer-fast sample: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(options: Options) -> list[str]:
+    """The texts, each beginning with the prompt.
+
+    Raises:
+        ValueError: a folder that holds no transformer, a prompt that its tokenizer does not know or that is too long.
+    """
+    for name in ("tokens", "count"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be positive; got {getattr(options, name)}")
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load(options.run)
+    model = model.to(device).eval()
+    prompt = encode_prompt(options.prompt, tokenizer, model.config.context)
+    texts = generate(
+        model, [torch.tensor(prompt, device=device)] * options.count, max_new_tokens=options.tokens, slide=True,
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, stop_tokens=tokenizer.stop_tokens,
+        seed=options.seed,
+    )  # fmt: skip
+    written = (row.tolist() for row in texts.completions())
+    return [options.prompt + tokenizer.decode(i for i in row if i not in tokenizer.stop_tokens) for row in written]
+
+
+def encode_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> list[int]:
+    """The tokens of ``prompt``; where it is empty, what stands before a text: a stop token, a line end, or token 0."""
+    try:
+        tokens = tokenizer.encode(prompt)
+    except ValueError as error:
+        raise ValueError(f"--prompt: {error}") from error
+    if len(tokens) > context:
+        raise ValueError(f"--prompt must fit the model's context of {context} tokens; got {len(tokens)}")
+    if tokens:
+        return tokens
+    if tokenizer.stop_tokens:
+        return [tokenizer.stop_tokens[0]]
+    try:
+        return tokenizer.encode("\n")[-1:]
+    except ValueError:
+        return [0]
+
+
+def load(folder: Path) -> tuple[Transformer, Tokenizer]:
+    """Model and tokenizer of a run, finished or with a checkpoint, or of a Hugging Face GPT-2 folder.
+
+    Raises:
+        ValueError: neither of these; the message names the file and says what is wrong.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; it should be that of a run of `primer-fast train gpt`")
+    shape = folder / "transformer.json"
+    if not shape.exists():
+        if (folder / "config.json").exists() and "model_type" in (folder / "config.json").read_text():
+            return _load_gpt2(folder), tokenizers.load(folder / "tokenizer.json")
+        raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
+    try:
+        model = Transformer(TransformerConfig(**json.loads(shape.read_text())))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{shape}: not the shape of a transformer, or damaged ({error})") from error
+    run = RunFolder(folder, "train gpt")
+    if run.weights.exists():
+        file, (tensors, _) = run.weights, read_safetensors(run.weights)
+    elif run.checkpoint.exists():
+        file, (tensors, _) = run.checkpoint, run.load_checkpoint()
+        tensors = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    else:
+        raise ValueError(f"{folder}: no weights yet: the run has neither {run.weights.name} nor {run.checkpoint.name}")
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{file}: not the weights of the transformer in {shape.name} ({error})") from error
+    return model, tokenizers.load(folder / "tokenizer.json")
+
+
+def _load_gpt2(folder):
+    from primer_fast.models.pretrained import load_gpt2
+
+    return load_gpt2(folder)
