@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 FIELDS = ("prompt", "chosen", "rejected")
+DRAWS = 50  # attempts at a division of few texts
 
 
 @dataclass(frozen=True)
@@ -203,13 +204,25 @@ def split_pairs(
             out.add(names[i])
             count += sizes[names[i]]
     if 2 * count >= held_out * len(pairs):
-        is_out = {side: group[side] in out for side in group}
+        parts = _divided(pairs, sides, {side: group[side] in out for side in group})
     else:
-        is_out = {side: bool(draw < held_out) for side, draw in zip(group, rng.random(len(group)), strict=True)}
-    parts = [[p for p, s in zip(pairs, sides, strict=True) if {is_out[x] for x in s} == {o}] for o in (False, True)]
+        for _ in range(DRAWS):
+            drawn = rng.random(len(group)) < math.sqrt(held_out)  # then held_out of the pairs have both of theirs out
+            parts = _divided(pairs, sides, dict(zip(group, drawn.tolist(), strict=True)))
+            if all(parts):
+                break
     if not all(parts):
         raise ValueError(f"split_pairs: both parts need a pair; got {len(pairs)} pairs and held_out {held_out}")
     return parts[0], parts[1]
+
+
+def _divided(pairs: Sequence[Preference], sides: list[tuple], is_out: dict) -> tuple[list, list]:
+    """The pairs with both sides in, and those with both out."""
+    parts: tuple[list, list] = ([], [])
+    for pair, (a, b) in zip(pairs, sides, strict=True):
+        if is_out[a] == is_out[b]:
+            parts[is_out[a]].append(pair)
+    return parts
 
 
 def _joined(links: Iterable[tuple]) -> dict:
