@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from primer_fast.cli.plots import MUTED, STYLE, TEST, TRAIN
 
@@ -29,6 +29,7 @@ def curves(path: Path, rows: list[dict], title: str, panels: list[tuple[str, tup
                     axes.plot(*zip(*points, strict=True), color=colour, label=name, lw=1.4, marker=marker, ms=3.5)
             axes.set(xlabel=step, ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.margins(x=0.03)
             if len(keys) > 1:
                 axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(keys), fontsize=8, columnspacing=1)
