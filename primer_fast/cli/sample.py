@@ -4,20 +4,21 @@ from primer_fast.cli import threads  # noqa: F401
 
 # isort: split
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
+from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, read_shape
 from primer_fast.cli.run_folder import RunFolder, read_safetensors
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.generation import generate
-from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.models.pretrained import load_gpt2
+from primer_fast.models.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Options:
     seed: int | None = None  # of the choices; None: other texts each time
     count: int = 1  # texts
     line: bool = False  # a text ends with its line, as those of models of completions do
-    device: str = "auto"  # auto: the GPU where there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
 
 
 def main(argv: list[str]) -> int:
@@ -65,9 +66,9 @@ def run(options: Options) -> list[str]:
     for name in ("tokens", "count"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be positive; got {getattr(options, name)}")
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU on this machine")
+    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     model, tokenizer = load(options.run)
     model = model.to(device).eval()
     stops = list(tokenizer.stop_tokens) + (tokenizer.encode("\n")[-1:] if options.line else [])
@@ -107,15 +108,12 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; it should be that of a run of `primer-fast train gpt`")
-    shape = folder / "transformer.json"
+    shape = folder / SHAPE
     if not shape.exists():
         if (folder / "config.json").exists() and "model_type" in (folder / "config.json").read_text():
-            return _load_gpt2(folder), tokenizers.load(folder / "tokenizer.json")
+            return load_gpt2(folder), tokenizers.load(folder / TOKENIZER)
         raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
-    try:
-        model = Transformer(TransformerConfig(**json.loads(shape.read_text())))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{shape}: not the shape of a transformer, or damaged ({error})") from error
+    model = Transformer(read_shape(shape))
     run = RunFolder(folder, "train gpt")
     if run.weights.exists():
         file, (tensors, _) = run.weights, read_safetensors(run.weights)
@@ -128,10 +126,4 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{file}: not the weights of the transformer in {shape.name} ({error})") from error
-    return model, tokenizers.load(folder / "tokenizer.json")
-
-
-def _load_gpt2(folder):
-    from primer_fast.models.pretrained import load_gpt2
-
-    return load_gpt2(folder)
+    return model, tokenizers.load(folder / TOKENIZER)

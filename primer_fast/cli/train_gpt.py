@@ -12,10 +12,11 @@ import tyro
 
 from primer_fast.cli import training
 from primer_fast.cli.console import Display
-from primer_fast.cli.gpt_tasks import TextTask
+from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, TextTask, read_shape
 from primer_fast.cli.training import Command, Outcome, TrainOptions
 from primer_fast.data import tokenizers
 from primer_fast.data.text import load_text, tokenize
+from primer_fast.models.pretrained import load_gpt2
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train.language_model import LanguageModelConfig
 
@@ -28,7 +29,7 @@ class Options(TrainOptions):
     train: Annotated[LanguageModelConfig, tyro.conf.arg(name="")]
     preset: Literal["primer", "nanogpt-cpu", "gpt2"] = "primer"  # what the other options are where they are not given
     init_from: str | None = None  # folder of a Hugging Face GPT-2 checkpoint to begin with: weights, shape, tokenizer
-    tokenizer: str = "characters"  # or "bytes", or a JSON file of Hugging Face's tokenizers
+    tokenizer: str = "characters"  # "characters" (of the text), "bytes", or a JSON file of Hugging Face's tokenizers
     context: int = 64  # tokens of a window: what a token can look back on
     width: int = 128  # numbers that stand for a token between the layers
     layers: int = 4
@@ -39,9 +40,8 @@ class Options(TrainOptions):
     norm: Literal["post", "pre"] = "post"  # post: LayerNorm(O + X); pre: X + O(LayerNorm(X))
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     dropout: float = 0.0  # of the embedding, the attention's weights and the residual branches
-    bias: bool = True  # of the linear layers and the norms
+    bias: bool = True  # a bias in the linear layers and the norms
     tied: bool = True  # logits through the transposed embedding
-    vocab: int | None = None  # rows of the embedding; None: as many as the tokenizer has
     sample_tokens: int = 200  # how much the model writes after each validation; 0: nothing
 
     def __post_init__(self):
@@ -49,13 +49,13 @@ class Options(TrainOptions):
             raise ValueError(f"--sample-tokens must not be negative; got {self.sample_tokens}")
 
 
-SHAPE = (  # the options that are TransformerConfig's
-    "vocab", "context", "width", "layers", "heads", "kv_heads", "mlp_width", "activation", "norm", "positions",
-    "dropout", "bias", "tied",
+OF_THE_MODEL = (  # the options that are TransformerConfig's
+    "context", "width", "layers", "heads", "kv_heads", "mlp_width", "activation", "norm", "positions", "dropout",
+    "bias", "tied",
 )  # fmt: skip
 PRESETS = {
     "primer": {"train": LanguageModelConfig(warmup_steps=200)},  # post-LN needs the longer warm-up
-    "nanogpt-cpu": {"train": LanguageModelConfig(), "norm": "pre", "positions": "learned", "bias": False},
+    "nanogpt-cpu": {"train": LanguageModelConfig(), "norm": "pre", "positions": "learned"},
     "gpt2": {  # the 124M shape, with nanoGPT's settings for it
         "train": LanguageModelConfig(
             lr=6e-4, min_lr=6e-5, warmup_steps=2000, steps=600_000, batch_size=480, accumulate=40, betas=(0.9, 0.95),
@@ -74,46 +74,45 @@ def default_options(data: str, preset: str = "primer", init_from: str | None = N
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")
     if init_from is None:
         return Options(data, preset=preset, **PRESETS[preset])
-    shape = dataclasses.asdict(_load_gpt2(init_from).config)
+    shape = dataclasses.asdict(load_gpt2(init_from).config)
     return Options(
         data, FINE_TUNING, preset=preset, init_from=init_from, tokenizer=f"{init_from}/tokenizer.json",
-        **{name: shape[name] for name in SHAPE},
+        **{name: shape[name] for name in OF_THE_MODEL},
     )  # fmt: skip
 
 
 def load_task(options: Options) -> TextTask:
     text = load_text(options.data)
-    saved = COMMAND.folder(options) / "tokenizer.json"
+    saved = COMMAND.folder(options) / TOKENIZER
     if options.resume and saved.exists():
         tokenizer = tokenizers.load(saved)
     else:
         tokenizer = tokenizers.make(options.tokenizer, text)
-    if options.vocab is not None and options.vocab < tokenizer.vocab_size:
-        raise ValueError(f"--vocab must be the tokenizer's {tokenizer.vocab_size} or more; got {options.vocab}")
     try:
         tokens = tokenize(text, tokenizer, options.context)
     except ValueError as error:
         raise ValueError(f"{options.data}: {error}") from error
-    return TextTask(tokens, tokenizer, options.sample_tokens, options.train.seed)
+    return TextTask(
+        tokens, tokenizer, context=options.context, sample_tokens=options.sample_tokens, seed=options.train.seed
+    )
 
 
 def make_model(options: Options, task: TextTask) -> Transformer:
-    shape = {name: getattr(options, name) for name in SHAPE}
-    config = TransformerConfig(**{**shape, "vocab": options.vocab or task.tokenizer.vocab_size})
-    if options.init_from is None or options.resume:
-        return Transformer(config)
-    model = _load_gpt2(options.init_from)
-    for name in SHAPE:
-        if getattr(model.config, name) != getattr(config, name):
-            theirs, ours = getattr(model.config, name), getattr(config, name)
-            raise ValueError(f"--init-from {options.init_from}: the checkpoint's {name} is {theirs}; got {ours}")
+    saved = COMMAND.folder(options) / SHAPE
+    if options.resume and saved.exists():
+        return Transformer(read_shape(saved))
+    shape = {name: getattr(options, name) for name in OF_THE_MODEL}
+    vocab = task.tokenizer.vocab_size
+    if options.init_from is None:
+        return Transformer(TransformerConfig(vocab, **shape))
+    model = load_gpt2(options.init_from, dropout=options.dropout)
+    for name, ours in shape.items():
+        theirs = getattr(model.config, name)
+        if theirs != ours:
+            raise ValueError(f"--{name.replace('_', '-')} must be the checkpoint's {theirs}; got {ours}")
+    if vocab > model.config.vocab:
+        raise ValueError(f"--tokenizer must have at most the checkpoint's {model.config.vocab} tokens; got {vocab}")
     return model
-
-
-def _load_gpt2(folder):
-    from primer_fast.models.pretrained import load_gpt2
-
-    return load_gpt2(folder)
 
 
 COMMAND = Command(

@@ -1,6 +1,5 @@
 """Text as one long row of tokens: any UTF-8 file, a folder of them, or the prose that comes with every CPython."""
 
-import pydoc_data.topics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,8 @@ def load_text(source: str | Path) -> str:
 
 def builtin_text() -> str:
     """The language reference as ``help()`` shows it, about 465 kB of English; it differs a little between Pythons."""
+    import pydoc_data.topics  # half a megabyte
+
     topics = pydoc_data.topics.topics
     return "\n\n".join(topics[name].strip("\n") for name in sorted(topics)) + "\n"
 

@@ -1,7 +1,62 @@
-"""Token embedding, with the positions' in the same pass."""
+"""Differentiable embedding with positions: checks here, math in kernels/embedding.py."""
 
+import math
+
+import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
+
+from primer_fast.backend import runs_triton
+from primer_fast.kernels.embedding import embedding_bwd, embedding_bwd_axis, embedding_fwd
+
+_INDICES = (torch.int32, torch.int64)
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, position, ids, position_ids, padding_idx):
+        ctx.save_for_backward(ids, position_ids)
+        ctx.tables = [None if t is None else (t.shape[0], t.dtype) for t in (weight, position)]
+        ctx.padding = padding_idx
+        return embedding_fwd(ids, weight, position, *_cycle(ids, position_ids))
+
+    @staticmethod
+    def backward(ctx, dy):  # (..., D)
+        ids, position_ids = ctx.saved_tensors
+        table = _differentiable_grad if torch.is_grad_enabled() else embedding_bwd
+        dweight = dposition = None
+        if ctx.needs_input_grad[0]:
+            dweight = table(dy, ids, *ctx.tables[0], ctx.padding)
+        if ctx.needs_input_grad[1]:
+            if position_ids is not None:
+                dposition = table(dy, position_ids.expand(ids.shape), *ctx.tables[1])
+            elif torch.is_grad_enabled():
+                steps = torch.arange(ids.shape[-1], device=ids.device)
+                dposition = _differentiable_grad(dy, steps.expand(ids.shape), *ctx.tables[1])
+            else:
+                dposition = embedding_bwd_axis(dy, *ctx.tables[1])
+        return dweight, dposition, None, None, None
+
+
+def _cycle(ids, position_ids):
+    """-> position_ids as one cycle that repeats through the tokens, or None where it is 0, 1, ...; its length."""
+    if position_ids is None:
+        return None, ids.shape[-1] if ids.dim() else 1
+    shape = position_ids.shape
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    if shape != ids.shape[ids.dim() - len(shape) :]:
+        position_ids = position_ids.expand(ids.shape)
+    return position_ids.reshape(-1).contiguous(), max(math.prod(position_ids.shape), 1)
+
+
+def _differentiable_grad(dy, ids, rows, dtype, padding=None):
+    """create_graph=True: torch's operators know their second derivatives."""
+    counts = (ids >= 0) & (ids < rows)
+    counts = counts if padding is None else counts & (ids != padding)
+    dy = torch.where(counts[..., None], dy.float(), 0.0).reshape(-1, dy.shape[-1])
+    ids = torch.where(counts, ids, 0).reshape(-1)
+    return dy.new_zeros(rows, dy.shape[-1]).index_add(0, ids, dy).to(dtype)
 
 
 def embedding(
@@ -12,11 +67,42 @@ def embedding(
     position: Tensor | None = None,  # (P, D): a row for each position
     position_ids: Tensor | None = None,  # integers that broadcast to input's shape; None: 0, 1, ... along its last axis
 ) -> Tensor:  # (..., D)
-    """``weight[input] + position[position_ids]``."""
-    return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)
+    """``weight[input] + position[position_ids]`` in one pass; the row of ``padding_idx`` gets no gradient.
+
+    The sum is in float32 and rounded once. Gradients are summed in float32 in the order of the tokens, without atomics:
+    two runs are bitwise equal. Nothing waits for the GPU.
+
+    Tables of float32, float16 and bfloat16 on a GPU run in Triton; other devices and dtypes, and gradients that are
+    themselves differentiated, take PyTorch's operators. There, an index outside its table is PyTorch's IndexError; on
+    a GPU its row of the result is NaN, and it has no gradient.
+
+    Args:
+        padding_idx: of weight; a negative one counts from its end.
+
+    Raises:
+        ValueError: weight or position do not have two axes, or not as many features; there are fewer positions than
+            the last axis of input; position_ids do not broadcast to input, or come without position; padding_idx is
+            not a row of weight; devices differ.
+        TypeError: an argument has the wrong type; indices are not int32 or int64.
+
+    Source: torch.nn.functional.embedding; Vaswani et al., "Attention Is All You Need" (2017), section 3.4 and 3.5.
+    """
+    padding_idx = _check(input, weight, padding_idx, position, position_ids)
+    if not (runs_triton(weight) and (position is None or runs_triton(position))):
+        return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)
+    if torch.is_grad_enabled() and (weight.requires_grad or (position is not None and position.requires_grad)):
+        return _Embedding.apply(weight, position, input, position_ids, padding_idx)
+    return embedding_fwd(input, weight, position, *_cycle(input, position_ids))
 
 
-def embedding_plain(input, weight, padding_idx=None, *, position=None, position_ids=None):
+def embedding_plain(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    *,
+    position: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> Tensor:
     """The same through torch's own operators."""
     y = torch_F.embedding(input, weight, padding_idx)
     if position is None:
@@ -24,3 +110,46 @@ def embedding_plain(input, weight, padding_idx=None, *, position=None, position_
     if position_ids is None:
         return y + position[: input.shape[-1]]
     return y + torch_F.embedding(position_ids, position)
+
+
+def _check(input, weight, padding_idx, position, position_ids):
+    """-> padding_idx counted from the start"""
+    named = (("weight", weight), ("position", position), ("input", input), ("position_ids", position_ids))
+    for name, t in named:
+        if not isinstance(t, Tensor) and (t is not None or name in ("weight", "input")):
+            raise TypeError(f"embedding: {name} must be a tensor; got {type(t).__name__}")
+        if t is None:
+            continue
+        if name in ("input", "position_ids"):
+            if t.dtype not in _INDICES:
+                raise TypeError(f"embedding: {name} must be int32 or int64; got {t.dtype}")
+        elif t.dim() != 2:
+            raise ValueError(f"embedding: {name} must have shape (rows, D); got {tuple(t.shape)}")
+        if t.device != weight.device:
+            raise ValueError(
+                f"embedding: all tensors must be on one device; got weight {weight.device}, {name} {t.device}"
+            )
+    V, D = weight.shape
+    if padding_idx is not None:
+        if not isinstance(padding_idx, int) or isinstance(padding_idx, bool):
+            raise TypeError(f"embedding: padding_idx must be an integer; got {type(padding_idx).__name__}")
+        if not -V <= padding_idx < V:
+            raise ValueError(f"embedding: padding_idx must be a row of weight, {-V} to {V - 1}; got {padding_idx}")
+        padding_idx %= V
+    if position is None:
+        if position_ids is not None:
+            raise ValueError(f"embedding: position_ids need position; got None and ids {tuple(position_ids.shape)}")
+        return padding_idx
+    if position.shape[1] != D:
+        raise ValueError(f"embedding: position must have weight's {D} features; got {tuple(position.shape)}")
+    if position_ids is None:
+        if input.dim() == 0 or input.shape[-1] > position.shape[0]:
+            raise ValueError(
+                "embedding: position must have a row for each element of input's last axis; "
+                f"got {position.shape[0]} for input {tuple(input.shape)}"
+            )
+        return padding_idx
+    ids, shape = position_ids.shape, input.shape
+    if len(ids) > len(shape) or any(a not in (1, b) for a, b in zip(ids[::-1], shape[::-1], strict=False)):
+        raise ValueError(f"embedding: position_ids must broadcast to input {tuple(shape)}; got {tuple(ids)}")
+    return padding_idx

@@ -1,9 +1,57 @@
-"""Layer normalisation, with the residual sum in the same pass."""
+"""Differentiable layer normalisation of a residual sum: checks here, math in kernels/layer_norm.py."""
 
+import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
+
+from primer_fast.backend import runs_triton
+from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
+
+
+class _LayerNorm(torch.autograd.Function):
+    """-> y, and s = x + residual where there is a residual: an output even if unused, so that it knows its history."""
+
+    @staticmethod
+    def forward(ctx, x, residual, w, b, shape, eps, dtype, return_sum):
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.eps, ctx.dtype = shape, eps, dtype
+        ctx.dtypes = [None if t is None else t.dtype for t in (x, residual, w, b)]
+        keep_sum = return_sum or any(ctx.needs_input_grad[:3])
+        y, s, mean, rstd = layer_norm_fwd(x, residual, w, b, math.prod(shape), eps, dtype=dtype, keep_sum=keep_sum)
+        ctx.save_for_backward(x if residual is None else s, w, b, mean, rstd)
+        return y if residual is None else (y, s)
+
+    @staticmethod
+    def backward(ctx, dy, dsum=None):
+        s, w, b, mean, rstd = ctx.saved_tensors
+        need = ctx.needs_input_grad[:4]
+        need_s = need[0] or need[1]
+        if dy is None:  # y was not used
+            ds, dw, db = dsum, None, None
+        elif torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+            ds, dw, db = _differentiable_grads(s, w, b, ctx, dy, dsum, (need_s, *need[2:]))
+        else:
+            ds, dw, db = layer_norm_bwd(
+                dy, dsum, s, mean, rstd, w, math.prod(ctx.shape), dtype=s.dtype if need_s else None,
+                dweight=ctx.dtypes[2] if need[2] else None, dbias=ctx.dtypes[3] if need[3] else None,
+            )  # fmt: skip
+            dw, db = (t if t is None else t.view(ctx.shape) for t in (dw, db))
+        dx, dresidual = (
+            ds.to(dtype) if ds is not None and needed else None
+            for needed, dtype in zip(need[:2], ctx.dtypes[:2], strict=True)
+        )
+        return dx, dresidual, dw, db, None, None, None, None
+
+
+def _differentiable_grads(s, w, b, ctx, dy, dsum, needed):
+    y = _normalize_plain(s, ctx.shape, w, b, ctx.eps, ctx.dtype)
+    inputs = [t for t, need in zip((s, w, b), needed, strict=True) if need]
+    grads = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
+    ds, dw, db = (next(grads) if need else None for need in needed)
+    return ds if ds is None or dsum is None else ds + dsum, dw, db
 
 
 def layer_norm(
@@ -16,17 +64,99 @@ def layer_norm(
     residual: Tensor | None = None,  # as input
     return_residual: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # as input; with return_residual also input + residual
-    """``LayerNorm(input + residual)``; the sum is the second output where ``return_residual`` asks for it."""
-    return layer_norm_plain(
-        input, normalized_shape, weight, bias, eps, residual=residual, return_residual=return_residual
-    )
+    """``LayerNorm(input + residual)`` in one pass; the sum is the second output where ``return_residual`` asks for it.
+
+    The sum is rounded to its dtype before it is normalised, as ``layer_norm(input + residual)`` does in PyTorch.
+    Statistics and the sums of gradients are in float32; two runs are bitwise equal. The backward adds the gradient of
+    the returned sum in the same pass, and input and residual share one gradient tensor.
+
+    float32, float16 and bfloat16 on a GPU run in Triton; other devices and dtypes, and gradients that are themselves
+    differentiated, take PyTorch's operators. ``weight`` and ``bias`` may be float32 beside a 16-bit input. Under
+    autocast on a GPU the result is float32, as PyTorch's, without float32 copies of the arguments; autocast on a CPU
+    leaves the dtype alone, as PyTorch does there.
+
+    Raises:
+        ValueError: ``normalized_shape`` is empty or not the last axes of input; weight, bias or residual have another
+            shape; devices differ.
+        TypeError: an argument has the wrong type; weight or bias have another dtype than the sum's or float32.
+
+    Source: Ba, Kiros, Hinton, "Layer Normalization" (2016); the primer's LayerNorm(O + X).
+    """
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    to_float32 = isinstance(input, Tensor) and input.is_cuda and torch.is_autocast_enabled("cuda")
+    _check(input, shape, weight, bias, residual, to_float32)
+    if not (runs_triton(input) and (residual is None or runs_triton(residual))):
+        return layer_norm_plain(input, shape, weight, bias, eps, residual=residual, return_residual=return_residual)
+    dtype = torch.float32 if to_float32 else None
+    leaves = (input, residual, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
+        y = _LayerNorm.apply(*leaves, shape, eps, dtype, return_residual)
+        y, s = (y, None) if residual is None else y
+    else:
+        y, s, _, _ = layer_norm_fwd(*leaves, math.prod(shape), eps, dtype=dtype, keep_sum=return_residual, keep=False)
+    return (y, input if residual is None else s) if return_residual else y
 
 
 def layer_norm_plain(
-    input, normalized_shape, weight=None, bias=None, eps=1e-5, *, residual=None, return_residual=False
-):
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    return_residual: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """The same through torch's own operators."""
-    total = input if residual is None else input + residual
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    total = input if residual is None else input + residual
     y = torch_F.layer_norm(total, shape, weight, bias, eps)
     return (y, total) if return_residual else y
+
+
+def _normalize_plain(s, shape, w, b, eps, dtype):
+    """torch's operator on the dtypes that the kernel takes, whatever the device."""
+    mixed = any(t is not None and t.dtype != s.dtype for t in (w, b)) or dtype not in (None, s.dtype)
+    if not mixed:
+        return torch_F.layer_norm(s, shape, w, b, eps)
+    w, b = (t if t is None else t.float() for t in (w, b))
+    return torch_F.layer_norm(s.float(), shape, w, b, eps).to(dtype or s.dtype)
+
+
+def _check(input, shape, weight, bias, residual, any_dtype):
+    named = (("input", input), ("residual", residual), ("weight", weight), ("bias", bias))
+    for name, t in named:
+        if not isinstance(t, Tensor) and (t is not None or name == "input"):
+            raise TypeError(f"layer_norm: {name} must be a tensor; got {type(t).__name__}")
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
+        raise TypeError(f"layer_norm: normalized_shape must be an integer or several; got {shape}")
+    if not shape or input.shape[-len(shape) :] != shape:
+        raise ValueError(
+            "layer_norm: normalized_shape must be the last axes of input, at least one; "
+            f"got {shape} and input {tuple(input.shape)}"
+        )
+    if not input.is_floating_point():
+        raise TypeError(f"layer_norm: input must hold floating-point numbers; got {input.dtype}")
+    if residual is not None and (residual.shape != input.shape or not residual.is_floating_point()):
+        raise ValueError(
+            "layer_norm: residual must be floating-point, of input's shape; "
+            f"got {residual.dtype} {tuple(residual.shape)} and input {tuple(input.shape)}"
+        )
+    dtype = input.dtype if residual is None else torch.promote_types(input.dtype, residual.dtype)
+    for name, t in named[1:]:
+        if t is None:
+            continue
+        if t.device != input.device:
+            raise ValueError(
+                f"layer_norm: all tensors must be on one device; got input {input.device}, {name} {t.device}"
+            )
+        if name == "residual":
+            continue
+        if t.shape != shape:
+            raise ValueError(f"layer_norm: {name} must have shape {shape}, normalized_shape; got {tuple(t.shape)}")
+        narrow = dtype in (torch.float16, torch.bfloat16)
+        if not (any_dtype or t.dtype == dtype or (narrow and t.dtype == torch.float32)):
+            raise TypeError(
+                f"layer_norm: {name} must have the dtype of input + residual, or float32 beside 16 bits; "
+                f"got {t.dtype} and {dtype}"
+            )

@@ -119,16 +119,52 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then the perceptron; two norms, which Transformer places."""
+    """Attention, then the perceptron; two norms, which post_norm and pre_norm place."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         hidden = 4 * config.width if config.mlp_width is None else config.mlp_width
+        self.dropout = config.dropout
         self.attention = Attention(config)
         self.attention_norm = nn.LayerNorm(config.width, config.norm_eps, bias=config.bias)
         self.up = nn.Linear(config.width, hidden, config.bias, activation=config.activation)
         self.down = nn.Linear(hidden, config.width, config.bias)
         self.mlp_norm = nn.LayerNorm(config.width, config.norm_eps, bias=config.bias)
+
+    def attend(self, x: Tensor, visible: dict, cache, layer: int) -> Tensor:
+        return self.drop(self.attention(x, visible, cache, layer))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.drop(self.down(self.up(x)))
+
+    def drop(self, x: Tensor) -> Tensor:
+        return torch_F.dropout(x, self.dropout) if self.dropout and self.training else x
+
+    def reset_xavier(self) -> None:
+        """Glorot & Bengio 2010, uniform, for each matrix: W_Q, W_K and W_V are three."""
+        attention = self.attention
+        rows = [n * attention.head_width for n in (attention.heads, attention.key_heads, attention.key_heads)]
+        others = (layer.weight for layer in (attention.out, self.up, self.down))
+        for matrix in (*attention.qkv.weight.data.split(rows), *others):
+            torch.nn.init.xavier_uniform_(matrix)
+
+
+def post_norm(blocks, x: Tensor, visible: dict, cache=None) -> Tensor:  # (B, T, W) -> (B, T, W)
+    for i, block in enumerate(blocks):
+        x = block.attention_norm(block.attend(x, visible, cache, i), x)
+        x = block.mlp_norm(block.mlp(x), x)
+    return x
+
+
+def pre_norm(blocks, norm: nn.LayerNorm, x: Tensor, visible: dict, cache=None) -> Tensor:  # (B, T, W) -> (B, T, W)
+    """With the last ``norm``. The sum of a branch and the residual is taken in the next norm's kernel."""
+    branch = None
+    for i, block in enumerate(blocks):
+        y, x = (block.attention_norm(x), x) if branch is None else block.attention_norm(branch, x, True)
+        branch = block.attend(y, visible, cache, i)
+        y, x = block.mlp_norm(branch, x, True)
+        branch = block.mlp(y)
+    return norm(branch, x)
 
 
 class Transformer(nn.Module):
@@ -136,9 +172,9 @@ class Transformer(nn.Module):
 
     First weights. pre-LN: normal of deviation 0.02, over sqrt(2 layers) for what is added to the residual (Radford et
     al. 2019). post-LN: Xavier uniform for each matrix (Glorot & Bengio 2010), as Vaswani et al. train it, with a
-    warm-up of the learning rate, which it needs (Xiong et al. 2020, arXiv:2002.04745); the embedding of deviation
-    width^-1/2, so that the logits start with deviation 1. Sinusoidal positions are scaled by the embedding's
-    deviation: their sum is Vaswani's ``sqrt(width) E + P`` but for a common factor, and needs no pass of its own.
+    warm-up of the learning rate, which it needs (Xiong et al. 2020, arXiv:2002.04745). The embedding of post-LN or
+    beside sinusoidal positions has deviation width^-1/2 and these are scaled by it: Vaswani's ``sqrt(width) E + P`` but
+    for a common factor, in one pass, and logits of deviation 1.
 
     Raises:
         ValueError: tokens of another shape, or more than ``config.context`` of them.
@@ -168,7 +204,8 @@ class Transformer(nn.Module):
 
     @property
     def _embedding_deviation(self) -> float:
-        return 0.02 if self.config.norm == "pre" else self.config.width**-0.5
+        gpt2 = self.config.norm == "pre" and self.config.positions == "learned"
+        return 0.02 if gpt2 else self.config.width**-0.5
 
     def reset_parameters(self) -> None:
         init, config = torch.nn.init, self.config
@@ -182,12 +219,11 @@ class Transformer(nn.Module):
             elif config.norm == "pre":
                 added = name.endswith(("out.weight", "down.weight"))
                 init.normal_(p, std=0.02 / math.sqrt(2 * config.layers) if added else 0.02)
-            elif name.endswith("qkv.weight"):
-                heads = (config.heads, config.key_heads, config.key_heads)
-                for matrix in p.data.split([n * config.head_width for n in heads]):
-                    init.xavier_uniform_(matrix)
-            else:
+            elif name == "head.weight":
                 init.xavier_uniform_(p)
+        if config.norm == "post":
+            for block in self.blocks:
+                block.reset_xavier()
 
     def forward(self, tokens: Tensor, **options) -> Tensor:  # (B, T) -> (B, T, V); options as hidden()
         return self.logits(self.hidden(tokens, **options))
@@ -212,31 +248,15 @@ class Transformer(nn.Module):
             x = x + (self.segments.weight[0] if segments is None else self.segments(segments))
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        x = self._drop(x)
-        x = self._post_norm(x, visible, cache) if self.norm is None else self._pre_norm(x, visible, cache)
+        if self.config.dropout and self.training:
+            x = torch_F.dropout(x, self.config.dropout)
+        if self.norm is None:
+            x = post_norm(self.blocks, x, visible, cache)
+        else:
+            x = pre_norm(self.blocks, self.norm, x, visible, cache)
         if cache is not None:
             cache.advance(tokens.shape[1], lengths)
         return x
-
-    def _post_norm(self, x, visible, cache):
-        for i, block in enumerate(self.blocks):
-            x = block.attention_norm(self._drop(block.attention(x, visible, cache, i)), x)
-            x = block.mlp_norm(self._drop(block.down(block.up(x))), x)
-        return x
-
-    def _pre_norm(self, x, visible, cache):
-        """The sum of a branch and the residual is taken in the next norm's kernel."""
-        branch = None
-        for i, block in enumerate(self.blocks):
-            y, x = (block.attention_norm(x), x) if branch is None else block.attention_norm(branch, x, True)
-            branch = self._drop(block.attention(y, visible, cache, i))
-            y, x = block.mlp_norm(branch, x, True)
-            branch = self._drop(block.down(block.up(y)))
-        return self.norm(branch, x)
-
-    def _drop(self, x):
-        p = self.config.dropout
-        return torch_F.dropout(x, p) if p and self.training else x
 
     def _place(self, tokens, mask, lengths, cache):
         """The position table and the rows to take from it, and what attention is told of the keys it may see."""

@@ -165,10 +165,10 @@ def evaluate(model: torch.nn.Module, tokens: Tensor, config: LanguageModelConfig
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     most = None if batches is None else batches * config.batch_size
     for part in consecutive_windows(tokens, model.config.context + 1, config.batch_size, most):
-        total += loss_sum(model, part.to(device), config).double().cpu()
+        total += loss_sum(model, part.to(device), config)
         count += part[:, 1:].numel()
     model.train(training)
     return total.item() / count

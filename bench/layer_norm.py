@@ -1,0 +1,54 @@
+"""layer_norm of a residual sum: one pass against an addition followed by a layer norm."""
+
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Op, Target
+from primer_fast.functional.layer_norm import layer_norm, layer_norm_plain
+from primer_fast.reference.case import Case
+from primer_fast.reference.layer_norm import CASES, bytes_moved, flops, sizes
+
+
+def liger(input, normalized_shape, weight, bias, eps=1e-5, *, residual=None, return_residual=False):
+    """Liger's layer norm, which adds no residual: torch does before it."""
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+
+    total = input if residual is None else input + residual
+    y = LigerLayerNormFunction.apply(total, weight, bias, eps)
+    return (y, total) if return_residual else y
+
+
+def _case(name, why, shape, **options):
+    N = shape[-1]
+    shapes = {"input": shape, "weight": (N,), "bias": (N,)}
+    return Case(name, why, shapes | ({"residual": shape} if options else {}), {"normalized_shape": N, **options})
+
+
+CPU_CASES = (
+    _case("block", "a block of a small transformer, 12 x 64 tokens", (768, 128), return_residual=True),
+    _case("width_768", "GPT-2's width", (1024, 768)),
+    _case("primer", "a few tokens: nothing but call overhead", (5, 12), return_residual=True),
+)
+
+
+def _fills_the_chip(case):
+    return bytes_moved(case, 2)["forward"] > 2**25
+
+
+def _held(case):
+    """Rows that a program of the backward holds: longer ones are read twice."""
+    return _fills_the_chip(case) and sizes(case)[1] <= 8192
+
+
+OP = Op(
+    name="layer_norm",
+    providers={OURS: layer_norm, EAGER: layer_norm_plain, "liger": liger},
+    gpu_cases=[case for case in CASES if case.production],
+    cpu_cases=CPU_CASES,
+    flops=flops,
+    bytes_moved=bytes_moved,
+    targets=(
+        Target("share", at_least=0.9, passes=[FORWARD], where=_fills_the_chip),
+        Target("share", at_least=0.8, passes=[FORWARD_BACKWARD], where=_held),
+        Target(f"versus {EAGER}", at_least=1),
+        Target(f"versus {COMPILED}", at_least=1, where=_fills_the_chip),
+        Target("host_us", at_most=25, passes=[FORWARD]),
+    ),
+)

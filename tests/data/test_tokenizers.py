@@ -1,0 +1,128 @@
+import json
+import sys
+
+import pytest
+
+from primer_fast.data import tokenizers
+from primer_fast.data.tokenizers import ByteTokenizer, CharacterTokenizer, HuggingFaceTokenizer
+
+TEXT = "Grüße, 世界!\n\tnaïve 🙂"
+
+
+@pytest.fixture(scope="module")
+def hugging_face():
+    """The JSON of a byte-level BPE with an end-of-text token, as GPT-2's, learned from a few words."""
+    package = pytest.importorskip("tokenizers")
+    bpe = package.Tokenizer(package.models.BPE())
+    bpe.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = package.decoders.ByteLevel()
+    trainer = package.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>", "<|pad|>"],
+        initial_alphabet=package.pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+    )  # fmt: skip
+    bpe.train_from_iterator(["the cat and the hat and the bat"] * 5, trainer)
+    return bpe.to_str()
+
+
+def test_bytes():
+    tokenizer = ByteTokenizer()
+    assert tokenizer.vocab_size == 256 and tokenizer.encode("aé") == [97, 0xC3, 0xA9]
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+
+
+def test_bytes_cut_inside_a_character_are_replaced():
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode("a🙂b")  # 1 + 4 + 1 bytes
+    assert tokenizer.decode(ids[:3]) == "a�"
+    assert tokenizer.decode(ids[3:]).endswith("b") and "�" in tokenizer.decode(ids[3:])
+
+
+def test_characters_are_sorted():
+    tokenizer = CharacterTokenizer("banana!")
+    assert tokenizer.characters == ["!", "a", "b", "n"] and tokenizer.vocab_size == 4
+    assert tokenizer.encode("nab") == [3, 1, 2] and tokenizer.decode([3, 1, 2]) == "nab"
+    whole = CharacterTokenizer(TEXT)
+    assert whole.decode(whole.encode(TEXT)) == TEXT
+
+
+def test_unknown_characters_are_named():
+    with pytest.raises(ValueError, match=r"made of the 3 characters of the training text; got 'X', 'é'$"):
+        CharacterTokenizer("abc").encode("aXbéX")
+    with pytest.raises(ValueError, match=r"got '0', '1', .*'9' and 2 more$"):
+        CharacterTokenizer("abc").encode("0123456789xy")
+    with pytest.raises(ValueError, match="at least one character"):
+        CharacterTokenizer("")
+
+
+def test_hugging_face(hugging_face):
+    tokenizer = HuggingFaceTokenizer(hugging_face)
+    end = tokenizer.tokenizer.token_to_id("<|endoftext|>")
+    assert tokenizer.stop_tokens == (end,) and tokenizer.vocab_size == tokenizer.tokenizer.get_vocab_size()
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert len(tokenizer.encode("the cat")) < len("the cat")
+    assert tokenizer.encode("a<|endoftext|>")[-1] == end and tokenizer.decode([end]) == "<|endoftext|>"
+
+
+def test_ids_may_have_gaps(hugging_face):
+    """Embeddings need a row up to the largest id, of which there may be more than tokens."""
+    values = json.loads(hugging_face)
+    values["model"] = {"type": "WordLevel", "vocab": {"a": 0, "b": 900}, "unk_token": "a"}
+    values["added_tokens"] = []
+    assert HuggingFaceTokenizer(json.dumps(values)).vocab_size == 901
+
+
+@pytest.mark.parametrize("name", ["bytes", "characters", "file"])
+def test_json_round_trip(name, hugging_face, tmp_path):
+    file = tmp_path / "tokenizer.json"
+    file.write_text(hugging_face, encoding="utf-8")
+    tokenizer = tokenizers.make(str(file) if name == "file" else name, TEXT)
+    saved = tmp_path / "saved.json"
+    saved.write_bytes(tokenizer.to_json().encode())
+    again = tokenizers.load(saved)
+    assert type(again) is type(tokenizer) and again.vocab_size == tokenizer.vocab_size
+    assert again.stop_tokens == tokenizer.stop_tokens
+    assert again.encode(TEXT) == tokenizer.encode(TEXT) and again.decode(again.encode(TEXT)) == TEXT
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharacterTokenizer("abc")], ids=lambda t: t.name)
+@pytest.mark.parametrize("wrong", [-1, 256])
+def test_tokens_outside_the_vocabulary_are_named(tokenizer, wrong):
+    with pytest.raises(ValueError, match=f"decode: tokens must be 0 to {tokenizer.vocab_size - 1}; got {wrong}"):
+        tokenizer.decode([0, wrong])
+
+
+FILES = {
+    "no JSON": (b"{", "not JSON"),
+    "not UTF-8": (b"\xff\xfe{}", "utf-8"),
+    "a list": (b"[1]", "a tokenizer is a JSON object; got list"),
+    "another version": (b'{"primer_fast": "words"}', "not a tokenizer of this version: primer_fast is 'words'"),
+    "no alphabet": (b'{"primer_fast": "characters"}', "not a tokenizer of this version"),
+    "something else": (b'{"a": 1}', "not a file of the tokenizers package"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_tokenizer_is_named(name, tmp_path):
+    content, message = FILES[name]
+    file = tmp_path / "t.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        tokenizers.make(str(file), "")
+    assert str(error.value).startswith(f"{file}: ")
+
+
+def test_wrong_names(tmp_path):
+    with pytest.raises(ValueError, match=r"must be bytes, characters or a \.json file; got 'words'"):
+        tokenizers.make("words", "")
+    with pytest.raises(ValueError, match=r"nowhere\.json: no such file"):
+        tokenizers.make("nowhere.json", "")
+    folder = tmp_path / "a.json"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"a\.json: a folder"):
+        tokenizers.make(str(folder), "")
+
+
+def test_the_missing_package_names_its_extra(monkeypatch, hugging_face):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'primer-fast\[cli\]'"):
+        tokenizers.from_json(hugging_face)

@@ -1,0 +1,220 @@
+import numpy as np
+import pytest
+import torch
+
+from primer_fast import functional as F
+from primer_fast.functional.embedding import embedding_plain
+from primer_fast.kernels.embedding import RunSettings, embedding_bwd, embedding_fwd
+from primer_fast.kernels.launch import TileSettings
+from primer_fast.proof import verify
+from primer_fast.proof.numerics import exact, worst
+from primer_fast.reference.embedding import embedding, embedding_grad
+
+CASES = verify.cases("embedding", torch.cuda.is_available())
+
+
+@pytest.mark.parametrize("dtype", verify.DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_reference(case, dtype):
+    rows = verify.check("embedding", case, verify.DTYPES[dtype])
+    assert {row.tensor for row in rows} >= {"output", *set(case.shapes) - set(case.dtypes)}
+    assert [row for row in rows if not row.passed] == []
+
+
+@pytest.mark.parametrize("ids", [None, np.array([[2, 0, 2], [1, 1, 3]])], ids=["axis", "ids"])
+def test_reference_gradient_is_the_derivative(ids):
+    """The sum is linear in both tables, so that one difference is exact."""
+    rng = np.random.default_rng(0)
+    input, weight, position = np.array([[0, 4, 4], [2, 0, 1]]), rng.normal(size=(5, 3)), rng.normal(size=(4, 3))
+    dy, steps = rng.normal(size=(2, 3, 3)), (rng.normal(size=(5, 3)), rng.normal(size=(4, 3)))
+    steps[0][1] = 0  # padding_idx: its gradient is left out, not its value
+    moved = embedding(input, weight + steps[0], position=position + steps[1], position_ids=ids)
+    change = (dy * (moved - embedding(input, weight, position=position, position_ids=ids))).sum()
+    grads = embedding_grad(dy, input, weight, 1, position=position, position_ids=ids)
+    np.testing.assert_allclose(change, (grads["weight"] * steps[0]).sum() + (grads["position"] * steps[1]).sum())
+    assert not grads["weight"][1].any()
+
+
+CUTS = [
+    RunSettings(1, 16, 1),  # every run crosses, chunk by chunk
+    RunSettings(4, 32, 2),  # a long run's partial sums come in several blocks, the last one full or not
+    RunSettings(8, 8, 4),  # several blocks of columns
+    RunSettings(64, 32, 2),  # one chunk, longer than there are indices
+]
+RUNS = {
+    "one run": [0] * 40,
+    "runs that end with a chunk": [0] * 8 + [1] * 8 + [2] * 4 + [3] * 12,
+    "runs that end one off": [0] * 7 + [1] * 10 + [3] * 17 + [5] * 5,
+    "no run": [5, 3, 1, 0, 2, 4],
+    "shuffled": [3, 1, 3, 3, 0, 5, 1, 3, 3, 3, 1, 0, 3, 3, 1, 3, 3, 3, 3, 3, 3, 5, 5, 3, 1, 1],
+}
+
+
+@pytest.mark.parametrize("runs", RUNS)
+@pytest.mark.parametrize("cut", CUTS, ids=lambda s: "x".join(map(str, s)))
+def test_every_way_to_cut_runs_gives_the_same_answer(cut, runs, device):
+    ids = torch.tensor(RUNS[runs], device=device)
+    dy = torch.randn(len(ids), 19, device=device)
+    want = embedding_grad(exact(dy), ids.cpu().numpy(), np.zeros((6, 19)), 1)["weight"]
+    got = embedding_bwd(dy, ids, 6, torch.float32, 1, cut)
+    assert worst(exact(got), want) < 1e-5
+
+
+def test_tiles_of_the_forward(device):
+    ids, table = torch.randint(7, (3, 5), device=device), torch.randn(7, 37, device=device)
+    y = embedding_fwd(ids, table, table, None, 5, TileSettings(2, 16))
+    assert torch.equal(y, table[ids] + table[:5])
+
+
+def test_indices_outside_the_table_give_nan_and_no_gradient(device):
+    """On a GPU nobody waits to raise PyTorch's IndexError; memory outside the tables is not read."""
+    ids = torch.tensor([[0, 5, -1], [4, 2**40, 2]], device=device)
+    w = torch.randn(5, 8, device=device, requires_grad=True)
+    p = torch.randn(3, 8, device=device, requires_grad=True)
+    places = torch.tensor([[0, 1, 2], [3, 0, -2]], device=device)
+    y = F.embedding(ids, w, position=p, position_ids=places)
+    assert y.isnan().all(-1).tolist() == y.isnan().any(-1).tolist() == [[False, True, True], [True, True, True]]
+    dw, dp = torch.autograd.grad(y, (w, p), torch.ones_like(y))
+    assert dw[:, 0].tolist() == [1, 0, 1, 0, 1] and dp[:, 0].tolist() == [2, 1, 1]
+
+
+def test_on_a_cpu_an_index_outside_is_an_error(plain_path):
+    with pytest.raises(IndexError):
+        F.embedding(torch.tensor([5]), torch.randn(5, 8))
+
+
+def test_nan_and_infinity_stay_in_their_rows(device):
+    """A one-hot product would spread them: 0 times NaN."""
+    ids = torch.tensor([0, 1, 1, 2, 3], device=device)
+    dy = torch.ones(5, 8, device=device)
+    dy[1], dy[3] = float("nan"), float("inf")
+    dw = embedding_bwd(dy, ids, 5, torch.float32)
+    assert dw[0].eq(1).all() and dw[1].isnan().all() and dw[2].isinf().all() and dw[3].eq(1).all() and dw[4].eq(0).all()
+
+
+def test_the_sum_is_rounded_once(device):
+    ids = torch.randint(9, (4, 6), device=device)
+    w, p = (torch.randn(9, 16, device=device, dtype=torch.bfloat16) for _ in range(2))
+    assert torch.equal(F.embedding(ids, w, position=p), (w.float()[ids] + p.float()[:6]).bfloat16())
+
+
+def test_tables_of_two_dtypes_are_promoted_as_in_torch(device):
+    """A sinusoidal float32 buffer beside a bfloat16 table; it needs no gradient."""
+    ids = torch.randint(9, (4, 6), device=device)
+    w = torch.randn(9, 16, device=device, dtype=torch.bfloat16, requires_grad=True)
+    p = torch.randn(9, 16, device=device)
+    got, want = F.embedding(ids, w, position=p), embedding_plain(ids, w, position=p)
+    assert torch.equal(got, want) and got.dtype == torch.float32
+    dy = torch.randn_like(got)
+    grads = (torch.autograd.grad(y, w, dy) for y in (got, want))
+    torch.testing.assert_close(*grads, rtol=2e-2, atol=2e-2)
+
+
+def test_gradients_sum_in_float32(device):
+    """In bfloat16 a sum of ones would stay at 256."""
+    w, p = (torch.zeros(2, 8, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    ids = torch.zeros(600, 1, device=device, dtype=torch.int64)
+    y = F.embedding(ids, w, position=p)
+    for grad in torch.autograd.grad(y, (w, p), torch.ones_like(y)):
+        assert grad[:, 0].tolist() == [600, 0]
+
+
+def test_two_runs_are_bitwise_equal(device):
+    ids = torch.randint(7, (6, 40), device=device)
+    w, p = torch.randn(7, 24, device=device, requires_grad=True), torch.randn(40, 24, device=device, requires_grad=True)
+    dy = torch.randn(6, 40, 24, device=device)
+
+    def run():
+        y = F.embedding(ids, w, position=p)
+        return y, *torch.autograd.grad(y, (w, p), dy)
+
+    assert all(torch.equal(first, second) for first, second in zip(run(), run(), strict=True))
+
+
+def test_expanded_upstream_gradient(device):
+    """sum() sends back one element with stride 0."""
+    ids = torch.randint(7, (3, 5), device=device)
+    w, p = torch.randn(7, 8, device=device, requires_grad=True), torch.randn(6, 8, device=device, requires_grad=True)
+    got, want = (torch.autograd.grad(f(ids, w, position=p).sum(), (w, p)) for f in (F.embedding, embedding_plain))
+    torch.testing.assert_close(got, want)
+
+
+def test_what_the_forward_keeps(device):
+    """Indices, not tables; without gradients nothing."""
+    ids = torch.randint(7, (3, 5), device=device)
+    w, p = torch.randn(7, 8, device=device, requires_grad=True), torch.randn(6, 8, device=device)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        F.embedding(ids, w, position=p)
+    assert [t.data_ptr() for t in kept] == [ids.data_ptr()]
+    with torch.no_grad():
+        assert F.embedding(ids, w, position=p).grad_fn is None
+
+
+@pytest.mark.parametrize("places", [None, [[0, 2, 2], [1, 0, 0]]], ids=["axis", "ids"])
+def test_second_derivative(places, device):
+    ids = torch.tensor([[0, 4, 4], [2, 0, 1]], device=device)
+    places = None if places is None else torch.tensor(places, device=device)
+    w, p = torch.randn(5, 8, device=device, requires_grad=True), torch.randn(4, 8, device=device, requires_grad=True)
+
+    def penalty(function):
+        y = function(ids, w, 1, position=p, position_ids=places)
+        grads = torch.autograd.grad(y.pow(3).sum(), (w, p), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), (w, p))
+
+    torch.testing.assert_close(penalty(F.embedding), penalty(embedding_plain), rtol=1e-4, atol=1e-4)
+
+
+def test_other_dtypes_take_plain_pytorch(device):
+    ids = torch.randint(5, (2, 3), device=device)
+    w, p = (torch.randn(5, 4, device=device, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda w, p: F.embedding(ids, w, position=p), (w, p))
+
+
+IDS, TABLE = torch.zeros(2, 3, dtype=torch.int64), torch.ones(5, 4)
+WRONG = [
+    (TypeError, r"input must be int32 or int64; got torch.float32", (torch.ones(2), TABLE), {}),
+    (TypeError, r"input must be int32 or int64; got torch.int16", (IDS.short(), TABLE), {}),
+    (TypeError, r"input must be a tensor; got list", ([0], TABLE), {}),
+    (TypeError, r"weight must be a tensor; got NoneType", (IDS, None), {}),
+    (TypeError, r"position_ids must be int32 or int64; got torch.bool", (IDS, TABLE),
+     {"position": TABLE, "position_ids": IDS.bool()}),
+    (TypeError, r"padding_idx must be an integer; got float", (IDS, TABLE, 1.0), {}),
+    (ValueError, r"weight must have shape \(rows, D\); got \(5,\)", (IDS, torch.ones(5)), {}),
+    (ValueError, r"position must have shape \(rows, D\); got \(1, 3, 4\)", (IDS, TABLE),
+     {"position": torch.ones(1, 3, 4)}),
+    (ValueError, r"position must have weight's 4 features; got \(3, 5\)", (IDS, TABLE), {"position": torch.ones(3, 5)}),
+    (ValueError, r"last axis; got 2 for input \(2, 3\)", (IDS, TABLE), {"position": torch.ones(2, 4)}),
+    (ValueError, r"last axis; got 5 for input \(\)", (IDS[0, 0], TABLE), {"position": TABLE}),
+    (ValueError, r"broadcast to input \(2, 3\); got \(2,\)", (IDS, TABLE),
+     {"position": TABLE, "position_ids": IDS[:, 0]}),
+    (ValueError, r"broadcast to input \(2, 3\); got \(1, 2, 3\)", (IDS, TABLE),
+     {"position": TABLE, "position_ids": IDS[None]}),
+    (ValueError, r"position_ids need position", (IDS, TABLE), {"position_ids": IDS}),
+    (ValueError, r"padding_idx must be a row of weight, -5 to 4; got 5", (IDS, TABLE, 5), {}),
+    (ValueError, r"padding_idx must be a row of weight, -5 to 4; got -6", (IDS, TABLE, -6), {}),
+    (ValueError, r"weight cpu, position meta", (IDS, TABLE), {"position": torch.ones(5, 4, device="meta")}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error, message, args, options", WRONG, ids=[w[1] for w in WRONG])
+def test_wrong_arguments(error, message, args, options):
+    with pytest.raises(error, match=f"^embedding: .*{message}"):
+        F.embedding(*args, **options)
+
+
+def test_offsets_pass_two_to_the_31():
+    """Row times stride is formed in 64 bits."""
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("needs 12 GiB of GPU memory")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, width = 5, 2**29 + 16  # row 4 starts past 2**31 elements
+    torch.utils.deterministic.fill_uninitialized_memory = False  # 5 GiB of NaN take their time
+    try:
+        big = torch.empty(rows, width, dtype=torch.float16, device=device)
+    except RuntimeError:
+        pytest.skip("needs 5 GiB of memory")
+    table = big[:, :16]
+    table.copy_(torch.randn(rows, 16, device=device))
+    ids = torch.tensor([4, 0, 4, 3], dtype=torch.int32, device=device)
+    assert torch.equal(F.embedding(ids, table), table.clone()[ids])

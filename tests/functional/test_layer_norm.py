@@ -1,0 +1,280 @@
+import numpy as np
+import pytest
+import torch
+
+from primer_fast import functional as F
+from primer_fast.functional.layer_norm import layer_norm_plain
+from primer_fast.kernels.layer_norm import RowSettings, layer_norm_bwd, layer_norm_fwd
+from primer_fast.proof import verify
+from primer_fast.proof.numerics import budget, exact, worst
+from primer_fast.reference.layer_norm import layer_norm, layer_norm_grad
+
+CASES = verify.cases("layer_norm", torch.cuda.is_available())
+
+
+@pytest.mark.parametrize("dtype", verify.DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_reference(case, dtype):
+    rows = verify.check("layer_norm", case, verify.DTYPES[dtype])
+    assert {row.tensor for row in rows} >= {"output", *case.shapes}
+    assert [row for row in rows if not row.passed] == []
+
+
+@pytest.mark.parametrize("shape, axes", [((4, 6), 6), ((3, 2, 4), (2, 4))], ids=str)
+def test_reference_gradient_is_the_derivative(shape, axes):
+    rng = np.random.default_rng(0)
+    row = axes if isinstance(axes, tuple) else (axes,)
+    arrays = {"input": shape, "weight": row, "bias": row, "residual": shape}
+    arrays = {name: rng.normal(size=size) for name, size in arrays.items()}
+    steps = {name: rng.normal(size=a.shape) for name, a in arrays.items()}
+    upstream = rng.normal(size=shape), rng.normal(size=shape)
+    options = {"normalized_shape": axes, "eps": 0.1, "return_residual": True}
+    h = 1e-6
+    ahead, behind = (
+        layer_norm(**{name: a + sign * h * steps[name] for name, a in arrays.items()}, **options) for sign in (1, -1)
+    )
+    numeric = sum((dy * (a - b)).sum() for dy, a, b in zip(upstream, ahead, behind, strict=True)) / (2 * h)
+    grads = layer_norm_grad(upstream, **arrays, **options)
+    np.testing.assert_allclose(numeric, sum((grads[name] * steps[name]).sum() for name in arrays), rtol=1e-6)
+
+
+CUTS = [
+    RowSettings(1, 64, 4, STAGES=1, programs=1),  # one program walks over all rows
+    RowSettings(4, 32, 4, STAGES=2, programs=3),  # rows that are read in blocks; a last tile of rows that is not full
+    RowSettings(2, 256, 4, STAGES=3, programs=50),  # more programs than tiles
+]
+
+
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "no residual"])
+@pytest.mark.parametrize("cut", CUTS, ids=lambda s: "x".join(map(str, s)))
+def test_every_way_to_cut_rows_gives_the_same_answer(cut, residual, device):
+    """Blocks are chosen by size; here each is forced on sizes that it does not divide."""
+    rows, N = 11, 147
+    x, r, dy, dsum = (2 * torch.randn(rows, N, device=device) + 1 for _ in range(4))
+    w, b = torch.randn(N, device=device), torch.randn(N, device=device)
+    r, dsum = (r, dsum) if residual else (None, None)
+    y, s, mean, rstd = layer_norm_fwd(x, r, w, b, N, 1e-5, settings=cut)
+    f32 = torch.float32
+    ds, dw, db = layer_norm_bwd(
+        dy, dsum, x if s is None else s, mean, rstd, w, N, dtype=f32, dweight=f32, dbias=f32, settings=cut
+    )
+    arrays = {"input": exact(x), "weight": exact(w), "bias": exact(b)}
+    options = {"normalized_shape": N, "return_residual": residual} | ({"residual": exact(r)} if residual else {})
+    want = layer_norm(**arrays, **options)
+    upstream = (exact(dy), exact(dsum)) if residual else exact(dy)
+    want = {"y": want[0] if residual else want} | layer_norm_grad(upstream, **arrays, **options)
+    for name, got in {"y": y, "input": ds, "weight": dw, "bias": db}.items():
+        assert worst(exact(got), want[name]) < 5e-5, name
+    if residual:
+        assert torch.equal(s, x + r)
+
+
+def test_each_gradient_alone_is_that_of_all_together(device):
+    """What is not asked for is neither computed nor allocated."""
+    N = 40
+    x, dy = torch.randn(9, N, device=device), torch.randn(9, N, device=device)
+    w = torch.randn(N, device=device)
+    _, _, mean, rstd = layer_norm_fwd(x, None, w, None, N, 1e-5)
+    names = ("dtype", "dweight", "dbias")
+    together = layer_norm_bwd(dy, None, x, mean, rstd, w, N, **dict.fromkeys(names, torch.float32))
+    for i, name in enumerate(names):
+        alone = layer_norm_bwd(dy, None, None if name == "dbias" else x, mean, rstd, w, N, **{name: torch.float32})
+        assert torch.equal(alone[i], together[i])
+        assert [t is None for t in alone] == [j != i for j in range(3)]
+
+
+def test_the_variance_does_not_cancel(device):
+    """Blocks of a long row too: means 30,000 and a deviation of 1."""
+    x = 30000 + torch.randn(3, 200, device=device)
+    x[:, 100:] += 2
+    want = layer_norm(exact(x), 200)
+    for cut in (None, RowSettings(1, 64, 4)):
+        y, *_ = layer_norm_fwd(x, None, None, None, 200, 1e-5, settings=cut)
+        assert worst(exact(y), want) < 5e-3  # half a unit of float32 at 30,000 is 1e-3
+
+
+@pytest.mark.parametrize("cut", [None, RowSettings(2, 16, 4)], ids=["held", "looped"])
+def test_nan_and_infinity_stay_in_their_rows(cut, device):
+    x = torch.randn(4, 40, device=device)
+    x[1, 3], x[2, 39] = float("nan"), float("inf")
+    y, *_ = layer_norm_fwd(x, None, None, None, 40, 1e-5, settings=cut)
+    plain = torch.nn.functional.layer_norm(x, (40,))
+    assert torch.equal(y.isnan(), plain.isnan()) and y.isnan().any(1).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_float32_parameters_beside_16_bits(dtype, device):
+    x, dy = (torch.randn(6, 40, device=device).to(dtype) for _ in range(2))
+    w, b = (torch.randn(40, device=device, requires_grad=True) for _ in range(2))
+    x.requires_grad_()
+    y = F.layer_norm(x, 40, w, b)
+    plain = torch.nn.functional.layer_norm(x.float(), (40,), w, b)
+    got, want = torch.autograd.grad(y, (x, w, b), dy), torch.autograd.grad(plain, (x, w, b), dy.float())
+    assert [t.dtype for t in (y, *got)] == [dtype, dtype, torch.float32, torch.float32]
+    arrays = [exact(t) for t in (x, w, b)]
+    assert worst(exact(y), layer_norm(arrays[0], 40, *arrays[1:])) <= budget(dtype, 0.0, exact(plain))
+    torch.testing.assert_close(got[0].float(), want[0].float(), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(got[1:], want[1:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_float32_residual_beside_16_bits_is_promoted_as_in_torch(device):
+    x = torch.randn(6, 40, device=device, dtype=torch.bfloat16, requires_grad=True)
+    r, w = torch.randn(6, 40, device=device, requires_grad=True), torch.randn(40, device=device, requires_grad=True)
+    dy, dsum = torch.randn(6, 40, device=device), torch.randn(6, 40, device=device)
+    got = F.layer_norm(x, 40, w, residual=r, return_residual=True)
+    want = layer_norm_plain(x, 40, w, residual=r, return_residual=True)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    grads = (torch.autograd.grad(t, (x, r, w), (dy, dsum)) for t in (got, want))
+    torch.testing.assert_close(*grads, rtol=1e-2, atol=1e-2)
+
+
+def test_the_sum_is_rounded_before_it_is_normalised(device):
+    """As in PyTorch, and whether or not the sum is kept."""
+    x, r = (torch.randn(8, 64, device=device, dtype=torch.bfloat16) for _ in range(2))
+    alone = F.layer_norm(x, 64, residual=r)
+    y, s = F.layer_norm(x, 64, residual=r, return_residual=True)
+    assert torch.equal(s, x + r) and torch.equal(y, alone) and torch.equal(y, F.layer_norm(s, 64))
+
+
+def test_without_a_residual_the_input_is_returned(device):
+    x = torch.randn(6, 40, device=device, requires_grad=True)
+    y, s = F.layer_norm(x, 40, return_residual=True)
+    assert s is x
+    (dx,) = torch.autograd.grad((y.square().sum(), s.sum()), x)
+    plain, _ = layer_norm_plain(x, 40, return_residual=True)
+    torch.testing.assert_close(dx, torch.autograd.grad(plain.square().sum(), x)[0] + 1)
+
+
+def test_outputs_that_are_not_used(device):
+    x, r, w = (torch.randn(s, device=device, requires_grad=True) for s in ((6, 40), (6, 40), (40,)))
+    y, s = F.layer_norm(x, 40, w, residual=r, return_residual=True)
+    got = torch.autograd.grad(s.sum(), (x, r, w), retain_graph=True, allow_unused=True)
+    assert torch.equal(got[0], torch.ones_like(x)) and torch.equal(got[1], got[0]) and got[2] is None
+    dy = torch.randn_like(y)
+    plain = layer_norm_plain(x, 40, w, residual=r)
+    torch.testing.assert_close(torch.autograd.grad(y, (x, r, w), dy), torch.autograd.grad(plain, (x, r, w), dy))
+
+
+def test_expanded_upstream_gradient(device):
+    """sum() sends back one element with stride 0."""
+    x, w = torch.randn(2, 5, 24, device=device, requires_grad=True), torch.randn(24, device=device, requires_grad=True)
+    got, want = (torch.autograd.grad(f(x, 24, w).sum(), (x, w)) for f in (F.layer_norm, layer_norm_plain))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_apart_in_memory_are_read_in_place(device):
+    x = torch.randn(7, 100, device=device)[:, 10:50]
+    copied = []
+    torch.Tensor.contiguous, before = lambda t, *a, **k: copied.append(t) or before(t, *a, **k), torch.Tensor.contiguous
+    try:
+        y = F.layer_norm(x, 40)
+    finally:
+        torch.Tensor.contiguous = before
+    torch.testing.assert_close(y, layer_norm_plain(x, 40))
+    assert copied == [] and y.is_contiguous()
+
+
+def test_two_runs_are_bitwise_equal(device):
+    x, r, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((600, 40), (600, 40), (40,), (40,)))
+    dy = torch.randn(600, 40, device=device)
+
+    def run():
+        y = F.layer_norm(x, 40, w, b, residual=r)
+        return y, *torch.autograd.grad(y, (x, r, w, b), dy)
+
+    assert all(torch.equal(first, second) for first, second in zip(run(), run(), strict=True))
+
+
+def test_the_parameters_gradients_sum_in_float32(device):
+    """In bfloat16 a sum of ones would stay at 256."""
+    x = torch.randn(1000, 16, device=device, dtype=torch.bfloat16)
+    b = torch.zeros(16, device=device, dtype=torch.bfloat16, requires_grad=True)
+    (db,) = torch.autograd.grad(F.layer_norm(x, 16, bias=b), b, torch.ones_like(x))
+    assert torch.equal(db, torch.full_like(db, 1000.0))
+
+
+def test_what_the_forward_keeps(device):
+    """Two numbers a row, and the sum where there is one; nothing without gradients."""
+    x, r, w = (torch.randn(s, device=device, requires_grad=True) for s in ((8, 64), (8, 64), (64,)))
+    for residual in (None, r):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            F.layer_norm(x, 64, w, residual=residual)
+        own = [t for t in kept if t.data_ptr() not in (x.data_ptr(), w.data_ptr())]
+        assert sum(t.numel() for t in own) == 16 + (512 if residual is not None else 0)
+    with torch.no_grad():
+        assert F.layer_norm(x, 64, w).grad_fn is None
+
+
+@pytest.mark.parametrize("returned", [False, True], ids=["y", "y and sum"])
+def test_second_derivative(returned, device):
+    """A gradient penalty, whose gradient is as torch's: through the sum to input and residual too."""
+    x, r, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((4, 16), (4, 16), (16,), (16,)))
+
+    def penalty(function):
+        out = function(x, 16, w, b, residual=r, return_residual=returned)
+        y, s = out if returned else (out, torch.zeros(()))
+        (dx,) = torch.autograd.grad(y.pow(3).sum() + s.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(y.sum() + dx.square().sum(), (x, r, w, b))
+
+    torch.testing.assert_close(penalty(F.layer_norm), penalty(layer_norm_plain), rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_on_a_gpu_gives_float32_as_torch(device):
+    if device != "cuda":  # torch leaves the dtype alone on a CPU; the kernel's own part of it is this
+        x, w = torch.randn(6, 40, dtype=torch.bfloat16), torch.randn(40)
+        y, *_ = layer_norm_fwd(x, None, w, None, 40, 1e-5, dtype=torch.float32)
+        torch.testing.assert_close(y, torch.nn.functional.layer_norm(x.float(), (40,), w))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert F.layer_norm(x, 40).dtype == torch.nn.functional.layer_norm(x, (40,)).dtype
+        return
+    x, w = torch.randn(6, 40, device=device, dtype=torch.bfloat16), torch.randn(40, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        got, want = F.layer_norm(x, 40, w), torch.nn.functional.layer_norm(x, (40,), w)
+    torch.testing.assert_close(got, want)
+
+
+def test_other_dtypes_take_plain_pytorch(device):
+    x, r, w = (torch.randn(s, device=device, dtype=torch.float64, requires_grad=True) for s in ((3, 4), (3, 4), (4,)))
+    assert torch.autograd.gradcheck(lambda x, r, w: F.layer_norm(x, 4, w, residual=r), (x, r, w))
+
+
+ONES = torch.ones
+WRONG = [
+    (ValueError, r"at least one; got \(\) and input \(3, 4\)", (ONES(3, 4), ()), {}),
+    (ValueError, r"got \(5,\) and input \(3, 4\)", (ONES(3, 4), 5), {}),
+    (ValueError, r"got \(1,\) and input \(\)", (torch.tensor(1.0), 1), {}),
+    (ValueError, r"got \(2, 3, 4\) and input \(3, 4\)", (ONES(3, 4), (2, 3, 4)), {}),
+    (ValueError, r"weight must have shape \(4,\), normalized_shape; got \(3,\)", (ONES(3, 4), 4, ONES(3)), {}),
+    (ValueError, r"bias must have shape \(3, 4\)", (ONES(3, 4), (3, 4), None, ONES(4)), {}),
+    (ValueError, r"residual must .*; got torch.float32 \(4,\)", (ONES(3, 4), 4), {"residual": ONES(4)}),
+    (ValueError, r"weight meta", (ONES(3, 4), 4, torch.ones(4, device="meta")), {}),
+    (TypeError, r"weight must have the dtype .*; got torch.float16 and torch.float32", (ONES(3, 4), 4, ONES(4).half()),
+     {}),
+    (TypeError, r"input must be a tensor; got list", ([1.0], 1), {}),
+    (TypeError, r"residual must be a tensor; got float", (ONES(3, 4), 4), {"residual": 0.0}),
+    (TypeError, r"input must hold floating-point numbers; got torch.int32", (ONES(3, 4).int(), 4), {}),
+    (TypeError, r"normalized_shape must be an integer or several; got \(4.0,\)", (ONES(3, 4), (4.0,)), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error, message, args, options", WRONG, ids=[w[1] for w in WRONG])
+def test_wrong_arguments(error, message, args, options):
+    with pytest.raises(error, match=f"^layer_norm: .*{message}"):
+        F.layer_norm(*args, **options)
+
+
+def test_offsets_pass_two_to_the_31():
+    """Row times stride is formed in 64 bits."""
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("needs 12 GiB of GPU memory")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, width = 5, 2**29 + 16  # row 4 starts past 2**31 elements
+    torch.utils.deterministic.fill_uninitialized_memory = False  # 5 GiB of NaN take their time
+    try:
+        big = torch.empty(rows, width, dtype=torch.float16, device=device)
+    except RuntimeError:
+        pytest.skip("needs 5 GiB of memory")
+    x = big[:, :16]
+    x.copy_(torch.randn(rows, 16, device=device))
+    assert torch.equal(F.layer_norm(x, 16), F.layer_norm(x.clone(), 16))

@@ -1,0 +1,336 @@
+import copy
+import io
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as torch_F
+
+from primer_fast import backend
+from primer_fast.models.transformer import Transformer, TransformerConfig, sinusoids
+
+SMALL = {"vocab": 13, "context": 11, "width": 12, "layers": 2, "heads": 3}
+
+
+def randomised(config, device="cpu"):
+    """Weights that no initialisation hides: norms and biases differ from 1 and 0, logits are of size 1."""
+    torch.manual_seed(0)
+    model = Transformer(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.3)
+    return model.to(device).eval()
+
+
+def formula(model, tokens, mask=None, segments=None):
+    """Hidden states in float64, one row, one head and one position after the other."""
+    config = model.config
+    w = {name: t.detach().cpu().double().numpy() for name, t in model.state_dict().items()}
+    w["positions"] = model.positions.detach().cpu().double().numpy()
+    erf = np.vectorize(math.erf)
+    act = {
+        "relu": lambda z: np.maximum(z, 0),
+        "gelu": lambda z: z * (1 + erf(z / math.sqrt(2))) / 2,
+        "gelu_tanh": lambda z: z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2,
+    }[config.activation]
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdims=True)
+        y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + config.norm_eps)
+        return y * w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
+
+    def attention(x, name, real):
+        T, d, shared = len(x), config.head_width, config.heads // config.key_heads
+        qkv, outputs = linear(x, f"{name}.qkv"), []
+        for head in range(config.heads):
+            k = config.heads + head // shared
+            q, k, v = (qkv[:, n * d : (n + 1) * d] for n in (head, k, k + config.key_heads))
+            out = np.zeros((T, d))
+            for i in range(T):
+                keys = [j for j in range(T) if real[j] and (j <= i or not config.causal)]
+                if keys:
+                    scores = np.array([q[i] @ k[j] for j in keys]) / math.sqrt(d)
+                    weights = np.exp(scores - scores.max())
+                    out[i] = weights / weights.sum() @ v[keys]
+            outputs.append(out)
+        return linear(np.concatenate(outputs, -1), f"{name}.out")
+
+    rows = []
+    for b, row in enumerate(tokens.tolist()):
+        real = [True] * len(row) if mask is None else mask[b].tolist()
+        places = np.maximum(np.cumsum(real) - 1, 0) if mask is not None and config.causal else np.arange(len(row))
+        x = w["embedding.weight"][row] + w["positions"][places]
+        if config.segments:
+            x = x + w["segments.weight"][[0] * len(row) if segments is None else segments[b].tolist()]
+        if config.embedding_norm:
+            x = norm(x, "embedding_norm")
+        for i in range(config.layers):
+            name = f"blocks.{i}"
+            if config.norm == "post":
+                x = norm(attention(x, f"{name}.attention", real) + x, f"{name}.attention_norm")
+                x = norm(linear(act(linear(x, f"{name}.up")), f"{name}.down") + x, f"{name}.mlp_norm")
+            else:
+                x = x + attention(norm(x, f"{name}.attention_norm"), f"{name}.attention", real)
+                x = x + linear(act(linear(norm(x, f"{name}.mlp_norm"), f"{name}.up")), f"{name}.down")
+        rows.append(norm(x, "norm") if config.norm == "pre" else x)
+    hidden = np.stack(rows)
+    features = hidden
+    if config.head_transform:
+        features = norm(act(linear(features, "head")), "head_norm")
+    unembedding = w["embedding.weight" if config.tied else "unembedding.weight"]
+    return hidden, features @ unembedding.T + w.get("head_bias", 0)
+
+
+CONFIGS = {
+    "the primer's block": {},
+    "GPT-2's": {"norm": "pre", "positions": "learned", "activation": "gelu_tanh"},
+    "an encoder": {"causal": False, "positions": "learned", "activation": "relu"},
+    "BERT's": {"causal": False, "positions": "learned", "segments": 2, "embedding_norm": True, "head_transform": True,
+               "head_bias": True, "norm_eps": 1e-12},
+    "grouped heads": {"heads": 6, "kv_heads": 2, "norm": "pre"},
+    "one key head, narrow perceptron, untied": {"kv_heads": 1, "mlp_width": 5, "tied": False},
+    "without biases": {"bias": False, "norm": "pre", "head_bias": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hidden_states_and_logits_are_the_formula(plain_path, device, name):
+    config = TransformerConfig(**SMALL | CONFIGS[name])
+    model = randomised(config, device)
+    tokens = torch.randint(13, (3, 9), device=device)
+    segments = torch.randint(2, (3, 9), device=device) if config.segments else None
+    hidden, logits = formula(model, tokens, segments=segments)
+    options = {} if segments is None else {"segments": segments}
+    np.testing.assert_allclose(model.hidden(tokens, **options).detach().cpu(), hidden, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model(tokens, **options).detach().cpu(), logits, rtol=1e-4, atol=1e-4)
+    assert logits.std() > 0.3
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize("name", ["the primer's block", "GPT-2's", "an encoder", "BERT's"])
+def test_padding_takes_no_part(plain_path, device, name, side):
+    model = randomised(TransformerConfig(**SMALL | CONFIGS[name]), device)
+    tokens = torch.randint(13, (3, 9), device=device)
+    mask = torch.ones(3, 9, dtype=torch.bool, device=device)
+    for row, n in ((1, 4), (2, 2)):
+        mask[row, : n if side != "right" else 0] = False
+        mask[row, 9 - n if side != "left" else 9 :] = False
+    real = mask.cpu().numpy()
+    expected, _ = formula(model, tokens, mask)
+    np.testing.assert_allclose(
+        model.hidden(tokens, mask=mask).detach().cpu()[real], expected[real], rtol=1e-4, atol=1e-4
+    )
+    other = torch.where(mask, tokens, (tokens + 1) % 13)
+    assert torch.equal(model.hidden(other, mask=mask)[mask], model.hidden(tokens, mask=mask)[mask])
+    if side == "right":
+        lengths = mask.sum(1)
+        got = model.hidden(tokens, lengths=lengths).detach().cpu()
+        np.testing.assert_allclose(got[real], expected[real], rtol=1e-4, atol=1e-4)
+        alone = model.hidden(tokens[2:, : lengths[2]]).detach().cpu()
+        np.testing.assert_allclose(got[2, : lengths[2]], alone[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_kernels_compute_forward_and_backward(device):
+    """In the interpreter, or on the GPU; against the plain path in float64."""
+    for name in ("the primer's block", "GPT-2's"):
+        model = randomised(TransformerConfig(**SMALL | CONFIGS[name] | {"layers": 1}), device)
+        tokens = torch.randint(13, (2, 6), device=device)
+        assert backend.runs_triton(model.embedding.weight)
+        exact = Transformer(model.config).to(device).double()
+        exact.load_state_dict(model.state_dict())
+        exact.positions.data = model.positions.data.double()
+        for m in (model, exact):
+            m.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        torch.testing.assert_close(model(tokens).double(), exact(tokens), rtol=1e-4, atol=1e-4)
+        for ours, theirs in zip(model.parameters(), exact.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_loss_and_log_prob_are_those_of_the_logits(plain_path, device, name):
+    model = randomised(TransformerConfig(**SMALL | CONFIGS[name]), device)
+    tokens, targets = torch.randint(13, (2, 3, 7), device=device)
+    logits = model(tokens)
+    flat = logits.flatten(0, 1)
+    targets_with_gaps = targets.clone()
+    targets_with_gaps[0, :3] = -100
+    for reduction in ("mean", "sum", "none"):
+        expected = torch_F.cross_entropy(flat, targets_with_gaps.flatten(), reduction=reduction)
+        got = model.loss(tokens, targets_with_gaps, reduction=reduction)
+        torch.testing.assert_close(got, expected.view(got.shape), rtol=1e-5, atol=1e-5)
+    assert model.loss(tokens, targets, ignore_index=int(targets[0, 0])) != model.loss(tokens, targets)
+    log_probs = (logits / 0.7).log_softmax(-1)
+    chosen, entropy = model.log_prob(tokens, targets, temperature=0.7, return_entropy=True)
+    torch.testing.assert_close(chosen, log_probs.gather(-1, targets[..., None])[..., 0])
+    torch.testing.assert_close(entropy, -(log_probs.exp() * log_probs).sum(-1))
+    assert chosen.dtype == torch.float32 and torch.equal(chosen, model.log_prob(tokens, targets, temperature=0.7))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_parameter_has_a_gradient(plain_path, name):
+    model = randomised(TransformerConfig(**SMALL | CONFIGS[name]))
+    tokens, targets = torch.randint(13, (2, 4, 11))
+    options = {"segments": torch.randint(2, (4, 11))} if model.config.segments else {}
+    model.loss(tokens, targets, **options).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.abs().max() > 1e-6, name
+
+
+def test_a_decoder_sees_no_later_token_and_an_encoder_does(plain_path):
+    tokens = torch.randint(13, (1, 9))
+    later = tokens.clone()
+    later[0, 6] = (later[0, 6] + 1) % 13
+    for causal in (True, False):
+        model = randomised(TransformerConfig(**SMALL, causal=causal))
+        same = (model(tokens) == model(later)).all(-1)[0]
+        assert same[:6].all() == causal and not same[6]
+
+
+def test_sinusoids():
+    table = sinusoids(50, 8)
+    assert table.shape == (50, 8) and table.dtype == torch.float32
+    for t in (0, 1, 7, 49):
+        for i in range(4):
+            angle = t / 10000 ** (2 * i / 8)
+            assert table[t, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-6)
+            assert table[t, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+def test_first_weights_have_the_variance_of_the_source(plain_path):
+    torch.manual_seed(0)
+    sizes = {"vocab": 500, "context": 100, "width": 128, "layers": 8, "heads": 4}
+    pre = Transformer(TransformerConfig(**sizes, norm="pre", positions="learned"))
+    for name, p in pre.named_parameters():
+        if p.dim() == 2:
+            added = name.endswith(("out.weight", "down.weight"))
+            assert p.std().item() == pytest.approx(0.02 / 4 if added else 0.02, rel=0.03), name
+    post = Transformer(TransformerConfig(**sizes))
+    for name, p in post.named_parameters():
+        if name == "embedding.weight":
+            assert p.std().item() == pytest.approx(128**-0.5, rel=0.03)
+        elif name.endswith("qkv.weight"):  # three matrices (128, 128)
+            assert p.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.03)
+        elif p.dim() == 2:
+            assert p.std().item() == pytest.approx((2 / sum(p.shape)) ** 0.5, rel=0.03), name
+    for model in (pre, post):
+        for name, p in model.named_parameters():
+            if p.dim() == 1:
+                assert (p == (0 if name.endswith("bias") else 1)).all(), name
+        loss = model.loss(*torch.randint(500, (2, 4, 100)))
+        assert loss.item() == pytest.approx(math.log(500), abs=1)
+    assert torch.allclose(post.positions, sinusoids(100, 128) * 128**-0.5)
+
+
+def test_state_dict_copies_and_pickles(plain_path):
+    tokens = torch.randint(13, (2, 9))
+    for name in ("the primer's block", "BERT's"):
+        model = randomised(TransformerConfig(**SMALL | CONFIGS[name]))
+        expected = model(tokens)
+        assert "positions" not in model.state_dict() or model.config.positions == "learned"
+        file = io.BytesIO()
+        torch.save(model.state_dict(), file)
+        file.seek(0)
+        loaded = Transformer(TransformerConfig(**SMALL | CONFIGS[name])).eval()
+        loaded.load_state_dict(torch.load(file, weights_only=True))
+        for other in (loaded, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(tokens), expected) and other.config == model.config
+
+
+def test_dropout_in_training_alone(plain_path):
+    tokens = torch.randint(13, (4, 9))
+    for norm in ("post", "pre"):
+        config = TransformerConfig(**SMALL, norm=norm, dropout=0.5)
+        model, without = randomised(config), randomised(TransformerConfig(**SMALL, norm=norm))
+        assert torch.equal(model(tokens), without(tokens))
+        model.train()
+        assert not torch.equal(model(tokens), model(tokens))
+        torch.manual_seed(5)
+        first = model(tokens)
+        torch.manual_seed(5)
+        assert torch.equal(model(tokens), first)
+
+
+def test_attention_weights(plain_path):
+    tokens = torch.randint(13, (2, 9))
+    for name in ("the primer's block", "GPT-2's", "an encoder", "grouped heads"):
+        model = randomised(TransformerConfig(**SMALL | CONFIGS[name]))
+        weights = model.attention_weights(tokens)
+        assert [tuple(w.shape) for w in weights] == [(2, model.config.heads, 9, 9)] * 2
+        torch.testing.assert_close(weights[0].sum(-1), torch.ones(2, model.config.heads, 9))
+        assert (weights[1].triu(1).abs().max() == 0) == model.config.causal
+        inputs = []
+        attention = model.blocks[1].attention
+        attention.register_forward_pre_hook(lambda module, args, inputs=inputs: inputs.append(args[0]))
+        outputs = []
+        attention.register_forward_hook(lambda module, args, output, outputs=outputs: outputs.append(output))
+        model(tokens)
+        value = attention.qkv(inputs[0]).view(2, 9, -1, model.config.head_width)[:, :, -model.config.key_heads :]
+        value = value.transpose(1, 2).repeat_interleave(model.config.heads // model.config.key_heads, 1)
+        expected = attention.out((weights[1] @ value).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(outputs[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_weights_of_padding_are_zero(plain_path):
+    model = randomised(TransformerConfig(**SMALL, causal=False))
+    tokens, lengths = torch.randint(13, (2, 9)), torch.tensor([9, 4])
+    mask = torch.arange(9) < lengths[:, None]
+    for weights in (model.attention_weights(tokens, lengths=lengths), model.attention_weights(tokens, mask=mask)):
+        assert weights[0][1, :, :, 4:].abs().max() == 0 and weights[0][1, :, :, :4].min() > 0
+    assert (model.attention_weights(tokens, mask=torch.zeros_like(mask))[0] == 0).all()
+
+
+@pytest.mark.parametrize(("norm", "positions"), [("post", "sinusoidal"), ("pre", "sinusoidal"), ("pre", "learned")])
+def test_learns_to_repeat(plain_path, norm, positions):
+    """Tokens that were seen 5 positions before: only attention to that position can tell them."""
+    torch.manual_seed(0)
+    config = TransformerConfig(vocab=8, context=10, width=32, layers=2, heads=2, norm=norm, positions=positions)
+    model = Transformer(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(300):
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * min(1, (step + 1) / 50)
+        half = torch.randint(8, (64, 5))
+        text = torch.cat((half, half), dim=1)
+        loss = model.loss(text[:, :-1], torch.where(torch.arange(1, 10) >= 5, text[:, 1:], -100))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1  # a guess costs ln 8 = 2.1
+
+
+WRONG_CONFIG = {
+    "vocab": ({"vocab": 0}, "vocab must be a positive integer; got 0"),
+    "heads": ({"heads": 5}, "heads must divide width; got 5 and 12"),
+    "kv_heads": ({"kv_heads": 2}, "kv_heads must divide heads; got 2 and 3"),
+    "odd": ({"width": 9}, "width must be even for sinusoidal positions; got 9"),
+    "activation": ({"activation": "tanh"}, "activation must be one of gelu, gelu_tanh, relu; got 'tanh'"),
+    "norm": ({"norm": "both"}, "norm must be one of post, pre; got 'both'"),
+    "positions": ({"positions": None}, "positions must be one of sinusoidal, learned; got None"),
+    "dropout": ({"dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),
+    "segments": ({"segments": -1}, "segments must be an integer of 0 or more; got -1"),
+    "mlp_width": ({"mlp_width": 1.5}, "mlp_width must be a positive integer; got 1.5"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_CONFIG)
+def test_wrong_configuration_is_named(case):
+    options, message = WRONG_CONFIG[case]
+    with pytest.raises(ValueError, match=f"^Transformer: {message}"):
+        TransformerConfig(**SMALL | options)
+
+
+def test_wrong_input_is_named(plain_path):
+    model, tokens = Transformer(TransformerConfig(**SMALL)), torch.randint(13, (2, 5))
+    with pytest.raises(ValueError, match=r"tokens must be \(B, T\); got \(5,\)"):
+        model(tokens[0])
+    with pytest.raises(ValueError, match="at most 11 tokens fit the context; got 12"):
+        model(torch.zeros(1, 12, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"mask must be bool \(2, 5\); got torch.int64 \(2, 5\)"):
+        model(tokens, mask=torch.ones_like(tokens))
+    with pytest.raises(ValueError, match=r"mask must be bool \(2, 5\); got torch.bool \(5,\)"):
+        model(tokens, mask=torch.ones(5, dtype=torch.bool))

@@ -1,0 +1,224 @@
+import dataclasses
+import math
+
+import pytest
+import safetensors.torch
+import torch
+
+from primer_fast.data.text import TokenizedText, consecutive_windows
+from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.train import language_model
+from primer_fast.train.common import pack, unpack
+from primer_fast.train.language_model import LanguageModelConfig
+
+SMALL = LanguageModelConfig(steps=12, batch_size=5, warmup_steps=2, log_every=4, eval_every=6, eval_batches=2)
+TIMES = ("train/seconds", "train/tokens_per_second")
+pytestmark = pytest.mark.usefixtures("plain_path")
+
+
+def new_state(config=SMALL, seed=0, **shape):
+    torch.manual_seed(seed)
+    shape = {"vocab": 11, "context": 8, "width": 16, "layers": 2, "heads": 2, **shape}
+    return language_model.start(Transformer(TransformerConfig(**shape)), config)
+
+
+def text(length=300):
+    """Counting modulo 11 with an eleventh of the tokens drawn at random, so that there is something to learn."""
+    noise = torch.Generator().manual_seed(0)
+    tokens = torch.arange(length) % 11
+    wrong = torch.rand(length, generator=noise) < 1 / 11
+    tokens[wrong] = torch.randint(0, 11, (int(wrong.sum()),), generator=noise)
+    tokens = tokens.to(torch.uint16)
+    return TokenizedText(tokens[: -length // 3], tokens[-length // 3 :])
+
+
+def weights(state):
+    return {name: p.detach().clone() for name, p in state.model.named_parameters()}
+
+
+def cross_entropy(model, windows):
+    """The mean over all tokens, from the logits in float64."""
+    log_p = model(windows[:, :-1]).double().log_softmax(dim=-1)
+    return -log_p.gather(-1, windows[:, 1:, None]).mean()
+
+
+# The loss
+
+
+def test_the_loss_is_that_of_the_next_token():
+    state = new_state()
+    windows = language_model.batch(text().train, 8, SMALL, 0)
+    want = cross_entropy(state.model, windows).item()
+    assert language_model.loss_sum(state.model, windows, SMALL).item() / 40 == pytest.approx(want, rel=1e-5)
+    language_model.train_step(state, windows, SMALL)
+    assert state.window["loss"][0].item() == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 5, 9])
+def test_micro_batches_give_the_gradient_of_the_batch(accumulate):
+    whole, cut = new_state(), new_state()
+    for state, count in ((whole, 1), (cut, accumulate)):
+        config = dataclasses.replace(SMALL, accumulate=count, clip_norm=None)
+        language_model.train_step(state, language_model.batch(text().train, 8, config, 0), config)
+    a, b = (torch.cat([p.grad.flatten() for p in s.model.parameters()]) for s in (whole, cut))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(whole.window["loss"][0], cut.window["loss"][0])
+
+
+def test_the_gradient_is_that_of_the_mean():
+    state, config = new_state(), dataclasses.replace(SMALL, clip_norm=None)
+    windows = language_model.batch(text().train, 8, config, 0)
+    want = torch.autograd.grad(cross_entropy(state.model, windows), list(state.model.parameters()))
+    language_model.train_step(state, windows, config)
+    for p, g in zip(state.model.parameters(), want, strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_is_clipped_and_its_norm_recorded():
+    state, config = new_state(), dataclasses.replace(SMALL, clip_norm=0.01)
+    language_model.train_step(state, language_model.batch(text().train, 8, config, 0), config)
+    after = torch.cat([p.grad.flatten() for p in state.model.parameters()]).norm()
+    assert after.item() == pytest.approx(0.01, rel=1e-3) and state.window["grad_norm"][0] > 0.1
+
+
+def test_evaluation_is_over_the_whole_text_or_evenly_spread_windows():
+    model, tokens = new_state().model, text().validation
+    windows = torch.cat(list(consecutive_windows(tokens, 9, 5)))
+    assert windows.shape == (12, 9)
+    want = cross_entropy(model, windows).item()
+    assert language_model.evaluate(model, tokens, SMALL) == pytest.approx(want, rel=1e-5)
+    some = windows[torch.linspace(0, 11, 10).long()]
+    want = cross_entropy(model, some).item()
+    assert language_model.evaluate(model, tokens, SMALL, batches=2) == pytest.approx(want, rel=1e-5)
+    assert model.training
+
+
+# Training
+
+
+@pytest.mark.parametrize("norm, positions", [("post", "sinusoidal"), ("pre", "learned")])
+def test_training_learns_and_reports(norm, positions):
+    config = dataclasses.replace(SMALL, steps=200, lr=1e-2, min_lr=1e-3, warmup_steps=20, log_every=40, eval_every=100)
+    state = new_state(config, norm=norm, positions=positions)
+    rows = list(language_model.train(state, text(), config))
+    assert [row["step"] for row in rows] == [40, 80, 100, 120, 160, 200]
+    assert ["validation/loss" in row for row in rows] == [False, False, True, False, False, True]
+    assert rows[0]["train/loss"] > 1.6 and rows[-1]["validation/loss"] < 1.2 < math.log(11)
+    last = rows[-1]
+    assert last["tokens"] == 200 * 5 * 8 and last["train/grad_norm"] > 0
+    assert last["train/learning_rate"] == pytest.approx(1e-3, rel=0.01)
+    assert last["train/tokens_per_second"] == pytest.approx(40 * 40 / last["train/seconds"])
+
+
+def test_rows_are_means_over_their_steps():
+    every, fourth = dataclasses.replace(SMALL, log_every=1, eval_every=12), dataclasses.replace(SMALL, eval_every=12)
+    ones = [row["train/loss"] for row in language_model.train(new_state(), text(), every)]
+    fours = [row["train/loss"] for row in language_model.train(new_state(), text(), fourth)]
+    assert len(ones) == 12
+    assert fours == pytest.approx([sum(ones[i : i + 4]) / 4 for i in (0, 4, 8)])
+
+
+def test_windows_are_a_function_of_seed_and_step():
+    tokens = text().train
+    first = language_model.batch(tokens, 8, SMALL, 3)
+    assert torch.equal(first, language_model.batch(tokens, 8, SMALL, 3))
+    assert not torch.equal(first, language_model.batch(tokens, 8, SMALL, 4))
+    assert not torch.equal(first, language_model.batch(tokens, 8, dataclasses.replace(SMALL, seed=1), 3))
+    many = language_model.batch(tokens[:10], 8, dataclasses.replace(SMALL, batch_size=100), 0)
+    assert {tuple(w) for w in many.tolist()} == {tuple(tokens[i : i + 9].tolist()) for i in (0, 1)}
+
+
+RESUMED = {
+    "plain": ({}, {}),
+    "dropout": ({}, {"dropout": 0.2}),
+    "pre-LN": ({}, {"norm": "pre", "positions": "learned", "tied": False}),
+    "accumulated": ({"accumulate": 2}, {}),
+    "float16": ({"precision": "float16"}, {}),
+}
+
+
+@pytest.mark.parametrize("stop", [4, 5])
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_is_uninterrupted_bit_for_bit(name, stop):
+    changes, shape = RESUMED[name]
+    config = dataclasses.replace(SMALL, **changes)
+    whole, first = (new_state(config, **shape) for _ in range(2))
+    torch.manual_seed(5)
+    want = list(language_model.train(whole, text(), config))
+    torch.manual_seed(5)
+    rows = list(language_model.train(first, text(), config, should_stop=lambda: first.step >= stop))
+    assert first.step == stop
+    tensors, metadata = pack(first, {}, epoch=0.0)
+    file = safetensors.torch.save(tensors, metadata)
+
+    second = new_state(config, seed=99, **shape)
+    unpack(second, safetensors.torch.load(file), metadata)
+    rows += language_model.train(second, text(), config)
+
+    def same(rows):
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+    assert same(rows) == same(want)
+    a, b = pack(whole, {}, 0.0)[0], pack(second, {}, 0.0)[0]
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def test_lower_precision_takes_about_the_same_step():
+    full, half = new_state(), new_state()
+    for state, precision in ((full, "float32"), (half, "bfloat16")):
+        config = dataclasses.replace(SMALL, precision=precision)
+        language_model.train_step(state, language_model.batch(text().train, 8, config, 0), config)
+    a, b = full.window["loss"][0], half.window["loss"][0]
+    assert 0 < abs(a - b) < 0.03 and b.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in half.model.parameters())
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step():
+    state, config = new_state(), dataclasses.replace(SMALL, log_every=2, eval_every=12)
+    rows = []
+    with pytest.raises(FloatingPointError, match=r"language_model: the loss is not finite at step 5; a lower lr"):
+        for row in language_model.train(state, text(), config):
+            rows.append(row)
+            if row["step"] == 4:
+                state.model.blocks[0].up.weight.data[0, 0] = math.nan
+    assert rows[-1]["step"] == 4
+
+
+def test_training_through_the_kernels(device, monkeypatch):
+    """Two steps with the kernels, where they run, and with plain PyTorch."""
+    losses = []
+    for kernels in (True, False):
+        monkeypatch.setattr("primer_fast.backend.interpreting", kernels and device == "cpu")
+        config = dataclasses.replace(SMALL, steps=2, batch_size=2, log_every=1, eval_every=2, eval_batches=1)
+        state = new_state(config, layers=1)
+        if kernels:
+            state = language_model.start(state.model.to(device), config)
+        losses.append([row["train/loss"] for row in language_model.train(state, text(), config)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][0] != losses[0][1]
+
+
+# Wrong calls
+
+
+def test_a_text_shorter_than_a_window():
+    data = text()
+    for short in (TokenizedText(data.train[:8], data.validation), TokenizedText(data.train, data.validation[:8])):
+        with pytest.raises(ValueError, match="both parts of the text must have more than 8 tokens; got 8"):
+            next(language_model.train(new_state(), short, SMALL))
+
+
+WRONG = {
+    "precision": "fp8", "lr": 0.0, "min_lr": 1.0, "weight_decay": -0.1, "betas": (0.9, 1.0), "clip_norm": 0.0,
+    "warmup_steps": -1, "seed": -1, "steps": 0, "batch_size": 0, "accumulate": 0, "log_every": 0, "eval_every": 0,
+    "eval_batches": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_wrong_settings_are_named(field):
+    with pytest.raises(ValueError, match=rf"^language_model: {field} must .*; got ") as error:
+        LanguageModelConfig(**{field: WRONG[field]})
+    assert str(WRONG[field]) in str(error.value)
