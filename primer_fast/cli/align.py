@@ -95,13 +95,13 @@ def default_options(ratings: str = LEXICON, preferences: Path | None = None) -> 
     if ratings == LEXICON and preferences is None:
         return words
     return dataclasses.replace(
-        words, ratings=ratings, preferences=preferences, width=128, samples=1000, point_samples=200, points=5,
+        words, ratings=ratings, preferences=preferences, pairs=4000, samples=500, points=4, point_samples=100,
         betas=(0.1,),
-        sft=dataclasses.replace(words.sft, epochs=2, batch_size=32),
+        language=dataclasses.replace(words.language, steps=200),
+        sft=dataclasses.replace(words.sft, steps=300, batch_size=32, lr=1e-3),
         reward=dataclasses.replace(words.reward, batch_size=32, steps=None),
-        ppo=dataclasses.replace(words.ppo, steps=30, batch_size=64),
+        ppo=dataclasses.replace(words.ppo, steps=20, batch_size=64),
         dpo=dataclasses.replace(words.dpo, batch_size=32),
-        pairs=8000,
     )  # fmt: skip
 
 

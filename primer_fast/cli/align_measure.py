@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from primer_fast.cli.align_data import Material
-from primer_fast.data.completions import CompletionPairs, Completions
+from primer_fast.data.completions import Completions
 from primer_fast.models.generation import generate
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer
@@ -19,7 +19,6 @@ from primer_fast.train.reward import score
 
 Z = 1.959964  # of a 95 % interval
 BATCH = 500  # completions that are written at once
-RESAMPLES = 1000
 ENOUGH = 100  # effective samples that an estimate by reweighting needs
 
 
@@ -81,44 +80,6 @@ class Difference:
             return "too few samples"
         p = "p < 0.0001" if self.p < 1e-4 else f"p = {self.p:.4f}"
         return f"{self.mean:+.2f} ({self.interval[0]:+.2f} to {self.interval[1]:+.2f}, {p})"
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Share of pairs in the right order, and a 95 % interval of it: texts drawn anew 1,000 times, with replacement.
-
-    Pairs share texts, so that they are not independent; texts are.
-    """
-
-    right: int
-    total: int
-    interval: tuple[float, float]
-
-    @property
-    def share(self) -> float:
-        return self.right / self.total
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.share:.1%} of {self.total:,} pairs (95 % interval {low:.1%} to {high:.1%})"
-
-
-def accuracy_of(model: RewardModel, pairs: CompletionPairs, seed: int) -> Accuracy:
-    """Of a reward model on pairs that were not trained on; equal rewards are wrong."""
-    both = pairs.stacked()
-    chosen, rejected = score(model, both).chunk(2)
-    right = (chosen > rejected).numpy()
-    rows = zip(both.tokens.tolist(), both.lengths.tolist(), strict=True)
-    _, ids = np.unique([" ".join(map(str, row[:length])) for row, length in rows], return_inverse=True)
-    a, b = np.split(ids, 2)
-    rng, shares = np.random.default_rng(seed), []
-    for _ in range(RESAMPLES):
-        times = rng.multinomial(ids.max() + 1, np.full(ids.max() + 1, 1 / (ids.max() + 1)))
-        weights = times[a] * times[b]
-        if weights.sum():
-            shares.append((weights * right).sum() / weights.sum())
-    low, high = np.quantile(shares, (0.025, 0.975)) if shares else (0.0, 1.0)
-    return Accuracy(int(right.sum()), len(pairs), (float(low), float(high)))
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ def histograms(path: Path, result: Result) -> None:
             axes.set_title(title, fontsize=10, fontweight="normal")
             axes.set_xlabel("mean rating by ten people (-4 to 4)" if ratings else "reward (standard deviations)")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        cells[0].set_xlim(low, high)
         cells[0].set_ylabel("share of samples")
         cells[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         figure.savefig(path)
@@ -116,14 +117,14 @@ def curves(path: Path, result: Result) -> None:
         reward.plot(steps, [row["objective/scores"] for row in rows], color=TRAIN, lw=1.4, label="score")
         reward.plot(steps, [row["objective/kl"] for row in rows], color=TEST, lw=1.4, label="KL (nats)")
         reward.set(title="PPO", xlabel="rollout", ylabel=f"mean over the {result.material.unit}s of a rollout")
-        reward.legend(loc="upper left")
+        reward.legend(loc="best")
 
         for i, (beta, policy) in enumerate(result.dpo.items()):
             values = [row["rewards/accuracies"] for row in policy.rows]
             margins.plot(
                 [row["step"] for row in policy.rows], values, color=DPO_COLOURS[i % 5], lw=1.4, label=f"beta {beta:g}"
             )
-        margins.set(title="DPO", xlabel="optimizer step", ylabel="pairs that the policy moved the right way")
+        margins.set(title="DPO", xlabel="optimizer step", ylabel="pairs moved the right way")
         margins.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         margins.legend(loc="lower right")
         for axes in (first, accuracy, reward, margins):

@@ -12,17 +12,16 @@ import torch
 
 from primer_fast.cli.align_data import Material
 from primer_fast.cli.align_measure import (
-    Accuracy,
     Difference,
     Mean,
     Measured,
     Point,
     Samples,
-    accuracy_of,
     best_possible,
     write,
 )
 from primer_fast.cli.console import Display
+from primer_fast.cli.pair_accuracy import Accuracy, reward_accuracy
 from primer_fast.cli.run_folder import RunFolder
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.reward import RewardModel
@@ -167,7 +166,7 @@ class Stages:
         model.requires_grad_(False)
         model.normalise(reward_modelling.score(model, pairs.stacked()))
         self._save("reward", model)
-        return model, rows, accuracy_of(model, self.material.test_pairs, self.options.seed)
+        return model, rows, reward_accuracy(model, self.material.test_pairs, self.options.seed)
 
     def ppo(self, language: Transformer, reward: RewardModel) -> Aligned:
         config = dataclasses.replace(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from primer_fast.cli import preference_plots
+from primer_fast.cli.pair_accuracy import accuracy_of, reward_accuracy
 from primer_fast.cli.run_folder import read_safetensors, write_bytes, write_text
 from primer_fast.cli.tasks import Task
 from primer_fast.data.completions import CompletionPairs, Completions
@@ -151,7 +152,7 @@ class RewardTask(PairTask):
         model.normalise(reward_modelling.score(model, self.pairs.stacked()).to(model.mean.device))
 
     def describe(self, model, config):
-        return f"right on {reward_modelling.pair_accuracy(model, self.held_out)} held out"
+        return f"right on {reward_accuracy(model, self.held_out)} held out"
 
     def panels(self):
         return [
@@ -191,7 +192,7 @@ class DPOTask(PairTask):
         device = next(model.parameters()).device
         now, before = (dpo.reference_log_probs(m.to(device), self.held_out, config) for m in (model, self.base))
         h = dpo.log_ratio_margin(*now.unbind(1), *before.unbind(1))
-        right = reward_modelling.PairAccuracy(int((h > 0).sum()), len(h))
+        right = accuracy_of(h > 0, self.held_out)
         loss = dpo.preference_loss(h, config.beta, config.loss, config.label_smoothing).mean().item()
         return f"moved the right way on {right} held out, loss {loss:.4f} on them"
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast.cli import align, align_data, align_measure, demo_align, sample
+from primer_fast.cli import align, align_data, align_measure, demo_align, pair_accuracy, sample
 from primer_fast.cli.align_measure import Difference, Mean, Measured, Samples
 from primer_fast.cli.console import Display
 from primer_fast.data.preferences import Preference, RatedText
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.train.reward import wilson_interval
 
 pytestmark = pytest.mark.usefixtures("plain_path")
 PARTS = ("un", "glad", "sad", "joy", "woe", "ful", "less", "ly", "ness")
@@ -111,6 +112,7 @@ def test_the_budget_ends_a_policy_within_it(lexicon, tmp_path):
         result = align.run(options, display)
     assert not result.ppo.in_budget
     assert result.ppo.path[-1].step < 12 and all(p.kl.interval[1] <= 0.3 for p in result.ppo.path)
+    assert result.ppo.measured.kl.interval[0] <= 0.3 < result.ppo.rows[-1]["objective/kl"]
     html = demo_align.chapter(tmp_path, result)
     assert "Preferences: PPO and DPO" in html and "look like words" in html
 
@@ -221,8 +223,15 @@ def test_the_interval_of_the_accuracy_knows_that_pairs_share_texts():
     """One text in every pair: the pairs are worth no more than a draw of few texts."""
     material = align_data.words(rated_words(), pairs=200, minimum_gap=1.0, held_out=0.3, seed=0)
     reward = tiny_models(material)[2]
-    found = align_measure.accuracy_of(reward, material.test_pairs, 0)
+    found = pair_accuracy.reward_accuracy(reward, material.test_pairs)
     low, high = found.interval
     assert low < found.share < high and found.total == len(material.test_pairs)
     naive = 1.96 * math.sqrt(found.share * (1 - found.share) / found.total)
     assert high - low > 2 * naive
+
+
+def test_where_no_pairs_share_a_text_the_interval_is_wilsons():
+    given = [Preference("", f"good {i}", f"bad {i}") for i in range(20)]
+    pairs = align_data.pairs(given, None, tokenizer="bytes", context=20, held_out=0.5, seed=0).test_pairs
+    found = pair_accuracy.accuracy_of(torch.tensor([True] * 7 + [False] * 3), pairs)
+    assert (found.right, found.total) == (7, 10) and found.interval == wilson_interval(7, 10)
