@@ -71,9 +71,9 @@ class Options:
             value_clip=1.0, missing_end_penalty=1.0, warmup_steps=3,
         )
     )  # fmt: skip
-    dpo: DPOConfig = field(
+    dpo: DPOConfig = field(  # its beta is each of --betas
         default_factory=lambda: DPOConfig(lr=1e-4, batch_size=128, epochs=1, warmup_steps=10)
-    )  # beta: see --betas
+    )
 
     def __post_init__(self):
         def must(holds: bool, what: str, got) -> None:
@@ -95,13 +95,13 @@ def default_options(ratings: str = LEXICON, preferences: Path | None = None) -> 
     if ratings == LEXICON and preferences is None:
         return words
     return dataclasses.replace(
-        words, ratings=ratings, preferences=preferences, pairs=4000, samples=500, points=4, point_samples=100,
+        words, ratings=ratings, preferences=preferences, minimum_gap=1.5, samples=500, points=4, point_samples=100,
         betas=(0.1,),
         language=dataclasses.replace(words.language, steps=200),
         sft=dataclasses.replace(words.sft, steps=300, batch_size=32, lr=1e-3),
-        reward=dataclasses.replace(words.reward, batch_size=32, steps=None),
+        reward=dataclasses.replace(words.reward, batch_size=64, steps=300),
         ppo=dataclasses.replace(words.ppo, steps=20, batch_size=64),
-        dpo=dataclasses.replace(words.dpo, batch_size=32),
+        dpo=dataclasses.replace(words.dpo, batch_size=32, steps=120),
     )  # fmt: skip
 
 

@@ -71,6 +71,11 @@ class Difference:
         """Two-sided: how often a difference this large would come of chance alone."""
         return math.erfc(abs(self.mean) / self.error / math.sqrt(2)) if self.error > 0 else math.nan
 
+    def to_json(self) -> dict | None:
+        if min(self.before.count, self.after.count) < 2:
+            return None
+        return {"mean": self.mean, "interval": self.interval, "p": self.p if self.error > 0 else None}
+
     @property
     def is_gain(self) -> bool:
         return self.interval[0] > 0
@@ -155,11 +160,21 @@ class Measured:
         def figures(mean: Mean | None):
             if mean is None:
                 return None
+            if mean.count < 2:  # no interval, and NaN is no JSON
+                return {"count": mean.count}
             return {"mean": mean.mean, "standard_error": mean.error, "interval": mean.interval, "count": mean.count}
 
         values = {key: figures(getattr(self, key)) for key in ("kl", "reward", "known", "known_held_out")}
         shares = {key: getattr(self, key) for key in ("plausible", "ended", "distinct")}
         return {"name": self.name, "samples": len(self.samples), **values, **shares}
+
+
+def plausible_by_chance(material: Material, count: int = 5000, seed: int = 0) -> float:
+    """The share of strings that look like words if their letters are those of the words, shuffled among all of them."""
+    rng, words = np.random.default_rng(seed), sorted(material.ratings)
+    letters = np.array(list("".join(words)))
+    lengths = rng.choice([len(word) for word in words], count)
+    return float(np.mean([material.is_plausible("".join(rng.choice(letters, n))) for n in lengths]))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from primer_fast import __version__
 from primer_fast.cli import page
-from primer_fast.cli.align_measure import Measured
+from primer_fast.cli.align_measure import Measured, plausible_by_chance
 from primer_fast.cli.align_stages import Result
 
 SHOWN = 24  # samples of each policy
@@ -200,7 +200,8 @@ def _human(folder: Path, result: Result) -> str:
         page.text(
             "A sample looks like a word where every three letters in a row, its borders included, occur in some "
             "word of "
-            "the lexicon. Brackets: 95 % intervals."
+            "the lexicon; of random letters, as frequent as in its words, "
+            f"{plausible_by_chance(result.material):.1%} do. Brackets: 95 % intervals."
         ),
     )
 
@@ -269,9 +270,9 @@ def _on(result: Result) -> str:
     return page.section(
         "Go on from here",
         page.code(
-            f"primer-fast sample {out}/ppo --temperature 1 --count 10 --tokens {result.material.context - 1}\n"
-            f"primer-fast sample {out}/dpo-{result.best_beta:g} --temperature 1 --count 10 "
-            f"--tokens {result.material.context - 1}\n"
+            f"primer-fast sample {out}/ppo --line --temperature 1 --count 10\n"
+            f"primer-fast sample {out}/dpo-{result.best_beta:g} --line --temperature 1 --count 10\n"
+            f"primer-fast train ppo --model {out}/language --reward {out}/reward --prompts FILE\n"
             f"# every figure: {out}/results.json, {out}/*/metrics.jsonl"
         ),
     )

@@ -80,8 +80,7 @@ class Result:
 
         def gains(after: Measured) -> dict:
             kinds = ["reward"] + (["known", "known_held_out"] if self.material.ratings else [])
-            found = {kind: self.gain(after, kind) for kind in kinds}
-            return {k: {"mean": d.mean, "interval": d.interval, "p": d.p} for k, d in found.items()}
+            return {kind: self.gain(after, kind).to_json() for kind in kinds}
 
         return {
             "pair_accuracy": {
@@ -146,11 +145,11 @@ class Stages:
         """On running text where there is some, then on the completions; ratings play no part."""
         rows = []
         if self.material.running_text is not None:
-            config = self.options.language
+            config = dataclasses.replace(self.options.language, seed=self.options.seed)
             state = language_model.start(model, config)
             train = language_model.train(state, self.material.running_text, config)
             rows += self._train("pretrain on text", "text", train, config.steps, "train/loss")
-        config, corpus = self.options.sft, self.material.corpus
+        config, corpus = dataclasses.replace(self.options.sft, seed=self.options.seed), self.material.corpus
         train = sft.train(sft.start(model, config), corpus, config)
         rows += self._train("pretrain on completions", "language", train, sft.total_steps(len(corpus), config), "loss")
         self._save("language", model)
@@ -158,7 +157,7 @@ class Stages:
 
     def learn_reward(self, language: Transformer) -> tuple[RewardModel, list[dict], Accuracy]:
         """From pairs, beginning with the language model's trunk; rewards of what is trained on get variance 1."""
-        config, pairs = self.options.reward, self.material.train_pairs
+        config, pairs = dataclasses.replace(self.options.reward, seed=self.options.seed), self.material.train_pairs
         torch.manual_seed(self.options.seed)
         model = RewardModel.from_language_model(language).requires_grad_(True).to(next(language.parameters()).device)
         train = reward_modelling.train(reward_modelling.start(model, config), pairs, config)

@@ -235,3 +235,9 @@ def test_where_no_pairs_share_a_text_the_interval_is_wilsons():
     pairs = align_data.pairs(given, None, tokenizer="bytes", context=20, held_out=0.5, seed=0).test_pairs
     found = pair_accuracy.accuracy_of(torch.tensor([True] * 7 + [False] * 3), pairs)
     assert (found.right, found.total) == (7, 10) and found.interval == wilson_interval(7, 10)
+
+
+def test_random_letters_rarely_look_like_words():
+    material = align_data.words(rated_words(), pairs=20, minimum_gap=1.0, held_out=0.3, seed=0)
+    assert all(map(material.is_plausible, material.ratings))
+    assert align_measure.plausible_by_chance(material) < 0.1
