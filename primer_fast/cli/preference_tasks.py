@@ -23,7 +23,7 @@ from primer_fast.models.transformer import Transformer
 from primer_fast.train import dpo, ppo, sft
 from primer_fast.train import reward as reward_modelling
 from primer_fast.train.epochs import steps_per_epoch, total_steps
-from primer_fast.train.scoring import Reward
+from primer_fast.train.scoring import Reward, RewardError
 
 SAVES = 10  # checkpoints of a run
 SHOWN = 3  # completions that are printed with each
@@ -212,7 +212,11 @@ class PPOTask(CompletionTask):
 
     def start(self, model, config):
         self.config, self.temperature = config, config.temperature
-        return ppo.start(model, config)
+        self.state = ppo.start(model, config)
+        return self.state
+
+    def reference(self) -> Transformer:
+        return copy.deepcopy(self.base).to(self.state.model.kl_coefficient.device).requires_grad_(False)
 
     def steps(self, config):
         return config.steps
@@ -221,8 +225,9 @@ class PPOTask(CompletionTask):
         return step * config.batch_size / len(self.prompts)
 
     def train(self, state, config, should_stop):
-        reference = copy.deepcopy(self.base).to(state.model.kl_coefficient.device).requires_grad_(False)
-        return ppo.train(state, self.prompts, reference, self.reward, config, end=self.end, should_stop=should_stop)
+        return ppo.train(
+            state, self.prompts, self.reference(), self.reward, config, end=self.end, should_stop=should_stop
+        )
 
     def policy(self, model: ActorCritic):
         return model.policy
@@ -231,12 +236,13 @@ class PPOTask(CompletionTask):
         return model.policy.state_dict()
 
     def describe(self, model, config):
-        row = self.last
-        return f"score {row['objective/scores']:.3f}, KL {row['objective/kl']:.3f} nats per completion, last rollout"
-
-    def remark(self, model, row):
-        self.last = row
-        return super().remark(model, row)
+        """By completions of the finished policy."""
+        try:
+            _, row = ppo.roll_out(self.state, self.prompts, self.reference(), self.reward, config, self.end)
+        except RewardError as error:
+            return str(error)
+        kl = f"KL {row['objective/kl']:.3f} nats per completion"
+        return f"score {row['objective/scores']:.3f}, {kl}, over {config.batch_size:,} completions"
 
     def panels(self):
         return [

@@ -133,11 +133,11 @@ def test_words_held_out_are_in_no_pair_learned_from():
 def test_sentences_are_cut_at_the_context():
     rated = [RatedText(f"one two three {'word ' * n}".strip(), n) for n in range(1, 9)]
     material = align_data.sentences(
-        rated, None, tokenizer="characters", context=30, pairs=20, minimum_gap=1.0, held_out=0.3, seed=0
+        rated, None, tokenizer="characters", context=28, pairs=20, minimum_gap=1.0, held_out=0.3, seed=0
     )
     corpus = material.corpus
     whole = corpus.tokens.gather(1, corpus.lengths[:, None] - 1)[:, 0] == material.end
-    assert corpus.lengths.max() == 30 and whole.any() and not whole.all()
+    assert corpus.lengths.max() == 28 and whole.any() and not whole.all()
     assert [material.decode(p.tolist()) for p in material.prompts] == ["one two three"]
 
 

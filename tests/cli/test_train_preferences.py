@@ -93,6 +93,8 @@ def test_a_run(files, name, capsys):
     before = safetensors.torch.load_file(files / "base" / "model.safetensors")["embedding.weight"]
     assert not torch.equal(before, tensors.get("embedding.weight", tensors.get("trunk.embedding.weight")))
     assert RESULTS[name] in capsys.readouterr().out
+    assert COMMANDS[name].main(["--out", "run", "--resume"]) == 0, "of a finished run says the result again"
+    assert RESULTS[name] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", COMMANDS)
