@@ -67,9 +67,8 @@ def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = Non
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         probability = ordered.softmax(dim=-1)
-        before = probability.cumsum(dim=-1) - probability  # of the more probable tokens
+        before = probability.cumsum(dim=-1) - probability  # of the more probable tokens: 0 for the first, which stays
         drop = before >= top_p
-        drop[..., 0] = False
         logits = logits.masked_fill(torch.empty_like(drop).scatter_(-1, order, drop), -math.inf)
     return logits
 

@@ -93,6 +93,12 @@ def test_evaluation_is_over_the_whole_text_or_evenly_spread_windows():
     assert model.training
 
 
+def test_evaluation_is_without_dropout():
+    with_dropout, without = new_state(dropout=0.5).model, new_state().model
+    losses = [language_model.evaluate(model, text().validation, SMALL) for model in (with_dropout, without)]
+    assert losses[0] == losses[1] and with_dropout.training
+
+
 # Training
 
 

@@ -1,0 +1,122 @@
+"""python -m primer_fast.bench.generation: tokens/s of greedy decoding, with the cache, without, and by `transformers`.
+
+All of them decode the same weights; rounds are interleaved, ratios are medians of the rounds' own ratios.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+import torch
+
+from primer_fast.bench.timing import rotated
+from primer_fast.models.generation import generate
+from primer_fast.models.pretrained import load_gpt2
+from primer_fast.models.transformer import Transformer, TransformerConfig
+
+CACHE, GRAPH, NO_CACHE, TRANSFORMERS = "cache", "cache, CUDA graph", "no cache", "transformers"
+AT_LEAST = {NO_CACHE: 3.0, TRANSFORMERS: 1.5}  # our rate with the cache over theirs
+
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.generation", description=__doc__)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--vocab", type=int, default=512)
+    parser.add_argument("--prompt", type=int, default=16, help="tokens of a prompt")
+    parser.add_argument("--new-tokens", type=int, default=256)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(argv)
+
+
+def build(args):
+    """Our model and `transformers`' GPT-2 with its weights; the latter is None where that package is missing."""
+    torch.manual_seed(0)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    sys.modules.setdefault("kernels", None)  # transformers looks for PyPI's package, and might find our folder
+    try:
+        import safetensors  # noqa: F401
+        import transformers
+    except ImportError:
+        config = TransformerConfig(
+            args.vocab, args.context, args.width, args.layers, args.heads,
+            activation="gelu_tanh", norm="pre", positions="learned",
+        )  # fmt: skip
+        return Transformer(config).to(args.device).eval(), None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=args.vocab, n_positions=args.context, n_embd=args.width, n_layer=args.layers,
+            n_head=args.heads, initializer_range=0.2, bos_token_id=0, eos_token_id=0,
+        )
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = load_gpt2(folder)
+    return ours.to(args.device).eval(), theirs.to(args.device).eval()
+
+
+def decoders(args, ours, theirs, prompts):
+    """By name, functions without arguments that return prompts and new tokens (B, P + N)."""
+
+    def own(**options):
+        return lambda: generate(ours, prompts, max_new_tokens=args.new_tokens, temperature=0, **options).tokens
+
+    found = {CACHE: own(), NO_CACHE: own(cache=False)}
+    if prompts.is_cuda:
+        found[GRAPH] = own(cuda_graph=True)
+    if theirs is not None:
+        settings = {"max_new_tokens": args.new_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        mask = torch.ones_like(prompts)
+        found[TRANSFORMERS] = lambda: theirs.generate(prompts, attention_mask=mask, **settings)
+    return found
+
+
+def seconds(function, device) -> float:
+    begin = time.perf_counter()
+    function()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def main(argv=None) -> int:
+    args = parse(argv)
+    ours, theirs = build(args)
+    print(
+        f"{args.layers} layers, {args.heads} heads, width {args.width}, prompt {args.prompt}, {args.new_tokens} new "
+        f"tokens, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    if theirs is None:
+        print("transformers or safetensors is not installed: its row is left out")
+    missed = False
+    for batch in args.batch:
+        prompts = torch.randint(args.vocab, (batch, args.prompt), device=args.device)
+        functions = decoders(args, ours, theirs, prompts)
+        tokens = {name: function() for name, function in functions.items()}
+        times = {name: [] for name in functions}
+        for round_ in range(args.rounds):
+            for name in rotated(list(functions), round_):
+                times[name].append(seconds(functions[name], args.device))
+        print(f"\nbatch {batch:<16} tokens/s   cache is faster by   tokens")
+        for name, taken in times.items():
+            rate = batch * args.new_tokens / statistics.median(taken)
+            faster = statistics.median(t / own for t, own in zip(taken, times[CACHE], strict=True))
+            equal = torch.equal(tokens[name], tokens[CACHE])
+            target = AT_LEAST.get(name)
+            missed |= target is not None and faster < target
+            note = "" if target is None else f"   (target {target:g})"
+            print(f"  {name:<20} {rate:>8.0f} {faster:>13.2f} x       {'equal' if equal else 'DIFFERENT'}{note}")
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+import re
+
+from primer_fast.bench import generation
+
+SMALL = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "24", "--vocab", "20", "--prompt", "3"]
+
+
+def test_rates_are_printed_and_tokens_are_equal(plain_path, capsys):
+    generation.main([*SMALL, "--new-tokens", "6", "--rounds", "2", "--batch", "1", "3", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^  (cache|no cache|transformers) +(\d+) +([\d.]+) x +(\w+)", printed, re.MULTILINE)
+    assert [row[0] for row in rows][:2] == ["cache", "no cache"] and len(rows) in (4, 6)
+    for name, rate, faster, tokens in rows:
+        assert float(rate) > 0 and float(faster) > 0 and tokens == "equal"
+        assert name != "cache" or float(faster) == 1
+
+
+def test_a_missed_target_is_an_exit_code(plain_path, monkeypatch, capsys):
+    arguments = [*SMALL, "--new-tokens", "4", "--rounds", "1", "--batch", "1", "--device", "cpu"]
+    monkeypatch.setattr(generation, "AT_LEAST", {generation.NO_CACHE: 1e9})
+    assert generation.main(arguments) == 1
+    monkeypatch.setattr(generation, "AT_LEAST", {generation.NO_CACHE: 0})
+    assert generation.main(arguments) == 0
