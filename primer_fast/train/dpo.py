@@ -4,7 +4,7 @@
     sigmoid   -log sigmoid(beta h)
     cdpo      -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)        preferences are wrong with probability e
     ipo       (h - 1 / (2 beta))^2
-A log-probability of a completion is the sum over its tokens, its end included; for ipo the mean.
+A log-probability of a completion is the sum over its tokens, its end included; in ipo's h it is the mean.
 Sources: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; E. Mitchell, "A note on DPO with noisy preferences", 2023; Azar
 et al. 2023, arXiv:2310.12036, eq. 17. Erratum: the primer once prints the loss without its minus sign.
 Legend: B pairs, T tokens; w won (chosen), l lost (rejected).
@@ -19,9 +19,16 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.data.completions import CompletionPairs, Completions
+from primer_fast.data.completions import CompletionPairs
 from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
-from primer_fast.train.epochs import check_optimizer_options, run_epochs, scheduled, start_adamw, total_steps
+from primer_fast.train.epochs import (
+    check_optimizer_options,
+    run_epochs,
+    scheduled,
+    seen_before,
+    start_adamw,
+    total_steps,
+)
 from primer_fast.train.log_probs import token_log_probs
 
 LOSSES = ("sigmoid", "cdpo", "ipo")
@@ -59,13 +66,8 @@ class DPOConfig:
         check_optimizer_options(self, must)
 
 
-def log_ratio_margin(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> Tensor:
-    """Log-probabilities of completions, (B,) -> h (B,): how much more the policy prefers y_w."""
-    return (chosen - rejected) - (ref_chosen - ref_rejected)
-
-
 def preference_loss(h: Tensor, beta: float, kind: str = "sigmoid", label_smoothing: float = 0.0) -> Tensor:
-    """h (B,) -> loss of each pair (B,).
+    """h (B,), by how much more than the reference the policy prefers y_w -> loss of each pair (B,).
 
     Args:
         beta: how hard the policy is held to the reference.
@@ -98,7 +100,7 @@ def reference_log_probs(model: torch.nn.Module, pairs: CompletionPairs, config: 
     for rows in torch.arange(len(pairs)).split(config.batch_size):
         batch = pairs[rows].stacked().to(device)
         with autocast(device.type, config.precision):
-            parts.append(_completion_log_probs(token_log_probs(model, batch), batch, config).view(2, -1).T.cpu())
+            parts.append(token_log_probs(model, batch).sum(dim=1).view(2, -1).T.cpu())
     model.train(training)
     return torch.cat(parts)
 
@@ -114,7 +116,8 @@ def train(
     """Go on from ``state`` to the last step; yield one dict of metrics per logged step, means since the one before.
 
     ``rewards/...`` are beta times log pi / pi_ref of the completions, ``rewards/accuracies`` the share of pairs with
-    the larger reward on the chosen one, ``entropy`` that of the policy per completion token in nats. Dropout is off.
+    the larger reward on the chosen one, ``entropy`` that of the policy per completion token in nats, ``num_tokens``
+    those of prompts and completions of all pairs seen so far. Dropout is off.
     Which pairs a step sees is a function of (seed, step), so that a state resumed from ``pack`` goes on bit for bit.
 
     Raises:
@@ -124,11 +127,13 @@ def train(
     if reference.shape != (len(pairs), 2):
         raise ValueError(f"dpo: reference must be ({len(pairs)}, 2), a row per pair; got {tuple(reference.shape)}")
     state.model.eval()
-    yield from run_epochs(
+    last, lengths = total_steps(len(pairs), config), pairs.chosen.lengths + pairs.rejected.lengths
+    rows = run_epochs(
         state, len(pairs), config, "dpo",
-        lambda rows: train_step(state, pairs[rows], reference[rows], config, total_steps(len(pairs), config)),
-        should_stop,
+        lambda chosen: train_step(state, pairs[chosen], reference[chosen], config, last), should_stop,
     )  # fmt: skip
+    for row in rows:
+        yield row | {"num_tokens": int(seen_before(lengths, row["step"], config))}
 
 
 def train_step(state: TrainState, pairs: CompletionPairs, reference: Tensor, config: DPOConfig, last: int) -> None:
@@ -141,26 +146,22 @@ def train_step(state: TrainState, pairs: CompletionPairs, reference: Tensor, con
         batch = pairs[rows].stacked().to(device)
         with autocast(device.type, config.precision):
             log_probs, entropy = token_log_probs(state.model, batch, return_entropy=True)
-        chosen, rejected = _completion_log_probs(log_probs, batch, config).chunk(2)
-        ref_chosen, ref_rejected = reference[rows].to(device).unbind(1)
-        h = log_ratio_margin(chosen, rejected, ref_chosen, ref_rejected)
+        mask = batch.mask()
+        ratios = log_probs.sum(dim=1) - reference[rows].to(device).T.flatten()  # log pi / pi_ref of 2 B completions
+        chosen, rejected = (ratios / mask.sum(dim=1) if config.loss == "ipo" else ratios).chunk(2)
+        h = chosen - rejected
         loss = preference_loss(h, config.beta, config.loss, config.label_smoothing).sum() / count
         state.scaler.scale(loss).backward()
         with torch.no_grad():
-            mask = batch.mask()
-            rewards = config.beta * (chosen - ref_chosen), config.beta * (rejected - ref_rejected)
+            rewards, sums = (config.beta * ratios).chunk(2), log_probs.sum(dim=1).chunk(2)
             measured.append({
                 "loss": loss * count, "rewards/chosen": rewards[0].sum(), "rewards/rejected": rewards[1].sum(),
-                "rewards/margins": (rewards[0] - rewards[1]).sum(), "rewards/accuracies": (h > 0).sum(),
-                "logps/chosen": chosen.sum(), "logps/rejected": rejected.sum(),
+                "rewards/margins": (rewards[0] - rewards[1]).sum(),
+                "rewards/accuracies": (rewards[0] > rewards[1]).sum(),
+                "logps/chosen": sums[0].sum(), "logps/rejected": sums[1].sum(),
                 "entropy": torch.where(mask, entropy, 0.0).sum(), "tokens": mask.sum(),
             })  # fmt: skip
     norm = apply_gradient(state, config.clip_norm)
     total = {key: sum(part[key].detach().float() for part in measured) for key in measured[0]}
     tokens = total.pop("tokens")
     record(state, **{key: x / (tokens if key == "entropy" else count) for key, x in total.items()}, grad_norm=norm)
-
-
-def _completion_log_probs(log_probs: Tensor, batch: Completions, config: DPOConfig) -> Tensor:  # (N, T - 1) -> (N,)
-    total = log_probs.sum(dim=1)
-    return total / batch.mask().sum(dim=1) if config.loss == "ipo" else total

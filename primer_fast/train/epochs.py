@@ -83,6 +83,13 @@ def scheduled(step: int, config: OptimizerOptions, last: int) -> float:
     )  # fmt: skip
 
 
+def seen_before(sizes: Tensor, step: int, config: OptimizerOptions) -> Tensor:  # (N,) -> ()
+    """The sum of the sizes of all samples that steps 0 .. step - 1 saw."""
+    epoch, position = divmod(step, steps_per_epoch(len(sizes), config))
+    begun = epoch_order(len(sizes), config.seed, epoch)[: position * config.batch_size]
+    return epoch * sizes.sum() + sizes[begun].sum()
+
+
 def run_epochs(
     state: TrainState,
     samples: int,

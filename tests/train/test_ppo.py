@@ -47,11 +47,19 @@ def run(config, reward=None, model=None, state=None, stop_after=None, prompts=PR
 
 def test_nothing_has_moved_in_the_first_pass():
     """With one optimizer step a rollout, the policy is the one that wrote it, and at first the reference."""
-    _, rows = run(settings(steps=1, epochs=1, minibatches=1))
+    _, rows = run(settings(steps=1, epochs=1, minibatches=1, temperature=0.7))
     (row,) = rows
     assert row["objective/kl"] == pytest.approx(0, abs=1e-4)
     assert row["val/ratio"] == pytest.approx(1, abs=1e-6) and row["policy/approxkl_avg"] < 1e-10
     assert row["policy/clipfrac_avg"] == 0 and row["val/clipfrac_avg"] == 0 and row["updates"] == 1
+
+
+def test_dropout_is_off():
+    """Rollout and training see the same policy."""
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(**{**CONFIG.__dict__, "dropout": 0.5}))
+    _, (row,) = run(settings(steps=1, epochs=1, minibatches=1), model=ActorCritic(model))
+    assert row["val/ratio"] == pytest.approx(1, abs=1e-6) and row["policy/approxkl_avg"] < 1e-10
 
 
 @pytest.mark.parametrize("critic", [None, "shared", "reward model"])

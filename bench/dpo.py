@@ -1,0 +1,139 @@
+"""python -m primer_fast.bench.dpo: a DPO step of ours beside one of TRL's DPOTrainer, in turns, on this CPU.
+
+The same GPT-2-shaped model, pairs, loss and optimizer; TRL with the reference model in every step, as it comes, or with
+its log-probabilities computed beforehand, as ours are. A step is data collation, forward, backward and update.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from primer_fast.data.completions import encode_pairs
+from primer_fast.data.preferences import Preference
+from primer_fast.models.pretrained import load_gpt2
+from primer_fast.train import dpo
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.modules.setdefault("kernels", None)  # transformers looks for PyPI's package of that name; our folder is not it
+END, PAD = 0, 1
+
+
+@dataclass(frozen=True)
+class Shape:
+    vocab: int = 50257
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    pairs: int = 8  # of a step
+    prompt: int = 32  # tokens
+    completion: int = 32  # tokens at most
+
+
+def make_pairs(shape: Shape, count: int) -> list[Preference]:
+    """Texts of numbers, a word a token: any vocabulary is covered."""
+    draw = torch.Generator().manual_seed(0)
+
+    def words(n):
+        return " ".join(map(str, torch.randint(2, shape.vocab, (n,), generator=draw).tolist()))
+
+    def length():
+        return int(torch.randint(shape.completion // 2, shape.completion + 1, (), generator=draw))
+
+    return [Preference(words(shape.prompt), " " + words(length()), " " + words(length())) for _ in range(count)]
+
+
+def compare(shape: Shape, steps: int, precomputed: bool) -> dict:
+    """Seconds per step of both, from turns of one step each, and how far their losses are apart."""
+    import datasets
+    import tokenizers
+    import transformers
+    import trl
+
+    pairs = make_pairs(shape, shape.pairs * steps)
+    vocab = {"<end>": END, "<pad>": PAD} | {str(i): i for i in range(2, shape.vocab)}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<pad>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>")
+
+    def model():
+        torch.manual_seed(0)
+        sizes = {"n_positions": shape.prompt + shape.completion + 1, "n_embd": shape.width, "n_layer": shape.layers}
+        drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        config = transformers.GPT2Config(
+            vocab_size=shape.vocab, n_head=shape.heads, bos_token_id=END, eos_token_id=END, **sizes, **drop
+        )
+        return transformers.GPT2LMHeadModel(config)
+
+    with tempfile.TemporaryDirectory() as folder:
+        model().save_pretrained(folder)
+        ours, frozen = load_gpt2(folder), load_gpt2(folder)
+        config = dpo.DPOConfig(
+            lr=1e-4, schedule="constant", batch_size=shape.pairs, epochs=1, log_every=1, steps=steps
+        )  # fmt: skip
+        encoded = encode_pairs(pairs, lambda text: words.encode(text).ids, end=END, context=ours.config.context)
+        reference = dpo.reference_log_probs(frozen, encoded, config)
+        state = dpo.start(ours, config)
+        seconds: dict[str, list[float]] = {"ours": [], "trl": []}
+        losses: list[tuple[float, float]] = []
+
+        class Turns(transformers.TrainerCallback):
+            def on_step_begin(self, *args, **rest):
+                self.began = time.perf_counter()
+
+            def on_step_end(self, *args, **rest):
+                seconds["trl"].append(time.perf_counter() - self.began)
+                began = time.perf_counter()
+                rows = torch.arange(state.step * shape.pairs, (state.step + 1) * shape.pairs)
+                dpo.train_step(state, encoded[rows], reference[rows], config, steps)
+                seconds["ours"].append(time.perf_counter() - began)
+
+            def on_log(self, *args, logs=None, **rest):
+                if "loss" in logs:
+                    losses.append((state.window["loss"][-1].item(), float(logs["loss"])))
+
+        arguments = trl.DPOConfig(
+            output_dir=str(Path(folder) / "trl"), per_device_train_batch_size=shape.pairs, max_steps=steps,
+            learning_rate=1e-4, lr_scheduler_type="constant", logging_steps=1, report_to="none", use_cpu=True,
+            bf16=False, max_length=None, save_strategy="no", disable_tqdm=True, optim="adamw_torch_fused",
+            precompute_ref_log_probs=precomputed, train_sampling_strategy="sequential",
+        )  # fmt: skip
+        rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
+        trainer = trl.DPOTrainer(
+            model=model(), ref_model=model(), args=arguments, train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer, callbacks=[Turns()],
+        )  # fmt: skip
+        trainer.train()
+    skip = min(2, steps - 1)  # the first steps allocate
+    medians = {name: statistics.median(times[skip:]) for name, times in seconds.items()}
+    return {
+        "reference": "precomputed in both" if precomputed else "in every step of TRL's",
+        "ours_ms": 1e3 * medians["ours"],
+        "trl_ms": 1e3 * medians["trl"],
+        "ratio": statistics.median(t / o for o, t in zip(*seconds.values(), strict=True)),
+        "largest_loss_difference": max(abs(a - b) for a, b in losses),
+        "trl": trl.__version__,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.dpo", description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=12)
+    for name, default in Shape().__dict__.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = vars(parser.parse_args(argv))
+    steps = options.pop("steps")
+    for precomputed in (False, True):
+        print(json.dumps(compare(Shape(**options), steps, precomputed)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
