@@ -185,16 +185,16 @@ class DPOTask(PairTask):
         return dpo.start(model, config)
 
     def train(self, state, config, should_stop):
-        reference = cached_reference(self.folder / "reference.safetensors", self.base, self.pairs, config)
+        base = self.base.to(next(state.model.parameters()).device)
+        reference = cached_reference(self.folder / "reference.safetensors", base, self.pairs, config)
         return dpo.train(state, self.pairs, reference, config, should_stop=should_stop)
 
     def describe(self, model, config):
         device = next(model.parameters()).device
         now, before = (dpo.reference_log_probs(m.to(device), self.held_out, config) for m in (model, self.base))
-        h = dpo.log_ratio_margin(*now.unbind(1), *before.unbind(1))
-        right = accuracy_of(h > 0, self.held_out)
-        loss = dpo.preference_loss(h, config.beta, config.loss, config.label_smoothing).mean().item()
-        return f"moved the right way on {right} held out, loss {loss:.4f} on them"
+        ratios = now - before  # log pi / pi_ref of chosen and rejected
+        right = accuracy_of(ratios[:, 0] > ratios[:, 1], self.held_out)
+        return f"moved the right way on {right} held out, margin {config.beta * ratios.diff().neg().mean().item():.3f}"
 
     def panels(self):
         return [
@@ -254,7 +254,7 @@ class PPOTask(CompletionTask):
 
 def cached_reference(path: Path, model: Transformer, pairs: CompletionPairs, config: dpo.DPOConfig) -> Tensor:
     """The reference's log-probabilities of the pairs, (N, 2), from ``path`` where they are of this model and data."""
-    key = fingerprint(model, pairs, (config.loss, config.precision))
+    key = fingerprint(model, pairs, config.precision)
     if path.exists():
         try:
             tensors, metadata = read_safetensors(path)
@@ -267,9 +267,9 @@ def cached_reference(path: Path, model: Transformer, pairs: CompletionPairs, con
     return log_probs
 
 
-def fingerprint(model: torch.nn.Module, pairs: CompletionPairs, more: tuple[str, ...]) -> str:
-    """SHA-256 of the weights with their names and shapes, the shape of the model, the pairs, and ``more``."""
-    digest = hashlib.sha256(repr((model.config, more)).encode())
+def fingerprint(model: torch.nn.Module, pairs: CompletionPairs, precision: str) -> str:
+    """SHA-256 of the weights with their names and shapes, the shape of the model, the pairs, the precision."""
+    digest = hashlib.sha256(repr((model.config, precision)).encode())
     parts = {f"model.{name}": t for name, t in model.state_dict().items()}
     for side in ("chosen", "rejected"):
         parts |= {f"{side}.{field}": t for field, t in vars(getattr(pairs, side)).items()}

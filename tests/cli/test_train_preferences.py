@@ -151,7 +151,7 @@ def test_the_reference_is_computed_once(files, monkeypatch):
     changes = {
         "weights": (Transformer(shape), pairs, config),
         "data": (model, pairs[torch.arange(len(pairs)).flip(0)], config),
-        "loss": (model, pairs, dataclasses.replace(config, loss="ipo")),
+        "precision": (model, pairs, dataclasses.replace(config, precision="bfloat16")),
     }
     for what, arguments in changes.items():
         preference_tasks.cached_reference(path, model, pairs, config)
