@@ -140,6 +140,8 @@ class Measured:
     reward: Mean
     known: Mean | None  # human rating of the samples that are known words; None where completions have no ratings
     known_held_out: Mean | None  # of those of them that no preference was learned from
+    words: int  # different words among the known ones
+    words_held_out: int
     plausible: float | None  # share of samples that look like words
     ended: float  # share of samples that end by themselves
     distinct: float  # share of samples that are the first of their kind
@@ -147,11 +149,12 @@ class Measured:
     @classmethod
     def of(cls, name: str, samples: Samples, material: Material) -> "Measured":
         ratings = material.ratings
-        known = [ratings[t] for t in samples.texts if t in ratings] if ratings else None
-        held_out = [ratings[t] for t in samples.texts if t in material.held_out] if ratings else None
+        known = [t for t in samples.texts if t in ratings]
+        held_out = [t for t in known if t in material.held_out]
         return cls(
             name, samples, Mean.of(samples.kl), Mean.of(samples.rewards),
-            Mean.of(known) if ratings else None, Mean.of(held_out) if ratings else None,
+            *(Mean.of([ratings[t] for t in texts]) if ratings else None for texts in (known, held_out)),
+            len(set(known)), len(set(held_out)),
             float(np.mean([material.is_plausible(t) for t in samples.texts])) if ratings else None,
             float(samples.ended.mean()), len(set(zip(samples.prompts, samples.texts, strict=True))) / len(samples),
         )  # fmt: skip
@@ -165,7 +168,7 @@ class Measured:
             return {"mean": mean.mean, "standard_error": mean.error, "interval": mean.interval, "count": mean.count}
 
         values = {key: figures(getattr(self, key)) for key in ("kl", "reward", "known", "known_held_out")}
-        shares = {key: getattr(self, key) for key in ("plausible", "ended", "distinct")}
+        shares = {key: getattr(self, key) for key in ("words", "words_held_out", "plausible", "ended", "distinct")}
         return {"name": self.name, "samples": len(self.samples), **values, **shares}
 
 

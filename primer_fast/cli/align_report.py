@@ -179,7 +179,8 @@ def _human(folder: Path, result: Result) -> str:
         return "" if policy is result.before else str(result.gain(policy, what))
 
     rows = [
-        (p.name, f"{p.known.count:,}", str(p.known), gain(p, "known"), f"{p.known_held_out.count:,}",
+        (p.name, f"{p.known.count:,} of {p.words:,}", str(p.known), gain(p, "known"),
+         f"{p.known_held_out.count:,} of {p.words_held_out:,}",
          str(p.known_held_out), gain(p, "known_held_out"))
         for p in policies
     ]  # fmt: skip
@@ -190,7 +191,8 @@ def _human(folder: Path, result: Result) -> str:
         "What people think of what it writes",
         page.text(
             "Of the samples those that are words of the lexicon have a human rating that no model computed. The second "
-            "half of the table counts those alone that no preference was learned from."
+            "half of the table counts those alone that no preference was learned from. '1,000 of 300' are 1,000 "
+            "samples of 300 different words."
         ),
         page.picture(folder / "samples.png", "Human ratings of the sampled words; the line is their mean."),
         page.table(

@@ -216,6 +216,7 @@ def test_known_words_are_counted_apart_where_they_were_held_out():
         and found.known_held_out.count == 1
         and found.known_held_out.mean == material.ratings[held]
     )
+    assert (found.words, found.words_held_out) == (2, 1)
     assert found.plausible == 0.75 and found.distinct == 0.75 and found.kl.mean == 1.5
 
 
