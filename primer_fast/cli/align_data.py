@@ -123,16 +123,15 @@ def _prompted(name, unit, train, test, pair_texts, running_text, tokenizer_name,
     tokenizer = tokenizers.make(tokenizer_name, "".join(p + c for p, c in (*train, *test)) + (running_text or "") + END)
     end = tokenizer.encode(END)[-1]
 
-    def fit(prompt: str, completion: str) -> tuple[str, str]:
-        """With its end, or without one where the context ends first."""
-        room = context - max(1, len(tokenizer.encode(prompt)))
-        if room < 1:
+    def fit(prompt: str, completion: str) -> tuple[list[int], list[int]]:
+        """As tokens: with the end, or without one where the context ends first."""
+        before = tokenizer.encode(prompt) or [end]
+        if len(before) >= context:
             raise ValueError(f"a prompt must leave room in the context of {context} tokens; got {prompt!r}")
-        prompt, whole = prompt or END, tokenizer.encode(completion + END)
-        return prompt, completion + END if len(whole) <= room else tokenizer.decode(whole[:room])
+        return before, [*tokenizer.encode(completion), end][: context - len(before)]
 
     def encode(texts):
-        return encode_completions([fit(*t) for t in texts], tokenizer.encode, end=None, context=context)
+        return encode_completions([fit(*t) for t in texts], list, end=None, context=context)
 
     sides = [
         CompletionPairs(
@@ -142,7 +141,7 @@ def _prompted(name, unit, train, test, pair_texts, running_text, tokenizer_name,
         for part in pair_texts
     ]  # fmt: skip
     prompts = [
-        [torch.tensor(tokenizer.encode(p or END)) for p in dict.fromkeys(prompt for prompt, _ in part)]
+        [torch.tensor(tokenizer.encode(p) or [end]) for p in dict.fromkeys(prompt for prompt, _ in part)]
         for part in (train, test)
     ]
     tokens = text.tokenize(running_text, tokenizer, context) if running_text else None

@@ -141,6 +141,14 @@ def test_sentences_are_cut_at_the_context():
     assert [material.decode(p.tolist()) for p in material.prompts] == ["one two three"]
 
 
+def test_bytes_are_cut_inside_a_character():
+    rated = [RatedText(f"one two three {'é' * n}", n) for n in range(1, 30)]
+    material = align_data.sentences(
+        rated, None, tokenizer="bytes", context=20, pairs=20, minimum_gap=1.0, held_out=0.3, seed=0
+    )
+    assert material.corpus.lengths.max() == 20 and 10 in material.corpus.tokens
+
+
 def test_preferences_without_prompts():
     given = [Preference("", f"good {i}", f"bad {i}") for i in range(10)]
     material = align_data.pairs(given, None, tokenizer="bytes", context=20, held_out=0.2, seed=0)
