@@ -96,11 +96,11 @@ def default_options(ratings: str = LEXICON, preferences: Path | None = None) -> 
         return words
     return dataclasses.replace(
         words, ratings=ratings, preferences=preferences, minimum_gap=1.5, samples=500, points=4, point_samples=100,
-        betas=(0.1,),
-        language=dataclasses.replace(words.language, steps=200),
-        sft=dataclasses.replace(words.sft, steps=300, batch_size=32, lr=1e-3),
+        betas=(0.3,),
+        language=dataclasses.replace(words.language, lr=3e-3, steps=600, batch_size=16),
+        sft=dataclasses.replace(words.sft, lr=2e-3, steps=1200, batch_size=16),
         reward=dataclasses.replace(words.reward, batch_size=64, steps=300),
-        ppo=dataclasses.replace(words.ppo, steps=20, batch_size=64),
+        ppo=dataclasses.replace(words.ppo, steps=30, batch_size=64, missing_end_penalty=0.0),  # cut ones do not end
         dpo=dataclasses.replace(words.dpo, batch_size=32, steps=120),
     )  # fmt: skip
 

@@ -118,6 +118,12 @@ def _cut(sentence: str) -> tuple[str, str]:
     return prompt, sentence[len(prompt) :]
 
 
+def _prompts(texts: Sequence[str], tokenizer: Tokenizer, end: int, context: int) -> list[Tensor]:
+    """Each once, without those that fill more than a third of the context if there are others."""
+    prompts = [torch.tensor(tokenizer.encode(text) or [end]) for text in dict.fromkeys(texts)]
+    return [p for p in prompts if 3 * len(p) <= context] or prompts
+
+
 def _prompted(name, unit, train, test, pair_texts, running_text, tokenizer_name, context) -> Material:
     """Texts as (prompt, completion), pairs as (chosen, rejected, margin) of such."""
     tokenizer = tokenizers.make(tokenizer_name, "".join(p + c for p, c in (*train, *test)) + (running_text or "") + END)
@@ -140,10 +146,7 @@ def _prompted(name, unit, train, test, pair_texts, running_text, tokenizer_name,
         )
         for part in pair_texts
     ]  # fmt: skip
-    prompts = [
-        [torch.tensor(tokenizer.encode(p) or [end]) for p in dict.fromkeys(prompt for prompt, _ in part)]
-        for part in (train, test)
-    ]
+    prompts = [_prompts([prompt for prompt, _ in part], tokenizer, end, context) for part in (train, test)]
     tokens = text.tokenize(running_text, tokenizer, context) if running_text else None
     return Material(
         name, unit, tokenizer, end, context, tokens, encode(train), *sides, *prompts, {}, frozenset(), frozenset()

@@ -77,7 +77,7 @@ def histograms(path: Path, result: Result) -> None:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         cells[0].set_xlim(low, high)
         cells[0].set_ylabel("share of samples")
-        cells[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        cells[0].yaxis.set_major_formatter(PercentFormatter(1))
         figure.savefig(path)
 
 
@@ -109,7 +109,7 @@ def curves(path: Path, result: Result) -> None:
         )  # fmt: skip
         accuracy.axhline(0.5, color=MUTED, ls=":", lw=1, label="chance")
         accuracy.set(title="Reward model", xlabel="optimizer step", ylabel="pairs in the right order")
-        accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1))
         accuracy.legend(loc="best", fontsize=9)
 
         rows = result.ppo.rows
@@ -125,7 +125,7 @@ def curves(path: Path, result: Result) -> None:
                 [row["step"] for row in policy.rows], values, color=DPO_COLOURS[i % 5], lw=1.4, label=f"beta {beta:g}"
             )
         margins.set(title="DPO", xlabel="optimizer step", ylabel="pairs moved the right way")
-        margins.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        margins.yaxis.set_major_formatter(PercentFormatter(1))
         margins.legend(loc="lower right")
         for axes in (first, accuracy, reward, margins):
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -1,5 +1,6 @@
 """The page of `primer-fast align`: definitions, results with their intervals, samples side by side, pictures."""
 
+import shlex
 from pathlib import Path
 
 from primer_fast import __version__
@@ -269,11 +270,13 @@ def _limits(result: Result) -> str:
 
 def _on(result: Result) -> str:
     out = result.options.out
+    prompt = "" if result.material.ratings else f" --prompt {shlex.quote(result.before.samples.prompts[0])}"
+    more = f"{prompt} --line --temperature 1 --count 10"
     return page.section(
         "Go on from here",
         page.code(
-            f"primer-fast sample {out}/ppo --line --temperature 1 --count 10\n"
-            f"primer-fast sample {out}/dpo-{result.best_beta:g} --line --temperature 1 --count 10\n"
+            f"primer-fast sample {out}/ppo{more}\n"
+            f"primer-fast sample {out}/dpo-{result.best_beta:g}{more}\n"
             f"primer-fast train ppo --model {out}/language --reward {out}/reward --prompts FILE\n"
             f"# every figure: {out}/results.json, {out}/*/metrics.jsonl"
         ),

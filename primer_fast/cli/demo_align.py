@@ -1,9 +1,22 @@
 """The demo's chapter on preferences."""
 
+import dataclasses
 from pathlib import Path
 
-from primer_fast.cli import page
+from primer_fast.cli import align, page
 from primer_fast.cli.align_stages import Result
+
+
+def options(folder: Path) -> align.Options:
+    """Of a run that the demo has time for, about a minute of a core."""
+    usual = align.default_options()
+    return dataclasses.replace(
+        usual, out=folder, width=64, layers=2, samples=2000, points=4, point_samples=250, betas=(0.3,), pairs=10_000,
+        sft=dataclasses.replace(usual.sft, epochs=14, lr=4e-3),
+        reward=dataclasses.replace(usual.reward, steps=120, lr=2e-3),
+        ppo=dataclasses.replace(usual.ppo, steps=30, batch_size=128, lr=6e-4),
+        dpo=dataclasses.replace(usual.dpo, steps=78, lr=2e-4),
+    )  # fmt: skip
 
 
 def chapter(folder: Path, result: Result) -> str:
