@@ -77,8 +77,12 @@ def attention(path: Path, weights: Sequence[np.ndarray], names: list[str], title
             axes = grid[i, j]
             axes.imshow(np.sqrt(weights[i][j]), cmap=BLUES, vmin=0, vmax=1)  # the root makes small weights visible
             axes.set_title(f"layer {i + 1}, head {j + 1}", fontsize=9, fontweight="normal", loc="center")
-            axes.set_xticks(range(len(names)), names, fontsize=8, color=INK, rotation=90 if turned else 0)
-            axes.set_yticks(range(len(names)), names if j == 0 else [""] * len(names), fontsize=8, color=INK)
+            axes.set_xticks(
+                range(len(names)), names, fontsize=8, color=INK, parse_math=False, rotation=90 if turned else 0
+            )
+            axes.set_yticks(
+                range(len(names)), names if j == 0 else [""] * len(names), fontsize=8, color=INK, parse_math=False
+            )
             axes.tick_params(length=0, pad=2)
             axes.grid(False)
         figure.savefig(path)
@@ -126,7 +130,16 @@ def embeddings(path: Path, rows: np.ndarray, names: list[str], unit: str) -> Non
             chosen = sorted(i for i in left if belongs(names[i].lstrip("␣")[:1]))
             left -= set(chosen)
             for i in chosen:
-                axes.text(*flat[i], names[i], color=colour, ha="center", va="center", fontsize=9, clip_on=True)
+                axes.text(
+                    *flat[i],
+                    names[i],
+                    color=colour,
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    clip_on=True,
+                    parse_math=False,
+                )
             if chosen:
                 axes.scatter([], [], color=colour, s=22, label=kind)
         low, high = flat.min(axis=0), flat.max(axis=0)

@@ -30,7 +30,7 @@ def drawn():
 @pytest.fixture(autouse=True)
 def not_drawn(request, monkeypatch):
     """They are seconds of work, and most tests are about something else."""
-    if "drawn" not in request.fixturenames:
+    if "drawn" not in request.fixturenames and "short" in request.fixturenames:
         for name in ("curves", "attention", "positions", "embeddings"):
             monkeypatch.setattr(gpt_plots, name, lambda *_: None)
 
@@ -107,9 +107,16 @@ def test_resume_is_the_uninterrupted_run(stop, short, tmp_path, monkeypatch, cap
     assert metrics(out) == metrics(whole)
     for file in ("checkpoint.safetensors", "model.safetensors"):
         ours, theirs = (safetensors.torch.load_file(folder / file) for folder in (out, whole))
-        # Sampling between two steps must leave the generator that dropout draws from alone.
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
     assert (out / "sample.txt").read_text() == (whole / "sample.txt").read_text()
+
+
+def test_writing_between_two_steps_leaves_training_alone(short, tmp_path):
+    """A sample draws from a generator of its own, not from the one that dropout draws from."""
+    short += ["--dropout", "0.1"]
+    assert train_gpt.main(short) == 0
+    assert train_gpt.main([*short, "--sample-tokens", "0", "--out", str(tmp_path / "silent")]) == 0
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "silent")
 
 
 def test_a_run_goes_on_with_its_own_tokenizer(short, text_file, tmp_path, capsys):
@@ -311,6 +318,13 @@ def test_damaged_files_of_a_run_are_named(finished, capsys):
 def test_every_token_can_be_seen():
     assert [gpt_plots.visible(t) for t in ("a", " ", "\n", " cat", "\x00", "")] == ["a", "␣", "⏎", "␣cat", "�", "∅"]
     assert gpt_plots.visible("é世") == "é�"  # the font has no Chinese
+
+
+def test_a_token_of_dollars_is_no_formula(tmp_path):
+    names = ["$\\frac$", "$", "a"]  # as a formula the first would be an error
+    gpt_plots.embeddings(tmp_path / "e.png", np.eye(3), names, "token")
+    gpt_plots.attention(tmp_path / "a.png", [np.eye(3)[None]], names, "heads")
+    assert (tmp_path / "e.png").exists() and (tmp_path / "a.png").exists()
 
 
 def test_the_principal_plane_is_where_the_variance_is():
