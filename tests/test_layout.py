@@ -33,7 +33,7 @@ BESIDE = {
     "interpreter": {"interpreter_memory"},
     "interpreter_memory": {"interpreter"},
     "proof": {"functional", "kernels", "reference", "backend"},
-    "bench": {"functional", "kernels", "reference", "backend", "proof", "nn", "models", "train"},
+    "bench": {"functional", "kernels", "reference", "backend", "proof", "nn", "models", "train", "data"},
 }
 SOURCES = sorted(
     p
