@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 CLI = ["tyro>=1.0", "rich>=14", "matplotlib>=3.9", "safetensors>=0.5", "tokenizers>=0.20"]
-DEMO = [*CLI, "mlxtend>=0.23"]
+DEMO = [*CLI, "mlxtend>=0.23", "vaderSentiment>=3.3"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5", "hypothesis>=6", "transformers>=4.50"]
 TEST += ["expecttest>=0.2", "trl>=1.16"]  # torch's operator samples need the first; the other is compared with
 

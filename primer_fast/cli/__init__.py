@@ -10,9 +10,14 @@ COMMANDS = {  # words on the command line -> module, what it does
     ("train", "cnn"): ("train_cnn", "train the convolutional network on digits"),
     ("train", "vit"): ("train_vit", "train the vision transformer on digits"),
     ("train", "gpt"): ("train_gpt", "train the transformer on text"),
+    ("train", "sft"): ("train_sft", "fine-tune a transformer on prompts and their completions"),
+    ("train", "reward"): ("train_reward", "train a reward model on what people prefer"),
+    ("train", "dpo"): ("train_dpo", "align a transformer with preferences, without a reward model"),
+    ("train", "ppo"): ("train_ppo", "align a transformer with a reward model or any function"),
     ("sample",): ("sample", "print text that a trained transformer writes"),
     ("show", "convolution"): ("show_convolution", "work a convolution and a max-pool out, number by number"),
     ("show", "attention"): ("show_attention", "work a layer of attention out, number by number"),
+    ("align",): ("align", "pretrain, learn what people prefer, PPO and DPO side by side, one page of results"),
     ("demo",): ("demo", "verify, train and write a report with pictures"),
 }
 

@@ -79,10 +79,11 @@ class Interruption:
 
 def summary(row: dict[str, float]) -> str:
     """A row of metrics in a few words: loss, accuracy, what was not trained on, speed."""
-    words = [f"loss {row['train/loss']:.4f}"]
+    words = [f"loss {row['train/loss'] if 'train/loss' in row else row['loss']:.4f}"]
     measured = (
         ("accuracy", "train/accuracy", ".2%"), ("test", "test/accuracy", ".2%"),
-        ("validation", "validation/loss", ".4f"),
+        ("validation", "validation/loss", ".4f"), ("accuracy", "accuracy", ".2%"),
+        ("accuracy", "rewards/accuracies", ".2%"), ("score", "objective/scores", ".3f"), ("KL", "objective/kl", ".3f"),
     )  # fmt: skip
     for name, key, form in measured:
         if key in row:

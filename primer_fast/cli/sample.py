@@ -35,6 +35,7 @@ class Options:
     top_p: float | None = None  # choose among the most probable tokens that together have this probability
     seed: int | None = None  # of the choices; None: other texts each time
     count: int = 1  # texts
+    line: bool = False  # a text ends with its line, as those of models of completions do
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
 
 
@@ -70,14 +71,15 @@ def run(options: Options) -> list[str]:
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     model, tokenizer = load(options.run)
     model = model.to(device).eval()
+    stops = list(tokenizer.stop_tokens) + (tokenizer.encode("\n")[-1:] if options.line else [])
     prompt = encode_prompt(options.prompt, tokenizer, model.config.context)
     texts = generate(
         model, [torch.tensor(prompt, device=device)] * options.count, max_new_tokens=options.tokens, slide=True,
-        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, stop_tokens=tokenizer.stop_tokens,
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, stop_tokens=stops,
         seed=options.seed,
     )  # fmt: skip
     written = (row.tolist() for row in texts.completions())
-    return [options.prompt + tokenizer.decode(i for i in row if i not in tokenizer.stop_tokens) for row in written]
+    return [options.prompt + tokenizer.decode(i for i in row if i not in stops) for row in written]
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> list[int]:

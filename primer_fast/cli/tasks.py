@@ -46,6 +46,13 @@ class Task:
         """What to print after a row of metrics, if anything."""
         return None
 
+    def finish(self, model: torch.nn.Module) -> None:
+        """What is left to do after the last step, before the weights are written."""
+
+    def weights(self, model: torch.nn.Module) -> dict[str, Tensor]:
+        """What model.safetensors holds."""
+        return model.state_dict()
+
     def describe(self, model: torch.nn.Module, config: Any) -> str:
         """The result in one line."""
         raise NotImplementedError

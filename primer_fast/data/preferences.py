@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 FIELDS = ("prompt", "chosen", "rejected")
+DRAWS = 50  # attempts at a division of few texts
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,69 @@ def pair_texts(
         )
         for w, l in zip(winners, losers, strict=True)
     ]
+
+
+def split_pairs(
+    pairs: Sequence[Preference], held_out: float = 0.1, seed: int = 0
+) -> tuple[list[Preference], list[Preference]]:
+    """Pairs to train on and pairs held out; no completion of a prompt is in both.
+
+    Pairs that share a completion stay together. Where nearly all hang together so, completions are divided instead,
+    and pairs with one in each part are dropped.
+
+    Raises:
+        ValueError: ``held_out`` is not between 0 and 1, or a part would be empty.
+    """
+    if not 0 < held_out < 1:
+        raise ValueError(f"split_pairs: held_out must be between 0 and 1; got {held_out}")
+    rng = np.random.default_rng(seed)
+    sides = [((p.prompt, p.chosen), (p.prompt, p.rejected)) for p in pairs]
+    group = _joined(sides)
+    names = list(dict.fromkeys(group[a] for a, _ in sides))
+    sizes = dict.fromkeys(names, 0)
+    for a, _ in sides:
+        sizes[group[a]] += 1
+    out, count = set(), 0
+    for i in rng.permutation(len(names)):
+        if count + sizes[names[i]] <= max(1, round(held_out * len(pairs))):
+            out.add(names[i])
+            count += sizes[names[i]]
+    if 2 * count >= held_out * len(pairs):
+        parts = _divided(pairs, sides, {side: group[side] in out for side in group})
+    else:
+        for _ in range(DRAWS):
+            drawn = rng.random(len(group)) < math.sqrt(held_out)  # then held_out of the pairs have both of theirs out
+            parts = _divided(pairs, sides, dict(zip(group, drawn.tolist(), strict=True)))
+            if all(parts):
+                break
+    if not all(parts):
+        raise ValueError(f"split_pairs: both parts need a pair; got {len(pairs)} pairs and held_out {held_out}")
+    return parts[0], parts[1]
+
+
+def _divided(pairs: Sequence[Preference], sides: list[tuple], is_out: dict) -> tuple[list, list]:
+    """The pairs with both sides in, and those with both out."""
+    parts: tuple[list, list] = ([], [])
+    for pair, (a, b) in zip(pairs, sides, strict=True):
+        if is_out[a] == is_out[b]:
+            parts[is_out[a]].append(pair)
+    return parts
+
+
+def _joined(links: Iterable[tuple]) -> dict:
+    """Each thing that is linked -> one of those that it hangs together with, the same for all of these."""
+    parent: dict = {}
+
+    def root(x):
+        parent.setdefault(x, x)
+        while parent[x] != x:
+            parent[x] = parent[parent[x]]
+            x = parent[x]
+        return x
+
+    for a, b in links:
+        parent[root(a)] = root(b)
+    return {x: root(x) for x in list(parent)}
 
 
 def _lines(path: str | Path) -> list[str]:

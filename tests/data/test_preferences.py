@@ -9,6 +9,7 @@ from primer_fast.data.preferences import (
     pair_texts,
     read_preferences,
     read_ratings,
+    split_pairs,
     split_texts,
     write_preferences,
 )
@@ -120,3 +121,29 @@ def test_the_lexicon():
     words = {text.text: text.rating for text in load_lexicon()}
     assert len(words) > 6000 and all(word.isalpha() and word.isascii() for word in words)
     assert words["great"] > 2 and words["awful"] < -1.5 and all(-4 <= rating <= 4 for rating in words.values())
+
+
+def sides(pairs):
+    return {(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)}
+
+
+def test_pairs_that_share_nothing_are_divided_whole():
+    pairs = [Preference("x", f"good {i}", f"bad {i}") for i in range(50)]
+    train, test = split_pairs(pairs, 0.2)
+    assert len(test) == 10 and sorted(map(str, train + test)) == sorted(map(str, pairs))
+
+
+def test_no_completion_is_in_both_parts_where_pairs_share_them():
+    chains = [Preference(str(c), f"{i}", f"{i + 1}") for c in range(20) for i in range(4)]
+    words = [Preference("", f"good {i}", f"bad {j}") for i in range(20) for j in range(20)]
+    for pairs in (chains, words):
+        train, test = split_pairs(pairs, 0.2, seed=3)
+        assert train and test and not sides(train) & sides(test)
+    assert len(split_pairs(chains, 0.2)[0]) + len(split_pairs(chains, 0.2)[1]) == len(chains)
+
+
+def test_pairs_that_cannot_be_divided():
+    with pytest.raises(ValueError, match="both parts need a pair; got 1 pairs"):
+        split_pairs([Preference("", "a", "b")], 0.5)
+    with pytest.raises(ValueError, match="held_out must be between 0 and 1"):
+        split_pairs([], 1.0)

@@ -1,0 +1,264 @@
+"""The stages of `primer-fast align`: pretraining, reward model, PPO, DPO; each leaves a folder that others can use."""
+
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from primer_fast.cli.align_data import Material
+from primer_fast.cli.align_measure import (
+    Difference,
+    Mean,
+    Measured,
+    Point,
+    Samples,
+    best_possible,
+    write,
+)
+from primer_fast.cli.console import Display
+from primer_fast.cli.pair_accuracy import Accuracy, reward_accuracy
+from primer_fast.cli.run_folder import RunFolder
+from primer_fast.models.actor_critic import ActorCritic
+from primer_fast.models.reward import RewardModel
+from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.train import dpo, language_model, ppo, sft
+from primer_fast.train import reward as reward_modelling
+from primer_fast.train.scoring import reward_of_model
+
+if TYPE_CHECKING:
+    from primer_fast.cli.align import Options
+
+SEED_OF_POINTS, SEED_OF_SAMPLES = 1, 2
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A policy after training, what it is worth, and its way there."""
+
+    measured: Measured
+    path: list[Point]
+    rows: list[dict[str, float]]  # its metrics
+    in_budget: bool  # it ended by itself; else the KL budget ended it
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that the report says."""
+
+    options: "Options"
+    material: Material
+    pretraining: list[dict[str, float]]  # metrics
+    reward_rows: list[dict[str, float]]
+    accuracy: Accuracy  # of the reward model on pairs of texts that were held out
+    before: Measured
+    ppo: Aligned
+    dpo: dict[float, Aligned]  # by beta
+    best_possible: list[tuple[float, float]]
+    seconds: dict[str, float]  # of the stages
+
+    @property
+    def best_beta(self) -> float:
+        """The DPO policy of most reward: the reward model chooses, no human rating is looked at."""
+        return max(self.dpo, key=lambda beta: self.dpo[beta].measured.reward.mean)
+
+    @property
+    def policies(self) -> list[Measured]:
+        """Before, after PPO, after DPO at the best beta."""
+        return [self.before, self.ppo.measured, self.dpo[self.best_beta].measured]
+
+    def gain(self, after: Measured, what: str) -> Difference:
+        """Of ``what`` ("reward", "known", "known_held_out") against the policy before."""
+        return Difference(getattr(self.before, what), getattr(after, what))
+
+    def to_json(self) -> dict:
+        aligned = {"ppo": self.ppo} | {f"dpo beta {beta:g}": policy for beta, policy in self.dpo.items()}
+
+        def gains(after: Measured) -> dict:
+            kinds = ["reward"] + (["known", "known_held_out"] if self.material.ratings else [])
+            return {kind: self.gain(after, kind).to_json() for kind in kinds}
+
+        return {
+            "pair_accuracy": {
+                "right": self.accuracy.right, "total": self.accuracy.total, "interval": self.accuracy.interval
+            },
+            "before": self.before.to_json(),
+            "after": {
+                name: policy.measured.to_json() | {"gain": gains(policy.measured), "in_budget": policy.in_budget}
+                for name, policy in aligned.items()
+            },
+            "paths": {
+                name: [(p.step, p.kl.mean, p.kl.error, p.reward.mean, p.reward.error) for p in policy.path]
+                for name, policy in aligned.items()
+            },
+            "best_possible": self.best_possible,
+            "kl_budget": self.options.kl_budget,
+            "seconds": self.seconds,
+        }  # fmt: skip
+
+
+def align(material: Material, options: "Options", display: Display) -> Result:
+    """All stages, in order; PPO and every DPO start from the same pretrained policy."""
+    clock, seconds = time.perf_counter(), {}
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        seconds[name] = time.perf_counter() - clock
+        clock = time.perf_counter()
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = TransformerConfig(
+        vocab=material.tokenizer.vocab_size, context=material.context, width=options.width, layers=options.layers,
+        heads=options.heads, norm="pre", positions="learned",
+    )  # fmt: skip
+    stages = Stages(material, options, display)
+    language, pretraining = stages.pretrain(Transformer(shape).to(device))
+    lap("pretraining")
+    reward, reward_rows, accuracy = stages.learn_reward(language)
+    display.print(f"reward model: right on {accuracy} of texts held out")
+    lap("reward model")
+    samples = write(
+        language, language, reward, material, count=options.samples, temperature=options.temperature,
+        seed=options.seed + SEED_OF_SAMPLES,
+    )  # fmt: skip
+    before = Measured.of("before", samples, material)
+    lap("measuring before")
+    after_ppo = stages.ppo(language, reward)
+    lap("PPO")
+    after_dpo = {beta: stages.dpo(language, reward, beta) for beta in options.betas}
+    lap("DPO")
+    return Result(
+        options, material, pretraining, reward_rows, accuracy, before, after_ppo, after_dpo,
+        best_possible(samples), seconds,
+    )  # fmt: skip
+
+
+class Stages:
+    def __init__(self, material: Material, options: "Options", display: Display):
+        self.material, self.options, self.display = material, options, display
+
+    def pretrain(self, model: Transformer) -> tuple[Transformer, list[dict]]:
+        """On running text where there is some, then on the completions; ratings play no part."""
+        rows = []
+        if self.material.running_text is not None:
+            config = dataclasses.replace(self.options.language, seed=self.options.seed)
+            state = language_model.start(model, config)
+            train = language_model.train(state, self.material.running_text, config)
+            rows += self._train("pretrain on text", "text", train, config.steps, "train/loss")
+        config, corpus = dataclasses.replace(self.options.sft, seed=self.options.seed), self.material.corpus
+        train = sft.train(sft.start(model, config), corpus, config)
+        rows += self._train("pretrain on completions", "language", train, sft.total_steps(len(corpus), config), "loss")
+        self._save("language", model)
+        return model.eval().requires_grad_(False), rows
+
+    def learn_reward(self, language: Transformer) -> tuple[RewardModel, list[dict], Accuracy]:
+        """From pairs, beginning with the language model's trunk; rewards of what is trained on get variance 1."""
+        config, pairs = dataclasses.replace(self.options.reward, seed=self.options.seed), self.material.train_pairs
+        torch.manual_seed(self.options.seed)
+        model = RewardModel.from_language_model(language).requires_grad_(True).to(next(language.parameters()).device)
+        train = reward_modelling.train(reward_modelling.start(model, config), pairs, config)
+        rows = self._train("reward model", "reward", train, reward_modelling.total_steps(len(pairs), config), "loss")
+        model.requires_grad_(False)
+        model.normalise(reward_modelling.score(model, pairs.stacked()))
+        self._save("reward", model)
+        return model, rows, reward_accuracy(model, self.material.test_pairs, self.options.seed)
+
+    def ppo(self, language: Transformer, reward: RewardModel) -> Aligned:
+        config = dataclasses.replace(
+            self.options.ppo, max_new_tokens=self.material.context - self.material.longest_prompt,
+            temperature=self.options.temperature, seed=self.options.seed,
+        )  # fmt: skip
+        policy = copy.deepcopy(language).requires_grad_(True)
+        model = ActorCritic(policy, copy.deepcopy(reward).requires_grad_(True), config.kl_coefficient)
+        state = ppo.start(model.to(next(language.parameters()).device), config)
+
+        def train(should_stop):
+            return ppo.train(
+                state, self.material.prompts, language, reward_of_model(reward), config, end=self.material.end,
+                should_stop=should_stop,
+            )  # fmt: skip
+
+        return self._align("PPO", "ppo", policy, language, reward, train, config.steps, "objective/scores")
+
+    def dpo(self, language: Transformer, reward: RewardModel, beta: float) -> Aligned:
+        pairs = self.material.train_pairs
+        steps = dpo.total_steps(len(pairs), self.options.dpo)
+        every = max(1, min(self.options.dpo.log_every, steps // (2 * self.options.points)))
+        config = dataclasses.replace(self.options.dpo, beta=beta, seed=self.options.seed, log_every=every)
+        policy = copy.deepcopy(language).requires_grad_(True)
+        state = dpo.start(policy, config)
+        reference = dpo.reference_log_probs(language, pairs, config)
+
+        def train(should_stop):
+            return dpo.train(state, pairs, reference, config, should_stop=should_stop)
+
+        name = f"DPO, beta {beta:g}"
+        return self._align(name, f"dpo-{beta:g}", policy, language, reward, train, steps, "loss")
+
+    def _align(
+        self, name: str, folder: str, policy: Transformer, language: Transformer, reward: RewardModel,
+        train: Callable[[Callable[[], bool]], Iterator[dict]], steps: int, key: str,
+    ) -> Aligned:  # fmt: skip
+        """Train; measure now and then; where the KL reaches the budget go back to the measurement before and end."""
+        options, device = self.options, next(policy.parameters()).device
+        path: list[Point] = []
+        kept, spent, due = None, False, 0.0
+
+        def measure(step: int) -> bool:
+            nonlocal kept
+            samples = self._write(policy, language, reward, options.point_samples, SEED_OF_POINTS)
+            point = Point(step, Mean.of(samples.kl), Mean.of(samples.rewards))
+            if point.kl.interval[1] > options.kl_budget:
+                return True
+            path.append(point)
+            kept = {name: t.detach().clone() for name, t in policy.state_dict().items()}
+            return False
+
+        measure(0)
+        due = steps / options.points
+
+        def watched():
+            nonlocal spent, due
+            for row in train(lambda: spent):  # noqa: B023, the loop is to see it change
+                if row["step"] >= due or row["step"] == steps:
+                    due = row["step"] + steps / options.points
+                    spent = measure(row["step"])
+                yield row
+
+        rows = self._train(name, folder, watched(), steps, key)
+        policy.load_state_dict({name: t.to(device) for name, t in kept.items()})
+        policy.eval().requires_grad_(False)
+        self._save(folder, policy)
+        samples = self._write(policy, language, reward, options.samples, SEED_OF_SAMPLES)
+        measured = Measured.of(name, samples, self.material)
+        self.display.print(f"{name}: reward {measured.reward}, KL {measured.kl} nats")
+        return Aligned(measured, path, rows, not spent)
+
+    def _write(self, policy, language, reward, count: int, stream: int) -> Samples:
+        return write(
+            policy, language, reward, self.material, count=count, temperature=self.options.temperature,
+            seed=self.options.seed + stream,
+        )  # fmt: skip
+
+    def _train(self, name: str, folder: str, rows: Iterator[dict], steps: int, key: str) -> list[dict]:
+        """Run a training to its end, with a progress bar and its metrics in its folder."""
+        run = RunFolder(self.options.out / folder, f"align {folder}")
+        run.begin({}, overwrite=True)
+        advance, every = self.display.task(name, steps), []
+        for row in rows:
+            run.log(row)
+            every.append(row)
+            advance(row["step"], f"{key.split('/')[-1]} {row[key]:.3f}")
+        return every
+
+    def _save(self, folder: str, model: Transformer | RewardModel) -> None:
+        run = RunFolder(self.options.out / folder, f"align {folder}")
+        run.write_files({
+            "transformer.json": json.dumps(dataclasses.asdict(model.config), indent=2) + "\n",
+            "tokenizer.json": self.material.tokenizer.to_json(),
+        })  # fmt: skip
+        run.save_weights(model.state_dict())

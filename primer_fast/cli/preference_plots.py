@@ -1,0 +1,36 @@
+"""The curves of a procedure on completions."""
+
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from primer_fast.cli.plots import MUTED, STYLE, TEST, TRAIN
+
+NAMES = {  # of metrics, where the last part of the key does not say it
+    "objective/scores": "score", "objective/rlhf_reward": "score less KL penalty",
+    "policy/clipfrac_avg": "clipped (share)", "policy/approxkl_avg": "0.5 mean (log ratio)²",
+    "rewards/margins": "their difference", "min_reward": "lowest", "mean_reward": "mean", "max_reward": "highest",
+}  # fmt: skip
+
+
+def curves(path: Path, rows: list[dict], title: str, panels: list[tuple[str, tuple[str, ...]]], step: str) -> None:
+    """A panel for each (label of its axis, metrics in it) against ``step``."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3.6 * len(panels) + 0.4, 3.6))
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        for axes, (label, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for key, colour in zip(keys, (TRAIN, TEST, MUTED), strict=False):
+                points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+                if points:
+                    name = NAMES.get(key, key.split("/")[-1])
+                    marker = "o" if len(points) == 1 else None
+                    axes.plot(*zip(*points, strict=True), color=colour, label=name, lw=1.4, marker=marker, ms=3.5)
+            axes.set(xlabel=step, ylabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.margins(x=0.03)
+            if len(keys) > 1:
+                axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(keys), fontsize=8, columnspacing=1)
+        figure.savefig(path)
