@@ -89,7 +89,10 @@ def test_reference_is_torch(T, S, options):
 SMALL = TileSettings(32, 16, 4, 1)
 TILES = [
     (SMALL, BackwardSettings(SMALL, SMALL)),
-    (TileSettings(16, 64, 4, 2), BackwardSettings(TileSettings(64, 32, 4, 1), TileSettings(16, 64, 4, 1))),
+    (
+        TileSettings(16, 64, 4, 2, 16),
+        BackwardSettings(TileSettings(64, 32, 4, 1, 16), TileSettings(16, 64, 4, 1, 16), apart=True),
+    ),
 ]
 BANDS = {
     "all": Band(), "causal": Band(right=0), "ahead": Band(right=0, offset=37), "behind": Band(right=0, offset=-41),
