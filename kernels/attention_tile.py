@@ -92,7 +92,7 @@ def part_width(width, columns):
 @triton.constexpr_function
 def part_count(d, columns):
     """Parts that hold d columns of a result, or those that one program makes of it."""
-    return cdiv(min(128, d), columns) if columns else 1
+    return (min(128, d) + columns - 1) // columns if columns else 1
 
 
 def result_programs(d, columns):
