@@ -19,14 +19,22 @@ from .attention_forward import TileSettings, heads_at_once, ordered_tile
 from .attention_mask import Band, kept, key_blocks, limits, query_blocks
 from .attention_tile import (
     Scoring,
+    add_products,
     block_width,
     described,
     descriptor,
     empty_like_rows,
     load_rows,
+    part_count,
+    part_width,
+    products_of_rows,
+    result_programs,
+    result_width,
+    scaled_parts,
     scores,
-    store_rows,
+    store_parts,
     without_padding,
+    zero_parts,
 )  # fmt: skip
 from .launch import Chip, cdiv, chip, dot_precision, on_device_of
 
@@ -57,18 +65,29 @@ def _load_lse(lse_ptr, rows, T):
 
 @triton.jit
 def _walk_queries(
-    dk, dv, begin, end, k_tile, v_tile, q, dout, strides_q, strides_do, lse_ptr, delta_ptr, b, h, head, n,
-    offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms, seed, threshold, gain, T, S, D, DV,
+    dk, dv, begin, end, column, k, v, q, dout, strides_k, strides_v, strides_q, strides_do, lse_ptr, delta_ptr,
+    b, h, h_kv, head, n, offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms,
+    seed, threshold, gain, T, S, D, DV,
     MASKED: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The queries of one head in [begin, end); tiles lie (keys, queries)."""
+    """The queries of one head in [begin, end); tiles lie (keys, queries). k, v: tiles; pointers with COLUMNS."""
+    C_D: tl.constexpr = part_width(BLOCK_D, COLUMNS)
+    C_DV: tl.constexpr = part_width(BLOCK_DV, COLUMNS)
+    PARTS_D: tl.constexpr = part_count(D, COLUMNS)
+    PARTS_DV: tl.constexpr = part_count(DV, COLUMNS)
     keys = (n + tl.arange(0, BLOCK_N))[:, None]
     for m in range(begin, end, BLOCK_M):
         rows = m + tl.arange(0, BLOCK_M)
-        q_tile = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
-        products = tl.dot(k_tile, q_tile.T, input_precision=PRECISION)
+        if COLUMNS:
+            products = products_of_rows(
+                k, strides_k, h_kv, n, length, q, strides_q, h, m, T, b, D,
+                BLOCK_N, BLOCK_M, COLUMNS, True, True, PRECISION,
+            )  # fmt: skip
+        else:
+            q_tile = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
+            products = tl.dot(k, q_tile.T, input_precision=PRECISION)
         s, slope = scores(
             products, scale, cap, rows[None, :], keys, offset, length, left, right, mask_ptr, stride_mt, stride_ms,
             T, S, not LATE, MASKED, PRECISE,
@@ -78,25 +97,46 @@ def _walk_queries(
             p = tl.exp2(s * scale - lse[None, :])
         else:
             p = tl.exp2(s - lse[None, :])
-        dout_tile = load_rows(dout, strides_do, b, h, m, T, DV, BLOCK_M, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
-        dp = tl.dot(v_tile, dout_tile.T, input_precision=PRECISION)
+        if not COLUMNS:
+            dout_tile = load_rows(dout, strides_do, b, h, m, T, DV, BLOCK_M, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
+            dp = tl.dot(v, dout_tile.T, input_precision=PRECISION)
+        weights = p
         if seed is not None:
             keep = kept(seed, head, m, n, threshold, BLOCK_M, BLOCK_N).T
-            dv = tl.dot(tl.where(keep, p, 0.0).to(dout_tile.dtype), dout_tile, dv, input_precision=PRECISION)
-            dp = tl.where(keep, dp * gain, 0.0)
+            weights = tl.where(keep, p, 0.0)
+        if COLUMNS:
+            if dv is not None:
+                dv = add_products(
+                    dv, weights, dout, strides_do, b, h, m, T, column, DV,
+                    BLOCK_M, C_DV, PARTS_DV, EVEN_DV, True, PRECISION,
+                )  # fmt: skip
+            if dk is not None:
+                dp = products_of_rows(
+                    v, strides_v, h_kv, n, length, dout, strides_do, h, m, T, b, DV,
+                    BLOCK_N, BLOCK_M, COLUMNS, True, True, PRECISION,
+                )  # fmt: skip
         else:
-            dv = tl.dot(p.to(dout_tile.dtype), dout_tile, dv, input_precision=PRECISION)
-        delta = tl.load(delta_ptr + rows, mask=rows < T, other=0.0)
-        ds = p * (dp - delta[None, :])
-        if cap is not None:
-            ds *= slope
-        dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision=PRECISION)
+            dv = (tl.dot(weights.to(dout_tile.dtype), dout_tile, dv[0], input_precision=PRECISION),)
+        if dk is not None:
+            if seed is not None:
+                dp = tl.where(keep, dp * gain, 0.0)
+            delta = tl.load(delta_ptr + rows, mask=rows < T, other=0.0)
+            ds = p * (dp - delta[None, :])
+            if cap is not None:
+                ds *= slope
+            if COLUMNS:
+                dk = add_products(
+                    dk, ds, q, strides_q, b, h, m, T, column, D,
+                    BLOCK_M, C_D, PARTS_D, EVEN_D, True, PRECISION,
+                )  # fmt: skip
+            else:
+                dk = (tl.dot(ds.to(q_tile.dtype), q_tile, dk[0], input_precision=PRECISION),)
     return dk, dv
 
 
 @triton.jit(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
 def attention_backward_kv_kernel(
-    dk, dv, dout, q, k, v, lse_ptr, delta_ptr,
+    dk, dv, dout, q, k, v, lse_ptr, delta_ptr,  # dk or dv may be None
     sdkb, sdkh, sdks, sdvb, sdvh, sdvs, sdob, sdoh, sdot, sqb, sqh, sqt, skb, skh, sks, svb, svh, svs,
     offsets_ptr, lengths_ptr, offset, left, right,
     scale, cap, mask_ptr, smb, smh, smt, sms, seed_ptr, threshold, gain, dk_scale,
@@ -104,7 +144,7 @@ def attention_backward_kv_kernel(
     GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, DESCRIPTORS_OUT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     HK = H // GROUP
     # Under a causal mask the first keys are seen by most queries: heavy tiles come first as they are
@@ -119,13 +159,25 @@ def attention_backward_kv_kernel(
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
     strides_q, strides_do = (sqb, sqh, sqt), (sdob, sdoh, sdot)
-    k_tile = load_rows(k, (skb, skh, sks), b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, True)
-    v_tile = load_rows(v, (svb, svh, svs), b, h_kv, n, length, DV, BLOCK_N, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
-    if LENGTHS and DESCRIPTORS:
-        k_tile = without_padding(k_tile, n, length, BLOCK_N)
-        v_tile = without_padding(v_tile, n, length, BLOCK_N)
-    dk_tile = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    dv_tile = tl.zeros((BLOCK_N, BLOCK_DV), dtype=tl.float32)
+    strides_k, strides_v = (skb, skh, sks), (svb, svh, svs)
+    if not COLUMNS:
+        k = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, True)
+        v = load_rows(v, strides_v, b, h_kv, n, length, DV, BLOCK_N, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
+        if LENGTHS and DESCRIPTORS:
+            k = without_padding(k, n, length, BLOCK_N)
+            v = without_padding(v, n, length, BLOCK_N)
+    C_D: tl.constexpr = part_width(BLOCK_D, COLUMNS)
+    C_DV: tl.constexpr = part_width(BLOCK_DV, COLUMNS)
+    PARTS_D: tl.constexpr = part_count(D, COLUMNS)
+    PARTS_DV: tl.constexpr = part_count(DV, COLUMNS)
+    column = 0
+    if COLUMNS:
+        column = tl.program_id(1) * result_width(BLOCK_D if dk is not None else BLOCK_DV, COLUMNS)
+    dk_tile, dv_tile = None, None
+    if dk is not None:
+        dk_tile = zero_parts(BLOCK_N, C_D, PARTS_D)
+    if dv is not None:
+        dv_tile = zero_parts(BLOCK_N, C_DV, PARTS_DV)
     begin, full_begin, full_end, end = query_blocks(n, BLOCK_N, offset, length, left, right, T, BLOCK_M)
     for g in range(GROUP):
         h = h_kv * GROUP + g
@@ -136,48 +188,64 @@ def attention_backward_kv_kernel(
             mask_head = mask_ptr + b.to(tl.int64) * smb + h.to(tl.int64) * smh
         if right is not None or LENGTHS or not EVEN_S:
             dk_tile, dv_tile = _walk_queries(
-                dk_tile, dv_tile, begin, tl.minimum(full_begin, end), k_tile, v_tile, q, dout, strides_q, strides_do,
-                lse_ptr + rows, delta_ptr + rows, b, h, head, n, offset, length, left, right, scale, cap,
-                mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
-                True, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+                dk_tile, dv_tile, begin, tl.minimum(full_begin, end), column, k, v, q, dout,
+                strides_k, strides_v, strides_q, strides_do, lse_ptr + rows, delta_ptr + rows, b, h, h_kv, head, n,
+                offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
+                True, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
             )  # fmt: skip
         dk_tile, dv_tile = _walk_queries(
-            dk_tile, dv_tile, full_begin, tl.minimum(full_end, end), k_tile, v_tile, q, dout, strides_q, strides_do,
-            lse_ptr + rows, delta_ptr + rows, b, h, head, n, offset, length, left, right, scale, cap,
-            mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
-            False, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+            dk_tile, dv_tile, full_begin, tl.minimum(full_end, end), column, k, v, q, dout,
+            strides_k, strides_v, strides_q, strides_do, lse_ptr + rows, delta_ptr + rows, b, h, h_kv, head, n,
+            offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
+            False, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
         if left is not None:
             dk_tile, dv_tile = _walk_queries(
-                dk_tile, dv_tile, full_end, end, k_tile, v_tile, q, dout, strides_q, strides_do,
-                lse_ptr + rows, delta_ptr + rows, b, h, head, n, offset, length, left, right, scale, cap,
-                mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
-                True, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+                dk_tile, dv_tile, full_end, end, column, k, v, q, dout,
+                strides_k, strides_v, strides_q, strides_do, lse_ptr + rows, delta_ptr + rows, b, h, h_kv, head, n,
+                offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
+                True, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
             )  # fmt: skip
-    if seed_ptr is not None:
-        dv_tile *= gain
-    store_rows(dv, (sdvb, sdvh, sdvs), b, h_kv, n, S, DV, dv_tile, BLOCK_N, BLOCK_DV, DESCRIPTORS_OUT)
-    store_rows(dk, (sdkb, sdkh, sdks), b, h_kv, n, S, D, dk_tile * dk_scale, BLOCK_N, BLOCK_D, DESCRIPTORS_OUT)
+    if dv is not None:
+        if seed_ptr is not None:
+            dv_tile = scaled_parts(dv_tile, gain, PARTS_DV)
+        strides_dv = (sdvb, sdvh, sdvs)
+        store_parts(dv, strides_dv, b, h_kv, n, S, column, DV, dv_tile, BLOCK_N, C_DV, PARTS_DV, DESCRIPTORS_OUT)
+    if dk is not None:
+        dk_tile = scaled_parts(dk_tile, dk_scale, PARTS_D)
+        strides_dk = (sdkb, sdkh, sdks)
+        store_parts(dk, strides_dk, b, h_kv, n, S, column, D, dk_tile, BLOCK_N, C_D, PARTS_D, DESCRIPTORS_OUT)
 
 
 @triton.jit
 def _walk_keys(
-    dq, begin, end, q_tile, dout_tile, lse, delta, k, v, strides_k, strides_v, b, h_kv, head, m,
+    dq, begin, end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v, b, h, h_kv, head, m,
     offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms, seed, threshold, gain, T, S, D, DV,
     MASKED: tl.constexpr, LENGTHS: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The keys in [begin, end)."""
+    """The keys in [begin, end). q, dout: tiles; pointers with COLUMNS."""
+    BLOCK_C: tl.constexpr = part_width(BLOCK_D, COLUMNS)
+    PARTS: tl.constexpr = part_count(D, COLUMNS)
     queries = (m + tl.arange(0, BLOCK_M))[:, None]
     for n in range(begin, end, BLOCK_N):
         keys = (n + tl.arange(0, BLOCK_N))[None, :]
-        k_tile = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, MASKED)
-        v_tile = load_rows(v, strides_v, b, h_kv, n, length, DV, BLOCK_N, BLOCK_DV, DESCRIPTORS, EVEN_DV, MASKED)
-        if MASKED and LENGTHS and DESCRIPTORS:
-            k_tile = without_padding(k_tile, n, length, BLOCK_N)
-            v_tile = without_padding(v_tile, n, length, BLOCK_N)
-        products = tl.dot(q_tile, k_tile.T, input_precision=PRECISION)
+        if COLUMNS:
+            products = products_of_rows(
+                q, strides_q, h, m, T, k, strides_k, h_kv, n, length, b, D,
+                BLOCK_M, BLOCK_N, COLUMNS, True, MASKED, PRECISION,
+            )  # fmt: skip
+        else:
+            k_tile = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, MASKED)
+            v_tile = load_rows(v, strides_v, b, h_kv, n, length, DV, BLOCK_N, BLOCK_DV, DESCRIPTORS, EVEN_DV, MASKED)
+            if MASKED and LENGTHS and DESCRIPTORS:
+                k_tile = without_padding(k_tile, n, length, BLOCK_N)
+                v_tile = without_padding(v_tile, n, length, BLOCK_N)
+            products = tl.dot(q, k_tile.T, input_precision=PRECISION)
         s, slope = scores(
             products, scale, cap, queries, keys, offset, length, left, right, mask_ptr, stride_mt, stride_ms, T, S,
             not LATE, MASKED, PRECISE,
@@ -186,13 +254,25 @@ def _walk_keys(
             p = tl.exp2(s * scale - lse[:, None])
         else:
             p = tl.exp2(s - lse[:, None])
-        dp = tl.dot(dout_tile, v_tile.T, input_precision=PRECISION)
+        if COLUMNS:
+            dp = products_of_rows(
+                dout, strides_do, h, m, T, v, strides_v, h_kv, n, length, b, DV,
+                BLOCK_M, BLOCK_N, COLUMNS, True, MASKED, PRECISION,
+            )  # fmt: skip
+        else:
+            dp = tl.dot(dout, v_tile.T, input_precision=PRECISION)
         if seed is not None:
             dp = tl.where(kept(seed, head, m, n, threshold, BLOCK_M, BLOCK_N), dp * gain, 0.0)
         ds = p * (dp - delta[:, None])
         if cap is not None:
             ds *= slope
-        dq = tl.dot(ds.to(k_tile.dtype), k_tile, dq, input_precision=PRECISION)
+        if COLUMNS:
+            dq = add_products(
+                dq, ds, k, strides_k, b, h_kv, n, length, column, D,
+                BLOCK_N, BLOCK_C, PARTS, EVEN_D, MASKED, PRECISION,
+            )  # fmt: skip
+        else:
+            dq = (tl.dot(ds.to(k_tile.dtype), k_tile, dq[0], input_precision=PRECISION),)
     return dq
 
 
@@ -206,7 +286,7 @@ def attention_backward_q_kernel(
     GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, DESCRIPTORS_OUT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     tile, head = ordered_tile(tl.program_id(0), tl.cdiv(T, BLOCK_M), B * H, right is not None, heads_at_once)
     b, h, m = head // H, head % H, tile * BLOCK_M
@@ -220,37 +300,46 @@ def attention_backward_q_kernel(
     LENGTHS: tl.constexpr = lengths_ptr is not None
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
+    strides_q, strides_do = (sqb, sqh, sqt), (sdob, sdoh, sdot)
     strides_k, strides_v = (skb, skh, sks), (svb, svh, svs)
     rows = m + tl.arange(0, BLOCK_M)
-    q_tile = load_rows(q, (sqb, sqh, sqt), b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
-    dout_tile = load_rows(dout, (sdob, sdoh, sdot), b, h, m, T, DV, BLOCK_M, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
+    if not COLUMNS:
+        q = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
+        dout = load_rows(dout, strides_do, b, h, m, T, DV, BLOCK_M, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
     lse = _load_lse(lse_ptr + head.to(tl.int64) * T, rows, T)
     delta = tl.load(delta_ptr + head.to(tl.int64) * T + rows, mask=rows < T, other=0.0)
-    dq_tile = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    BLOCK_C: tl.constexpr = part_width(BLOCK_D, COLUMNS)
+    PARTS: tl.constexpr = part_count(D, COLUMNS)
+    column = 0
+    if COLUMNS:
+        column = tl.program_id(1) * result_width(BLOCK_D, COLUMNS)
+    dq_tile = zero_parts(BLOCK_M, BLOCK_C, PARTS)
     begin, full_begin, full_end, end = key_blocks(
         m, tl.minimum(m + BLOCK_M, T) - 1, offset, length, left, right, BLOCK_N
     )
     if left is not None:
         dq_tile = _walk_keys(
-            dq_tile, begin, tl.minimum(full_begin, end), q_tile, dout_tile, lse, delta, k, v, strides_k, strides_v,
-            b, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
+            dq_tile, begin, tl.minimum(full_begin, end), column, q, dout, lse, delta, k, v,
+            strides_q, strides_do, strides_k, strides_v,
+            b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
             seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE,
-            DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+            DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
     dq_tile = _walk_keys(
-        dq_tile, full_begin, full_end, q_tile, dout_tile, lse, delta, k, v, strides_k, strides_v,
-        b, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
+        dq_tile, full_begin, full_end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v,
+        b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
         seed, threshold, gain, T, S, D, DV, False, LENGTHS, LATE, PRECISION, PRECISE,
-        DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+        DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
     )  # fmt: skip
     if right is not None or LENGTHS or not EVEN_S:
         dq_tile = _walk_keys(
-            dq_tile, full_end, end, q_tile, dout_tile, lse, delta, k, v, strides_k, strides_v,
-            b, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
+            dq_tile, full_end, end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v,
+            b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
             seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE,
-            DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+            DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
-    store_rows(dq, (sdqb, sdqh, sdqt), b, h, m, T, D, dq_tile * dq_scale, BLOCK_M, BLOCK_D, DESCRIPTORS_OUT)
+    dq_tile = scaled_parts(dq_tile, dq_scale, PARTS)
+    store_parts(dq, (sdqb, sdqh, sdqt), b, h, m, T, column, D, dq_tile, BLOCK_M, BLOCK_C, PARTS, DESCRIPTORS_OUT)
 
 
 class BackwardSettings(NamedTuple):
@@ -258,15 +347,16 @@ class BackwardSettings(NamedTuple):
 
     keys: TileSettings  # walks over queries
     queries: TileSettings  # walks over keys
+    apart: bool = False  # dk and dv by programs of their own
 
 
 def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, simple: bool) -> BackwardSettings:
     """width: the larger of the two head dimensions, rounded up to a power of two. simple: causality at most, and no
     grouped heads: that leaves registers for a wider step."""
     if itemsize == 4:
-        tiles = {128: ((32, 64, 8, 1), (64, 32, 8, 1)), 256: ((16, 64, 8, 1), (64, 16, 8, 1))}
-        small = ((32, 64, 4, 1), (64, 32, 4, 1))
-    elif descriptors:
+        block_n = (32 if width > 64 else 64) // (1 if simple else 2)
+        return BackwardSettings(TileSettings(32, 64, 4, 1, 32), TileSettings(64, block_n, 4, 1, 32), apart=width > 64)
+    if descriptors:
         tiles = {
             128: ((64 if simple else 32, 128, 8, 2), (128, 64, 8, 2)),
             256: ((16, 64, 8, 2), (64, 32, 8, 2)),
@@ -305,9 +395,10 @@ def attention_backward(
     if B * H * T * S * DV == 0:
         return tuple(t if t is None else t.zero_() for t in (dq, dk, dv))
     gpu = chip()
-    descriptors = gpu.has_descriptors and all(described(t) for t in (q, k, v, dout))
+    descriptors = gpu.has_descriptors and q.element_size() == 2 and all(described(t) for t in (q, k, v, dout))
     block_d, block_dv = block_width(D), block_width(DV)
-    simple = H == HK and band.left is None and band.lengths is None and scoring.simple
+    narrow = q.element_size() == 4 or (H == HK and band.left is None and band.lengths is None)
+    simple = narrow and scoring.simple
     s = settings or backward_settings(gpu, q.element_size(), max(block_d, block_dv), descriptors, simple)
     delta = attention_delta(dout, out)
 
@@ -320,17 +411,18 @@ def attention_backward(
         tensors += [
             descriptor(t, block) if descriptors else t for t, block in zip((dout, q, k, v), blocks, strict=True)
         ]
-        strides = [stride for t in (*results, dout, q, k, v) for stride in t.stride()[:3]]
+        strides = [stride for t in (*results, dout, q, k, v) for stride in ((0, 0, 0) if t is None else t.stride()[:3])]
         return tensors, strides, described_results
 
     def launch(kernel, programs, tile, at_once, *results):
+        columns = max(result_programs(t.shape[3], tile.COLUMNS) for t in results if t is not None)
         tensors, strides, described_results = operands(tile, *results)
-        kernel[(programs,)](
+        kernel[(programs, columns)](
             *tensors, lse, delta, *strides,
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(), scoring.scale,
             B, H, T, S, at_once, H // HK, D, DV,
             scoring.scaled_late, S % tile.BLOCK_N == 0, dot_precision(gpu, precision), q.dtype == torch.float32,
-            descriptors, described_results, tile.BLOCK_M, tile.BLOCK_N, block_d, block_dv,
+            descriptors, described_results, tile.BLOCK_M, tile.BLOCK_N, block_d, block_dv, tile.COLUMNS,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
 
@@ -338,7 +430,8 @@ def attention_backward(
         if needed[1]:
             at_once = min(B * HK, heads_at_once(1, 1, T * (H // HK), D, DV, q.element_size()))
             programs = B * HK * cdiv(S, s.keys.BLOCK_N)
-            launch(attention_backward_kv_kernel, programs, s.keys, at_once, dk, dv)
+            for results in ((dk, None), (None, dv)) if s.apart else ((dk, dv),):
+                launch(attention_backward_kv_kernel, programs, s.keys, at_once, *results)
         if needed[0]:
             at_once = min(B * H, heads_at_once(H, HK, S, D, DV, q.element_size()))
             programs = B * H * cdiv(T, s.queries.BLOCK_M)

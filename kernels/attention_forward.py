@@ -14,14 +14,22 @@ import triton.language as tl
 from .attention_mask import Band, kept, key_blocks, limits
 from .attention_tile import (
     Scoring,
+    add_products,
     block_width,
     described,
     descriptor,
     empty_like_rows,
     load_rows,
+    part_count,
+    part_width,
+    products_of_rows,
+    result_programs,
+    result_width,
+    scaled_parts,
     scores,
-    store_rows,
+    store_parts,
     without_padding,
+    zero_parts,
 )  # fmt: skip
 from .launch import Chip, cdiv, chip, dot_precision, on_device_of
 
@@ -43,18 +51,26 @@ def ordered_tile(pid, tiles, heads, HEAVY_FIRST: tl.constexpr, heads_at_once):
 
 @triton.jit
 def _walk(
-    acc, total, top, begin, end, q, k, v, strides_k, strides_v, b, h_kv, head, m, offset, length, left, right,
-    scale, cap, mask_ptr, stride_mt, stride_ms, seed, threshold, T, S, D, DV,
+    acc, total, top, begin, end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h_kv, head, m,
+    offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms, seed, threshold, T, S, D, DV,
     MASKED: tl.constexpr, LENGTHS: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The blocks of keys in [begin, end), all of which need a mask or none."""
+    """The blocks of keys in [begin, end), all of which need a mask or none. q: a tile; a pointer with COLUMNS."""
+    BLOCK_C: tl.constexpr = part_width(BLOCK_DV, COLUMNS)
+    PARTS: tl.constexpr = part_count(DV, COLUMNS)
     queries = (m + tl.arange(0, BLOCK_M))[:, None]
     for n in range(begin, end, BLOCK_N):
         keys = (n + tl.arange(0, BLOCK_N))[None, :]
-        k_tile = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, MASKED)
-        products = tl.dot(q, k_tile.T, input_precision=PRECISION)
+        if COLUMNS:
+            products = products_of_rows(
+                q, strides_q, h, m, T, k, strides_k, h_kv, n, length, b, D,
+                BLOCK_M, BLOCK_N, COLUMNS, True, MASKED, PRECISION,
+            )  # fmt: skip
+        else:
+            k_tile = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, MASKED)
+            products = tl.dot(q, k_tile.T, input_precision=PRECISION)
         s, _ = scores(
             products, scale, cap, queries, keys, offset, length, left, right, mask_ptr, stride_mt, stride_ms, T, S,
             not LATE, MASKED, PRECISE,
@@ -69,13 +85,19 @@ def _walk(
             p = tl.exp2(s - safe[:, None])
         shrink = tl.exp2(top - safe)
         total = total * shrink + tl.sum(p, 1)
-        acc = acc * shrink[:, None]
+        acc = scaled_parts(acc, shrink[:, None], PARTS)
         if seed is not None:
             p = tl.where(kept(seed, head, m, n, threshold, BLOCK_M, BLOCK_N), p, 0.0)
-        v_tile = load_rows(v, strides_v, b, h_kv, n, length, DV, BLOCK_N, BLOCK_DV, DESCRIPTORS, EVEN_DV, MASKED)
-        if MASKED and LENGTHS and DESCRIPTORS:
-            v_tile = without_padding(v_tile, n, length, BLOCK_N)
-        acc = tl.dot(p.to(v_tile.dtype), v_tile, acc, input_precision=PRECISION)
+        if COLUMNS:
+            acc = add_products(
+                acc, p, v, strides_v, b, h_kv, n, length, column, DV,
+                BLOCK_N, BLOCK_C, PARTS, EVEN_DV, MASKED, PRECISION,
+            )  # fmt: skip
+        else:
+            v_tile = load_rows(v, strides_v, b, h_kv, n, length, DV, BLOCK_N, BLOCK_DV, DESCRIPTORS, EVEN_DV, MASKED)
+            if MASKED and LENGTHS and DESCRIPTORS:
+                v_tile = without_padding(v_tile, n, length, BLOCK_N)
+            acc = (tl.dot(p.to(v_tile.dtype), v_tile, acc[0], input_precision=PRECISION),)
         top = new_top
     return acc, total, top
 
@@ -90,7 +112,7 @@ def attention_forward_kernel(
     GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, DESCRIPTOR_OUT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     tile, head = ordered_tile(tl.program_id(0), tl.cdiv(T, BLOCK_M), B * H, right is not None, heads_at_once)
     b, h, m = head // H, head % H, tile * BLOCK_M
@@ -104,60 +126,70 @@ def attention_forward_kernel(
     LENGTHS: tl.constexpr = lengths_ptr is not None
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
-    strides_k, strides_v = (skb, skh, sks), (svb, svh, svs)
-    q_tile = load_rows(q, (sqb, sqh, sqt), b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
+    strides_q, strides_k, strides_v = (sqb, sqh, sqt), (skb, skh, sks), (svb, svh, svs)
+    if not COLUMNS:
+        q = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
     top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    acc = tl.zeros((BLOCK_M, BLOCK_DV), dtype=tl.float32)
+    BLOCK_C: tl.constexpr = part_width(BLOCK_DV, COLUMNS)
+    PARTS: tl.constexpr = part_count(DV, COLUMNS)
+    column = 0
+    if COLUMNS:
+        column = tl.program_id(1) * result_width(BLOCK_DV, COLUMNS)
+    acc = zero_parts(BLOCK_M, BLOCK_C, PARTS)
     begin, full_begin, full_end, end = key_blocks(
         m, tl.minimum(m + BLOCK_M, T) - 1, offset, length, left, right, BLOCK_N
     )
     if left is not None:
         acc, total, top = _walk(
-            acc, total, top, begin, tl.minimum(full_begin, end), q_tile, k, v, strides_k, strides_v, b, h // GROUP,
-            head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
-            True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
-            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+            acc, total, top, begin, tl.minimum(full_begin, end), column, q, k, v, strides_q, strides_k, strides_v,
+            b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
+            seed, threshold, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
     acc, total, top = _walk(
-        acc, total, top, full_begin, full_end, q_tile, k, v, strides_k, strides_v, b, h // GROUP,
+        acc, total, top, full_begin, full_end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h // GROUP,
         head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
         False, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
-        BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+        BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
     )  # fmt: skip
     if right is not None or LENGTHS or not EVEN_S:
         acc, total, top = _walk(
-            acc, total, top, full_end, end, q_tile, k, v, strides_k, strides_v, b, h // GROUP,
+            acc, total, top, full_end, end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h // GROUP,
             head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
             True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
-            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
 
     shrink = 1.0 / tl.where(total == 0, 1.0, total)
     if seed_ptr is not None:
         shrink *= gain
-    store_rows(
-        out, (sob, soh, sot), b, h, m, T, DV, acc * shrink[:, None], BLOCK_M, BLOCK_DV, DESCRIPTOR_OUT
-    )  # fmt: skip
-    if lse_ptr is not None:
+    acc = scaled_parts(acc, shrink[:, None], PARTS)
+    store_parts(out, (sob, soh, sot), b, h, m, T, column, DV, acc, BLOCK_M, BLOCK_C, PARTS, DESCRIPTOR_OUT)
+    if lse_ptr is not None:  # programs of other columns write the same
         rows = m + tl.arange(0, BLOCK_M)
         tl.store(lse_ptr + head.to(tl.int64) * T + rows, top + tl.log2(total), mask=rows < T)
 
 
 class TileSettings(NamedTuple):
-    """Queries and keys of a tile, warps, pipeline stages."""
+    """Queries and keys of a tile, warps, pipeline stages.
+
+    COLUMNS: how many of a head are multiplied at a time, read anew for each tile; 0 for all, from tiles that stay on
+    the chip. Float32 is split into tf32 parts in registers, which do not hold those of a whole tile.
+    """
 
     BLOCK_M: int
     BLOCK_N: int
     num_warps: int
     num_stages: int
+    COLUMNS: int = 0
 
 
 def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, simple: bool) -> TileSettings:
     """width: the larger of the two head dimensions, rounded up to a power of two. simple: no softcap, attn_mask or
     dropout, whose values need registers of more warps."""
     if itemsize == 4:
-        return TileSettings(64, 64, 4, 2) if width <= 64 else TileSettings(64, 32, 4 if width == 128 else 8, 1)
+        return TileSettings(64, 64, 4, 2) if width <= 64 else TileSettings(64, 32 if simple else 16, 4, 1, 32)
     wide = {128: (128, 128, 8, 2), 256: (128, 64, 8, 2)} if descriptors else {128: (128, 64, 8, 2), 256: (64, 32, 8, 2)}
     return TileSettings(*wide.get(width, (128, 64, 4 if simple else 8, 3 if descriptors else 2)))
 
@@ -183,13 +215,13 @@ def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, se
     if S == 0 or DV == 0:
         return out.zero_(), lse if lse is None else lse.fill_(float("-inf"))
     gpu = chip()
-    descriptors = gpu.has_descriptors and all(described(t) for t in (q, k, v))
+    descriptors = gpu.has_descriptors and q.element_size() == 2 and all(described(t) for t in (q, k, v))
     block_d, block_dv = block_width(D), block_width(DV)
     s = settings or forward_settings(gpu, q.element_size(), max(block_d, block_dv), descriptors, scoring.simple)
     descriptor_out = descriptors and described(out)
     at_once = min(B * H, heads_at_once(H, HK, S, D, DV, q.element_size()))
     with on_device_of(q):
-        attention_forward_kernel[(B * H * cdiv(T, s.BLOCK_M),)](
+        attention_forward_kernel[(B * H * cdiv(T, s.BLOCK_M), result_programs(DV, s.COLUMNS))](
             *((descriptor(q, s.BLOCK_M), descriptor(k, s.BLOCK_N), descriptor(v, s.BLOCK_N)) if descriptors else
               (q, k, v)),
             descriptor(out, s.BLOCK_M) if descriptor_out else out, lse,
@@ -197,7 +229,7 @@ def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, se
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(),
             B, H, T, S, at_once, H // HK, D, DV,
             scoring.scaled_late, S % s.BLOCK_N == 0, dot_precision(gpu, precision), q.dtype == torch.float32,
-            descriptors, descriptor_out, s.BLOCK_M, s.BLOCK_N, block_d, block_dv,
+            descriptors, descriptor_out, s.BLOCK_M, s.BLOCK_N, block_d, block_dv, s.COLUMNS,
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
     return out, lse

@@ -18,17 +18,18 @@ LOG2_E = 1.4426950408889634
 def load_rows(
     source, strides, b, h, row, rows, D,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, DESCRIPTOR: tl.constexpr, EVEN: tl.constexpr, MASKED: tl.constexpr,
+    column=0,
 ):  # fmt: skip
-    """Tile (BLOCK, BLOCK_D) of head (b, h) from ``row`` on, zero past D.
+    """Tile (BLOCK, BLOCK_D) of head (b, h) from ``row`` and ``column`` on, zero past D. No column with a descriptor.
 
-    MASKED: zero from ``rows`` on; a descriptor does so from its tensor's end on. EVEN: D is BLOCK_D.
+    MASKED: zero from ``rows`` on; a descriptor does so from its tensor's end on. EVEN: no column is past D.
     """
     if DESCRIPTOR:
         tile = source.load([b, h, row, 0]).reshape(BLOCK, BLOCK_D)
     else:
         stride_b, stride_h, stride_row = strides
         offs_row = row + tl.arange(0, BLOCK)
-        offs_d = tl.arange(0, BLOCK_D)
+        offs_d = column + tl.arange(0, BLOCK_D)
         source += b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
         offsets = offs_row.to(tl.int64)[:, None] * stride_row + offs_d[None, :]
         if MASKED and EVEN:
@@ -45,19 +46,100 @@ def load_rows(
 @triton.jit
 def store_rows(
     target, strides, b, h, row, rows, D, tile,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, DESCRIPTOR: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, DESCRIPTOR: tl.constexpr, column=0,
 ):  # fmt: skip
-    """Write the tile (BLOCK, BLOCK_D) to head (b, h) from ``row`` on, up to ``rows`` and D."""
+    """Write the tile (BLOCK, BLOCK_D) to head (b, h) from ``row`` and ``column`` on, up to ``rows`` and D."""
     if DESCRIPTOR:
         target.store([b, h, row, 0], tile.to(target.dtype).reshape(1, 1, BLOCK, BLOCK_D))
     else:
         stride_b, stride_h, stride_row = strides
         offs_row = row + tl.arange(0, BLOCK)
-        offs_d = tl.arange(0, BLOCK_D)
+        offs_d = column + tl.arange(0, BLOCK_D)
         target += b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
         offsets = offs_row.to(tl.int64)[:, None] * stride_row + offs_d[None, :]
         inside = (offs_row[:, None] < rows) & (offs_d[None, :] < D)
         tl.store(target + offsets, tile.to(target.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def products_of_rows(
+    a, strides_a, h_a, row_a, rows_a, b, strides_b, h_b, row_b, rows_b, batch, D,
+    BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
+    MASKED_A: tl.constexpr, MASKED_B: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Products (BLOCK_A, BLOCK_B) of two tiles' rows, both read by pointers, BLOCK_K columns at a time."""
+    EVEN: tl.constexpr = D % BLOCK_K == 0
+    products = tl.zeros((BLOCK_A, BLOCK_B), dtype=tl.float32)
+    for d in range(0, D, BLOCK_K):
+        a_tile = load_rows(a, strides_a, batch, h_a, row_a, rows_a, D, BLOCK_A, BLOCK_K, False, EVEN, MASKED_A, d)
+        b_tile = load_rows(b, strides_b, batch, h_b, row_b, rows_b, D, BLOCK_B, BLOCK_K, False, EVEN, MASKED_B, d)
+        products = tl.dot(a_tile, b_tile.T, products, input_precision=PRECISION)
+    return products
+
+
+@triton.constexpr_function
+def result_width(width, columns):
+    """Columns of the result that one program makes: all but where the parts of split float32 take the registers."""
+    return min(128, width) if columns else width
+
+
+@triton.constexpr_function
+def part_width(width, columns):
+    """Columns of a part of the result, where ``columns`` are multiplied at a time; 0 for all."""
+    return min(columns, width) if columns else width
+
+
+@triton.constexpr_function
+def part_count(d, columns):
+    """Parts that hold d columns of a result, or those that one program makes of it."""
+    return (min(128, d) + columns - 1) // columns if columns else 1
+
+
+def result_programs(d, columns):
+    """Programs that share the d columns of a result."""
+    return cdiv(d, result_width(block_width(d), columns))
+
+
+@triton.jit
+def zero_parts(BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr):
+    """A tile of zeros as a tuple of parts (BLOCK, BLOCK_C)."""
+    parts = ()
+    for _ in tl.static_range(PARTS):
+        parts += (tl.zeros((BLOCK, BLOCK_C), dtype=tl.float32),)
+    return parts
+
+
+@triton.jit
+def scaled_parts(parts, factor, PARTS: tl.constexpr):
+    """Each part times a number, or times a column of numbers."""
+    scaled = ()
+    for i in tl.static_range(PARTS):
+        scaled += (parts[i] * factor,)
+    return scaled
+
+
+@triton.jit
+def add_products(
+    parts, weights, source, strides, b, h, row, rows, column, D,
+    BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, EVEN: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """parts + weights times the tile at ``row`` and ``column``, read by pointers, BLOCK_C columns at a time."""
+    sums = ()
+    for i in tl.static_range(PARTS):
+        first = column + i * BLOCK_C
+        tile = load_rows(source, strides, b, h, row, rows, D, BLOCK, BLOCK_C, False, EVEN, MASKED, first)
+        sums += (tl.dot(weights, tile, parts[i], input_precision=PRECISION),)
+    return sums
+
+
+@triton.jit
+def store_parts(
+    target, strides, b, h, row, rows, column, D, parts,
+    BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, DESCRIPTOR: tl.constexpr,
+):  # fmt: skip
+    for i in tl.static_range(PARTS):
+        store_rows(target, strides, b, h, row, rows, D, parts[i], BLOCK, BLOCK_C, DESCRIPTOR, column + i * BLOCK_C)
 
 
 @triton.jit
