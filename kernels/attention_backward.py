@@ -352,7 +352,7 @@ class BackwardSettings(NamedTuple):
 
 def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, simple: bool) -> BackwardSettings:
     """width: the larger of the two head dimensions, rounded up to a power of two. simple: causality at most, and no
-    grouped heads: that leaves registers for a wider step."""
+    grouped heads: that leaves registers for a wider step. In float32: no softcap, attn_mask or dropout."""
     if itemsize == 4:
         block_n = (32 if width > 64 else 64) // (1 if simple else 2)
         return BackwardSettings(TileSettings(32, 64, 4, 1, 32), TileSettings(64, block_n, 4, 1, 32), apart=width > 64)
@@ -397,8 +397,8 @@ def attention_backward(
     gpu = chip()
     descriptors = gpu.has_descriptors and q.element_size() == 2 and all(described(t) for t in (q, k, v, dout))
     block_d, block_dv = block_width(D), block_width(DV)
-    narrow = q.element_size() == 4 or (H == HK and band.left is None and band.lengths is None)
-    simple = narrow and scoring.simple
+    causal_at_most = H == HK and band.left is None and band.lengths is None
+    simple = scoring.simple and (q.element_size() == 4 or causal_at_most)
     s = settings or backward_settings(gpu, q.element_size(), max(block_d, block_dv), descriptors, simple)
     delta = attention_delta(dout, out)
 
