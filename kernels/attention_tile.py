@@ -176,6 +176,13 @@ def scores(
     return products, slope
 
 
+@triton.jit
+def load_lse(lse_ptr, rows, T):
+    """A query that sees nothing, or is past T, gets infinity: its weights come out 0."""
+    lse = tl.load(lse_ptr + rows, mask=rows < T, other=float("inf"))
+    return tl.where(lse == float("-inf"), float("inf"), lse)
+
+
 class Scoring(NamedTuple):
     """How products become weights. mask: expanded to (B, H, T, S), bool or floating."""
 

@@ -13,7 +13,7 @@ NOT_OPS = {
     "__init__", "launch", "tile", "partials", "logits",
     "conv2d_geometry", "conv2d_gather", "conv2d_weight", "conv2d_depthwise",  # parts of conv2d
     "attention_mask", "attention_tile", "attention_forward", "attention_backward",  # of scaled_dot_product_attention
-    "attention_decode", "attention_onepass",
+    "attention_backward_kv", "attention_backward_q", "attention_decode", "attention_onepass",
 }  # fmt: skip
 OPS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py") if p.stem not in NOT_OPS)
 COMPANIONS = [

@@ -1,0 +1,178 @@
+"""Attention's backward for keys and values: a program per tile of keys; the formulas are in attention_backward.py."""
+
+import triton
+import triton.language as tl
+
+from .attention_forward import ordered_tile
+from .attention_mask import kept, limits, query_blocks
+from .attention_tile import (
+    add_products,
+    load_lse,
+    load_rows,
+    part_count,
+    part_width,
+    products_of_rows,
+    result_width,
+    scaled_parts,
+    scores,
+    store_parts,
+    without_padding,
+    zero_parts,
+)  # fmt: skip
+
+
+@triton.jit
+def _walk_queries(
+    dk, dv, begin, end, column, k, v, q, dout, strides_k, strides_v, strides_q, strides_do, lse_ptr, delta_ptr,
+    b, h, h_kv, head, n, offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms,
+    seed, threshold, gain, T, S, D, DV,
+    MASKED: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The queries of one head in [begin, end); tiles lie (keys, queries). k, v: tiles; pointers with COLUMNS."""
+    C_D: tl.constexpr = part_width(BLOCK_D, COLUMNS)
+    C_DV: tl.constexpr = part_width(BLOCK_DV, COLUMNS)
+    PARTS_D: tl.constexpr = part_count(D, COLUMNS)
+    PARTS_DV: tl.constexpr = part_count(DV, COLUMNS)
+    keys = (n + tl.arange(0, BLOCK_N))[:, None]
+    for m in range(begin, end, BLOCK_M):
+        rows = m + tl.arange(0, BLOCK_M)
+        if COLUMNS:
+            products = products_of_rows(
+                k, strides_k, h_kv, n, length, q, strides_q, h, m, T, b, D,
+                BLOCK_N, BLOCK_M, COLUMNS, True, True, PRECISION,
+            )  # fmt: skip
+        else:
+            q_tile = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
+            products = tl.dot(k, q_tile.T, input_precision=PRECISION)
+        s, slope = scores(
+            products, scale, cap, rows[None, :], keys, offset, length, left, right, mask_ptr, stride_mt, stride_ms,
+            T, S, not LATE, MASKED, PRECISE,
+        )  # fmt: skip
+        lse = load_lse(lse_ptr, rows, T)
+        if LATE:
+            p = tl.exp2(s * scale - lse[None, :])
+        else:
+            p = tl.exp2(s - lse[None, :])
+        if not COLUMNS:
+            dout_tile = load_rows(dout, strides_do, b, h, m, T, DV, BLOCK_M, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
+            dp = tl.dot(v, dout_tile.T, input_precision=PRECISION)
+        weights = p
+        if seed is not None:
+            keep = kept(seed, head, m, n, threshold, BLOCK_M, BLOCK_N).T
+            weights = tl.where(keep, p, 0.0)
+        if COLUMNS:
+            if dv is not None:
+                dv = add_products(
+                    dv, weights, dout, strides_do, b, h, m, T, column, DV,
+                    BLOCK_M, C_DV, PARTS_DV, EVEN_DV, True, PRECISION,
+                )  # fmt: skip
+            if dk is not None:
+                dp = products_of_rows(
+                    v, strides_v, h_kv, n, length, dout, strides_do, h, m, T, b, DV,
+                    BLOCK_N, BLOCK_M, COLUMNS, True, True, PRECISION,
+                )  # fmt: skip
+        else:
+            dv = (tl.dot(weights.to(dout_tile.dtype), dout_tile, dv[0], input_precision=PRECISION),)
+        if dk is not None:
+            if seed is not None:
+                dp = tl.where(keep, dp * gain, 0.0)
+            delta = tl.load(delta_ptr + rows, mask=rows < T, other=0.0)
+            ds = p * (dp - delta[None, :])
+            if cap is not None:
+                ds *= slope
+            if COLUMNS:
+                dk = add_products(
+                    dk, ds, q, strides_q, b, h, m, T, column, D,
+                    BLOCK_M, C_D, PARTS_D, EVEN_D, True, PRECISION,
+                )  # fmt: skip
+            else:
+                dk = (tl.dot(ds.to(q_tile.dtype), q_tile, dk[0], input_precision=PRECISION),)
+    return dk, dv
+
+
+@triton.jit(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
+def attention_backward_kv_kernel(
+    dk, dv, dout, q, k, v, lse_ptr, delta_ptr,  # dk or dv may be None
+    sdkb, sdkh, sdks, sdvb, sdvh, sdvs, sdob, sdoh, sdot, sqb, sqh, sqt, skb, skh, sks, svb, svh, svs,
+    offsets_ptr, lengths_ptr, offset, left, right,
+    scale, cap, mask_ptr, smb, smh, smt, sms, seed_ptr, threshold, gain, dk_scale,
+    B, H, T, S, heads_at_once,
+    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, DESCRIPTORS_OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    HK = H // GROUP
+    # Under a causal mask the first keys are seen by most queries: heavy tiles come first as they are
+    tile, head_kv = ordered_tile(tl.program_id(0), tl.cdiv(S, BLOCK_N), B * HK, False, heads_at_once)
+    b, h_kv, n = head_kv // HK, head_kv % HK, tile * BLOCK_N
+    offset, length = limits(offset, offsets_ptr, lengths_ptr, b, S)
+    seed = None
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+
+    LENGTHS: tl.constexpr = lengths_ptr is not None
+    EVEN_D: tl.constexpr = D == BLOCK_D
+    EVEN_DV: tl.constexpr = DV == BLOCK_DV
+    strides_q, strides_do = (sqb, sqh, sqt), (sdob, sdoh, sdot)
+    strides_k, strides_v = (skb, skh, sks), (svb, svh, svs)
+    if not COLUMNS:
+        k = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, True)
+        v = load_rows(v, strides_v, b, h_kv, n, length, DV, BLOCK_N, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
+        if LENGTHS and DESCRIPTORS:
+            k = without_padding(k, n, length, BLOCK_N)
+            v = without_padding(v, n, length, BLOCK_N)
+    C_D: tl.constexpr = part_width(BLOCK_D, COLUMNS)
+    C_DV: tl.constexpr = part_width(BLOCK_DV, COLUMNS)
+    PARTS_D: tl.constexpr = part_count(D, COLUMNS)
+    PARTS_DV: tl.constexpr = part_count(DV, COLUMNS)
+    column = 0
+    if COLUMNS:
+        column = tl.program_id(1) * result_width(BLOCK_D if dk is not None else BLOCK_DV, COLUMNS)
+    dk_tile, dv_tile = None, None
+    if dk is not None:
+        dk_tile = zero_parts(BLOCK_N, C_D, PARTS_D)
+    if dv is not None:
+        dv_tile = zero_parts(BLOCK_N, C_DV, PARTS_DV)
+    begin, full_begin, full_end, end = query_blocks(n, BLOCK_N, offset, length, left, right, T, BLOCK_M)
+    for g in range(GROUP):
+        h = h_kv * GROUP + g
+        head = b * H + h
+        rows = head.to(tl.int64) * T
+        mask_head = None
+        if mask_ptr is not None:
+            mask_head = mask_ptr + b.to(tl.int64) * smb + h.to(tl.int64) * smh
+        if right is not None or LENGTHS or not EVEN_S:
+            dk_tile, dv_tile = _walk_queries(
+                dk_tile, dv_tile, begin, tl.minimum(full_begin, end), column, k, v, q, dout,
+                strides_k, strides_v, strides_q, strides_do, lse_ptr + rows, delta_ptr + rows, b, h, h_kv, head, n,
+                offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
+                True, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
+            )  # fmt: skip
+        dk_tile, dv_tile = _walk_queries(
+            dk_tile, dv_tile, full_begin, tl.minimum(full_end, end), column, k, v, q, dout,
+            strides_k, strides_v, strides_q, strides_do, lse_ptr + rows, delta_ptr + rows, b, h, h_kv, head, n,
+            offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
+            False, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
+        )  # fmt: skip
+        if left is not None:
+            dk_tile, dv_tile = _walk_queries(
+                dk_tile, dv_tile, full_end, end, column, k, v, q, dout,
+                strides_k, strides_v, strides_q, strides_do, lse_ptr + rows, delta_ptr + rows, b, h, h_kv, head, n,
+                offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
+                True, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
+            )  # fmt: skip
+    if dv is not None:
+        if seed_ptr is not None:
+            dv_tile = scaled_parts(dv_tile, gain, PARTS_DV)
+        strides_dv = (sdvb, sdvh, sdvs)
+        store_parts(dv, strides_dv, b, h_kv, n, S, column, DV, dv_tile, BLOCK_N, C_DV, PARTS_DV, DESCRIPTORS_OUT)
+    if dk is not None:
+        dk_tile = scaled_parts(dk_tile, dk_scale, PARTS_D)
+        strides_dk = (sdkb, sdkh, sdks)
+        store_parts(dk, strides_dk, b, h_kv, n, S, column, D, dk_tile, BLOCK_N, C_D, PARTS_D, DESCRIPTORS_OUT)

@@ -1,0 +1,143 @@
+"""Attention's backward for queries: a program per tile of queries; the formulas are in attention_backward.py."""
+
+import triton
+import triton.language as tl
+
+from .attention_forward import ordered_tile
+from .attention_mask import kept, key_blocks, limits
+from .attention_tile import (
+    add_products,
+    load_lse,
+    load_rows,
+    part_count,
+    part_width,
+    products_of_rows,
+    result_width,
+    scaled_parts,
+    scores,
+    store_parts,
+    without_padding,
+    zero_parts,
+)  # fmt: skip
+
+
+@triton.jit
+def _walk_keys(
+    dq, begin, end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v, b, h, h_kv, head, m,
+    offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms, seed, threshold, gain, T, S, D, DV,
+    MASKED: tl.constexpr, LENGTHS: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The keys in [begin, end). q, dout: tiles; pointers with COLUMNS."""
+    BLOCK_C: tl.constexpr = part_width(BLOCK_D, COLUMNS)
+    PARTS: tl.constexpr = part_count(D, COLUMNS)
+    queries = (m + tl.arange(0, BLOCK_M))[:, None]
+    for n in range(begin, end, BLOCK_N):
+        keys = (n + tl.arange(0, BLOCK_N))[None, :]
+        if COLUMNS:
+            products = products_of_rows(
+                q, strides_q, h, m, T, k, strides_k, h_kv, n, length, b, D,
+                BLOCK_M, BLOCK_N, COLUMNS, True, MASKED, PRECISION,
+            )  # fmt: skip
+        else:
+            k_tile = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, MASKED)
+            v_tile = load_rows(v, strides_v, b, h_kv, n, length, DV, BLOCK_N, BLOCK_DV, DESCRIPTORS, EVEN_DV, MASKED)
+            if MASKED and LENGTHS and DESCRIPTORS:
+                k_tile = without_padding(k_tile, n, length, BLOCK_N)
+                v_tile = without_padding(v_tile, n, length, BLOCK_N)
+            products = tl.dot(q, k_tile.T, input_precision=PRECISION)
+        s, slope = scores(
+            products, scale, cap, queries, keys, offset, length, left, right, mask_ptr, stride_mt, stride_ms, T, S,
+            not LATE, MASKED, PRECISE,
+        )  # fmt: skip
+        if LATE:
+            p = tl.exp2(s * scale - lse[:, None])
+        else:
+            p = tl.exp2(s - lse[:, None])
+        if COLUMNS:
+            dp = products_of_rows(
+                dout, strides_do, h, m, T, v, strides_v, h_kv, n, length, b, DV,
+                BLOCK_M, BLOCK_N, COLUMNS, True, MASKED, PRECISION,
+            )  # fmt: skip
+        else:
+            dp = tl.dot(dout, v_tile.T, input_precision=PRECISION)
+        if seed is not None:
+            dp = tl.where(kept(seed, head, m, n, threshold, BLOCK_M, BLOCK_N), dp * gain, 0.0)
+        ds = p * (dp - delta[:, None])
+        if cap is not None:
+            ds *= slope
+        if COLUMNS:
+            dq = add_products(
+                dq, ds, k, strides_k, b, h_kv, n, length, column, D,
+                BLOCK_N, BLOCK_C, PARTS, EVEN_D, MASKED, PRECISION,
+            )  # fmt: skip
+        else:
+            dq = (tl.dot(ds.to(k_tile.dtype), k_tile, dq[0], input_precision=PRECISION),)
+    return dq
+
+
+@triton.jit(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
+def attention_backward_q_kernel(
+    dq, dout, q, k, v, lse_ptr, delta_ptr,
+    sdqb, sdqh, sdqt, sdob, sdoh, sdot, sqb, sqh, sqt, skb, skh, sks, svb, svh, svs,
+    offsets_ptr, lengths_ptr, offset, left, right,
+    scale, cap, mask_ptr, smb, smh, smt, sms, seed_ptr, threshold, gain, dq_scale,
+    B, H, T, S, heads_at_once,
+    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, DESCRIPTORS_OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    tile, head = ordered_tile(tl.program_id(0), tl.cdiv(T, BLOCK_M), B * H, right is not None, heads_at_once)
+    b, h, m = head // H, head % H, tile * BLOCK_M
+    offset, length = limits(offset, offsets_ptr, lengths_ptr, b, S)
+    seed = None
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+    if mask_ptr is not None:
+        mask_ptr += b.to(tl.int64) * smb + h.to(tl.int64) * smh
+
+    LENGTHS: tl.constexpr = lengths_ptr is not None
+    EVEN_D: tl.constexpr = D == BLOCK_D
+    EVEN_DV: tl.constexpr = DV == BLOCK_DV
+    strides_q, strides_do = (sqb, sqh, sqt), (sdob, sdoh, sdot)
+    strides_k, strides_v = (skb, skh, sks), (svb, svh, svs)
+    rows = m + tl.arange(0, BLOCK_M)
+    if not COLUMNS:
+        q = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
+        dout = load_rows(dout, strides_do, b, h, m, T, DV, BLOCK_M, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
+    lse = load_lse(lse_ptr + head.to(tl.int64) * T, rows, T)
+    delta = tl.load(delta_ptr + head.to(tl.int64) * T + rows, mask=rows < T, other=0.0)
+    BLOCK_C: tl.constexpr = part_width(BLOCK_D, COLUMNS)
+    PARTS: tl.constexpr = part_count(D, COLUMNS)
+    column = 0
+    if COLUMNS:
+        column = tl.program_id(1) * result_width(BLOCK_D, COLUMNS)
+    dq_tile = zero_parts(BLOCK_M, BLOCK_C, PARTS)
+    begin, full_begin, full_end, end = key_blocks(
+        m, tl.minimum(m + BLOCK_M, T) - 1, offset, length, left, right, BLOCK_N
+    )
+    if left is not None:
+        dq_tile = _walk_keys(
+            dq_tile, begin, tl.minimum(full_begin, end), column, q, dout, lse, delta, k, v,
+            strides_q, strides_do, strides_k, strides_v,
+            b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
+            seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE,
+            DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
+        )  # fmt: skip
+    dq_tile = _walk_keys(
+        dq_tile, full_begin, full_end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v,
+        b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
+        seed, threshold, gain, T, S, D, DV, False, LENGTHS, LATE, PRECISION, PRECISE,
+        DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
+    )  # fmt: skip
+    if right is not None or LENGTHS or not EVEN_S:
+        dq_tile = _walk_keys(
+            dq_tile, full_end, end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v,
+            b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
+            seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE,
+            DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
+        )  # fmt: skip
+    dq_tile = scaled_parts(dq_tile, dq_scale, PARTS)
+    store_parts(dq, (sdqb, sdqh, sdqt), b, h, m, T, column, D, dq_tile, BLOCK_M, BLOCK_C, PARTS, DESCRIPTORS_OUT)
