@@ -67,6 +67,19 @@ def test_log_probs_are_those_of_each_row_by_itself():
     torch.testing.assert_close(token_log_probs(model, junk), got, rtol=0, atol=0)
 
 
+def test_the_side_of_the_padding_changes_no_log_prob():
+    """Completions are padded on the right; padded on the left, with a mask, a model gives the same."""
+    model, batch = make_model(), make_pairs().stacked()
+    want = token_log_probs(model, batch)
+    longest = batch.tokens.shape[1]
+    for row, length in enumerate(batch.lengths.tolist()):
+        left = torch.nn.functional.pad(batch.tokens[row, :length], (longest - length, 0), value=5)[None]
+        mask = torch.arange(longest)[None] >= longest - length
+        got = model.log_prob(left[:, :-1], left[:, 1:], mask=mask[:, :-1])[0, longest - length :]
+        chosen = batch.mask()[row, : length - 1]
+        torch.testing.assert_close(got[chosen], want[row, : length - 1][chosen])
+
+
 @pytest.mark.parametrize(("loss", "want"), [("sigmoid", math.log(2)), ("cdpo", math.log(2)), ("ipo", 25.0)])
 def test_the_first_loss(loss, want):
     _, rows = run(settings(loss=loss, steps=1))
