@@ -27,7 +27,7 @@ bench: $(READY)  ## pytest-benchmark's table of the ops
 	$(PYTHON) -m pytest bench --benchmark-only
 
 gpu: $(READY)  ## tests, verification and benchmarks on the GPU: JSON and summary.md in $(OUT), within 9 minutes
-	$(PYTHON) -m primer_fast.bench.gpu --out $(OUT)
+	$(PYTHON) -m primer_fast.bench.gpu --out $(OUT) $(ARGS)
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .

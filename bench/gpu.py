@@ -5,6 +5,7 @@ DIR when it ends, or up to where it was interrupted: logs, tests.xml, verify.jso
 """
 
 import argparse
+import dataclasses
 import os
 import shlex
 import signal
@@ -22,6 +23,7 @@ import torch
 from primer_fast.bench import environment, summary
 
 ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("tests", "verify", "bench")
 LOG_BYTES = 8 << 20  # a compiler that prints its whole input can fill a disk
 _CLOSING_SECONDS = 15  # kept from the total for ending the last stage and writing the summary
 
@@ -157,6 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything together (9)")
+    parser.add_argument("--only", nargs="+", choices=STAGES, help="these stages alone, each with more of the time")
     parser.add_argument("--cpu", action="store_true", help="run without a GPU, kernels in Triton's interpreter: slow")
     parser.add_argument(
         "--pytest-args", type=shlex.split, default=[], metavar="ARGS", help="more arguments for the tests"
@@ -173,7 +176,11 @@ def main(argv: list[str] | None = None) -> int:
         (out / name).unlink(missing_ok=True)
     has_gpu = torch.cuda.is_available()
     header = environment.describe("cuda" if has_gpu else "cpu")
-    outcomes = run_all(stages(out, args.pytest_args, not has_gpu), out, 60 * args.minutes, header)
+    todo = stages(out, args.pytest_args, not has_gpu)
+    if args.only:
+        todo = [stage for stage in todo if stage.name in args.only]
+        todo[-1] = dataclasses.replace(todo[-1], share=1.0)
+    outcomes = run_all(todo, out, 60 * args.minutes, header)
     print("\n" + summary.text(out, header, outcomes, brief=True))
     return int(not all(outcome.passed for outcome in outcomes))
 

@@ -172,6 +172,15 @@ def test_exit_status_and_the_page_printed_last(tmp_path, monkeypatch, capsys, co
     assert len(summary.FILES) <= 8
 
 
+def test_one_stage_has_all_the_time(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(gpu, "run_all", lambda todo, *_: ran.extend(todo) or [])
+    assert gpu.main(["--out", str(tmp_path), "--cpu", "--only", "verify"]) == 0
+    assert [(s.name, s.share) for s in ran] == [("verify", 1.0)]
+    with pytest.raises(SystemExit):
+        gpu.main(["--out", str(tmp_path), "--cpu", "--only", "nothing"])
+
+
 class TestSummary:
     OUTCOMES = (
         Outcome("tests", "failed (exit 1)", 30.0),
