@@ -71,7 +71,7 @@ def test_json(compiled, tmp_path):
 
 
 def test_targets_and_dtypes_multiply(compiled, capsys):
-    argv = ["--case", "square_4096", "decode", "--dtype", "float16", "float32", "--target", "sm_80", "gfx942"]
+    argv = ["linear", "--case", "square_4096", "decode", "--dtype", "float16", "float32", "--target", "sm_80", "gfx942"]
     assert kernels.main(argv) == 0
     assert "16 launches" in capsys.readouterr().out  # two rows for each of 2 cases x 2 dtypes x 2 targets
 
