@@ -100,7 +100,8 @@ def default_options(ratings: str = LEXICON, preferences: Path | None = None) -> 
         language=dataclasses.replace(words.language, lr=3e-3, steps=600, batch_size=16),
         sft=dataclasses.replace(words.sft, lr=2e-3, steps=1200, batch_size=16),
         reward=dataclasses.replace(words.reward, batch_size=64, steps=300),
-        ppo=dataclasses.replace(words.ppo, steps=30, batch_size=64, missing_end_penalty=0.0),  # cut ones do not end
+        # more tokens, more KL a step; cut sentences do not end
+        ppo=dataclasses.replace(words.ppo, steps=30, batch_size=64, lr=1e-4, missing_end_penalty=0.0),
         dpo=dataclasses.replace(words.dpo, batch_size=32, steps=120),
     )  # fmt: skip
 
