@@ -152,9 +152,7 @@ def _held(gpu: Chip, p: Product) -> int:
 def _shared(p: Product, s: MatmulSettings) -> int:
     """Bytes of shared memory, about."""
     stage = (s.BLOCK_M * (1 + p.fused) + s.BLOCK_N) * s.BLOCK_K * p.itemsize
-    split_copies = (
-        (s.BLOCK_M + s.BLOCK_N) * s.BLOCK_K * 4 * (p.passes > 1)
-    )  # tf32 parts on their way to the product
+    split_copies = (s.BLOCK_M + s.BLOCK_N) * s.BLOCK_K * 4 * (p.passes > 1)  # tf32 parts on their way to the product
     finish = s.BLOCK_M * min(s.BLOCK_N, 128) * p.itemsize
     return max(stage * s.num_stages + split_copies, finish) + 2048
 

@@ -26,17 +26,8 @@ import triton
 import triton.language as tl
 
 from .launch import cdiv, chip, on_device_of
-from .layer_norm_settings import (
-    Rows,
-    RowSettings,
-    backward_choice,
-    backward_settings,
-    forward_choice,
-    forward_settings,
-)  # fmt: skip
+from .layer_norm_settings import Rows, RowSettings, backward_choice, forward_choice
 from .partials import add_rows
-
-__all__ = ["RowSettings", "backward_settings", "forward_settings", "layer_norm_bwd", "layer_norm_fwd"]
 
 _TL = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -215,9 +206,8 @@ def layer_norm_fwd(
     if rows == 0:
         return y, s, mean, rstd
     x, residual = _rows(x, N), None if residual is None else _rows(residual, N)
-    cut = settings or forward_choice(
-        chip(), Rows(rows, N, x.element_size(), 2 + (residual is not None) + (s is not None))
-    )
+    arrays = 2 + (residual is not None) + (s is not None)
+    cut = settings or forward_choice(chip(), Rows(rows, N, x.element_size(), arrays))
     with on_device_of(x):
         _forward_kernel[(cdiv(rows, cut.BLOCK_ROWS),)](
             y, s, mean, rstd, x, residual, _vector(weight), _vector(bias),
