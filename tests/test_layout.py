@@ -26,7 +26,7 @@ COMPANIONS = [
 # A layer may import itself and what stands after it; the rest of a list is what it may use besides.
 LAYERS = ["cli", "train", "models", "nn", "functional", "kernels"]
 BESIDE = {
-    "cli": {"data", "proof", "bench"},
+    "cli": {"data", "proof", "bench", "tuning"},
     "train": {"data"},
     "functional": {"backend"},
     "kernels": set(),
@@ -35,6 +35,7 @@ BESIDE = {
     "backend": {"interpreter"},
     "interpreter": {"interpreter_memory"},
     "interpreter_memory": {"interpreter"},
+    "tuning": {"kernels", "backend", "proof", "bench"},
     "proof": {"functional", "kernels", "reference", "backend"},
     "bench": {"functional", "kernels", "reference", "backend", "proof", "nn", "models", "train", "data"},
 }

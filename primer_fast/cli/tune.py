@@ -1,4 +1,4 @@
-"""``primer-fast tune``: search the fastest launch settings on this GPU, or without one see what the search would try."""
+"""``primer-fast tune``: search this GPU's fastest launch settings, or without one see what would be tried."""
 
 import os
 import sys

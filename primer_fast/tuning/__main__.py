@@ -36,10 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(todo.sites)} buckets, {todo.candidates:,} candidates to compile, {todo.skipped} skipped", flush=True)
     rows = []
     left = max(0.0, 60 * args.minutes - (time.monotonic() - begin))
-    for row in session.search(todo, left, jobs=args.jobs, out=None if args.dry_run else args.out):
-        rows.append(row)
-        if row.compiled is not None:
-            print(f"{time.monotonic() - begin:4.0f} s  {report.line(row)}", flush=True)
+    try:
+        for row in session.search(todo, left, jobs=args.jobs, out=None if args.dry_run else args.out):
+            rows.append(row)
+            if row.compiled is not None:
+                print(f"{time.monotonic() - begin:4.0f} s  {report.line(row)}", flush=True)
+    except KeyboardInterrupt:  # what was found is written
+        print("interrupted", flush=True)
     print("\n" + report.text(report.counts(rows)))
     print(report.closing(todo, rows, time.monotonic() - begin, args.jobs))
     return 1 if any(row.failure and row.failure.startswith("failed") for row in rows) else 0
@@ -52,9 +55,7 @@ def check(minutes: float, jobs: int, dry_run: bool, target: str | None) -> None:
     if jobs < 1:
         raise ValueError(f"tune: jobs must be at least 1; got {jobs}")
     if target is not None and not dry_run:
-        raise ValueError(
-            f"tune: target must come with --dry-run: nothing is timed on a GPU that is not here; got {target}"
-        )
+        raise ValueError(f"tune: target must come with --dry-run, as nothing can be timed there; got {target}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,7 +35,6 @@ class Row:
     outcome: Outcome | None = None
     default: tuple | None = None
     failure: str | None = None
-    dropped: list[str] = field(default_factory=list)  # what the compiler said of others, one line each
 
     @property
     def gain(self) -> float | None:
@@ -135,8 +134,6 @@ def work_on(
     row.compiled = len(kept)
     row.compile_seconds = sum(c.seconds for c in compiled)
     row.registers = max(c.registers for c in compiled if c.settings in kept)
-    row.dropped = [f"{tuple(c.settings)}: {c.error or f'spills {c.spill_bytes} bytes'}" for c in compiled
-                   if c.settings not in kept and (c.error or c.spill_bytes)]  # fmt: skip
     if clock is None:
         return
     until = min(end, now() + _FAIR * (end - now()) / left)
