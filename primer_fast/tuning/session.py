@@ -136,6 +136,8 @@ def work_on(
     row.registers = max(c.registers for c in compiled if c.settings in kept)
     if clock is None:
         return
+    if now() >= end:
+        raise TimeoutError
     until = min(end, now() + _FAIR * (end - now()) / left)
     try:
         row.outcome = time_site(row.site, kept, clock, until, now)
