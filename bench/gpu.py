@@ -1,7 +1,8 @@
 """python -m primer_fast.bench.gpu --out DIR: tests, verification and benchmarks on this GPU, within a time limit.
 
 Each stage is a process of its own with its own limit; one that fails or hangs does not stop the next. Everything is in
-DIR when it ends, or up to where it was interrupted: logs, tests.xml, verify.json, bench.json, summary.md.
+DIR when it ends, or up to where it was interrupted: logs, tests.xml, verify.json, bench.json, summary.md. ``--only
+tune`` searches launch settings instead, into DIR/tuned.
 """
 
 import argparse

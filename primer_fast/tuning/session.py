@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from primer_fast.bench.measure import DeviceLost
 from primer_fast.bench.timing import Clock, clock_for
 from primer_fast.kernels.launch import Chip, chip
 from primer_fast.kernels.tunable import TUNED
@@ -115,7 +116,7 @@ def search(
                     break
                 try:
                     work_on(row, todo, compilers, clock, out, end, (len(rows) - reached), now)
-                except TimeoutError:
+                except (TimeoutError, DeviceLost):  # what follows could not be timed either
                     break
                 reached += 1
                 yield row
@@ -126,7 +127,12 @@ def work_on(
     row: Row, todo: Plan, compilers: Compilers, clock: Clock | None, out: Path | None, end: float, left: int,
     now: Callable[[], float],
 ) -> None:  # fmt: skip
-    """Compile, and with a clock time and write, one problem of those ``left``. TimeoutError where time is over."""
+    """Compile, and with a clock time and write, one problem of those ``left``.
+
+    Raises:
+        TimeoutError: the time is over.
+        DeviceLost: a launch left the GPU unusable.
+    """
     candidates = todo.pruned[row.site].estimated
     row.default = candidates[0]
     compiled = [compilers.result(row.site, s, end - now()) for s in candidates]
@@ -145,15 +151,28 @@ def work_on(
         row.failure = "not timed: its share of the time was over"
     except Exception as error:  # of the default itself
         row.failure = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        _check_device()
     else:
         tuned_file.add(
             out / f"{todo.gpu.name}.json", todo.gpu.name, row.site, tuned_file.entry(row.outcome, row.default)
         )
 
 
+def _check_device() -> None:
+    """DeviceLost where the GPU takes no more work in this process."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise DeviceLost(str(error)) from error
+
+
 def time_site(site: Site, kept: list[tuple], clock: Clock, until: float, now: Callable[[], float]) -> Outcome:
     """The fastest of the settings, the first of which is the default, whose results are those that all must have."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = "cuda"
+        torch.cuda.empty_cache()  # the last problem's tensors had other sizes
     arrays = arrays_of(site.unit, device)
     replay, want = launches_of(site, kept[0], arrays)
     samplers = {kept[0]: clock.sampler(replay)}

@@ -97,6 +97,18 @@ def test_a_default_that_fails_is_said_and_nothing_is_written(played, tmp_path, m
     assert rows[0].status == "failed: RuntimeError: misaligned address" and not list(tmp_path.iterdir())
 
 
+def test_a_lost_gpu_ends_the_search(played, tmp_path, monkeypatch):
+    def lose(site, *_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(session, "time_site", lose)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: lose(None))
+    rows = list(session.search(planned(), 1e6, jobs=2, out=tmp_path, now=played.now))
+    assert len(rows) == 5 and rows[0].status.startswith("failed: RuntimeError: CUDA error: an illegal")
+    assert [row.status for row in rows[1:]] == ["not compiled"] * 4 and not list(tmp_path.iterdir())
+
+
 def test_a_problem_without_time_for_it_does_not_end_the_search(played, tmp_path, monkeypatch):
     def late(site, *_):
         if site == SITES[0]:
