@@ -57,7 +57,8 @@ def estimate(gpu: Chip, p: Attention, s: TileSettings, products: int, results: i
     weights = beside * kept * walked * (1 / _EXPONENTIALS + around / _FUSED) / _CLOCK
     groups = beside * s.num_warps // 4
     step = max(matrix, weights) + (0.3 if groups > 1 else 1.0) * min(matrix, weights)
-    step = max(step, _STEP_LATENCY / (s.num_stages - 1 if s.num_stages > 1 else 0.5))
+    # A tile is on its way while others are multiplied, or before
+    step = max(step, _STEP_LATENCY / (s.num_stages - 1)) if s.num_stages > 1 else step + _STEP_LATENCY
     waves = programs / (gpu.processors * beside)
     waves = cdiv(programs, gpu.processors * beside) if not p.causal and waves < 8 else max(waves, 1.0)
     return waves * (steps * step + _TILE_SECONDS)

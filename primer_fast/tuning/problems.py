@@ -92,7 +92,8 @@ def run(unit: Unit, arrays: dict[str, Tensor]) -> tuple[Tensor, ...]:
             return outputs
         roots = [y for y in outputs if y.requires_grad]
         generator = None if roots[0].is_meta else torch.Generator(roots[0].device).manual_seed(1)
-        upstream = [torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype) for y in roots]
+        upstream = [torch.randn(y.shape, generator=generator, device=y.device) for y in roots]
+        upstream = [torch.empty_like(y).copy_(dy) for y, dy in zip(roots, upstream, strict=True)]  # laid out as y
         return *(y.detach() for y in outputs), *torch.autograd.grad(roots, leaves, upstream)
 
 

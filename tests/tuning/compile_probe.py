@@ -26,6 +26,7 @@ if __name__ == "__main__":  # processes that compile import this file again
         {
             "gpu": gpu,
             "sites": [str(site) for site in every],
+            "convolution": [str(site) for site in sites(units(["conv2d"], ["bfloat16"])[:1], gpu, target)],
             "units": sorted({site.unit.op for site in every}),
             "errors": [c.error for c in compiled],
             "spilled": [c.spill_bytes for c in compiled],

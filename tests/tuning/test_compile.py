@@ -32,6 +32,12 @@ def test_problems_are_one_of_each_bucket(seen):
     assert sum(site.startswith("max_pool2d") for site in seen["sites"]) >= 6
 
 
+def test_gradients_arrive_in_the_layout_of_the_output(seen):
+    """As they do in a network of channels_last: all three products can move by descriptors."""
+    assert [site.split()[0] for site in seen["convolution"]] == ["conv2d_gather", "conv2d_gather", "conv2d_weight"]
+    assert all("desc1" in site for site in seen["convolution"])
+
+
 def test_an_oversized_tile_is_dropped_for_its_spills(seen):
     assert seen["errors"][1] is None and seen["registers"][1] == 255 and seen["spilled"][1] > 1000
     assert seen["spilled"][0] == 0
