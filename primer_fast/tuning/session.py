@@ -112,8 +112,6 @@ def search(
     if seconds > 0:
         with compiling(tasks, jobs) as compilers:
             for row in rows:
-                if now() >= end:
-                    break
                 try:
                     work_on(row, todo, compilers, clock, out, end, (len(rows) - reached), now)
                 except (TimeoutError, DeviceLost):  # what follows could not be timed either

@@ -13,7 +13,7 @@ from primer_fast.tuning.problems import Site, Unit, arrays_of, run, units
 from primer_fast.tuning.replay import Wrong, launches_of
 
 UNIT = Unit("linear", "primer", "float32")
-SMALL = MatmulSettings(16, 32, 16, 4, 2)
+SMALL = MatmulSettings(64, 32, 32, 4, 2)
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the small cases are the CPU's")
 
 
