@@ -21,10 +21,10 @@ LONGEST = 60.0  # seconds of waiting for one candidate: a compiler that dies tak
 
 
 class Task(NamedTuple):
-    """One candidate of one problem."""
+    """One candidate of one problem, or with None for settings all launches of its unit."""
 
     site: Site
-    settings: tuple
+    settings: tuple | None
     gpu: Chip
     target: Target
 
@@ -52,7 +52,8 @@ def compile_candidate(task: Task) -> Compiled:
     begin = time.perf_counter()
     trial = Trial(task.site, task.settings)
     error = None
-    with offline(task.target, keep_going=True, wanted=trial.owns) as launches, assume_chip(task.gpu), watching(trial):
+    wanted = trial.owns if task.settings is not None else lambda kernel: True
+    with offline(task.target, keep_going=True, wanted=wanted) as launches, assume_chip(task.gpu), watching(trial):
         try:
             run(task.site.unit, arrays_of(task.site.unit, "meta"))
         except Exception as failure:
@@ -80,7 +81,7 @@ class Compilers:
     def __init__(self, pool, tasks: Iterable[Task]):
         self._results = {task[:2]: pool.apply_async(compile_candidate, (task,)) for task in tasks}
 
-    def result(self, site: Site, settings: tuple, seconds: float) -> Compiled:
+    def result(self, site: Site, settings: tuple | None, seconds: float) -> Compiled:
         """Wait for a candidate; TimeoutError past ``seconds``."""
         try:
             return self._results.pop((site, settings)).get(max(0.0, min(seconds, LONGEST)))
