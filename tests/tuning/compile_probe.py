@@ -4,10 +4,11 @@ import json
 import sys
 
 from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.proof.offline import offline
 from primer_fast.proof.targets import TARGETS
 from primer_fast.tuning import prune
 from primer_fast.tuning.compile import Task, chip_of, compile_candidate, compiling, target_of
-from primer_fast.tuning.problems import sites, units
+from primer_fast.tuning.problems import arrays_of, run, sites, units
 
 if __name__ == "__main__":  # processes that compile import this file again
     target = TARGETS["sm_90"]
@@ -22,11 +23,16 @@ if __name__ == "__main__":  # processes that compile import this file again
         compiled = [compilers.result(site, task.settings, 250) for task in tasks]
     twice = [compile_candidate(Task(site, s, gpu, target)) for s in (default, default._replace(GROUP_M=8))]
     other = gpu._replace(arch="sm_89", shared=101376, processors=142)
+    asked = []
+    with offline(target, wanted=lambda kernel: asked.append(kernel)) as unwanted:
+        run(site.unit, arrays_of(site.unit, "meta"))
     json.dump(
         {
             "gpu": gpu,
             "sites": [str(site) for site in every],
             "convolution": [str(site) for site in sites(units(["conv2d"], ["bfloat16"])[:1], gpu, target)],
+            "asked": [asked, len(unwanted)],
+            "whole": len(compile_candidate(Task(site, None, gpu, target)).code.split("_kernel(")) - 1,
             "units": sorted({site.unit.op for site in every}),
             "errors": [c.error for c in compiled],
             "spilled": [c.spill_bytes for c in compiled],

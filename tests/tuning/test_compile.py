@@ -38,6 +38,11 @@ def test_gradients_arrive_in_the_layout_of_the_output(seen):
     assert all("desc1" in site for site in seen["convolution"])
 
 
+def test_only_what_is_wanted_is_compiled(seen):
+    """A linear layer's three products: none where none is wanted, all where the unit is compiled whole."""
+    assert seen["asked"] == [["_matmul_kernel"] * 3, 0] and seen["whole"] == 3
+
+
 def test_an_oversized_tile_is_dropped_for_its_spills(seen):
     assert seen["errors"][1] is None and seen["registers"][1] == 255 and seen["spilled"][1] > 1000
     assert seen["spilled"][0] == 0
