@@ -1,0 +1,47 @@
+"""A proof that needs no GPU: a step never waits for the device to learn a number."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+READS = {  # operators whose host code needs a value, or whose result has as many elements as the data say
+    "_local_scalar_dense", "item", "nonzero", "nonzero_numpy", "is_nonzero", "masked_select", "equal", "allclose",
+    "unique", "_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "bincount", "histc",
+    "argwhere", "_assert_async", "repeat_interleave",
+}  # fmt: skip
+COPIES = {"_to_copy", "copy_", "to"}
+
+
+class HostSync(RuntimeError):
+    """An operator that a CUDA graph cannot hold."""
+
+
+class NoHostSync(TorchDispatchMode):
+    """Raises HostSync where an operator reads a tensor into the host, copies between devices, or sizes by data.
+
+    Indexing with a bool tensor is a nonzero in disguise. ``operators`` counts what went through.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.operators = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        self.operators += 1
+        if name in READS:
+            raise HostSync(name)
+        if name.startswith("index") and any(t.dtype in (torch.bool, torch.uint8) for t in _indices(name, args)):
+            raise HostSync(f"{name} with a mask")
+        out = func(*args, **kwargs)
+        devices = {t.device for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)}
+        if name in COPIES and len(devices) > 1:
+            raise HostSync(f"{name} between {', '.join(sorted(map(str, devices)))}")
+        return out
+
+
+def _indices(name, args):
+    if name not in ("index", "index_put", "index_put_", "_index_put_impl_"):
+        return []
+    return [t for t in args[1] if isinstance(t, torch.Tensor)]
