@@ -19,17 +19,17 @@ class HostSync(RuntimeError):
 class NoHostSync(TorchDispatchMode):
     """Raises HostSync where an operator reads a tensor into the host, copies between devices, or sizes by data.
 
-    Indexing with a bool tensor is a nonzero in disguise. ``operators`` counts what went through.
+    Indexing with a bool tensor is a nonzero in disguise. ``calls`` lists what went through: operator and the shapes,
+    dtypes and strides of what it returned.
     """
 
     def __init__(self):
         super().__init__()
-        self.operators = 0
+        self.calls = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
-        self.operators += 1
         if name in READS:
             raise HostSync(name)
         if name.startswith("index") and any(t.dtype in (torch.bool, torch.uint8) for t in _indices(name, args)):
@@ -38,6 +38,8 @@ class NoHostSync(TorchDispatchMode):
         devices = {t.device for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)}
         if name in COPIES and len(devices) > 1:
             raise HostSync(f"{name} between {', '.join(sorted(map(str, devices)))}")
+        results = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.calls.append((name, [(t.shape, t.dtype, t.stride()) for t in results]))
         return out
 
 

@@ -1,5 +1,6 @@
 """Every op once, small, beside PyTorch's own: what the tests of this folder call."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,14 +37,23 @@ def upstream(y: Tensor) -> Tensor:
     return torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu").to(y.device, y.dtype)
 
 
-def on(tensor: Tensor, other: Tensor) -> Tensor:
-    return tensor.to(other.device)
+@functools.cache
+def _copy(name: str, device: torch.device) -> Tensor:  # made once: in a CUDA graph there is no copy from the host
+    return {"ids": IDS, "classes": CLASSES}[name].to(device)
+
+
+def ids(other: Tensor) -> Tensor:
+    return _copy("ids", other.device)
+
+
+def classes(other: Tensor) -> Tensor:
+    return _copy("classes", other.device)
 
 
 def _log_prob(x, w, b):
     logits = torch_F.linear(x, w, b)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits.log_softmax(-1).gather(-1, on(CLASSES, x)[:, None])[:, 0]
+    return logits.log_softmax(-1).gather(-1, classes(x)[:, None])[:, 0]
 
 
 def _attention(function):
@@ -74,13 +84,11 @@ OPS = {
         lambda x, w, b, r: torch_F.layer_norm(x + r, (16,), w, b),
         False,
     ),
-    "embedding": Op(
-        {"weight": (7, 16)}, lambda w: F.embedding(on(IDS, w), w), lambda w: torch_F.embedding(on(IDS, w), w)
-    ),
+    "embedding": Op({"weight": (7, 16)}, lambda w: F.embedding(ids(w), w), lambda w: torch_F.embedding(ids(w), w)),
     "embedding position": Op(
         {"weight": (7, 16), "position": (5, 16)},
-        lambda w, p: F.embedding(on(IDS, w), w, position=p),
-        lambda w, p: torch_F.embedding(on(IDS, w), w) + p[:4],
+        lambda w, p: F.embedding(ids(w), w, position=p),
+        lambda w, p: torch_F.embedding(ids(w), w) + p[:4],
         False,
     ),
     "scaled_dot_product_attention": Op(
@@ -88,11 +96,9 @@ OPS = {
     ),
     "linear_cross_entropy": Op(
         LINEAR,
-        lambda x, w, b: F.linear_cross_entropy(x, w, on(CLASSES, x), linear_bias=b),
-        lambda x, w, b: torch_F.linear_cross_entropy(x, w, on(CLASSES, x), linear_bias=b),
+        lambda x, w, b: F.linear_cross_entropy(x, w, classes(x), linear_bias=b),
+        lambda x, w, b: torch_F.linear_cross_entropy(x, w, classes(x), linear_bias=b),
     ),
-    "linear_log_prob": Op(
-        LINEAR, lambda x, w, b: F.linear_log_prob(x, w, on(CLASSES, x), linear_bias=b), _log_prob, False
-    ),
+    "linear_log_prob": Op(LINEAR, lambda x, w, b: F.linear_log_prob(x, w, classes(x), linear_bias=b), _log_prob, False),
 }
 NAMED = [name for name, op in OPS.items() if op.named]
