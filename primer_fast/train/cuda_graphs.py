@@ -24,23 +24,25 @@ Update = Callable[..., None]  # (state, *arguments): one optimizer step; what it
 
 
 class CudaGraph:
-    """The kernels that a function launches."""
+    """The kernels that a function launches on one GPU."""
 
-    device = "cuda"
+    device_type = "cuda"
     rate = torch.float32  # what fused optimizers read a learning rate on the GPU as
 
+    def __init__(self, device: torch.device):
+        self.device, self.graph = device, torch.cuda.CUDAGraph()
+        self.side = torch.cuda.Stream(device)
+
     def warm_up(self, step: Callable[[], None]) -> None:
-        """``step()`` on another stream, as the capture will run it."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        """``step()`` on the stream that the capture will run it on."""
+        self.side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.side):
             step()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream(self.device).wait_stream(self.side)
 
     def capture(self, step: Callable[[], None]) -> None:
         """Record what ``step()`` launches; nothing runs."""
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=self.side):
             step()
 
     def replay(self) -> None:
@@ -77,7 +79,7 @@ def recorded(
 def obstacle(state: TrainState) -> str | None:
     """Why a step on ``state`` cannot be recorded, or None."""
     devices = {p.device for p in state.model.parameters()}
-    if len(devices) != 1 or next(iter(devices)).type != CudaGraph.device:
+    if len(devices) != 1 or next(iter(devices)).type != CudaGraph.device_type:
         return f"the model must be on one GPU; it is on {', '.join(sorted(map(str, devices)))}"
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return "the run has several processes, whose gradients are exchanged outside of the graph"
@@ -109,8 +111,8 @@ class RecordedUpdate:
 
     def __init__(self, update: Update, state: TrainState, batch: int, procedure: str):
         self.update, self.batch, self.procedure = update, batch, procedure
-        self.graph, self.warmed, self.buffers, self.measured = CudaGraph(), 0, None, {}
         device = next(state.model.parameters()).device
+        self.graph, self.warmed, self.buffers, self.measured = CudaGraph(device), 0, None, {}
         for group in state.optimizer.param_groups:
             group["lr"] = torch.as_tensor(group["lr"]).to(device, self.graph.rate, copy=True)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as torch_F
 from citizenship.ops import LINEAR, NAMED, OPS, upstream
 
 from primer_fast import functional as F
@@ -76,6 +77,16 @@ def test_nested_and_disabled(name, place):
         after = op.ours(*inputs)
     assert inner.dtype == torch.float32 and torch.equal(inner, bare)
     assert after.dtype == outer.dtype and torch.equal(after, outer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, *DTYPES], ids=str)
+def test_masks_of_attention(dtype, place):
+    q, k, v = OPS["scaled_dot_product_attention"].inputs(torch.float32, place)
+    mask = (torch.arange(64, device=place).view(8, 8) % 3 > 0).to(dtype)
+    with torch.autocast(place, torch.bfloat16):
+        got, want = (f(q, k, v, mask) for f in (F.scaled_dot_product_attention, torch_F.scaled_dot_product_attention))
+    assert got.dtype == want.dtype == torch.bfloat16
+    torch.testing.assert_close(got, want, rtol=3e-2, atol=3e-2)
 
 
 @pytest.mark.parametrize("half", HALVES, ids=str)

@@ -179,6 +179,19 @@ def test_to_empty_and_filled_again(name):
 
 
 @modules
+def test_autocast(name, place):
+    """Output, input's gradient and weights' gradients have the dtypes that they have on torch's."""
+    results = []
+    for module in twins(name):
+        module, x = module.to(place), example(name).to(place)
+        with torch.autocast(place, torch.bfloat16):
+            y = call(module, x.requires_grad_() if x.is_floating_point() else x)
+        y.backward(torch.ones_like(y))
+        results.append([t if t is None else t.dtype for t in (y, x.grad, *(p.grad for p in module.parameters()))])
+    assert results[0] == results[1] and len(results[0]) >= 2
+
+
+@modules
 def test_functional_call(name, place):
     module, x = make(name).to(place), example(name).to(place)
     weights = {key: torch.randn_like(p, requires_grad=True) for key, p in module.named_parameters()}

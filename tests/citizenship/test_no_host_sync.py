@@ -135,6 +135,16 @@ def test_supervised_step(name, plain_path):
     assert len(mode.calls) > 40 and state.step == 2
 
 
+def test_supervised_loop(plain_path, monkeypatch):
+    """Between two rows of metrics, which are the only place where the loop waits."""
+    monkeypatch.setattr(supervised, "_close_window", lambda *_: {})
+    monkeypatch.setattr(supervised, "check_finite", lambda *_: None)
+    state = supervised.start(MLP(MLPConfig((16, 8, 3))), SUPERVISED)
+    with NoHostSync():
+        list(supervised.train(state, torch.rand(20, 16), torch.randint(0, 3, (20,)), SUPERVISED))
+    assert state.step == 8
+
+
 def test_supervised_step_through_the_kernels(device):
     state = supervised.start(MLP(MLPConfig((16, 8, 3))).to(device), SUPERVISED)
     x, target = torch.randn(6, 16, device=device), torch.randint(0, 3, (6,), device=device)

@@ -50,8 +50,11 @@ def storages(tree):
 class StandIn:
     """CudaGraph on a CPU."""
 
-    device, rate = "cpu", torch.float64
+    device_type, rate = "cpu", torch.float64
     captured = replayed = 0  # of all stand-ins
+
+    def __init__(self, device):
+        assert device.type == "cpu"
 
     def warm_up(self, step):
         step()
