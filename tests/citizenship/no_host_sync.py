@@ -1,5 +1,8 @@
 """A proof that needs no GPU: a step never waits for the device to learn a number."""
 
+import sys
+
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,17 +22,29 @@ class HostSync(RuntimeError):
 class NoHostSync(TorchDispatchMode):
     """Raises HostSync where an operator reads a tensor into the host, copies between devices, or sizes by data.
 
-    Indexing with a bool tensor is a nonzero in disguise. ``calls`` lists what went through: operator and the shapes,
-    dtypes and strides of what it returned.
+    Ops run as they do where no mode looks on, not as one operator that hides what it does. Indexing with a bool tensor
+    is a nonzero in disguise. ``calls`` lists what went through: operator, shapes, dtypes and strides of its results.
     """
 
     def __init__(self):
         super().__init__()
         self.calls = []
+        self._patch = pytest.MonkeyPatch()
+
+    def __enter__(self):
+        for name, module in sys.modules.items():
+            if name.startswith("primer_fast.functional.") and hasattr(module, "needs_operator"):
+                self._patch.setattr(module, "needs_operator", lambda *_: False)
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self._patch.undo()
+        return super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
+        assert func.namespace != "primer_fast", f"{name} hides what it does"
         if name in READS:
             raise HostSync(name)
         if name.startswith("index") and any(t.dtype in (torch.bool, torch.uint8) for t in _indices(name, args)):
