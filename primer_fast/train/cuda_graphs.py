@@ -17,8 +17,8 @@ from torch import Tensor
 from primer_fast.train.common import TrainState, record
 
 WARM_UP = 3  # steps as any other, in which kernels are compiled, libraries initialised and optimizer states made
-GPU_FLOPS = 4e14  # a second: what a large 16-bit product reaches on one H100
-HOST_SECONDS = 5e-5  # to launch what one weight tensor takes part in: about five kernels of 10 us, autograd included
+GPU_FLOPS = 4e14  # a second, an estimate: large 16-bit products reach it on one H100
+HOST_SECONDS = 5e-5  # an estimate too: to launch what one weight tensor takes part in, five kernels of 10 us
 
 Update = Callable[..., None]  # (state, *arguments): one optimizer step; what it measures is appended to state.window
 
