@@ -180,6 +180,19 @@ def test_resume_is_the_uninterrupted_run(name, stop, stand_in, monkeypatch):
     assert stand_in.captured == (1 if stop == 2 else 2)
 
 
+def test_overflows_are_skipped_in_a_recording(stand_in):
+    """The scale starts so high that gradients overflow before and after the recording, and then no longer."""
+    results, scales = [], []
+    for recording in (True, False):
+        run = mlp(dataclasses.replace(SUPERVISED, precision="float16", log_every=1, cuda_graphs=recording))
+        run[0].scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+        results.append(finish(run))
+        scales.append(run[0].scaler.get_scale())
+    agree(*results)
+    skipped = 24 - torch.tensor(scales).log2()
+    assert (skipped > WARM_UP + 1).all() and (skipped < 15).all()
+
+
 def stop_before(train_step, last):
     def step(state, *rest):
         if state.step == last:
