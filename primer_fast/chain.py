@@ -104,6 +104,10 @@ def _only_forward(module):
 class Chain(Derived):
     """A module whose ``forward`` calls its children one after another."""
 
+    def __init_subclass__(cls):
+        if Chain in cls.__bases__:  # read once: torch.compile does not trace how a source is read
+            cls._order = _order_of(cls.__bases__[1])
+
     def forward(self, *args, **kwargs):
         if len(args) != 1 or kwargs:
             return super().forward(*args, **kwargs)
@@ -119,13 +123,15 @@ class Chain(Derived):
 
 def children_in_order(module) -> list | None:
     """What ``module.forward`` calls, one after another on its argument; None where it is not known to do just that."""
-    kind = type(module)
-    if isinstance(module, Chain):
-        kind = kind.__bases__[1]
-    if kind.forward is torch.nn.Sequential.forward:
-        return list(module._modules.values())
-    names = _called_in_order(kind.forward)
-    return None if names is None else [getattr(module, name) for name in names]
+    order = module._order if isinstance(module, Chain) else _order_of(type(module))
+    if order is None:
+        return None
+    return [getattr(module, name) for name in order] if order else list(module._modules.values())
+
+
+def _order_of(kind) -> tuple[str, ...] | None:
+    """Names of what ``kind.forward`` calls in order, () for all children; None where it does anything else."""
+    return () if kind.forward is torch.nn.Sequential.forward else _called_in_order(kind.forward)
 
 
 @cache
@@ -154,7 +160,7 @@ def _called_in_order(function) -> tuple[str, ...] | None:
         called += names
         x = step.targets[0].id
     names = _nested_calls(last.value, me, x) if isinstance(last, ast.Return) else None
-    return None if names is None else (*called, *names)
+    return None if names is None else (*called, *names) or None
 
 
 def _nested_calls(expression, me, x):

@@ -116,13 +116,30 @@ def replace_modules(
         if target and id(module) in chosen and id(module) not in replaced and _refusal(module) is None:
             replaced[id(module)] = type(module), target
             undo.append(_become(module, target))
-    fused = {}  # ids of a parent and its activation -> id of the product, activation
+    fused, absorbed = {}, set()  # id of a product -> activation; ids of a parent and of an activation in it
     if fuse_activations:
         for place in walked:
             if id(place.module) in chosen and (pairs := _pairs(place.module)):
                 undo.append(_become(place.module, derived(Chain, type(place.module))))
-                fused |= pairs
-    return _report(walked, chosen, replaced, fused, fuse_activations, _attend(walked, chosen, attention, undo), undo)
+                fused |= {id(product): name for product, _, name in pairs}
+                order = children_in_order(place.module)
+                for _, activation, _ in pairs:
+                    if order.count(activation) == sum(activation is other for _, other, _ in pairs):
+                        absorbed.add((id(place.module), id(activation)))
+    results = _attend(walked, chosen, attention, undo)
+    seen = set()
+    for place in walked:
+        one = id(place.module)
+        if one in seen or (id(place.parent), one) in absorbed:
+            continue
+        seen.add(one)
+        if one in replaced or one in fused:
+            before, after = replaced.get(one, (type(place.module),) * 2)
+            results.append(Swapped(place.name, before.__name__, _title(after), fused.get(one)))
+        elif reason := _why_left(place, one in chosen, fuse_activations):
+            results.append(Left(place.name, type(place.module).__name__, reason))
+    swapped, left = (tuple(r for r in results if isinstance(r, kind)) for kind in (Swapped, Left))
+    return Report(swapped, left, tuple(undo))
 
 
 class _Place(NamedTuple):
@@ -218,7 +235,7 @@ def _refusal(module) -> str | None:
     else:
         options = ()
     for option in options:
-        if getattr(module, option) not in (None, False):
+        if getattr(module, option) is not None and getattr(module, option) is not False:
             return f"{option} is not built"
     return None
 
@@ -239,13 +256,12 @@ def _become(module, kind) -> Callable[[], None]:
     return undo
 
 
-def _pairs(parent) -> dict:
-    """Where ``parent`` runs a product and an activation as one: (its id, the activation's) -> the product's, a name."""
+def _pairs(parent) -> list[tuple]:
+    """Products, the activations after them and what those compute, where ``parent`` can run both as one."""
     if isinstance(parent, Chain) or "forward" in parent.__dict__ or not any(map(activation_of, parent.children())):
-        return {}
-    children = children_in_order(parent) or []
-    pairs = ((a, b, fused_activation(a, b)) for a, b in pairwise(children))
-    return {(id(parent), id(b)): (id(a), name) for a, b, name in pairs if name}
+        return []
+    pairs = ((a, b, fused_activation(a, b)) for a, b in pairwise(children_in_order(parent) or []))
+    return [pair for pair in pairs if pair[2]]
 
 
 def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
@@ -274,24 +290,6 @@ def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
     return results
 
 
-def _report(walked, chosen, replaced, fused, fuse_activations, attention, undo) -> Report:
-    activations = dict(fused.values())
-    swapped = [entry for entry in attention if isinstance(entry, Swapped)]
-    left = [entry for entry in attention if isinstance(entry, Left)]
-    seen = set()
-    for place in walked:
-        name, module, _ = place
-        if id(module) in seen or (id(place.parent), id(module)) in fused:
-            continue
-        seen.add(id(module))
-        if id(module) in replaced or id(module) in activations:
-            before, after = replaced.get(id(module), (type(module), type(module)))
-            swapped.append(Swapped(name, before.__name__, _title(after), activations.get(id(module))))
-        elif reason := _why_left(place, id(module) in chosen, fuse_activations):
-            left.append(Left(name, type(module).__name__, reason))
-    return Report(tuple(swapped), tuple(left), tuple(undo))
-
-
 def _title(kind):
     return "linear, weight transposed" if issubclass(kind, TransposedLinear) else f"primer_fast.nn.{kind.__name__}"
 
@@ -307,11 +305,11 @@ def _why_left(place, chosen, fuse_activations) -> str | None:
         return _refusal(module) if chosen else _UNWANTED
     if isinstance(module, torch.nn.TransformerEncoderLayer):
         return "evaluated without gradients torch fuses it; torch.backends.mha.set_fastpath_enabled(False) ends that"
-    if any(True for _ in module.children()):
-        return None
     for kind in _OURS:
         if isinstance(module, kind):
             return f"a subclass of {kind.__name__}"
+    if any(True for _ in module.children()):
+        return None
     if activation_of(module) is None:
         return "no op of ours"
     return _why_apart(place.parent, module, fuse_activations and chosen)
@@ -321,11 +319,12 @@ def _why_apart(parent, activation, wanted):
     children = (parent is not None and children_in_order(parent)) or []
     if activation not in children:
         return f"{type(parent).__name__}.forward is not known to call it right after a product" if wanted else _UNWANTED
-    i = children.index(activation)
-    if i == 0:
-        return "it comes first"
-    before = children[i - 1]
-    if fused_activation(before, activation):
-        return None if isinstance(parent, Chain) else _UNWANTED
-    why = "hooks keep it apart from" if hasattr(before, "activated") else "it follows"
-    return f"{why} {type(before).__name__}"
+    for before, one in zip([None, *children], children, strict=False):
+        if one is not activation:
+            continue
+        if before is None:
+            return "it comes first"
+        if fused_activation(before, activation) is None:
+            why = "hooks keep it apart from" if hasattr(before, "activated") else "it follows"
+            return f"{why} {type(before).__name__}"
+    return None if isinstance(parent, Chain) else _UNWANTED
