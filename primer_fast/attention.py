@@ -2,11 +2,11 @@
 
 from contextlib import ContextDecorator
 from importlib.util import find_spec
+from threading import Lock
 
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from primer_fast import functional as F
 from primer_fast.flash_backend import override
@@ -14,33 +14,47 @@ from primer_fast.flash_backend import override
 NAME = "primer_fast"  # in the registries
 
 
-# A mode, not a function put in torch's place: it also reaches code that imported the function by name, holds for this
-# thread alone, and torch.compile traces it.
-class sdpa(TorchFunctionMode, ContextDecorator):
+# A function in torch's place. A torch.overrides mode would also reach code that imported the function by name, but not
+# torch.nn.MultiheadAttention or what autograd computes again for checkpoints, and it would cost every other function.
+class sdpa(ContextDecorator):
     """``with primer_fast.sdpa():`` sends ``torch.nn.functional.scaled_dot_product_attention`` to ours in the block.
 
-    Calls that ours does not compute as torch does go to torch: a mask that needs a gradient or comes with
-    ``is_causal``, nested tensors, tensor subclasses, ``torch.func`` transforms. It holds for the thread, as
-    ``torch.no_grad`` does, can be nested, and can decorate a function. Where activations are checkpointed, call
-    ``backward`` in the block too: it computes them again there, and must do it the same way.
+    It holds for the process as long as a block is open in any thread or task; blocks can be nested and decorate
+    functions. Calls that ours does not compute as torch does go to torch: a mask that needs a gradient or comes with
+    ``is_causal``, nested tensors, tensor subclasses, ``torch.func`` transforms. Code that did ``from
+    torch.nn.functional import scaled_dot_product_attention`` before is not reached.
 
-    Inside the block each of torch's functions costs a call of Python more.
+    Where activations are checkpointed, call ``backward`` in the block too: it computes them again there, and must do
+    it the same way. The same holds for the first call of a compiled function; the block cannot be inside of one.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch_F.scaled_dot_product_attention:
-            return _attend(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    _lock = Lock()
+    _open = 0
+    _torchs = None
+
+    def __enter__(self):
+        with sdpa._lock:
+            if sdpa._open == 0:
+                sdpa._torchs = torch_F.scaled_dot_product_attention
+                torch_F.scaled_dot_product_attention = _routed
+            sdpa._open += 1
+        return self
+
+    def __exit__(self, *_):
+        with sdpa._lock:
+            sdpa._open -= 1
+            if sdpa._open == 0 and torch_F.scaled_dot_product_attention is _routed:
+                torch_F.scaled_dot_product_attention = sdpa._torchs
 
 
-def _attend(
-    torchs, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
+def _routed(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
 ):  # fmt: skip
     ours = (
         all(map(_ordinary, (query, key, value)))
         and (attn_mask is None or (_ordinary(attn_mask) and not attn_mask.requires_grad and not is_causal))
     )  # fmt: skip
-    return (F.scaled_dot_product_attention if ours else torchs)(
+    return (F.scaled_dot_product_attention if ours else sdpa._torchs)(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
 
