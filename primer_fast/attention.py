@@ -1,7 +1,6 @@
 """Attention of code that calls torch's or transformers', computed by our kernels."""
 
-from contextlib import ContextDecorator
-from importlib.util import find_spec
+from contextlib import ContextDecorator, suppress
 from threading import Lock
 
 import torch
@@ -50,23 +49,23 @@ class sdpa(ContextDecorator):
 def _routed(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
 ):  # fmt: skip
-    ours = (
-        all(map(_ordinary, (query, key, value)))
-        and (attn_mask is None or (_ordinary(attn_mask) and not attn_mask.requires_grad and not is_causal))
-    )  # fmt: skip
-    return (F.scaled_dot_product_attention if ours else sdpa._torchs)(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )
+    attend = sdpa._torchs
+    if _ordinary(query) and _ordinary(key) and _ordinary(value) and (
+        attn_mask is None or (_ordinary(attn_mask) and not attn_mask.requires_grad and not is_causal)
+    ):  # fmt: skip
+        attend = F.scaled_dot_product_attention
+    return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
 def _ordinary(t):
-    if type(t) not in (Tensor, torch.nn.Parameter) or t.is_nested:
-        return False
-    return torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(t)
+    kind = type(t)
+    return (kind is Tensor or kind is torch.nn.Parameter) and not (
+        t.is_nested or (not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(t))
+    )
 
 
 def register_attention() -> tuple[str, ...]:
-    """Make our attention known to those who keep a list; return which: "torch" and, if installed, "transformers".
+    """Make our attention known to those who keep a list, and return who does: "torch", "transformers" where installed.
 
     transformers: ``attn_implementation="primer_fast"`` and ``model.set_attn_implementation("primer_fast")`` then work.
     Masks are those of its "sdpa"; also softcap is computed, and grouped keys and values are not repeated.
@@ -81,7 +80,7 @@ def register_attention() -> tuple[str, ...]:
     if register := getattr(torch.nn.attention, "register_flash_attention_impl", None):
         register(NAME, register_fn=override)
         known.append("torch")
-    if find_spec("transformers"):
+    with suppress(ImportError):  # not installed, or from before there were these lists
         from transformers import AttentionInterface
         from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 

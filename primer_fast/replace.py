@@ -11,15 +11,8 @@ import torch
 
 from primer_fast import nn
 from primer_fast.attention import NAME, register_attention
-from primer_fast.chain import (
-    Chain,
-    Derived,
-    TransposedLinear,
-    activation_of,
-    children_in_order,
-    derived,
-    fused_activation,
-)
+from primer_fast.chain import Chain, TransposedLinear, activation_of, children_in_order, derived, fused_activation
+from primer_fast.replace_rules import UNWANTED, closed, refusal, target_of, why_left
 
 
 class Swapped(NamedTuple):
@@ -112,14 +105,14 @@ def replace_modules(
     chosen = _chosen(walked, include, exclude)
     undo, replaced = [], {}  # id of a module -> type before, type after
     for place in walked:
-        module, target = place.module, _target(place.module)
-        if target and id(module) in chosen and id(module) not in replaced and _refusal(module) is None:
+        module, target = place.module, target_of(place.module)
+        if target and id(module) in chosen and id(module) not in replaced and refusal(module) is None:
             replaced[id(module)] = type(module), target
             undo.append(_become(module, target))
     fused, absorbed = {}, set()  # id of a product -> activation; ids of a parent and of an activation in it
     if fuse_activations:
         for place in walked:
-            if id(place.module) in chosen and (pairs := _pairs(place.module)):
+            if id(place.module) in chosen and (pairs := _pairs(place.module, chosen)):
                 undo.append(_become(place.module, derived(Chain, type(place.module))))
                 fused |= {id(product): name for product, _, name in pairs}
                 order = children_in_order(place.module)
@@ -136,7 +129,7 @@ def replace_modules(
         if one in replaced or one in fused:
             before, after = replaced.get(one, (type(place.module),) * 2)
             results.append(Swapped(place.name, before.__name__, _title(after), fused.get(one)))
-        elif reason := _why_left(place, one in chosen, fuse_activations):
+        elif reason := why_left(place.module, place.parent, one in chosen, fuse_activations):
             results.append(Left(place.name, type(place.module).__name__, reason))
     swapped, left = (tuple(r for r in results if isinstance(r, kind)) for kind in (Swapped, Left))
     return Report(swapped, left, tuple(undo))
@@ -156,7 +149,7 @@ def _walk(module, name="", around=()) -> Iterator[_Place]:
     """Every module, as often as it has names, but what is in modules that must not be changed."""
     place = _Place(name, module, around)
     yield place
-    if _closed(module) is None and not isinstance(module, torch.nn.MultiheadAttention):
+    if closed(module) is None and type(module) not in (torch.nn.MultiheadAttention, nn.MultiheadAttention):
         for child_name, child in module._modules.items():
             if child is not None:
                 yield from _walk(child, f"{name}.{child_name}" if name else child_name, (*around, place))
@@ -188,58 +181,6 @@ def _matches(place, wanted):
     )
 
 
-_OURS = {
-    torch.nn.Linear: nn.Linear,
-    torch.nn.Conv2d: nn.Conv2d,
-    torch.nn.MaxPool2d: nn.MaxPool2d,
-    torch.nn.LayerNorm: nn.LayerNorm,
-    torch.nn.Embedding: nn.Embedding,
-    torch.nn.MultiheadAttention: nn.MultiheadAttention,
-}
-_UNWANTED = "not asked for"
-_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
-
-
-def _target(module) -> type | None:
-    """The class of ours for a module of exactly one of torch's."""
-    kind = type(module)
-    if isinstance(module, Derived):
-        return None
-    if kind.__module__ == "transformers.pytorch_utils" and kind.__name__ == "Conv1D":
-        return derived(TransposedLinear, kind)
-    return _OURS.get(kind)
-
-
-def _closed(module) -> str | None:
-    """Why nothing in a module may be changed, or None."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "compiled by TorchScript"
-    if any(kind.__name__ in _WRAPPERS for kind in type(module).__mro__):
-        return "call replace_modules before wrapping"
-    return None
-
-
-def _refusal(module) -> str | None:
-    """Why ours would not compute what the module does, or None."""
-    if "forward" in module.__dict__:
-        return "its forward is set on the instance"
-    if "activation" in module.__dict__ or "activation" in module._modules:
-        return "it has an attribute of its own named activation"
-    for name, parameter in module.named_parameters():
-        if type(parameter) is not torch.nn.Parameter:
-            return f"its {name} is a {type(parameter).__name__}, no plain Parameter"
-    if isinstance(module, torch.nn.Embedding):
-        options = ("max_norm", "scale_grad_by_freq", "sparse")
-    elif isinstance(module, torch.nn.MultiheadAttention):
-        options = ("bias_k", "add_zero_attn")
-    else:
-        options = ()
-    for option in options:
-        if getattr(module, option) is not None and getattr(module, option) is not False:
-            return f"{option} is not built"
-    return None
-
-
 # The class of the very object changes: whoever refers to it, by another name, in a list, by a hook, has the new one.
 def _become(module, kind) -> Callable[[], None]:
     """-> what undoes it"""
@@ -256,12 +197,13 @@ def _become(module, kind) -> Callable[[], None]:
     return undo
 
 
-def _pairs(parent) -> list[tuple]:
-    """Products, the activations after them and what those compute, where ``parent`` can run both as one."""
+def _pairs(parent, chosen) -> list[tuple]:
+    """Products, the activations after them and what those compute, if ``parent`` can and shall run both as one."""
     if isinstance(parent, Chain) or "forward" in parent.__dict__ or not any(map(activation_of, parent.children())):
         return []
     pairs = ((a, b, fused_activation(a, b)) for a, b in pairwise(children_in_order(parent) or []))
-    return [pair for pair in pairs if pair[2]]
+    pairs = [pair for pair in pairs if pair[2]]
+    return pairs if all(id(activation) in chosen for _, activation, _ in pairs) else []
 
 
 def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
@@ -275,13 +217,12 @@ def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
         if used == [NAME]:
             continue
         if not wanted or id(model) not in chosen:
-            reason = _UNWANTED
+            reason = UNWANTED
         elif used != ["sdpa"]:
-            reason = f"{', '.join(used)}: it is in the place of sdpa that ours can be"
-        elif not model._can_set_attn_implementation():
+            reason = f"it is {', '.join(used)}, and ours takes the place of sdpa"
+        elif "transformers" not in register_attention() or not model._can_set_attn_implementation():
             reason = "it cannot be set in this model; `with primer_fast.sdpa():` may reach it"
         else:
-            register_attention()
             model.set_attn_implementation(NAME)
             undo.append(lambda model=model: model.set_attn_implementation("sdpa"))
             results.append(Swapped(name, "attention: sdpa", f"attention: {NAME}"))
@@ -292,39 +233,3 @@ def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
 
 def _title(kind):
     return "linear, weight transposed" if issubclass(kind, TransposedLinear) else f"primer_fast.nn.{kind.__name__}"
-
-
-def _why_left(place, chosen, fuse_activations) -> str | None:
-    """None: it is ours, or has nothing of its own to compute."""
-    module = place.module
-    if isinstance(module, Derived | torch.nn.Identity) or type(module) in _OURS.values():
-        return None
-    if reason := _closed(module):
-        return reason
-    if _target(module):
-        return _refusal(module) if chosen else _UNWANTED
-    if isinstance(module, torch.nn.TransformerEncoderLayer):
-        return "evaluated without gradients torch fuses it; torch.backends.mha.set_fastpath_enabled(False) ends that"
-    for kind in _OURS:
-        if isinstance(module, kind):
-            return f"a subclass of {kind.__name__}"
-    if any(True for _ in module.children()):
-        return None
-    if activation_of(module) is None:
-        return "no op of ours"
-    return _why_apart(place.parent, module, fuse_activations and chosen)
-
-
-def _why_apart(parent, activation, wanted):
-    children = (parent is not None and children_in_order(parent)) or []
-    if activation not in children:
-        return f"{type(parent).__name__}.forward is not known to call it right after a product" if wanted else _UNWANTED
-    for before, one in zip([None, *children], children, strict=False):
-        if one is not activation:
-            continue
-        if before is None:
-            return "it comes first"
-        if fused_activation(before, activation) is None:
-            why = "hooks keep it apart from" if hasattr(before, "activated") else "it follows"
-            return f"{why} {type(before).__name__}"
-    return None if isinstance(parent, Chain) else _UNWANTED

@@ -7,6 +7,8 @@ import pickle
 import pytest
 import torch
 from parity import assert_as_before
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, prune
 
 import primer_fast
@@ -290,7 +292,7 @@ LEFT = {
     "max_norm": (T.Embedding(3, 2, max_norm=1.0), "max_norm is not built"),
     "scale_grad_by_freq": (T.Embedding(3, 2, scale_grad_by_freq=True), "scale_grad_by_freq is not built"),
     "sparse": (T.Embedding(3, 2, sparse=True), "sparse is not built"),
-    "bias_k": (T.MultiheadAttention(4, 2, add_bias_kv=True), "bias_k is not built"),
+    "bias_k": (T.MultiheadAttention(4, 2, add_bias_kv=True), "add_bias_kv is not built"),
     "zero_attn": (T.MultiheadAttention(4, 2, add_zero_attn=True), "add_zero_attn is not built"),
     "forward": (with_forward(T.Linear(2, 2)), "its forward is set on the instance"),
     "batch norm": (T.BatchNorm2d(2), "no op of ours"),
@@ -330,9 +332,15 @@ def test_wrapped_models_are_left(tmp_path):
         wrapped = T.parallel.DistributedDataParallel(T.Linear(2, 2))
         report = primer_fast.replace_modules(wrapped)
         assert report.left[0].reason == "call replace_modules before wrapping" and not report.swapped
+        sharded = fully_shard(T.Sequential(T.Linear(2, 2), T.ReLU()), mesh=init_device_mesh("cpu", (1,)))
+        report = primer_fast.replace_modules(sharded)
+        assert report.left[0].reason == "call replace_modules before wrapping" and not report.swapped
         inner, before, _ = both(T.Sequential(T.Linear(2, 2), T.ReLU()))
         x = torch.randn(3, 2)
         torch.testing.assert_close(T.parallel.DistributedDataParallel(inner)(x), before(x))
+        sharded = fully_shard(inner, mesh=init_device_mesh("cpu", (1,)))
+        assert fused(sharded, x) == ["relu"]
+        torch.testing.assert_close(sharded(x), before(x))
     finally:
         torch.distributed.destroy_process_group()
 
@@ -374,6 +382,9 @@ def test_fusing_is_an_option(plain_path):
     report = primer_fast.replace_modules(model, fuse_activations=False)
     assert fused(model, torch.ones(1, 2)) == [None] and type(model) is T.Sequential
     assert [(p.name, p.reason) for p in report.left] == [("1", "not asked for")]
+    model = T.Sequential(T.Linear(2, 2), T.ReLU())
+    primer_fast.replace_modules(model, exclude=[T.ReLU])
+    assert fused(model, torch.ones(1, 2)) == [None]
 
 
 def test_wrong_arguments():
