@@ -144,12 +144,9 @@ def _called_in_order(function) -> tuple[str, ...] | None:
     definition = tree.body[0]
     if not isinstance(definition, ast.FunctionDef) or definition.decorator_list or not _is_source_of(tree, function):
         return None
-    arguments = definition.args
-    if len(arguments.args) != 2 or arguments.defaults or arguments.posonlyargs or arguments.kwonlyargs:
+    if len(definition.args.args) != 2:
         return None
-    if arguments.vararg or arguments.kwarg:
-        return None
-    me, x = (a.arg for a in arguments.args)
+    me, x = (a.arg for a in definition.args.args)
     *steps, last = definition.body[1:] if ast.get_docstring(definition) else definition.body
     called = []
     for step in steps:

@@ -335,11 +335,13 @@ def test_wrapped_models_are_left(tmp_path):
         sharded = fully_shard(T.Sequential(T.Linear(2, 2), T.ReLU()), mesh=init_device_mesh("cpu", (1,)))
         report = primer_fast.replace_modules(sharded)
         assert report.left[0].reason == "call replace_modules before wrapping" and not report.swapped
-        inner, before, _ = both(T.Sequential(T.Linear(2, 2), T.ReLU()))
+        inner, before, report = both(T.Sequential(T.Linear(2, 2), T.ReLU()))
         x = torch.randn(3, 2)
         torch.testing.assert_close(T.parallel.DistributedDataParallel(inner)(x), before(x))
         sharded = fully_shard(inner, mesh=init_device_mesh("cpu", (1,)))
         assert fused(sharded, x) == ["relu"]
+        report.restore()
+        assert type(sharded).__name__ == "FSDPSequential", "what was wrapped since stays"
         torch.testing.assert_close(sharded(x), before(x))
     finally:
         torch.distributed.destroy_process_group()

@@ -105,9 +105,10 @@ def test_vision_transformer(dtype, seen, plain_path):
     assert seen == [(4, 4, False)] * 2
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "vit", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "bert", "vit", "llama", "gpt2 in 16 bits"])
 def test_on_the_kernels(name):
-    model, before, _ = replaced(name)
+    name, *bits = name.split(" ", 1)
+    model, before, _ = replaced(name, dtype=torch.bfloat16 if bits else torch.float32)
     tokens, mask = padded("left", (4, 2))
     if name == "vit":
         call = lambda m: m(pixel_values=torch.ones(1, 3, 16, 16, dtype=m.dtype)).logits  # noqa: E731
@@ -117,14 +118,16 @@ def test_on_the_kernels(name):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral"])
-@pytest.mark.parametrize("static", [False, True])
-def test_generated_tokens_are_the_same(name, static, seen, plain_path):
+@pytest.mark.parametrize("cache", ["padded", "whole", "static"])
+def test_generated_tokens_are_the_same(name, cache, seen, plain_path):
     model, before, _ = replaced(name)
-    tokens, mask = padded("left")
-    options = {"attention_mask": mask.long(), "max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
-    options |= {"cache_implementation": "static", "disable_compile": True} if static else {}
+    tokens, mask = padded("left", (6, 6) if cache == "whole" else (6, 2))
+    options = {"attention_mask": mask.long(), "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    options |= {"cache_implementation": "static", "disable_compile": True} if cache == "static" else {}
     assert torch.equal(*(m.generate(tokens, **options) for m in (model, before)))
-    assert len(seen) == 12 * 2
+    assert len(seen) == 8 * 2
+    if cache == "whole" and name != "mistral":
+        assert not any(masked for *_, masked in seen), "neither the prompt nor a single token needs a mask"
 
 
 @pytest.mark.parametrize("padding", [False, True])

@@ -159,20 +159,24 @@ def test_somebody_elses_function_is_kept(seen, plain_path, monkeypatch):
             assert not calls
             attend(q, k, v, torch.zeros(5, 7, requires_grad=True))
         assert calls and torch_F.scaled_dot_product_attention is theirs
+        with primer_fast.sdpa():
+            other = torch_F.scaled_dot_product_attention = lambda *args, **options: theirs(*args, **options)
+        assert torch_F.scaled_dot_product_attention is other
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_what_goes_to_torch(seen, plain_path):
     q, k, v = qkv()
     bias = torch.zeros(5, 7, requires_grad=True)
-    packed = torch.nested.nested_tensor([torch.randn(4, n, 8).transpose(0, 1) for n in (3, 5)], layout=torch.jagged)
-    packed = packed.transpose(1, 2)
+    packed = torch.nested.nested_tensor([torch.randn(n, 4, 8) for n in (3, 5)], layout=torch.jagged).transpose(1, 2)
+    nested = torch.nested.nested_tensor([torch.randn(4, n, 8) for n in (3, 5)])
 
     class Named(torch.Tensor):
         pass
 
     with primer_fast.sdpa():
         assert torch.autograd.grad(attend(q, k, v, bias).sum(), bias)[0].shape == bias.shape
-        attend(packed, packed, packed)
+        assert attend(packed, packed, packed).is_nested and attend(nested, nested, nested).is_nested
         assert type(attend(q.as_subclass(Named), k, v)) is Named
         torch.testing.assert_close(torch.vmap(attend)(q, k, v), attend(q, k, v))
         assert len(seen) == 1
