@@ -24,7 +24,7 @@ class sdpa(ContextDecorator):
     torch.nn.functional import scaled_dot_product_attention`` before is not reached.
 
     Where activations are checkpointed, call ``backward`` in the block too: it computes them again there, and must do
-    it the same way. The same holds for the first call of a compiled function; the block cannot be inside of one.
+    it the same way. A compiled function is compiled again for the block; a block within one breaks its graph.
     """
 
     _lock = Lock()

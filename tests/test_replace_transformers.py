@@ -155,7 +155,8 @@ def test_softcap(plain_path):
 
 
 def test_chosen_when_the_model_is_made(seen, plain_path):
-    assert primer_fast.register_attention() == ("torch", "transformers") == primer_fast.register_attention()
+    known = primer_fast.register_attention()
+    assert "transformers" in known and primer_fast.register_attention() == known
     config = transformers.LlamaConfig(**LLAMA, attn_implementation="primer_fast")
     transformers.LlamaForCausalLM(config)(torch.ones(1, 3, dtype=torch.long))
     assert len(seen) == 2

@@ -229,6 +229,14 @@ def test_compiled_without_a_graph_break(seen, plain_path):
     torch.testing.assert_close(compiled(q, k, v), call(q, k, v))
     assert len(seen) == traced, "outside of the block it is torch's again"
 
+    @torch.compile(backend="aot_eager")
+    def around(q, k, v):
+        with primer_fast.sdpa():
+            return call(q, k, v)
+
+    torch.testing.assert_close(around(q, k, v), call(q, k, v))
+    assert len(seen) == traced + 1, "a block in a compiled function breaks the graph and holds"
+
 
 def test_importing_the_package_imports_neither_torch_nor_triton():
     code = "import sys, primer_fast; assert not {'torch', 'triton'} & sys.modules.keys(); print(dir(primer_fast))"
@@ -328,6 +336,7 @@ def test_removed_again():
         flash(q, k, v)
 
 
+@pytest.mark.skipif(not hasattr(torch.nn.attention, "register_flash_attention_impl"), reason="none in this torch")
 def test_registered_with_torch():
     primer_fast.register_attention()
     registry = torch.nn.attention
