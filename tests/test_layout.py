@@ -25,16 +25,16 @@ COMPANIONS = [
 # A layer may import itself and what stands after it; the rest of a list is what it may use besides.
 LAYERS = ["cli", "train", "models", "nn", "functional", "kernels"]
 BESIDE = {
-    "replace": {"attention", "chain", "nn", "replace_rules"},
-    "replace_rules": {"chain", "nn"},
-    "chain": {"functional", "nn"},
-    "attention": {"flash_backend", "functional"},
-    "flash_backend": {"kernels"},
     "cli": {"data", "proof", "bench"},
     "train": {"data"},
     "functional": {"backend"},
     "kernels": set(),
     "reference": set(),
+    "replace": {"attention", "chain", "nn", "replace_rules"},
+    "replace_rules": {"chain", "nn"},
+    "chain": {"functional", "nn"},
+    "attention": {"flash_backend", "functional"},
+    "flash_backend": {"kernels"},
     "data": set(),
     "backend": {"interpreter"},
     "interpreter": {"interpreter_memory"},
