@@ -3,11 +3,11 @@
 import math
 
 import torch
-import torch.nn.functional as torch_F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention as torchs_attention  # primer_fast.sdpa moves the name
 
-from primer_fast.backend import autocast_dtype, runs_triton
+from primer_fast.backend import autocast_dtype, autocast_to, runs_triton
 from primer_fast.kernels.attention_decode import attention_decode
 from primer_fast.kernels.attention_onepass import attention_bwd_onepass, supported
 from primer_fast.kernels.scaled_dot_product_attention import (
@@ -155,9 +155,8 @@ def scaled_dot_product_attention(
         "causal_offset": causal_offset,
     }  # fmt: skip
     if isinstance(query, Tensor) and (dtype := autocast_dtype(query)) is not None:
-        query, key, value = (t.to(dtype) if isinstance(t, Tensor) else t for t in (query, key, value))
-        if isinstance(attn_mask, Tensor) and attn_mask.is_floating_point():
-            attn_mask = options["attn_mask"] = attn_mask.to(dtype)
+        query, key, value, attn_mask = autocast_to(dtype, query, key, value, attn_mask)
+        options["attn_mask"] = attn_mask
     lead, H = _check(query, key, value, **options)
     if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
@@ -240,9 +239,7 @@ def scaled_dot_product_attention_plain(
         (attn_mask is None or not is_causal)
         and window is None and softcap is None and key_lengths is None and causal_offset is None
     ):  # fmt: skip
-        return torch_F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return torchs_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     visible = _visible(query, key.shape[-2], is_causal, window, key_lengths, causal_offset)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         visible = attn_mask if visible is None else visible & attn_mask
@@ -251,9 +248,7 @@ def scaled_dot_product_attention_plain(
         mask = visible
         if attn_mask is not None:
             mask = attn_mask if visible is None else attn_mask.masked_fill(~visible, -math.inf)
-        return torch_F.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa
-        )
+        return torchs_attention(query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
@@ -289,7 +284,7 @@ def _visible(query, S, is_causal, window, key_lengths, causal_offset):
     if key_lengths is not None:
         inside = j < spread(key_lengths)
         visible = inside if visible is None else visible & inside
-    return visible
+    return visible[None] if visible is not None and visible.dim() == 1 else visible  # a mask has two axes at least
 
 
 def _check(
