@@ -115,6 +115,8 @@ def distribute(model: torch.nn.Module, optimizer: torch.optim.Optimizer, world: 
     sharded = dict(model.named_parameters())
     for group in optimizer.param_groups:
         group["params"] = [sharded[names[p]] for p in group["params"]]
+        if isinstance(optimizer, torch.optim.SGD):  # the fused kernel of SGD knows no sharded weights
+            group["fused"] = optimizer._step_supports_amp_scaling = False
     return Parallel(world, entry, template)
 
 
