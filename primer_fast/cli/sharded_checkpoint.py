@@ -19,7 +19,7 @@ from primer_fast.cli.run_folder import write_text
 from primer_fast.train.common import TrainState, random_states, state_metadata, state_tensors
 from primer_fast.train.distributed import is_sharded
 
-STATE = "state.json"
+STATE, PARTIAL = "state.json", "checkpoint.partial"
 
 
 def save(folder: Path, state: TrainState, config: dict, epoch: float) -> None:
@@ -31,7 +31,7 @@ def save(folder: Path, state: TrainState, config: dict, epoch: float) -> None:
     import torch.distributed.checkpoint as dcp  # which takes half a second
     from torch.distributed.checkpoint.api import CheckpointException
 
-    path, temporary = folder / f"checkpoint-{state.step}", folder / "checkpoint.tmp"
+    path, temporary = folder / f"checkpoint-{state.step}", folder / PARTIAL
     if state.world.first(path.exists):
         return
     state.world.first(lambda: _make_empty(temporary))
@@ -46,6 +46,7 @@ def save(folder: Path, state: TrainState, config: dict, epoch: float) -> None:
     def seal() -> None:
         write_text(temporary / STATE, json.dumps(metadata) + "\n")
         os.replace(temporary, path)
+        _flush_names(folder)  # before what it replaces goes
         remove(folder, but=path)
 
     state.world.first(seal)
@@ -87,9 +88,18 @@ def newest(folder: Path) -> Path | None:
 
 def remove(folder: Path, but: Path | None = None) -> None:
     """Remove the checkpoints in the folder of a run, all or all but one."""
-    for path in (*folder.glob("checkpoint-*"), folder / "checkpoint.tmp"):
+    for path in (*folder.glob("checkpoint-*"), folder / PARTIAL):
         if path != but:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _flush_names(folder: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _make_empty(path: Path) -> None:

@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from primer_fast.cli import sharded_checkpoint
+from primer_fast.cli import checkpoint
 from primer_fast.cli.compare_torch import Comparison
 from primer_fast.cli.console import Display, Interruption, summary
 from primer_fast.cli.run_folder import RunFolder
 from primer_fast.cli.tasks import Task
-from primer_fast.train.common import TrainState, generator, pack, unpack
+from primer_fast.train.common import generator
 from primer_fast.train.distributed import distribute
 from primer_fast.train.scoring import RewardError
 from primer_fast.train.supervised import SupervisedConfig
@@ -223,7 +223,7 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
     if world.rank:  # the first process draws its dropout as a single one does
         torch.manual_seed(generator(config.seed, 5, world.rank).initial_seed())
     if options.resume:
-        _restore(folder, state)
+        checkpoint.restore(folder, state)
         world.first(lambda: folder.cut_metrics(state.step))
     else:
         world.first(lambda: _begin(folder, options, files))
@@ -233,7 +233,7 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
     advance = display.task(f"{command.model} on {data_name(options.data)}", steps, state.step)
 
     def save() -> None:
-        _save(folder, state, _to_json(options), task.epoch(state.step, config))
+        checkpoint.save(folder, state, _to_json(options), task.epoch(state.step, config))
 
     try:
         with Interruption(
@@ -252,7 +252,7 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
             if state.step < steps:
                 save()
     except FloatingPointError as error:
-        kept = f"the checkpoint in {folder.path} is of an earlier step and kept" if _checkpoint(folder) else ""
+        kept = f"the checkpoint in {folder.path} is of an earlier step and kept" if checkpoint.last(folder) else ""
         raise FloatingPointError(f"{error}; {kept or 'no checkpoint had been written yet'}") from error
     except RewardError as error:
         save()
@@ -268,8 +268,8 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
     seconds = sum(row["train/seconds"] for row in rows)
     result = f"{task.describe(model, config)}; trained in {seconds:.1f} s"
     pictures = world.first(lambda: task.draw(folder.path, model, config, rows))
-    standing = [folder.config.name, *files]
-    written = [*standing, folder.metrics.name, _checkpoint(folder).name, folder.weights.name, *pictures]
+    kept = world.first(lambda: checkpoint.last(folder).name)
+    written = [folder.config.name, *files, folder.metrics.name, kept, folder.weights.name, *pictures]
     display.print(f"{folder.path}: {', '.join(written)}")
     if comparison:
         display.print(comparison.report())
@@ -279,39 +279,6 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
 def _begin(folder: RunFolder, options: TrainOptions, files: dict[str, str]) -> None:
     folder.begin(_to_json(options), overwrite=options.overwrite)
     folder.write_files(files)
-
-
-def _save(folder: RunFolder, state: TrainState, options: dict, epoch: float) -> None:
-    """Write the checkpoint, in one file or in a part by each process; that of before goes."""
-    if state.parallel.is_sharded:
-        sharded_checkpoint.save(folder.path, state, options, epoch)
-        state.world.first(lambda: folder.checkpoint.unlink(missing_ok=True))
-        return
-    content = pack(state, options, epoch)
-
-    def write() -> None:
-        folder.save_checkpoint(*content)
-        sharded_checkpoint.remove(folder.path)
-
-    state.world.first(write)
-
-
-def _checkpoint(folder: RunFolder) -> Path | None:
-    """What a run can go on from; the later one where it stopped between writing one and removing another."""
-    paths = [path for path in (folder.checkpoint, sharded_checkpoint.newest(folder.path)) if path and path.exists()]
-    return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
-
-
-def _restore(folder: RunFolder, state: TrainState) -> None:
-    """Load the last checkpoint, if one was written."""
-    path = _checkpoint(folder)
-    if path is None:
-        return
-    tensors, metadata = folder.load_checkpoint() if path == folder.checkpoint else sharded_checkpoint.load(path, state)
-    try:
-        unpack(state, tensors, metadata)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _to_json(options: TrainOptions) -> dict:

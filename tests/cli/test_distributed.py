@@ -13,8 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from primer_fast.cli import train_gpt, train_mlp
-from primer_fast.cli.run_folder import read_safetensors
+from primer_fast.cli import checkpoint, train_gpt, train_mlp
+from primer_fast.cli.run_folder import RunFolder, read_safetensors
 
 pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.usefixtures("plain_path")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "primer_fast.cli"]
@@ -165,14 +165,30 @@ def test_a_new_run_removes_the_sharded_checkpoint_of_before(folder, fsdp, monkey
     assert not list((folder / "fsdp").glob("checkpoint-*"))
 
 
+def test_the_later_of_two_checkpoints_is_the_last(tmp_path):
+    """A run that is killed between writing one and removing the other has both."""
+    run = RunFolder(tmp_path, "train gpt")
+    assert checkpoint.last(run) is None
+    for step in (8, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert checkpoint.last(run) == tmp_path / "checkpoint-12"
+    run.checkpoint.write_bytes(b"")
+    for seconds, want in ((1, run.checkpoint), (-1, tmp_path / "checkpoint-12")):
+        os.utime(run.checkpoint, (2e9 + seconds, 2e9 + seconds))
+        os.utime(tmp_path / "checkpoint-12", (2e9, 2e9))
+        assert checkpoint.last(run) == want
+
+
 FAILING = """
-import os, sys
+import os, sys, time
 from primer_fast.cli import train_mlp
 from primer_fast.train import supervised
 step = supervised.train_step
 def fails(state, *args):
-    if os.environ["RANK"] == "1" and state.step == 2:
-        raise RuntimeError("out of something")
+    if state.step == 2:
+        if os.environ["RANK"] == "1":
+            raise RuntimeError("out of something")
+        time.sleep(200)
     return step(state, *args)
 supervised.train_step = fails
 sys.exit(train_mlp.main(sys.argv[1:]))
@@ -180,7 +196,7 @@ sys.exit(train_mlp.main(sys.argv[1:]))
 
 
 def test_an_error_in_one_process_ends_the_other(tmp_path):
-    """Without torchrun, which would end it too: the other one waits for a sum that never comes."""
+    """Without torchrun, which would end it too; sleep stands for a sum on a GPU that never comes."""
     common = environment(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     command = [sys.executable, "-c", FAILING, "--data", "soccer", "--out", str(tmp_path / "run")]
     pair = [
@@ -188,7 +204,7 @@ def test_an_error_in_one_process_ends_the_other(tmp_path):
         for r in "01"
     ]
     try:
-        said = [process.communicate(timeout=60)[1] for process in pair]
+        said = [process.communicate(timeout=120)[1] for process in pair]
     finally:
         for process in pair:
             process.kill()

@@ -16,8 +16,8 @@ import torch
 
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train import supervised
-from primer_fast.train.distributed import distribute
-from primer_fast.train.world import World
+from primer_fast.train.distributed import Parallel, distribute
+from primer_fast.train.world import World, joined
 
 pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.usefixtures("plain_path")]
 SCRIPT = Path(__file__).with_name("distributed_cases.py")
@@ -167,6 +167,20 @@ def test_shares_are_the_batch_and_as_many_for_each(count, accumulate, size):
     rows = [range(count)[share.rows] for s in zip(*shares, strict=True) for share in s if not share.empty]
     assert [row for r in rows for row in r] == list(range(count))
     assert all(len(range(count)[share.rows]) == 1 for s in shares for share in s if share.empty)
+
+
+def test_a_rollout_has_a_completion_for_each_process():
+    state, config = cases.PPO(batch_size=4).start()
+    state.parallel = Parallel(World(0, 5))
+    with pytest.raises(ValueError, match="ppo: batch_size must be at least the number of processes, 5; got 4"):
+        cases.go_on(cases.PPO(), state, config)
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="a GPU for each process of this machine; got 3 and 2"), joined("cuda"):
+        pass
 
 
 def test_several_processes_need_a_strategy():
