@@ -1,6 +1,6 @@
 """What tests/train/test_distributed.py trains: in one process there, and here in the two that it starts.
 
-    RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python distributed_cases.py FOLDER
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python distributed_cases.py FOLDER [cuda]
 The first process writes what it finds to FOLDER/found.pt.
 """
 
@@ -28,6 +28,7 @@ from primer_fast.train.distributed import distribute, whole
 from primer_fast.train.scoring import RewardError, reward_of_lists
 from primer_fast.train.world import ALONE, joined
 
+device = "cpu"
 END = 0
 # Without biases: the gradient of a key's is 0 but for rounding, which AdamW blows up to whole steps.
 SHAPE = TransformerConfig(vocab=12, context=16, width=16, layers=2, heads=2, bias=False)
@@ -63,7 +64,7 @@ class Supervised:
 
     def start(self, steps=None):
         config = supervised.SupervisedConfig(**{**SMALL, "epochs": 2, "steps": steps, **self.options})
-        return supervised.start(self.make(), config), config
+        return supervised.start(self.make().to(device), config), config
 
     def train(self, state, config, should_stop):
         return supervised.train(state, *images(11), config, test=images(5, seed=1), should_stop=should_stop)
@@ -76,7 +77,7 @@ class Language:
     def start(self):
         options = {**SMALL, "steps": 4, "batch_size": 5, "eval_every": 2, **self.options}
         config = language_model.LanguageModelConfig(**options)
-        return language_model.start(Transformer(self.shape), config), config
+        return language_model.start(Transformer(self.shape).to(device), config), config
 
     def train(self, state, config, should_stop):
         return language_model.train(state, text(), config, should_stop=should_stop)
@@ -85,7 +86,7 @@ class Language:
 class SFT:
     def start(self):
         config = sft.SFTConfig(**SMALL)
-        return sft.start(Transformer(PRE), config), config
+        return sft.start(Transformer(PRE).to(device), config), config
 
     def train(self, state, config, should_stop):
         completions = encode_completions(WORDS, encode, end=END, context=16)
@@ -97,7 +98,7 @@ class Reward:
 
     def start(self):
         config = reward.RewardConfig(**SMALL, margins=True, centring=0.1)
-        return reward.start(RewardModel(dataclasses.replace(PRE, tied=False)), config), config
+        return reward.start(RewardModel(dataclasses.replace(PRE, tied=False)).to(device), config), config
 
     def train(self, state, config, should_stop):
         return reward.train(state, encode_pairs(PAIRS, encode, end=END, context=16), config, should_stop=should_stop)
@@ -109,12 +110,12 @@ class DPO:
 
     def start(self):
         config = dpo.DPOConfig(**SMALL, loss=self.loss)
-        return dpo.start(Transformer(PRE), config), config
+        return dpo.start(Transformer(PRE).to(device), config), config
 
     def train(self, state, config, should_stop):
         pairs = encode_pairs(PAIRS, encode, end=END, context=16)
         torch.manual_seed(0)
-        reference = dpo.reference_log_probs(Transformer(PRE), pairs, config, state.world)
+        reference = dpo.reference_log_probs(Transformer(PRE).to(device), pairs, config, state.world)
         return dpo.train(state, pairs, reference, config, should_stop=should_stop)
 
 
@@ -128,14 +129,13 @@ class PPO:
             "lr": 3e-3, "kl_target": 0.1, "kl_horizon": 50, "whiten_rewards": True, **self.options,
         })  # fmt: skip
         torch.manual_seed(0)
-        return ppo.start(ActorCritic(Transformer(PRE), self.critic), config), config
+        return ppo.start(ActorCritic(Transformer(PRE), self.critic).to(device), config), config
 
     def train(self, state, config, should_stop):
         torch.manual_seed(0)
         prompts = [torch.tensor(p) for p in ([1], [1, 3], [1, 4, 5])]
-        return ppo.train(
-            state, prompts, Transformer(PRE), reward_of_lists(self.reward), config, end=END, should_stop=should_stop
-        )
+        reference, function = Transformer(PRE).to(device), reward_of_lists(self.reward)
+        return ppo.train(state, prompts, reference, function, config, end=END, should_stop=should_stop)
 
 
 CASES = {
@@ -175,7 +175,7 @@ def go_on(case, state, config, stop=None):
 
 def result(state, rows):
     """-> rows, weights and the optimizer's state, all of it."""
-    return rows, {name: whole(t).clone() for name, t in state.model.state_dict().items()}
+    return rows, {name: whole(t).cpu().clone() for name, t in state.model.state_dict().items()}
 
 
 def run(case, world=ALONE, strategy="none"):
@@ -220,7 +220,7 @@ def skipped_steps(world, strategy):
     """float16, and one sample whose gradient overflows. -> the scale and the weights of every process after a step."""
     torch.manual_seed(0)
     config = supervised.SupervisedConfig(batch_size=4, steps=1, precision="float16")
-    state = supervised.start(MLP(MLPConfig((64, 16, 3))), config)
+    state = supervised.start(MLP(MLPConfig((64, 16, 3))).to(device), config)
     before = [p.detach().clone() for p in state.model.parameters()]
     state.parallel = distribute(state.model, state.optimizer, world, strategy)
     inputs, targets = images(4)
@@ -267,7 +267,7 @@ def stopped(case, world, strategy):
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    with joined("cpu") as world:
+    with joined(device) as world:
         found = {}
         gpt = CASES["language-model-post-norm"]
         if world.rank == 0:
@@ -295,4 +295,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    device = sys.argv[2] if len(sys.argv) > 2 else "cpu"
     main(Path(sys.argv[1]))

@@ -39,18 +39,22 @@ def environments(size=2):
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
+def run_processes(count, *arguments):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    started = [subprocess.Popen(command, env=e, stderr=subprocess.PIPE, text=True) for e in environments(count)]
+    try:
+        said = [process.communicate(timeout=400)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * count, "\n".join(said)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Of what the two processes write."""
     folder = tmp_path_factory.mktemp("distributed")
-    command = [sys.executable, str(SCRIPT), str(folder)]
-    pair = [subprocess.Popen(command, env=e, stderr=subprocess.PIPE, text=True) for e in environments()]
-    try:
-        said = [process.communicate(timeout=400)[1] for process in pair]
-    finally:
-        for process in pair:
-            process.kill()
-    assert [process.returncode for process in pair] == [0, 0], "\n".join(said)
+    run_processes(2, folder)
     return folder
 
 
@@ -84,6 +88,19 @@ def test_two_processes_train_as_one(found, name, strategy):
     first, second = found[strategy, name]
     assert_equal(first, second)
     assert_same(first, cases.run(cases.CASES[name]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpus_train_as_one(tmp_path, monkeypatch):
+    """Two of them where there are, with nccl; one alone shows that nothing lies on a wrong device."""
+    run_processes(min(2, torch.cuda.device_count()), tmp_path, "cuda")
+    found = torch.load(tmp_path / "found.pt", weights_only=False)
+    monkeypatch.setattr(cases, "device", "cuda")
+    for name, case in cases.CASES.items():
+        (row, *_), _ = cases.run(case)
+        for strategy in ("ddp", "fsdp"):
+            key = "loss" if "loss" in row else "train/loss"
+            assert found[strategy, name][0][0][0][key] == pytest.approx(row[key], rel=1e-3, abs=1e-4), (strategy, name)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
