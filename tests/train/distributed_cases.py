@@ -1,6 +1,6 @@
 """What tests/train/test_distributed.py trains: in one process there, and here in the two that it starts.
 
-    RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python distributed_cases.py FOLDER [cuda]
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python distributed_cases.py FOLDER [cuda | kernels]
 The first process writes what it finds to FOLDER/found.pt.
 """
 
@@ -105,17 +105,19 @@ class Reward:
 
 
 class DPO:
-    def __init__(self, loss):
-        self.loss = loss
+    def __init__(self, loss, shape=PRE, **options):
+        self.loss, self.shape, self.options = loss, shape, options
 
     def start(self):
-        config = dpo.DPOConfig(**SMALL, loss=self.loss)
-        return dpo.start(Transformer(PRE).to(device), config), config
+        config = dpo.DPOConfig(**{**SMALL, "loss": self.loss, **self.options})
+        return dpo.start(Transformer(self.shape).to(device), config), config
 
     def train(self, state, config, should_stop):
         pairs = encode_pairs(PAIRS, encode, end=END, context=16)
+        if self.shape.context < 16:
+            pairs = pairs[pairs.stacked().lengths.view(2, -1).amax(0) <= self.shape.context]
         torch.manual_seed(0)
-        reference = dpo.reference_log_probs(Transformer(PRE).to(device), pairs, config, state.world)
+        reference = dpo.reference_log_probs(Transformer(self.shape).to(device), pairs, config, state.world)
         return dpo.train(state, pairs, reference, config, should_stop=should_stop)
 
 
@@ -156,6 +158,14 @@ CASES = {
     "ppo": PPO(),
     "ppo-shared-critic": PPO("shared", stop_kl=1e-3, accumulate=2),
 }  # fmt: skip
+TINY = dataclasses.replace(PRE, context=8, width=8, layers=1, heads=1)
+KERNELS = {  # few steps: Triton's interpreter runs the kernels
+    "cnn": Supervised(
+        lambda: CNN(CNNConfig((1, 8, 8), channels=(3,), kernel_size=3, hidden=(), classes=3)), steps=1, accumulate=1
+    ),
+    "gpt": Language(TINY, steps=2, batch_size=3, eval_batches=1),
+    "dpo": DPO("sigmoid", TINY, steps=1, accumulate=1),
+}
 DROPOUT = Language(dataclasses.replace(PRE, dropout=0.2))
 
 
@@ -265,16 +275,21 @@ def stopped(case, world, strategy):
     return world.collect(state.step)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, cases: dict) -> None:
     torch.set_num_threads(1)
     with joined(device) as world:
+        if cases is KERNELS:
+            found = {(s, name): run(case, world, s) for name, case in cases.items() for s in ("ddp", "fsdp")}
+            if world.rank == 0:
+                torch.save(found, folder / "found.pt")
+            return
         found = {}
         gpt = CASES["language-model-post-norm"]
         if world.rank == 0:
             halves(gpt, folder / "one", ALONE, "none")
         world.any(False)
         for strategy in ("ddp", "fsdp"):
-            for name, case in CASES.items():
+            for name, case in cases.items():
                 found[strategy, name] = world.collect(run(case, world, strategy))
             found[strategy, "halves"] = halves(gpt, folder / strategy, world, strategy)
             found[strategy, "dropout"] = run(DROPOUT, world, strategy)
@@ -295,5 +310,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    device = sys.argv[2] if len(sys.argv) > 2 else "cpu"
-    main(Path(sys.argv[1]))
+    device = "cuda" if "cuda" in sys.argv[2:] else "cpu"
+    main(Path(sys.argv[1]), KERNELS if "kernels" in sys.argv[2:] else CASES)

@@ -19,7 +19,8 @@ from primer_fast.train import supervised
 from primer_fast.train.distributed import Parallel, distribute
 from primer_fast.train.world import World, joined
 
-pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.usefixtures("plain_path")]
+pytestmark = pytest.mark.xdist_group("distributed")
+plain = pytest.mark.usefixtures("plain_path")
 SCRIPT = Path(__file__).with_name("distributed_cases.py")
 spec = importlib.util.spec_from_file_location("distributed_cases", SCRIPT)
 cases = importlib.util.module_from_spec(spec)
@@ -33,15 +34,18 @@ def free_port():
         return str(s.getsockname()[1])
 
 
-def environments(size=2):
-    common = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+def environments(size, interpreting):
+    common = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET" or interpreting}
     common |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
 def run_processes(count, *arguments):
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    started = [subprocess.Popen(command, env=e, stderr=subprocess.PIPE, text=True) for e in environments(count)]
+    started = [
+        subprocess.Popen(command, env=e, stderr=subprocess.PIPE, text=True)
+        for e in environments(count, "kernels" in arguments)
+    ]
     try:
         said = [process.communicate(timeout=400)[1] for process in started]
     finally:
@@ -81,6 +85,7 @@ def assert_equal(got, want):
     assert all(torch.equal(t, want[1][name]) for name, t in got[1].items())
 
 
+@plain
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", cases.CASES)
 def test_two_processes_train_as_one(found, name, strategy):
@@ -90,6 +95,22 @@ def test_two_processes_train_as_one(found, name, strategy):
     assert_same(first, cases.run(cases.CASES[name]))
 
 
+@pytest.fixture(scope="module")
+def found_by_kernels(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kernels")
+    run_processes(2, folder, "kernels")
+    return torch.load(folder / "found.pt", weights_only=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels run natively: test_gpus_train_as_one")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", cases.KERNELS)
+def test_the_kernels_train_in_two_processes(found_by_kernels, name, strategy):
+    """All ops but for the options of each: conv2d and max_pool2d in the CNN, linear_log_prob in DPO."""
+    assert_same(found_by_kernels[strategy, name], cases.run(cases.KERNELS[name]))
+
+
+@plain
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpus_train_as_one(tmp_path, monkeypatch):
     """Two of them where there are, with nccl; one alone shows that nothing lies on a wrong device."""
@@ -113,6 +134,7 @@ def test_dropout_goes_on_where_each_process_left_it(found, strategy):
     assert_equal(found[strategy, "dropout-halves"], found[strategy, "dropout"])
 
 
+@plain
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("source", ["from one", "from the other"])
 def test_a_checkpoint_of_another_world_or_strategy_loads(found, source, strategy):
@@ -121,6 +143,7 @@ def test_a_checkpoint_of_another_world_or_strategy_loads(found, source, strategy
     assert_same((rows, weights), (whole_rows[2:], whole_weights))
 
 
+@plain
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_one_process_goes_on_from_the_checkpoint_of_two(folder, strategy):
     case = cases.CASES[GPT]
@@ -134,6 +157,7 @@ def test_a_sharded_checkpoint_has_a_part_of_each_process(folder):
     assert path.name == "checkpoint-2" and len(parts) == 2 and max(parts) < 0.7 * sum(parts)
 
 
+@plain
 @pytest.mark.parametrize("damage", ["no state", "short state", "short part", "no parts"])
 def test_a_damaged_sharded_checkpoint_is_named(folder, tmp_path, damage):
     path = tmp_path / "checkpoint-2"
@@ -186,6 +210,7 @@ def test_shares_are_the_batch_and_as_many_for_each(count, accumulate, size):
     assert all(len(range(count)[share.rows]) == 1 for s in shares for share in s if share.empty)
 
 
+@plain
 def test_a_rollout_has_a_completion_for_each_process():
     state, config = cases.PPO(batch_size=4).start()
     state.parallel = Parallel(World(0, 5))
