@@ -3,6 +3,7 @@
 One pair of processes trains everything, since each takes seconds to import torch.
 """
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -102,12 +103,17 @@ def found_by_kernels(tmp_path_factory):
     return torch.load(folder / "found.pt", weights_only=False)
 
 
+@functools.cache
+def by_one_process(name):
+    return cases.run(cases.KERNELS[name])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels run natively: test_gpus_train_as_one")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", cases.KERNELS)
 def test_the_kernels_train_in_two_processes(found_by_kernels, name, strategy):
     """All ops but for the options of each: conv2d and max_pool2d in the CNN, linear_log_prob in DPO."""
-    assert_same(found_by_kernels[strategy, name], cases.run(cases.KERNELS[name]))
+    assert_same(found_by_kernels[strategy, name], by_one_process(name))
 
 
 @plain
