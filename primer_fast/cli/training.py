@@ -219,7 +219,8 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
     model = command.make_model(options, task).to(options.torch_device)
     state = task.start(model, config)
     files = task.files(model)
-    state.parallel = distribute(model, state.optimizer, world, _strategy(options))
+    strategy = "none" if world.store is None else _strategy(options)
+    state.parallel = distribute(model, state.optimizer, world, strategy)
     if world.rank:  # the first process draws its dropout as a single one does
         torch.manual_seed(generator(config.seed, 5, world.rank).initial_seed())
     if options.resume:
