@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype, runs_triton
+from primer_fast import library
+from primer_fast.backend import autocast_dtype, needs_operator, runs_triton
 from primer_fast.functional.activation import apply_plain, check_activation
-from primer_fast.kernels.conv2d import Geometry, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
+from primer_fast.kernels.conv2d import Geometry
 
 Pair = int | tuple[int, int]
 
@@ -14,7 +15,7 @@ Pair = int | tuple[int, int]
 class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, b, geometry, activation, channels_last, options):  # x (N, C, H, W), w (O, C / groups, R, S)
-        y, saved = conv2d_fwd(x, w, b, geometry, activation, True, torch.get_float32_matmul_precision(), channels_last)
+        y, saved = library.conv2d.forward(x, w, b, geometry, activation, channels_last, True)
         ctx.save_for_backward(x, w, b, saved)
         ctx.geometry, ctx.activation, ctx.options = geometry, activation, options
         return y
@@ -22,22 +23,14 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):  # dy as y
         x, w, b, saved = ctx.saved_tensors
-        need_x, need_w, need_b = ctx.needs_input_grad[:3]
+        needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
-            return *_differentiable_grads(x, w, b, ctx, dy), None, None, None, None
-        precision = torch.get_float32_matmul_precision()
-        dx = dw = db = None
-        if need_x:
-            dx = conv2d_bwd_input(dy, saved, x, w, ctx.geometry, ctx.activation, precision)
-        if need_w or need_b:
-            dw, db = conv2d_bwd_weight(
-                dy, saved, x, w, ctx.geometry, ctx.activation, need_w, b.dtype if need_b else None, precision
-            )
-        return dx, dw, db, None, None, None, None
+            return *_differentiable_grads(x, w, b, ctx, dy, needed), None, None, None, None
+        grads = library.conv2d.gradients(dy, saved, x, w, ctx.geometry, ctx.activation, needed)
+        return *grads, None, None, None, None
 
 
-def _differentiable_grads(x, w, b, ctx, dy):
-    needed = ctx.needs_input_grad[:3]
+def _differentiable_grads(x, w, b, ctx, dy, needed):
     inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
     y = conv2d_plain(x, w, b, *ctx.options, activation=ctx.activation)
     grads = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
@@ -90,11 +83,13 @@ def conv2d(
     if bias is not None and bias.stride(0) != 1:
         bias = bias.contiguous()
     channels_last = _is_channels_last(x) or _is_channels_last(weight)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    if needs_operator(x, weight, bias):
+        y = library.conv2d.conv2d(x, weight, bias, *geometry, activation, channels_last, keep)[0]
+    elif keep:
         y = _Conv2d.apply(x, weight, bias, geometry, activation, channels_last, options)
     else:
-        precision = torch.get_float32_matmul_precision()
-        y = conv2d_fwd(x, weight, bias, geometry, activation, False, precision, channels_last)[0]
+        y = library.conv2d.forward(x, weight, bias, geometry, activation, channels_last, False)[0]
     return y[0] if input.dim() == 3 else y
 
 
