@@ -164,12 +164,6 @@ def _check(input, weight, bias, stride, padding, dilation, groups) -> Geometry:
             f"got kernel {reach[0]} x {reach[1]} and input {image[0] + total[0]} x {image[1] + total[1]}"
         )
     size = tuple(n // s + 1 for n, s in zip(room, stride, strict=True))
-    images = input.shape[0] if input.dim() == 4 else 1
-    if images * max(image[0] * image[1], size[0] * size[1]) >= 2**31 - 2**16:
-        raise ValueError(
-            "conv2d: input and output must have fewer than 2**31 - 2**16 pixels; "
-            f"got {images} images of {image[0]} x {image[1]} and {size[0]} x {size[1]}"
-        )
     return Geometry(stride, before, dilation, groups, size)
 
 

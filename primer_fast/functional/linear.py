@@ -1,5 +1,7 @@
 """Differentiable linear layer with bias and activation: checks and reshapes here, math in kernels/linear.py."""
 
+import math
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
@@ -69,7 +71,7 @@ def linear(
     one_axis = weight.dim() == 1
     if one_axis:
         weight, bias = weight[None], None if bias is None else bias.reshape(1)
-    x = input.reshape(input.shape[:-1].numel(), input.shape[-1]) if input.dim() != 2 else input
+    x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
     if bias is not None and bias.stride(0) != 1:
         bias = bias.contiguous()
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))

@@ -145,7 +145,7 @@ def scaled_dot_product_attention(
     if max(D, value.shape[-1]) > 256 or D == 0:
         return scaled_dot_product_attention_plain(query, key, value, **options)
 
-    heads_kv = max(key.shape[-3:-2].numel(), value.shape[-3:-2].numel())
+    heads_kv = max(math.prod(key.shape[-3:-2]), math.prod(value.shape[-3:-2]))
     q = _four_axes(query, lead, H)
     k, v = (_four_axes(t, lead, heads_kv) for t in (key, value))
     B = q.shape[0]
@@ -181,7 +181,7 @@ def _four_axes(t, lead, heads):
     """(..., h, rows, d) -> (B, heads, rows, d), leading axes as one and d adjacent in memory."""
     if t.dim() != 4 or t.shape[:2] != (*lead, heads):
         t = t.expand(*lead, *((heads,) if t.dim() > 2 else ()), *t.shape[-2:])
-        t = t.reshape(lead.numel(), heads, *t.shape[-2:])
+        t = t.reshape(math.prod(lead), heads, *t.shape[-2:])
     return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
@@ -271,7 +271,7 @@ def _check(
     dims = [t.dim() for t in inputs.values()]
     if min(dims) < 2 or query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         raise wrong(ValueError, "query must be (..., H, T, D), key (..., Hk, S, D), value (..., Hk, S, Dv)", shapes())
-    heads, heads_k, heads_v = (t.shape[-3:-2].numel() for t in inputs.values())
+    heads, heads_k, heads_v = (math.prod(t.shape[-3:-2]) for t in inputs.values())
     try:
         lead = torch.broadcast_shapes(*(t.shape[:-3] for t in inputs.values()))
         heads_kv = heads_k if heads_v == 1 else heads_v if heads_k == 1 else heads_k

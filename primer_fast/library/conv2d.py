@@ -9,7 +9,17 @@ from primer_fast.library.register import absent, check_kept, only, operator, pre
 
 
 def forward(x, w, b, geometry, activation, channels_last, keep):
-    """x (N, C, H, W), w (O, C / groups, R, S), b (O,) or None -> y (N, O, P, Q), what the backward needs or None."""
+    """x (N, C, H, W), w (O, C / groups, R, S), b (O,) or None -> y (N, O, P, Q), what the backward needs or None.
+
+    Raises:
+        ValueError: more pixels than the kernels can number. Not asked earlier: a graph would be bound to a largest batch.
+    """
+    (images, _, H, W), (P, Q) = x.shape, geometry.size
+    if images * max(H * W, P * Q) >= 2**31 - 2**16:
+        raise ValueError(
+            "conv2d: input and output must have fewer than 2**31 - 2**16 pixels; "
+            f"got {images} images of {H} x {W} and {P} x {Q}"
+        )
     return conv2d_fwd(x, w, b, geometry, activation, keep, torch.get_float32_matmul_precision(), channels_last)
 
 

@@ -40,6 +40,7 @@ def test_opcheck(sample, device):
         torch.library.opcheck(func, args)
 
 
-def test_every_operator_is_checked(device):
-    seen = {func.name() for sample in SAMPLES for func, _ in calls_of(sample, device)}
-    assert seen == OPERATORS and len(OPERATORS) == 17
+def test_every_operator_is_checked():
+    forward = {f"primer_fast::{sample.op}" for sample in SAMPLES}
+    assert forward < OPERATORS and len(OPERATORS) == 17
+    assert {name.split("_backward")[0] for name in OPERATORS} == forward
