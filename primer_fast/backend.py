@@ -16,9 +16,10 @@ compiling_offline = False  # proof/offline.py: kernels are compiled, not run, fo
 
 def runs_triton(x: Tensor) -> bool:
     """True where the kernels compute ``x``: float32, float16, bfloat16 on a GPU, or a CPU under TRITON_INTERPRET=1."""
-    if x.dtype not in DTYPES or torch._C._are_functorch_transforms_active():
-        return False  # vmap, grad and jvp know PyTorch's operators
-    return x.is_cuda or (x.is_meta and compiling_offline) or (x.device.type == "cpu" and interpreting)
+    if x.dtype not in DTYPES:
+        return False
+    here = x.is_cuda or (interpreting and x.device.type == "cpu") or (compiling_offline and x.is_meta)
+    return here and not torch._C._are_functorch_transforms_active()  # vmap, grad and jvp know PyTorch's operators
 
 
 _EAGER = frozenset({Tensor, torch.nn.Parameter, type(None)})
@@ -38,6 +39,8 @@ def needs_operator(*tensors: Tensor | None) -> bool:
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that a matrix product of ``x`` runs in under torch.autocast; None where autocast leaves it alone."""
     device = x.device.type
-    if x.is_meta or not torch.is_autocast_enabled(device) or x.dtype is torch.float64 or not x.is_floating_point():
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    if x.dtype is torch.float64 or not x.is_floating_point():
         return None
     return torch.get_autocast_dtype(device)

@@ -68,15 +68,16 @@ def conv2d(
     Source: the layer of learned kernels that a convolutional network slides over its image.
     """
     check_activation("conv2d", activation)
-    for name, t in (("input", input), ("weight", weight), ("bias", bias)):
-        if not isinstance(t, Tensor) and (t is not None or name != "bias"):
-            raise TypeError(f"conv2d: {name} must be a tensor; got {type(t).__name__}")
-    dtype = autocast_dtype(input)
-    if dtype is not None:
-        input, weight, bias = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (input, weight, bias))
-    geometry = _check(input, weight, bias, stride, padding, dilation, groups)
     options = stride, padding, dilation, groups
-    if not runs_triton(input) or input.numel() == 0 or weight.numel() == 0:
+    if isinstance(input, Tensor) and not runs_triton(input):
+        try:
+            return conv2d_plain(input, weight, bias, *options, activation=activation)
+        except (RuntimeError, TypeError, ValueError):  # checked only now: a small image costs less than the checks
+            _check(*_prepare(input, weight, bias), *options)
+            raise
+    input, weight, bias = _prepare(input, weight, bias)
+    geometry = _check(input, weight, bias, *options)
+    if input.numel() == 0 or weight.numel() == 0:
         return conv2d_plain(input, weight, bias, *options, activation=activation)
 
     x = input[None] if input.dim() == 3 else input
@@ -106,6 +107,17 @@ def conv2d_plain(
 ) -> Tensor:
     """The same through torch's own operators."""
     return apply_plain(torch_F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)
+
+
+def _prepare(input, weight, bias):
+    """-> the three in autocast's dtype, once they are known to be tensors."""
+    for name, t in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(t, Tensor) and (t is not None or name != "bias"):
+            raise TypeError(f"conv2d: {name} must be a tensor; got {type(t).__name__}")
+    dtype = autocast_dtype(input)
+    if dtype is None:
+        return input, weight, bias
+    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in (input, weight, bias)]
 
 
 def _pair(name, value, least):

@@ -97,7 +97,9 @@ def embedding_plain(
     if position is None:
         return y
     if position_ids is None:
-        return y + position[: input.shape[-1]]
+        length = input.shape[-1]
+        whole = not torch.compiler.is_compiling() and position.shape[0] == length  # a graph would be bound to it
+        return y + (position if whole else position[:length])
     return y + torch_F.embedding(position_ids, position)
 
 

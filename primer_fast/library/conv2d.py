@@ -12,7 +12,7 @@ def forward(x, w, b, geometry, activation, channels_last, keep):
     """x (N, C, H, W), w (O, C / groups, R, S), b (O,) or None -> y (N, O, P, Q), what the backward needs or None.
 
     Raises:
-        ValueError: more pixels than the kernels can number. Not asked earlier: a graph would be bound to a largest batch.
+        ValueError: more pixels than the kernels can number. Asked here, lest a graph be bound to a largest batch.
     """
     (images, _, H, W), (P, Q) = x.shape, geometry.size
     if images * max(H * W, P * Q) >= 2**31 - 2**16:
