@@ -288,3 +288,17 @@ def test_offsets_pass_two_to_the_31():
     with launch.assume_chip("sm_80"):
         y = F.linear_log_prob(x, w, t)
     assert worst(exact(y), linear_log_prob(exact(x), exact(w), t.cpu().numpy())) < 1e-5
+
+
+def test_a_target_outside_gives_nan_on_pytorchs_operators_too(plain_path):
+    x, w = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3)
+    t = torch.tensor([4, 5, 0, -1])
+    for target in (t, t[::2]):
+        rows = x[: len(target)]
+        y = F.linear_log_prob(rows, w, target, temperature=2.0)
+        (dx,) = torch.autograd.grad(y, rows, torch.ones_like(y))
+        inside = (target >= 0) & (target < 5)
+        z = ((rows @ w.T) / 2).log_softmax(-1)
+        want = z[torch.arange(len(target)), target.clamp(0, 4)]
+        torch.testing.assert_close(y, torch.where(inside, want, torch.nan), equal_nan=True)
+        assert torch.equal(dx.isnan().any(dim=1), ~inside)

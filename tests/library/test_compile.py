@@ -230,6 +230,19 @@ def test_fake_tensors_and_make_fx_see_the_operators(sample, device):
         assert f"primer_fast::{sample.op}" in operators_of(graph)
 
 
+class Named(torch.Tensor):
+    """A subclass without any behaviour of its own."""
+
+
+@pytest.mark.parametrize("sample", SOME, ids=str)
+def test_subclasses_give_what_tensors_give(sample, device):
+    want = run(sample.call, sample.make(device))
+    tensors = [t.detach().as_subclass(Named).requires_grad_(t.requires_grad) for t in sample.make(device)]
+    got = run(sample.call, tensors)
+    assert all(type(t) is Named for t in got[: len(want)])
+    same([t.as_subclass(torch.Tensor) for t in got], want)
+
+
 def test_vmap_inside_of_a_graph(device):
     x, w, t = torch.randn(3, 2, 4, device=device), torch.randn(5, 4, device=device), torch.tensor([1, 4], device=device)
 

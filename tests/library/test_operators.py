@@ -22,7 +22,7 @@ class Recorder(TorchDispatchMode):
 
 
 def calls_of(sample, device):
-    """Forward and backward operator calls of a sample, and which of the tensors wanted gradients."""
+    """Forward and backward operator calls of a sample."""
     torch.manual_seed(0)
     with Recorder() as recorder:
         run(sample.call, sample.make(device))
@@ -38,6 +38,13 @@ def test_opcheck(sample, device):
         if "backward" in func.name():  # has no derivative of its own
             args = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in args)
         torch.library.opcheck(func, args)
+
+
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if s.why in ("no gradient", "decoding")], ids=str)
+def test_without_gradients_nothing_is_kept(sample, device):
+    ((func, args),) = calls_of(sample, device)
+    if sample.op != "linear_log_prob":  # whose log-sum-exp comes for free
+        assert all(kept.numel() == 0 for kept in func(*args)[1:])
 
 
 def test_every_operator_is_checked():
