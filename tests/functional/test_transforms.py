@@ -6,6 +6,7 @@ from torch.func import grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from primer_fast import functional as F
+from primer_fast.functional import logits
 
 
 def floats(*shapes):
@@ -72,6 +73,14 @@ def gradients(function, arguments):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_vmap_equals_a_loop(name, device):
+    function, arguments, in_dims = arrange(name)
+    got = vmap(function, in_dims)(*arguments)
+    torch.testing.assert_close(got, each(function, arguments, in_dims), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear_log_prob", "linear_cross_entropy"])
+def test_logits_that_would_be_made_in_chunks(name, plain_path, monkeypatch):
+    monkeypatch.setattr(logits, "PLAIN_BYTES", 0)
     function, arguments, in_dims = arrange(name)
     got = vmap(function, in_dims)(*arguments)
     torch.testing.assert_close(got, each(function, arguments, in_dims), rtol=1e-5, atol=1e-5)

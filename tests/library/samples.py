@@ -83,13 +83,13 @@ def _attention(why, make, **options):
 
 
 def _masked(device):
-    q, k, v = floats((2, 4, 5, 8), (2, 2, 6, 8), (2, 2, 6, 16))(device)
-    return [q, k, v, torch.arange(60, device=device).view(2, 1, 5, 6) % 3 > 0]
+    q, k, v = floats((1, 2, 5, 8), (1, 1, 6, 8), (1, 1, 6, 16))(device)
+    return [q, k, v, torch.arange(30, device=device).view(1, 1, 5, 6) % 3 > 0]
 
 
 def _lengths(device):
     numbers = [torch.tensor(n, device=device) for n in ([6, 3], [1, 0])]
-    return [*floats((2, 2, 5, 8), (2, 2, 6, 8), (2, 2, 6, 8))(device), *numbers]
+    return [*floats((2, 1, 5, 8), (2, 1, 6, 8), (2, 1, 6, 8))(device), *numbers]
 
 
 def _log_prob(why, make, **options):
@@ -106,7 +106,7 @@ def _cross_entropy(why, make, **options):
     return Sample("linear_cross_entropy", why, call, make)
 
 
-QKV = ((1, 2, 5, 8), (1, 2, 6, 8), (1, 2, 6, 8))
+QKV = ((1, 1, 5, 8), (1, 1, 6, 8), (1, 1, 6, 8))
 SAMPLES = [
     _linear("bias, gelu", floats((4, 3), (5, 3), (5,)), activation="gelu"),
     _linear("relu, from the output", floats((4, 3), (5, 3), (5,), dtype=BF16), activation="relu"),
@@ -115,11 +115,11 @@ SAMPLES = [
     _linear("bias alone", floats((4, 3), (5, 3), (5,), dtype=HALF, frozen=(0, 1)), activation="tanh"),
     _linear("no rows", floats((0, 3), (5, 3), (5,))),
     _linear("no gradient", floats((4, 3), (5, 3), (5,), frozen=(0, 1, 2)), activation="gelu"),
-    _conv2d("gelu", floats((2, 3, 6, 5), (4, 3, 3, 2), (4,)), 1, 1, activation="gelu"),
+    _conv2d("gelu", floats((1, 2, 5, 4), (4, 2, 3, 2), (4,)), 1, 1, activation="gelu"),
     _conv2d("strided, channels_last", arranged(channels_last, (2, 3, 6, 5), (4, 3, 3, 2), (4,), dtype=HALF), 2, 1,
             activation="relu"),
     _conv2d("1 x 1, channels_last", arranged(channels_last, (2, 3, 4, 4), (4, 3, 1, 1), (4,)), activation="silu"),
-    _conv2d("depthwise", floats((1, 4, 5, 5), (4, 1, 3, 3), frozen=(0,)), groups=4),
+    _conv2d("depthwise", floats((1, 2, 4, 4), (2, 1, 3, 3), frozen=(0,)), groups=2),
     _conv2d("unbatched, gaps", arranged(lambda t: t[:, :, ::2], (3, 5, 8), (2, 3, 2, 2), (2,)), padding="same"),
     _conv2d("no gradient", floats((1, 3, 4, 4), (2, 3, 3, 3), frozen=(0, 1))),
     _pool("2 x 2", floats((2, 3, 4, 6)), 2),
@@ -148,7 +148,7 @@ SAMPLES = [
     _attention("causal", floats(*QKV), is_causal=True),
     _attention("queries alone", floats(*QKV, frozen=(1, 2), dtype=HALF), causal_offset=1),
     _attention("values alone", floats(*QKV, frozen=(0, 1))),
-    _attention("heads after tokens", arranged(lambda t: t.transpose(1, 2), (1, 5, 2, 8), *QKV[1:]),
+    _attention("heads after tokens", arranged(lambda t: t.transpose(1, 2), (1, 5, 2, 8), (1, 2, 6, 8), (1, 2, 6, 8)),
                window=2, softcap=3),
     Sample("scaled_dot_product_attention", "mask, grouped heads",
            lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m, enable_gqa=True), _masked),
