@@ -110,6 +110,9 @@ def conv2d_plain(
     activation: str | None = None,
 ) -> Tensor:
     """The same through torch's own operators."""
+    if dilation != 1 and 1 in weight.shape[2:]:  # of a single tap it means nothing, and in float16 oneDNN crashes on it
+        pair = _pair("dilation", dilation, 1)
+        dilation = tuple(1 if k == 1 else d for k, d in zip(weight.shape[2:], pair, strict=True))
     return apply_plain(torch_F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)
 
 
