@@ -14,7 +14,7 @@ import tyro
 
 from primer_fast.cli.compare_torch import Comparison
 from primer_fast.cli.console import Display, Interruption, summary
-from primer_fast.cli.run_folder import RunFolder
+from primer_fast.cli.run_folder import RunFolder, WriteError, writing
 from primer_fast.cli.tasks import Task
 from primer_fast.train.common import TrainState, pack, unpack
 from primer_fast.train.scoring import RewardError
@@ -104,7 +104,7 @@ def main(command: Command, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (FloatingPointError, RewardError) as error:
+    except (FloatingPointError, RewardError, WriteError) as error:
         print(f"primer-fast {command.name}: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -148,6 +148,7 @@ def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
         ValueError, OSError: what the options name cannot be used; says what and why.
         FloatingPointError: training diverged; the last checkpoint is kept.
         RewardError: a reward could not be had; the state of before it is saved.
+        WriteError: a file of the run cannot be written; the last checkpoint is kept.
     """
     config, folder = options.train, RunFolder(command.folder(options), command.name)
     if options.resume and options.overwrite:
@@ -161,11 +162,17 @@ def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
     torch.manual_seed(config.seed)
     model = command.make_model(options, task).to(device)
     state = task.start(model, config)
+    with folder.held():
+        return _run(command, options, display, folder, task, model, state)
+
+
+def _run(command, options, display, folder: RunFolder, task: Task, model: torch.nn.Module, state: TrainState) -> Outcome:
+    config = options.train
     if options.resume:
         _restore(folder, state)
     else:
         folder.begin(_to_json(options), overwrite=options.overwrite)
-        folder.write_files(task.files(model))
+    folder.write_files(task.files(model), keep=options.resume)
 
     steps = task.steps(config)
     comparison = Comparison(state, task, config) if options.compares else None
@@ -188,9 +195,9 @@ def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
                     display.print(remark)
             if state.step < steps:
                 save()
-    except FloatingPointError as error:
+    except (FloatingPointError, WriteError) as error:
         kept = f"the checkpoint in {folder.path} is of an earlier step and kept" if folder.checkpoint.exists() else ""
-        raise FloatingPointError(f"{error}; {kept or 'no checkpoint had been written yet'}") from error
+        raise type(error)(f"{error}; {kept or 'no checkpoint had been written yet'}") from error
     except RewardError as error:
         save()
         raise RewardError(f"{error}; the run is saved as of step {state.step}: --resume goes on from there") from error
@@ -203,7 +210,8 @@ def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
     rows = folder.rows()
     seconds = sum(row["train/seconds"] for row in rows)
     result = f"{task.describe(model, config)}; trained in {seconds:.1f} s"
-    pictures = task.draw(folder.path, model, config, rows)
+    with writing(folder.path):
+        pictures = task.draw(folder.path, model, config, rows)
     standing = [folder.config.name, *task.files(model)]
     files = [*standing, folder.metrics.name, folder.checkpoint.name, folder.weights.name, *pictures]
     display.print(f"{folder.path}: {', '.join(files)}")
