@@ -19,7 +19,7 @@ from primer_fast.cli import align_data, align_plots, align_report
 from primer_fast.cli.align_data import Material
 from primer_fast.cli.align_stages import Result, align
 from primer_fast.cli.console import Display
-from primer_fast.cli.run_folder import RunFolder, write_text
+from primer_fast.cli.run_folder import RunFolder, WriteError, write_text, writing
 from primer_fast.data.preferences import load_lexicon, read_preferences, read_ratings
 from primer_fast.data.text import load_text
 from primer_fast.train.dpo import DPOConfig
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the command again to start anew", file=sys.stderr)
         return 130
-    except FloatingPointError as error:
+    except (FloatingPointError, WriteError) as error:
         print(f"primer-fast align: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -145,10 +145,15 @@ def load_material(options: Options) -> Material:
     texts = {"tokenizer": options.tokenizer, "context": options.context}
     rated = {"pairs": options.pairs, "minimum_gap": options.minimum_gap}
     running_text = None if options.text is None else load_text(options.text)
-    if options.preferences is not None:
-        return align_data.pairs(read_preferences(options.preferences), running_text, **texts, **shared)
-    if options.ratings != LEXICON:
-        return align_data.sentences(read_ratings(options.ratings), running_text, **texts, **rated, **shared)
+    source = options.preferences or options.ratings
+    if source != LEXICON:
+        read = (read_ratings if options.preferences is None else read_preferences)(source)
+        try:
+            if options.preferences is not None:
+                return align_data.pairs(read, running_text, **texts, **shared)
+            return align_data.sentences(read, running_text, **texts, **rated, **shared)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
     if options.text is not None:
         raise ValueError("--text is for sentences: give --ratings FILE or --preferences FILE with it")
     return align_data.words(load_lexicon(), **rated, **shared)
@@ -160,14 +165,21 @@ def run(options: Options, display: Display) -> Result:
     Raises:
         ValueError, OSError: what the options name cannot be used; says what and why.
         FloatingPointError: a training diverged.
+        WriteError: a file cannot be written.
     """
     began = time.perf_counter()
     torch.manual_seed(options.seed)
     material = load_material(options)
     folder = RunFolder(options.out, "align")
-    folder.begin(json.loads(json.dumps(dataclasses.asdict(options), default=str)), overwrite=True)
-    result = align(material, options, display)
-    write_text(options.out / "results.json", json.dumps(result.to_json(), indent=2) + "\n")
-    align_plots.draw(options.out, result)
-    write_text(options.out / "index.html", align_report.page_of(options.out, result, time.perf_counter() - began))
+    with folder.held():
+        folder.begin(json.loads(json.dumps(dataclasses.asdict(options), default=str)), overwrite=True)
+        result = align(material, options, display)
+        _report(options, result, began)
     return result
+
+
+def _report(options: Options, result: Result, began: float) -> None:
+    write_text(options.out / "results.json", json.dumps(result.to_json(), indent=2) + "\n")
+    with writing(options.out):
+        align_plots.draw(options.out, result)
+    write_text(options.out / "index.html", align_report.page_of(options.out, result, time.perf_counter() - began))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 import primer_fast
@@ -34,6 +35,7 @@ _REMEDIES = {
     errno.EFBIG: "raise the limit of the size of files", errno.EROFS: "choose an --out that can be written to",
     errno.EACCES: "choose an --out that can be written to", errno.EPERM: "choose an --out that can be written to",
     errno.ENOENT: "its folder is gone; choose another --out",
+    errno.ENOTDIR: "a part of this path is a file; choose another --out",
 }  # fmt: skip
 
 
@@ -99,8 +101,9 @@ class RunFolder:
                 os.close(descriptor)
                 return None
             if _same_file(descriptor, self.lock):  # not one that its holder has just removed
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+                with contextlib.suppress(OSError):  # a full disk is the next writer's to report
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                 return descriptor
             os.close(descriptor)
 
@@ -260,3 +263,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: no such file") from error
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or a truncated or damaged one ({error})") from error
+    except OSError as error:  # a folder, a device, a file that may not be read
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """``model.load_state_dict``; ValueError in one line, which begins with ``what``, if they do not fit."""
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        wrong = [line.strip() for line in str(error).splitlines()[1:]]
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ValueError(f"{what} ({wrong[0][:200] if wrong else error}{more})") from error

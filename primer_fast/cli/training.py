@@ -14,6 +14,7 @@ import tyro
 
 from primer_fast.cli.compare_torch import Comparison
 from primer_fast.cli.console import Display, Interruption, summary
+from primer_fast.cli.option_types import misfit
 from primer_fast.cli.run_folder import RunFolder, WriteError, writing
 from primer_fast.cli.tasks import Task
 from primer_fast.train.common import TrainState, pack, unpack
@@ -166,7 +167,9 @@ def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
         return _run(command, options, display, folder, task, model, state)
 
 
-def _run(command, options, display, folder: RunFolder, task: Task, model: torch.nn.Module, state: TrainState) -> Outcome:
+def _run(
+    command, options, display, folder: RunFolder, task: Task, model: torch.nn.Module, state: TrainState
+) -> Outcome:
     config = options.train
     if options.resume:
         _restore(folder, state)
@@ -239,6 +242,9 @@ def _to_json(options: TrainOptions) -> dict:
 def _from_json(command: Command, values: dict, folder: Path) -> TrainOptions:
     """Inverse of ``_to_json``: the options that a run was begun with."""
     try:
+        wrong = misfit(command.options, values) or misfit(command.config, values["train"])
+        if wrong:
+            raise ValueError(wrong)
         train = {key: tuple(v) if isinstance(v, list) else v for key, v in values["train"].items()}
         rest = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key != "train"}
         return command.options(train=command.config(**train), **rest)

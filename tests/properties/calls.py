@@ -174,7 +174,9 @@ def agree(op: str, arguments: dict[str, Any], reference, path: str, *, terms: in
     assert got.tensors.keys() == want.tensors.keys(), f"{got.tensors.keys()}, {want.tensors.keys()}"
     for name, t in got.tensors.items():
         plain, exactly = want.tensors[name], truth.tensors[name]
-        assert t.shape == plain.shape and t.dtype == plain.dtype, f"{name}: {t.shape} {t.dtype}, {plain.shape} {plain.dtype}"
+        assert t.shape == plain.shape and t.dtype == plain.dtype, (
+            f"{name}: {t.shape} {t.dtype}, {plain.shape} {plain.dtype}"
+        )
         if not t.is_floating_point():
             assert torch.equal(t, plain), name
             continue

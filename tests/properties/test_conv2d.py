@@ -1,7 +1,7 @@
 import pytest
 import torch
 from hypothesis import strategies as st
-from properties.calls import FLOATS, PATHS, explore, near, not_a_tensor, product, rarely, tensors
+from properties.calls import FLOATS, PATHS, explore, near, not_a_tensor, rarely, tensors
 from properties.test_linear import ACTIVATION
 
 
@@ -30,7 +30,9 @@ def calls(draw, path):
         "weight": draw(tensors(near(draw, (out, channels // groups, *kernel)), rarely(draw, dtype, torch.float32))),
         "bias": draw(tensors(near(draw, (out,)), dtype)) if draw(st.booleans()) else None,
         "stride": rarely(draw, draw(pairs(st.integers(1, 3))), *WRONG_PAIRS),
-        "padding": rarely(draw, draw(st.one_of(pairs(st.integers(0, 3)), st.sampled_from(["same", "valid"]))), *WRONG_PAIRS, "Same"),
+        "padding": rarely(
+            draw, draw(st.one_of(pairs(st.integers(0, 3)), st.sampled_from(["same", "valid"]))), *WRONG_PAIRS, "Same"
+        ),
         "dilation": rarely(draw, draw(pairs(st.sampled_from([1, 1, 1, 2, 3]))), *WRONG_PAIRS),
         "groups": rarely(draw, groups, 0, -1, 2, 4, 1.0, None, True, "1"),
         "activation": rarely(draw, draw(st.sampled_from([None, None, *ACTIVATION])), "swish"),

@@ -18,7 +18,9 @@ def calls(draw, path):
     arguments = {
         "input": draw(tensors(shape, of_ids, (0 if high == rows else -1, high))),
         "weight": draw(tensors(near(draw, (rows, width)), rarely(draw, dtype, torch.int64, torch.float32))),
-        "padding_idx": rarely(draw, draw(st.sampled_from([None, 0, -1, rows - 1, -rows])), rows, -rows - 1, 1.0, True, "x"),
+        "padding_idx": rarely(
+            draw, draw(st.sampled_from([None, 0, -1, rows - 1, -rows])), rows, -rows - 1, 1.0, True, "x"
+        ),
         "position": None,
         "position_ids": None,
     }

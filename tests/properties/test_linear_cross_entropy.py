@@ -14,7 +14,9 @@ def calls(draw, path):
     arguments = {
         "input": draw(tensors((*lead, width), rarely(draw, dtype, torch.int64))),
         "linear_weight": draw(tensors(near(draw, (classes, width)), rarely(draw, dtype, torch.float32))),
-        "target": draw(tensors(near(draw, lead), rarely(draw, torch.int64, torch.int32, torch.float32), (0, high), False)),
+        "target": draw(
+            tensors(near(draw, lead), rarely(draw, torch.int64, torch.int32, torch.float32), (0, high), False)
+        ),
         "linear_bias": draw(tensors(near(draw, (classes,)), dtype)) if draw(st.booleans()) else None,
         "reduction": rarely(draw, draw(st.sampled_from(["mean", "sum", "none"])), "max", None, 1),
         "ignore_index": rarely(draw, draw(st.sampled_from([-100, 0, 1, -1])), 1.0, "x", True),

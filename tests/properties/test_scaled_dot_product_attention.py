@@ -31,13 +31,17 @@ def calls(draw, path):
     if draw(st.integers(0, 3)) == 0:
         mask = draw(st.sampled_from([(T, S), (1, S), (T, 1), (*of_query, T, S), (*(1,) * len(of_query), T, S)]))
         kind = rarely(draw, draw(st.sampled_from([torch.bool, dtype])), torch.int64, torch.float16)
-        arguments["attn_mask"] = draw(tensors(near(draw, mask), kind, (0, 2) if kind == torch.bool else "normal", False))
+        arguments["attn_mask"] = draw(
+            tensors(near(draw, mask), kind, (0, 2) if kind == torch.bool else "normal", False)
+        )
     if draw(st.integers(0, 3)) == 0:
         arguments["window"] = rarely(draw, draw(st.integers(1, 9)), 0, -1, 2.0, True, "x")
     if draw(st.integers(0, 3)) == 0:
         arguments["softcap"] = rarely(draw, draw(st.sampled_from([1.5, 20.0, 3])), 0, -1.0, "x", math.nan)
     if draw(st.integers(0, 3)) == 0:
-        of_lengths = tensors(near(draw, (count,)), rarely(draw, torch.int64, torch.int32, torch.float32), (0, S + 2), False)
+        of_lengths = tensors(
+            near(draw, (count,)), rarely(draw, torch.int64, torch.int32, torch.float32), (0, S + 2), False
+        )
         arguments["key_lengths"] = rarely(draw, draw(of_lengths), 2, [2])
     if draw(st.integers(0, 3)) == 0:
         of_offsets = tensors(draw(st.sampled_from([(count,), ()])), torch.int64, (-3, 4), False)
@@ -67,7 +71,9 @@ def reference(
     del of_torch
     count = math.prod(query.shape[:-3])
     for numbers in (key_lengths, causal_offset):
-        if isinstance(numbers, torch.Tensor) and numbers.numel() not in ((count,) if numbers is key_lengths else (1, count)):
+        if isinstance(numbers, torch.Tensor) and numbers.numel() not in (
+            (count,) if numbers is key_lengths else (1, count)
+        ):
             raise ValueError("one a sequence")
     q, k, v = query, key, value
     if enable_gqa and q.dim() > 2:
@@ -79,7 +85,9 @@ def reference(
     i, j = torch.arange(T, device=q.device)[:, None], torch.arange(S, device=q.device)
     visible = torch.ones(T, S, dtype=torch.bool, device=q.device)
     if causal_offset is not None:
-        offset = causal_offset if isinstance(causal_offset, int) or causal_offset.numel() == 1 else spread(causal_offset, q)
+        offset = (
+            causal_offset if isinstance(causal_offset, int) or causal_offset.numel() == 1 else spread(causal_offset, q)
+        )
         i = i + (offset.reshape(()) if isinstance(offset, torch.Tensor) and offset.numel() == 1 else offset)
     causal = is_causal or causal_offset is not None
     if causal:
