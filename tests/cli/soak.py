@@ -31,6 +31,11 @@ SETTINGS = {  # command -> its arguments besides --out, in a folder that ``prepa
     "ppo": "train ppo --prompts prompts.txt --model base --reward rewards:length --max-new-tokens 6 --steps 10"
     " --batch-size 8 --log-every 1 --lr 0.003",
 }
+BASE = (
+    "train gpt --data letters.txt --out base --width 16 --layers 1 --heads 2 --context 12 --batch-size 4 --steps 2"
+    " --sample-tokens 0"
+)
+PICTURES = ("curves", "attention", "positions", "embeddings", "confusion_matrix", "decision_surface", "mistakes")
 
 
 class Axe:
@@ -144,7 +149,7 @@ def differences(ours: dict, theirs: dict) -> list[str]:
     return sorted(n for n in names if n not in ours or n not in theirs or not same(bits(ours[n]), bits(theirs[n])))
 
 
-def prepare() -> None:
+def write_inputs() -> None:
     """What the commands are run on, in the current folder."""
     Path("words.txt").write_text("the cat sat on the mat, and the rat sat on the cat.\n" * 60)
     rows = [
@@ -154,10 +159,12 @@ def prepare() -> None:
     Path("prompts.txt").write_text("go\na\n")
     Path("rewards.py").write_text("def length(prompts, completions):\n    return [len(c) for c in completions]\n")
     Path("letters.txt").write_text("abcdefghijklmnopqrstuvwxyz go\n" * 20)
-    argv = (
-        "train gpt --data letters.txt --out base --width 16 --layers 1 --heads 2 --context 12 --batch-size 4 --steps 2"
-    )
-    assert child(argv.split(), output=Path("base.log"))[0] == 0, Path("base.log").read_text()
+
+
+def prepare() -> None:
+    """The inputs, and the model that the procedures on completions begin with."""
+    write_inputs()
+    assert child(BASE.split(), output=Path("base.log"))[0] == 0, Path("base.log").read_text()
 
 
 def without_pictures() -> None:
@@ -165,15 +172,7 @@ def without_pictures() -> None:
     from primer_fast.cli import cnn_plots, gpt_plots, plots, preference_plots
 
     for module in (plots, gpt_plots, cnn_plots, preference_plots):
-        for name in (
-            "curves",
-            "attention",
-            "positions",
-            "embeddings",
-            "confusion_matrix",
-            "decision_surface",
-            "mistakes",
-        ):
+        for name in PICTURES:
             if hasattr(module, name):
                 setattr(module, name, lambda *_, **__: None)
 

@@ -1,7 +1,8 @@
 """Drawn calls of an op, right and wrong ones, and that the op does with each what torch's operators do.
 
-A call is a dict of arguments; its tensors are drawn as descriptions, which hypothesis prints and makes simpler. CI draws
-the same calls every time; ``PRIMER_FAST_EXPLORE=100 pytest tests/properties`` draws a hundred times as many, new ones.
+A call is a dict of arguments; its tensors are drawn as descriptions, which hypothesis prints and makes simpler. CI
+draws the same calls every time; ``PRIMER_FAST_EXPLORE=100 pytest tests/properties`` draws new ones, a hundred times as
+many.
 """
 
 import contextlib
