@@ -115,8 +115,7 @@ class RunFolder:
         """Make the folder for a new run; an earlier run of the same command goes if ``overwrite`` says so."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: is a file, not a folder; choose another --out")
-        leftovers = {self.lock.name, self.config.name + TEMPORARY}  # of a run that was killed before it had begun
-        if self.path.is_dir() and any(file.name not in leftovers for file in self.path.iterdir()):
+        if not self.is_new():
             self.read_options()  # raises for what is not a run of this command
             if not overwrite:
                 state = "a finished run" if self.weights.exists() else "an unfinished run"
@@ -133,6 +132,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         content = {"command": self.command, "primer_fast": primer_fast.__version__, "options": options}
         write_text(self.config, json.dumps(content, indent=2) + "\n")
+
+    def is_new(self) -> bool:
+        """Whether nothing is there, or what a run has left that was killed before it had begun."""
+        leftovers = {self.lock.name, self.config.name + TEMPORARY}
+        return not self.path.is_dir() or all(file.name in leftovers for file in self.path.iterdir())
 
     def write_files(self, files: dict[str, str], *, keep: bool = False) -> None:
         """Write text files into the folder, name -> content; ``keep``: only those that are not there."""
@@ -193,10 +197,10 @@ class RunFolder:
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         return read_safetensors(self.checkpoint)
 
-    def save_weights(self, state_dict: dict[str, Tensor]) -> None:
+    def save_weights(self, state_dict: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
         self._must_be_there()
         tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state_dict.items()}
-        write_bytes(self.weights, safetensors.torch.save(tensors, {"format": "pt"}))
+        write_bytes(self.weights, safetensors.torch.save(tensors, {"format": "pt"} | (metadata or {})))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -135,7 +135,7 @@ def _check(input, weight, bias, stride, padding, dilation, groups) -> Geometry:
     if not isinstance(groups, int) or isinstance(groups, bool):
         raise TypeError(f"conv2d: groups must be an int; got {groups!r}")
     channels, out_channels = input.shape[-3], weight.shape[0]
-    if groups < 1 or out_channels % groups or weight.shape[1] * groups != channels:
+    if groups < 1 or out_channels % groups or out_channels < groups or weight.shape[1] * groups != channels:
         raise ValueError(
             "conv2d: groups must divide the output channels, and weight have 1 / groups of the input's channels; "
             f"got groups {groups}, input {tuple(input.shape)} and weight {tuple(weight.shape)}"

@@ -19,8 +19,17 @@ import safetensors
 import torch
 import torch._dynamo  # which the first optimizer imports, a second of work
 
-from primer_fast.cli import main, run_folder, train_dpo, train_gpt, train_mlp, train_ppo  # noqa: F401, for the children
+from primer_fast.cli import (  # those that are not named below are imported for the children
+    align,
+    main,
+    run_folder,
+    train_dpo,  # noqa: F401
+    train_gpt,  # noqa: F401
+    train_mlp,  # noqa: F401
+    train_ppo,  # noqa: F401
+)
 from primer_fast.cli.run_folder import RunFolder
+from primer_fast.data.preferences import RatedText
 
 TIMES = ("seconds", "per_second")
 SETTINGS = {  # command -> its arguments besides --out, in a folder that ``prepare`` filled
@@ -30,6 +39,9 @@ SETTINGS = {  # command -> its arguments besides --out, in a folder that ``prepa
     "dpo": "train dpo --data pairs.jsonl --model base --steps 20 --batch-size 8 --log-every 1 --lr 0.003",
     "ppo": "train ppo --prompts prompts.txt --model base --reward rewards:length --max-new-tokens 6 --steps 10"
     " --batch-size 8 --log-every 1 --lr 0.003",
+    "align": "align --width 16 --layers 1 --heads 2 --pairs 60 --samples 40 --points 2 --point-samples 20 --betas 0.5 2"
+    " --sft.steps 20 --sft.batch-size 16 --sft.log-every 2 --reward.steps 6 --reward.batch-size 16 --reward.log-every 1"
+    " --ppo.steps 4 --ppo.batch-size 16 --dpo.steps 6 --dpo.batch-size 16 --dpo.lr 0.001",
 }
 BASE = (
     "train gpt --data letters.txt --out base --width 16 --layers 1 --heads 2 --context 12 --batch-size 4 --steps 2"
@@ -125,6 +137,8 @@ def contents(folder: Path) -> dict:
         elif path.name == "metrics.jsonl":
             rows = map(json.loads, path.read_text().splitlines())
             found[name] = [{k: v for k, v in row.items() if not k.endswith(TIMES)} for row in rows]
+        elif path.suffix == ".html":  # names its folder
+            found[name] = path.read_text().replace(f"{folder.name}/", "OUT/")
         else:
             found[name] = path.read_bytes()
     return found
@@ -177,12 +191,27 @@ def without_pictures() -> None:
                 setattr(module, name, lambda *_, **__: None)
 
 
+def tiny_align() -> None:
+    """A small lexicon, no pictures, and a clock that stands: its page then says the same whenever it is made."""
+    parts = ("glad", "sad", "joy", "woe")
+    words = [a + b + c for a in ("", "un") for b in parts for c in ("", "ful", "less", "ly", "ness")]
+    rated = [RatedText(w, 2.0 if "glad" in w or "joy" in w else -2.0) for w in words]
+    align.load_lexicon = lambda: rated
+    align.align_plots.draw = lambda folder, result: [
+        (folder / f"{name}.png").write_bytes(b"") for name in ("frontier", "samples", "curves")
+    ]
+    time.perf_counter = lambda: 0.0
+
+
 def soak(command: str, kills: int, seed: int) -> None:
     prepare()
+    if command == "align":
+        tiny_align()
     argv = [*SETTINGS[command].split(), "--out"]
-    begun = time.perf_counter()
+    begun = time.monotonic()
+    words = argv[: next(i for i, word in enumerate(argv) if word.startswith("--"))]
     status, moments = child([*argv, "whole"], output=Path("whole.log"))
-    seconds = time.perf_counter() - begun
+    seconds = time.monotonic() - begun
     assert status == 0, Path("whole.log").read_text()
     whole = contents(Path("whole"))
     draw = random.Random(seed)
@@ -194,7 +223,7 @@ def soak(command: str, kills: int, seed: int) -> None:
             how = {"last": draw.randint(1, moments)} if draw.random() < 0.7 else {"delay": draw.uniform(0, seconds)}
             if attempt > number % 2:  # killed once or twice
                 how = {}
-            again = [*argv[:2], "--out", str(out), "--resume"] if resume else [*argv, str(out)]
+            again = [*words, "--out", str(out), "--resume"] if resume else [*argv, str(out)]
             status, _ = child(again, output=output, **how)
             statuses.append(status)
             if status != -signal.SIGKILL:

@@ -1,4 +1,4 @@
-"""Runs that are killed at any moment and resumed end as the run that was not, bit for bit; 20 of them in all."""
+"""Runs that are killed at any moment and resumed end as the run that was not, bit for bit; 20 train, 6 align."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-KILLED = {"gpt": 8, "mlp": 4, "dpo": 4, "ppo": 4}  # runs of each command, each killed once or twice
+KILLED = {"gpt": 8, "mlp": 4, "dpo": 4, "ppo": 4, "align": 6}  # runs of each command, each killed once or twice
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")

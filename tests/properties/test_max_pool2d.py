@@ -37,7 +37,7 @@ def reference(input, kernel_size, stride, padding, dilation, ceil_mode, return_i
         return pool(input)
     found = pool(input.detach())  # torch's gradient of a window past the image is not in the image
     y, *indices = found if return_indices else (found,)
-    stride = kernel_size if stride is None else stride
+    stride = kernel_size if stride is None or stride == () else stride
     y = winners(
         input, y, *(tuple(n) * 2 if len(n) == 1 else n for n in map(several, (kernel_size, stride, padding, dilation)))
     )
