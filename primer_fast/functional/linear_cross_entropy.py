@@ -120,10 +120,14 @@ def linear_cross_entropy(
         )
     check("linear_cross_entropy", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
-        return linear_cross_entropy_plain(
-            input, linear_weight, target, linear_bias=linear_bias,
-            reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
-        )  # fmt: skip
+        try:
+            return linear_cross_entropy_plain(
+                input, linear_weight, target, linear_bias=linear_bias,
+                reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
+            )  # fmt: skip
+        except IndexError:
+            _check_target(target.reshape(-1), len(linear_weight), ignore_index)
+            raise
     x, flat_target, bias = rows_of(input, target, linear_bias)
     if not runs_triton(x) and x.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_target(flat_target, len(linear_weight), ignore_index)
