@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from primer_fast.cli import sharded_checkpoint
-from primer_fast.cli.run_folder import RunFolder
+from primer_fast.cli.run_folder import RunFolder, read_safetensors
 from primer_fast.train.common import TrainState, pack, unpack
 
 
@@ -28,6 +30,15 @@ def last(folder: RunFolder) -> Path | None:
     return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
+def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What ``train.common.pack`` gave; of what ``state`` has a part of, that part.
+
+    Raises:
+        ValueError: the checkpoint is damaged; names it.
+    """
+    return sharded_checkpoint.load(path, state) if path.is_dir() else read_safetensors(path)
+
+
 def restore(folder: RunFolder, state: TrainState) -> None:
     """Load the last checkpoint, if one was written, whatever number of processes and strategy wrote it.
 
@@ -37,8 +48,8 @@ def restore(folder: RunFolder, state: TrainState) -> None:
     path = last(folder)
     if path is None:
         return
-    tensors, metadata = folder.load_checkpoint() if path == folder.checkpoint else sharded_checkpoint.load(path, state)
+    content = load(path, state)
     try:
-        unpack(state, tensors, metadata)
+        unpack(state, *content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

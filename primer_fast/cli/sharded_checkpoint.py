@@ -52,8 +52,8 @@ def save(folder: Path, state: TrainState, config: dict, epoch: float) -> None:
     state.world.first(seal)
 
 
-def load(path: Path, state: TrainState) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What ``train.common.unpack`` takes: whole tensors, or of what ``state`` has a part of, that part.
+def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What ``train.common.unpack`` takes: whole tensors, or of what a sharded ``state`` has a part of, that part.
 
     Raises:
         ValueError: a file is missing or damaged; names the folder.
@@ -61,7 +61,9 @@ def load(path: Path, state: TrainState) -> tuple[dict[str, Tensor], dict[str, st
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    ours = state_tensors(state) | {f"optimizer.{n}.": p for n, p in state.model.named_parameters()}
+    ours, sharded = {}, state is not None and state.parallel.is_sharded
+    if sharded:  # of the optimizer's values a new state has none; they lie as the weights do
+        ours = state_tensors(state) | {f"optimizer.{n}.": p for n, p in state.model.named_parameters()}
     try:
         metadata = json.loads((path / STATE).read_text())
         reader = dcp.HuggingFaceStorageReader(str(path))
@@ -74,7 +76,7 @@ def load(path: Path, state: TrainState) -> tuple[dict[str, Tensor], dict[str, st
                 tensors[name] = torch.empty(saved.size, dtype=saved.properties.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(tensors, storage_reader=reader, no_dist=not state.parallel.is_sharded)
+            dcp.load(tensors, storage_reader=reader, no_dist=not sharded)
     except (OSError, ValueError, safetensors.SafetensorError, CheckpointException) as error:
         raise ValueError(f"{path}: not a checkpoint, or a damaged one ({_cause(error)})") from error
     return tensors, metadata

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from primer_fast.cli import checkpoint, train_gpt, train_mlp
+from primer_fast.cli import checkpoint, sample, train_gpt, train_mlp
 from primer_fast.cli.run_folder import RunFolder, read_safetensors
 
 pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.usefixtures("plain_path")]
@@ -144,6 +144,7 @@ def begun(folder, one, monkeypatch):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_one_process_goes_on_with_a_run_of_two(begun, one, strategy):
     run = begun / f"{strategy}-begun"
+    assert sample.main([str(run), "--tokens", "5"]) == 0  # of what was learned so far
     assert metrics(run)[-1]["step"] == 3 and (run / "checkpoint-3").exists() == (strategy == "fsdp")
     assert train_gpt.main(["--out", str(run), "--resume"]) == 0
     assert_same_run(run, one)
