@@ -21,6 +21,18 @@ def test_the_gradient_of_a_dilated_window_past_the_image_stays_in_it():
     assert torch.equal(torch.autograd.grad(y, x, torch.ones_like(y))[0], counts(indices))
 
 
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_a_stride_beyond_the_image(ceil_mode, monkeypatch):
+    """Its square was more than 32 bits hold."""
+    monkeypatch.undo()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(1, 2, 5, 4, device=device, requires_grad=True)
+    y, want = (pool(x, 3, 10**6, 1, 1, ceil_mode) for pool in (F.max_pool2d, torch.nn.functional.max_pool2d))
+    assert torch.equal(y, want)
+    dy = torch.randn_like(y)
+    assert torch.equal(*(torch.autograd.grad(t, x, dy)[0] for t in (y, want)))
+
+
 def counts(indices):
     return torch.bincount(indices.flatten(), minlength=12).view(1, 3, 4).float()
 
