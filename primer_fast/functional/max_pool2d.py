@@ -196,4 +196,7 @@ def _check(input, kernel_size, stride, padding, dilation, ceil_mode):
             f"max_pool2d: at least one window must fit in the image; got output size {size} for image {(H, W)}, "
             f"kernel_size {kernel}, padding {padding} and dilation {dilation}"
         )
+    # Beyond the image, a stride leaves one window; of a single tap, a dilation means nothing: neither may overflow.
+    stride = tuple(min(s, n + 2 * p) for s, n, p in zip(stride, (H, W), padding, strict=True))
+    dilation = tuple(1 if k == 1 else d for k, d in zip(kernel, dilation, strict=True))
     return (kernel, stride, padding, dilation), size

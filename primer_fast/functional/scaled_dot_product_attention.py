@@ -116,7 +116,7 @@ def scaled_dot_product_attention(
             attn_mask is None and dropout_p == 0
             and window is None and softcap is None and key_lengths is None and causal_offset is None
         )  # fmt: skip
-        empty = 0 in query.shape or (isinstance(key, Tensor) and 0 in key.shape)
+        empty = any(isinstance(t, Tensor) and 0 in t.shape for t in (query, key, value))
         if not simple or empty:  # torch, and the formula, would take more than is right
             _check(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
@@ -201,7 +201,7 @@ def scaled_dot_product_attention_plain(
     """The same through torch's own operators."""
     if enable_gqa and not _groups_as_torch_has_them(query, key, value):
         key, value, enable_gqa = *_repeated(query, key, value), False
-    empty = 0 in query.shape[:-1] or 0 in key.shape[:-1]  # torch's shape of the result is then not always right
+    empty = any(0 in t.shape[:-1] for t in (query, key, value))  # torch's result then has not always the right shape
     if (
         (attn_mask is None or not is_causal) and not empty
         and window is None and softcap is None and key_lengths is None and causal_offset is None

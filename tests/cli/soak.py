@@ -9,6 +9,7 @@ renamed) or by the clock; either is drawn from the seed.
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -217,16 +218,20 @@ def soak(command: str, kills: int, seed: int) -> None:
     draw = random.Random(seed)
     for number in range(kills):
         out, output = Path(f"run-{number}"), Path(f"run-{number}.log")
-        statuses, status = [], -9
-        for attempt in range(50):
+        statuses, killed = [], 0
+        while True:
             resume = (out / "config.json").exists()
             how = {"last": draw.randint(1, moments)} if draw.random() < 0.7 else {"delay": draw.uniform(0, seconds)}
-            if attempt > number % 2:  # killed once or twice
+            if killed > number % 2:  # once or twice
                 how = {}
             again = [*words, "--out", str(out), "--resume"] if resume else [*argv, str(out)]
             status, _ = child(again, output=output, **how)
             statuses.append(status)
-            if status != -signal.SIGKILL:
+            if status == -signal.SIGKILL:
+                killed += 1
+            elif status == 0 and killed == 0:  # it was done before its time came
+                shutil.rmtree(out)
+            else:
                 break
         different = differences(contents(out), whole) if status == 0 else []
         print(json.dumps({"statuses": statuses, "different": different, "log": output.read_text()[-2000:]}), flush=True)

@@ -128,6 +128,27 @@ def test_a_damaged_stage_is_named(file, tiny, monkeypatch, capsys):
     assert message.count("\n") == 1 and f"run/{folder}/{file}: not a safetensors file, or a truncated" in message
 
 
+def test_a_gradient_that_is_not_finite(tiny, whole, monkeypatch, capsys):
+    norm, calls = torch.nn.utils.get_total_norm, []
+
+    def spoilt(grads, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 25:  # of 20 steps of pretraining and 6 of the reward model
+            grads[0].fill_(float("nan"))
+        return norm(grads, *args, **kwargs)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.utils, "get_total_norm", spoilt)
+        assert align.main(tiny) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and message.startswith(
+        "primer-fast align: reward: the gradient is not finite at step 5;"
+    )
+    assert align.main(["--out", "run", "--resume"]) == 0
+    assert results() == whole
+
+
 def test_a_stage_keeps_what_it_is_given(tmp_path):
     config = SupervisedConfig(steps=4, optimizer="sgd")
     state = supervised.start(MLP(MLPConfig((2, 3, 2))), config)

@@ -51,4 +51,5 @@ def reference(input, weight, padding_idx, position, position_ids):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_any_call(path):
-    explore("embedding", path, calls(path), reference)
+    refused = ["position must have weight's"]  # torch broadcasts one feature
+    explore("embedding", path, calls(path), reference, refused=refused)
