@@ -12,7 +12,10 @@ import time
 
 import torch
 
+from primer_fast.bench.memory import peak_bytes
+from primer_fast.bench.op import OURS
 from primer_fast.bench.timing import rotated
+from primer_fast.bench.trial import WRONG, Goal, Trial
 from primer_fast.models.generation import generate
 from primer_fast.models.pretrained import load_gpt2
 from primer_fast.models.transformer import Transformer, TransformerConfig
@@ -88,6 +91,43 @@ def seconds(function, device) -> float:
     return time.perf_counter() - begin
 
 
+def measure(args, ours, theirs, batch: int):
+    """By name, the tokens that were written and the seconds of each round."""
+    prompts = torch.randint(args.vocab, (batch, args.prompt), device=args.device)
+    functions = decoders(args, ours, theirs, prompts)
+    tokens = {name: function() for name, function in functions.items()}
+    times = {name: [] for name in functions}
+    for round_ in range(args.rounds):
+        for name in rotated(list(functions), round_):
+            times[name].append(seconds(functions[name], args.device))
+    return functions, tokens, times
+
+
+def trials(argv=None) -> list[Trial]:
+    """The same as trials, ours with the cache."""
+    args, found = parse(argv), []
+    ours, theirs = build(args)
+    for batch in args.batch:
+        functions, tokens, times = measure(args, ours, theirs, batch)
+        setting = (
+            f"{args.layers} layers, width {args.width}, vocabulary {args.vocab}, batch {batch}, prompt {args.prompt}, "
+            f"{args.new_tokens} new tokens, greedy"
+        )
+        for name, taken in times.items():
+            trial = Trial("generation", setting, OURS if name == CACHE else name, unit="tokens")
+            found.append(trial)
+            if not torch.equal(tokens[name], tokens[CACHE]):
+                trial.status, trial.reason = WRONG, "it writes other tokens than ours with the cache"
+                continue
+            peak = peak_bytes(functions[name], args.device)
+            trial.time(taken, times[CACHE], batch * args.new_tokens)
+            trial.peak_mib = None if peak is None else peak / 2**20
+            if name in AT_LEAST:
+                goal = Goal(f">= {AT_LEAST[name]:g} x the tokens/s of: {name}", at_least=AT_LEAST[name])
+                trial.targets.append(goal.judged(trial.versus))
+    return found
+
+
 def main(argv=None) -> int:
     args = parse(argv)
     ours, theirs = build(args)
@@ -99,13 +139,7 @@ def main(argv=None) -> int:
         print("transformers or safetensors is not installed: its row is left out")
     missed = False
     for batch in args.batch:
-        prompts = torch.randint(args.vocab, (batch, args.prompt), device=args.device)
-        functions = decoders(args, ours, theirs, prompts)
-        tokens = {name: function() for name, function in functions.items()}
-        times = {name: [] for name in functions}
-        for round_ in range(args.rounds):
-            for name in rotated(list(functions), round_):
-                times[name].append(seconds(functions[name], args.device))
+        _, tokens, times = measure(args, ours, theirs, batch)
         print(f"\nbatch {batch:<16} tokens/s   cache is faster by   tokens")
         for name, taken in times.items():
             rate = batch * args.new_tokens / statistics.median(taken)

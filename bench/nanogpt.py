@@ -1,4 +1,4 @@
-"""nanoGPT's model and its training step in plain PyTorch, written anew from its published architecture, to compare with.
+"""nanoGPT's model in plain PyTorch, written anew from its published architecture, to compare with.
 
     x = E[tokens] + P,  then per layer  x = x + Attention(LN(x)),  x = x + MLP(LN(x)),  logits = LN(x) E^T
 

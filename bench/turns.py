@@ -1,5 +1,6 @@
 """Training steps of the same model by several programs, in turns: losses are compared first, then steps are timed."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -7,15 +8,12 @@ from torch import Tensor
 
 from primer_fast.bench.memory import peak_bytes
 from primer_fast.bench.op import OURS
+from primer_fast.bench.peers import NotAvailable
 from primer_fast.bench.timing import Timing, WallClock, time_interleaved
 from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, WRONG, Goal, Trial
 
 COMPARED = 4  # steps whose losses must agree before anything is timed
 Step = Callable[[], Tensor]  # one optimizer step on the program's next batch -> () its loss
-
-
-class NotAvailable(Exception):
-    """A provider that does not apply here; the message says why."""
 
 
 def take_turns(
@@ -93,8 +91,9 @@ def _recorded(step: Step, losses: list[float], device: str) -> Callable[[], None
 
 
 def _apart(losses: list[float], others: list[float]) -> float:
-    """The largest distance at the same step, not finite where a loss is not."""
-    return max((a - b for a, b in zip(losses, others, strict=False)), key=lambda d: (d != d, abs(d)), default=0.0).__abs__()
+    """The largest distance at the same step; NaN where a loss is."""
+    distances = [abs(a - b) for a, b in zip(losses, others, strict=False)]
+    return next((d for d in distances if math.isnan(d)), max(distances))
 
 
 def _mib(count: int | None) -> float | None:
