@@ -9,7 +9,6 @@ from pathlib import Path
 SCHEMA = 1
 STATUSES = ("ok", "failed", "wrong", "not available")
 HEADER_KEYS = ("device", "kind", "measures", "date", "torch", "triton", "python", "ceilings")
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass
@@ -129,13 +128,3 @@ def _checked_row(path: Path, number: int, data: dict) -> Row:
     elif not row.reason:
         raise refuse(f"is {row.status}, so it must say why")
     return row
-
-
-def committed(results: Path = RESULTS) -> dict[str, list[Report]]:
-    """Every report under bench/results/<gpu>/, by GPU, oldest first."""
-    found: dict[str, list[Report]] = {}
-    for path in sorted(results.glob("*/*.json")):
-        found.setdefault(path.parent.name, []).append(load(path))
-    for reports in found.values():
-        reports.sort(key=lambda report: report.header["date"])
-    return found

@@ -23,7 +23,7 @@ SMALL = {
     "linear": Case("small", "", {"input": (8, 4), "weight": (6, 4), "bias": (6,)}, {"activation": "relu"}),
     "conv2d": Case("small", "", {"input": (1, 2, 6, 6), "weight": (4, 2, 3, 3), "bias": (4,)}, {"activation": "relu"}),
     "scaled_dot_product_attention": Case(
-        "small", "", {name: (1, 2, 9, 8) for name in ("query", "key", "value")}, {"is_causal": True}
+        "small", "", dict.fromkeys(("query", "key", "value"), (1, 2, 9, 8)), {"is_causal": True}
     ),
     "layer_norm": Case("small", "", {"input": (5, 12), "weight": (12,), "bias": (12,)}, {"normalized_shape": 12}),
     "embedding": Case("small", "", {"input": (2, 3), "weight": (7, 4), "position": (3, 4)}, dtypes={"input": "int64"}),
@@ -35,7 +35,8 @@ SMALL = {
 def test_every_op_with_peers_puts_them_beside_ours():
     assert PEERS.keys() <= set(ops.names()) and PEERS.keys() == SMALL.keys()
     for name, theirs in PEERS.items():
-        assert list(ops.load(name).providers)[:2] == [OURS, EAGER] and theirs.items() <= ops.load(name).providers.items()
+        providers = ops.load(name).providers
+        assert list(providers)[:2] == [OURS, EAGER] and theirs.items() <= providers.items()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they are available")

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from primer_fast.bench import report, tables
+from primer_fast.bench import tables
 from primer_fast.bench.report import Report, Row, load
 
 
@@ -80,21 +80,6 @@ def test_load_refuses_what_is_no_report(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"bench\.json"):
         load(path)
-
-
-def test_committed_reports_by_gpu_oldest_first(tmp_path):
-    a_report(date="2026-02-01").save(tmp_path / "h100" / "a.json")
-    a_report(date="2026-01-01").save(tmp_path / "h100" / "b.json")
-    a_report().save(tmp_path / "h200" / "c.json")
-    found = report.committed(tmp_path)
-    assert {gpu: [r.header["date"][:10] for r in reports] for gpu, reports in found.items()} == {
-        "h100": ["2026-01-01", "2026-02-01"],
-        "h200": ["2026-01-02"],
-    }
-
-
-def test_what_is_committed_can_be_read():
-    assert isinstance(report.committed(), dict)
 
 
 def test_text_says_all_of_it():
