@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from primer_fast.bench import memory
+from primer_fast.bench import goals, memory
 from primer_fast.bench.op import OURS
-from primer_fast.bench.trial import Goal, Trial
+from primer_fast.bench.trial import Trial
 from primer_fast.data.completions import encode_pairs
 from primer_fast.data.preferences import Preference
 from primer_fast.models.pretrained import load_gpt2
@@ -163,8 +163,7 @@ def trials(steps: int = 6, shape: Shape | None = None) -> list[Trial]:
             found.append(trial)
         found[-1].loss_difference = apart
         equal = apart <= 1e-3
-        goal = Goal(">= 1.5 x TRL's pairs/s at equal loss", at_least=1.5)
-        found[-1].targets.append(goal.judged(found[-1].versus) | ({} if equal else {"met": False}))
+        found[-1].targets.append(goals.DPO.judged(found[-1].versus) | ({} if equal else {"met": False}))
     return found
 
 

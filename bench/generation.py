@@ -12,16 +12,17 @@ import time
 
 import torch
 
+from primer_fast.bench import goals
 from primer_fast.bench.memory import peak_bytes
 from primer_fast.bench.op import OURS
 from primer_fast.bench.timing import rotated
-from primer_fast.bench.trial import WRONG, Goal, Trial
+from primer_fast.bench.trial import WRONG, Trial
 from primer_fast.models.generation import generate
 from primer_fast.models.pretrained import load_gpt2
 from primer_fast.models.transformer import Transformer, TransformerConfig
 
 CACHE, GRAPH, NO_CACHE, TRANSFORMERS = "cache", "cache, CUDA graph", "no cache", "transformers"
-AT_LEAST = {NO_CACHE: 3.0, TRANSFORMERS: 1.5}  # our rate with the cache over theirs
+AT_LEAST = {NO_CACHE: goals.CACHE, TRANSFORMERS: goals.TRANSFORMERS}  # our rate with the cache over theirs
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -123,8 +124,7 @@ def trials(argv=None) -> list[Trial]:
             trial.time(taken, times[CACHE], batch * args.new_tokens)
             trial.peak_mib = None if peak is None else peak / 2**20
             if name in AT_LEAST:
-                goal = Goal(f">= {AT_LEAST[name]:g} x the tokens/s of: {name}", at_least=AT_LEAST[name])
-                trial.targets.append(goal.judged(trial.versus))
+                trial.targets.append(AT_LEAST[name].judged(trial.versus))
     return found
 
 
@@ -146,8 +146,8 @@ def main(argv=None) -> int:
             faster = statistics.median(t / own for t, own in zip(taken, times[CACHE], strict=True))
             equal = torch.equal(tokens[name], tokens[CACHE])
             target = AT_LEAST.get(name)
-            missed |= target is not None and faster < target
-            note = "" if target is None else f"   (target {target:g})"
+            missed |= target is not None and faster < target.at_least
+            note = "" if target is None else f"   (target {target.at_least:g})"
             print(f"  {name:<20} {rate:>8.0f} {faster:>13.2f} x       {'equal' if equal else 'DIFFERENT'}{note}")
     return int(missed)
 

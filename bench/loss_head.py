@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
+from primer_fast.bench import goals
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import PEERS
-from primer_fast.bench.trial import OK, Goal, Trial
+from primer_fast.bench.trial import OK, Trial
 from primer_fast.bench.turns import Step, take_turns
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy
 
@@ -41,6 +42,5 @@ def loss_head(device: str, seconds: float, with_compile: bool, rows: int = ROWS,
     )  # fmt: skip
     ours, logits = trials[:2]
     if ours.status == logits.status == OK and None not in (ours.peak_mib, logits.peak_mib):
-        goal = Goal("<= 1/4 of the peak memory of linear + cross_entropy", at_most=0.25)
-        ours.targets.append(goal.judged(ours.peak_mib / logits.peak_mib))
+        ours.targets.append(goals.LOSS_MEMORY.judged(ours.peak_mib / logits.peak_mib))
     return trials

@@ -2,9 +2,10 @@
 
 import torch
 
+from primer_fast.bench import goals
 from primer_fast.bench.op import OURS
 from primer_fast.bench.torch_twin import torch_twin
-from primer_fast.bench.trial import Goal, Trial
+from primer_fast.bench.trial import Trial
 from primer_fast.bench.turns import Step, take_turns
 from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.models.mlp import MLP, MLPConfig
@@ -25,11 +26,10 @@ def cnn(device: str, seconds: float, with_compile: bool) -> list[Trial]:
     """The network of `primer-fast train cnn`."""
     config = CNNConfig()
     shape = f"{config.kernel_size} x {config.kernel_size} convolutions of {' and '.join(map(str, config.channels))}"
-    goals = {TORCH: Goal(">= 1.0 x torch.nn's images/s", at_least=1.0)}
-    return _compare("cnn", shape, CNN(config), goals, device, seconds, with_compile)
+    return _compare("cnn", shape, CNN(config), {TORCH: goals.CNN}, device, seconds, with_compile)
 
 
-def _compare(name, shape, first, goals, device, seconds, with_compile) -> list[Trial]:
+def _compare(name, shape, first, bounds, device, seconds, with_compile) -> list[Trial]:
     config = SupervisedConfig(precision="float32" if device == "cpu" else "bfloat16")
     batch, last = config.batch_size, supervised.total_steps(MNIST, config)
     generator = torch.Generator().manual_seed(0)
@@ -57,6 +57,6 @@ def _compare(name, shape, first, goals, device, seconds, with_compile) -> list[T
         steps[COMPILED] = lambda: training(lambda: torch.compile(torch_twin(first)))
     setting = f"{shape}, batch {batch} of random 28 x 28 images, {config.precision}"
     return take_turns(
-        name, setting, steps, work=batch, unit="images", seconds=seconds, device=device, goals=goals,
+        name, setting, steps, work=batch, unit="images", seconds=seconds, device=device, goals=bounds,
         tolerance=1e-4 if device == "cpu" else 2e-2,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import torch
 
-from primer_fast.bench import nanogpt
+from primer_fast.bench import goals, nanogpt
 from primer_fast.bench.op import OURS
 from primer_fast.bench.trial import Goal, Trial
 from primer_fast.bench.turns import Step, take_turns
@@ -31,8 +31,8 @@ def characters(device: str, seconds: float, with_compile: bool) -> list[Trial]:
     tokens = tokenize(text, tokenizer, shape["context"]).train
     model = TransformerConfig(tokenizer.vocab_size, **shape, **PLAIN)
     train = LanguageModelConfig(batch_size=batch, precision="float32" if device == "cpu" else "bfloat16")
-    goal = Goal(">= 1.3 x nanoGPT's tokens/s", at_least=1.3) if device == "cpu" else None
-    return compare("nanogpt", model, train, tokens, device, seconds, with_compile, {NANOGPT: goal} if goal else {})
+    bounds = {NANOGPT: goals.NANOGPT} if device == "cpu" else {}
+    return compare("nanogpt", model, train, tokens, device, seconds, with_compile, bounds)
 
 
 def gpt2(device: str, seconds: float, with_compile: bool) -> list[Trial]:
@@ -44,12 +44,12 @@ def gpt2(device: str, seconds: float, with_compile: bool) -> list[Trial]:
         betas=(0.9, 0.95), precision="bfloat16" if device == "cuda" else "float32",
     )  # fmt: skip
     tokens = torch.randint(50257, (1 << 20,), generator=torch.Generator().manual_seed(0))
-    goals = {COMPILED: Goal(">= 1.1 x nanoGPT with torch.compile", at_least=1.1)} if device == "cuda" else {}
-    trials = compare("gpt2", model, train, tokens, device, seconds, with_compile, goals)
+    bounds = {COMPILED: goals.GPT2} if device == "cuda" else {}
+    trials = compare("gpt2", model, train, tokens, device, seconds, with_compile, bounds)
     if device == "cuda":
         ours = next(trial for trial in trials if trial.provider == OURS)
         used = ours.rate * flops_per_token(model) / 989e12
-        ours.targets.append(Goal(">= 0.45 of an H100's 989 TFLOP/s", at_least=0.45).judged(used))
+        ours.targets.append(goals.GPT2_USE.judged(used))
     return trials
 
 
@@ -61,7 +61,7 @@ def flops_per_token(model: TransformerConfig) -> float:
 
 def compare(
     name: str, model: TransformerConfig, train: LanguageModelConfig, tokens: torch.Tensor, device: str, seconds: float,
-    with_compile: bool, goals: dict[str, Goal],
+    with_compile: bool, bounds: dict[str, Goal],
 ) -> list[Trial]:  # fmt: skip
     """Trials of one step with ``tokens`` (N,) cut into windows."""
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def compare(
     )
     return take_turns(
         name, setting, steps, work=train.batch_size * model.context, unit="tokens", seconds=seconds, device=device,
-        goals=goals, tolerance=1e-4 if train.precision == "float32" else 2e-2,
+        goals=bounds, tolerance=1e-4 if train.precision == "float32" else 2e-2,
     )  # fmt: skip
 
 

@@ -4,12 +4,11 @@ import torch
 import torch.nn.functional as torch_F
 
 from primer_fast import functional as F
+from primer_fast.bench import goals
 from primer_fast.bench.op import EAGER, OURS
 from primer_fast.bench.timing import Timing, WallClock, quartiles, time_interleaved
-from primer_fast.bench.trial import Goal, Trial
+from primer_fast.bench.trial import Trial
 from primer_fast.bench.turns import failure
-
-EXTRA_US = 5.0
 
 
 def pairs(device: str) -> dict[str, tuple]:
@@ -55,7 +54,6 @@ def wrappers(device: str, seconds: float, with_compile: bool) -> list[Trial]:
         Exception: a call of ours failed; whatever it raised.
     """
     trials = []
-    goal = Goal(f"<= +{EXTRA_US:g} us a call beside torch.nn.functional", at_most=EXTRA_US)
     for op, (ours, theirs) in pairs(device).items():
         timings = time_interleaved({OURS: ours, EAGER: theirs}, WallClock(), seconds / 8)
         pair = {name: Trial(f"call of {op}", "a tiny tensor, no gradient", name, unit="calls") for name in timings}
@@ -69,5 +67,5 @@ def wrappers(device: str, seconds: float, with_compile: bool) -> list[Trial]:
         for name, trial in pair.items():
             trial.time(taken[name], taken[OURS], 1)
         extra = quartiles([1e6 * (own - other) for own, other in zip(taken[OURS], taken[EAGER], strict=True)])[1]
-        pair[OURS].targets.append(goal.judged(extra))
+        pair[OURS].targets.append(goals.CALL_US.judged(extra))
     return trials

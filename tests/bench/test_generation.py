@@ -1,6 +1,7 @@
 import re
 
 from primer_fast.bench import generation
+from primer_fast.bench.trial import Goal
 
 SMALL = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "24", "--vocab", "20", "--prompt", "3"]
 
@@ -17,7 +18,7 @@ def test_rates_are_printed_and_tokens_are_equal(plain_path, capsys):
 
 def test_a_missed_target_is_an_exit_code(plain_path, monkeypatch, capsys):
     arguments = [*SMALL, "--new-tokens", "4", "--rounds", "1", "--batch", "1", "--device", "cpu"]
-    monkeypatch.setattr(generation, "AT_LEAST", {generation.NO_CACHE: 1e9})
+    monkeypatch.setattr(generation, "AT_LEAST", {generation.NO_CACHE: Goal("", at_least=1e9)})
     assert generation.main(arguments) == 1
-    monkeypatch.setattr(generation, "AT_LEAST", {generation.NO_CACHE: 0})
+    monkeypatch.setattr(generation, "AT_LEAST", {generation.NO_CACHE: Goal("", at_least=0)})
     assert generation.main(arguments) == 0

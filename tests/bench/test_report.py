@@ -117,4 +117,4 @@ def test_markdown_rows_have_the_columns_of_the_heading():
     [(None, "-"), (0.0, "0"), (0.01234, "0.0123"), (9.999, "10.00"), (12.34, "12.3"), (4321.0, "4321")],
 )
 def test_number(value, shown):
-    assert tables._number(value, 3) == shown
+    assert tables.number(value, 3) == shown
