@@ -16,7 +16,7 @@ GPT2_USE = Goal(">= 0.45 of an H100's 989 TFLOP/s", at_least=0.45)
 DECLARED: dict[str, tuple[tuple[str, Goal], ...]] = {
     "cpu": (
         ("nanogpt", NANOGPT), ("cnn", CNN), ("dpo", DPO), ("generation", CACHE), ("generation", TRANSFORMERS),
-        ("linear_cross_entropy", LOSS_MEMORY), ("call", CALL_US),
+        ("loss_head", LOSS_MEMORY), ("call", CALL_US),
     ),
     "cuda": (
         ("gpt2", GPT2), ("gpt2", GPT2_USE),

@@ -37,7 +37,7 @@ def loss_head(device: str, seconds: float, with_compile: bool, rows: int = ROWS,
     functions = {OURS: linear_cross_entropy, LOGITS: logits_in_memory, **PEERS["linear_cross_entropy"]}
     setting = f"{rows:,} tokens, width {WIDTH}, vocabulary {vocab:,}, float32, forward and both gradients"
     trials = take_turns(
-        "linear_cross_entropy", setting, {name: lambda f=f: program(f) for name, f in functions.items()}, work=rows,
+        "loss_head", setting, {name: lambda f=f: program(f) for name, f in functions.items()}, work=rows,
         unit="tokens", seconds=seconds, device=device,
     )  # fmt: skip
     ours, logits = trials[:2]

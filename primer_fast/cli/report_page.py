@@ -18,7 +18,7 @@ MOST_CHANGES, MOST_MISSED = 12, 8  # rows of the history's table, lines at the t
 PROGRAMS = {
     "mlp": "MLP training step", "cnn": "CNN training step", "nanogpt": "GPT training step",
     "gpt2": "GPT-2 124M training step", "dpo": "DPO step", "ppo": "PPO step", "generation": "text generation",
-    "linear_cross_entropy": "loss head", "call": "call of an op",
+    "loss_head": "loss head", "call": "call of an op",
 }  # fmt: skip
 
 
@@ -161,23 +161,12 @@ def _programs(results: Results, drawn: dict[str, Path]) -> str:
         parts.append(page.text(_machine(header)))
         if path := drawn.get(f"programs {machine}"):
             parts.append(page.picture(path, "Each program's time over ours, of the same step in turns"))
-        rows, first = [], []
+        rows, titles = [], {}
         for (name, setting), (_, comparison) in mine.items():
-            first.append(len(rows))
-            rows += [_trial_cells(trial, _program(name) if i == 0 else "", setting if i == 0 else "")
-                     for i, trial in enumerate(comparison)]  # fmt: skip
-        head = (
-            "program",
-            "setting",
-            "by",
-            "ms",
-            "quartiles",
-            "a second",
-            "its time over ours",
-            "peak MiB",
-            "loss apart",
-        )
-        parts.append(grid(head, rows, left=3, first=first))
+            titles[len(rows)] = f"{_program(name)}: {setting}"
+            rows += map(_trial_cells, comparison)
+        head = ("by", "ms", "quartiles", "a second", "its time over ours", "peak MiB", "loss apart")
+        parts.append(grid(head, rows, titles=titles))
     legend = (
         "ms: median of a run; peak: the most memory beyond what was there before; loss apart: the largest distance from"
         " ours over all steps. Programs ran in turns, so that drift falls on all alike; ratios are the turns' medians."
@@ -185,15 +174,14 @@ def _programs(results: Results, drawn: dict[str, Path]) -> str:
     return page.section("Whole programs", *parts, page.text(legend))
 
 
-def _trial_cells(trial: Trial, name: str, setting: str) -> tuple[Cell, ...]:
+def _trial_cells(trial: Trial) -> tuple[Cell, ...]:
     by = (trial.provider, "ours" if trial.provider == OURS else "")
     if trial.status != OK:
-        return name, (setting, "wide"), by, (f"{trial.status}: {trial.reason}", "none wide"), *[""] * 5
-    apart = "" if trial.loss_difference is None else f"{trial.loss_difference:.0e}"
+        return by, (f"{trial.status}: {trial.reason}", "none wide")
     return (
-        name, (setting, "wide"), by, figure(trial.median_ms, 4), f"{figure(trial.low_ms)} to {figure(trial.high_ms)}",
+        by, figure(trial.median_ms, 4), f"{figure(trial.low_ms)} to {figure(trial.high_ms)}",
         f"{figure(trial.rate, 4)} {trial.unit}", "" if trial.provider == OURS else figure(trial.versus),
-        figure(trial.peak_mib), apart,
+        figure(trial.peak_mib), "" if trial.loss_difference is None else f"{trial.loss_difference:.0e}",
     )  # fmt: skip
 
 
@@ -239,24 +227,23 @@ def _op_table(op: str, rows: list[Row]) -> str:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
-    lines, first = [], []
-    for group in groups.values():
-        first.append(len(lines))
-        lines += [_row_cells(row, i == 0) for i, row in enumerate(group)]
-    head = ("case", "dtype", "pass", "by", "ms", "spread", "rate", "of ceiling", "peak MiB", "host us",
-            "eager / it", "compile / it")  # fmt: skip
+    lines, titles = [], {}
+    for (_, case, precision, pass_name), group in groups.items():
+        noise = next((row.noise for row in group if row.noise is not None), None)
+        titles[len(lines)] = f"{case}, {precision}, {pass_name} (noise {percent(noise)})"
+        lines += map(_row_cells, group)
+    head = ("by", "ms", "spread", "rate", "of ceiling", "peak MiB", "host us", "eager / it", "compile / it")
     timed = sum(row.status == "ok" and row.provider == OURS for row in rows)
     summary = f"<summary><b>{escape(op)}</b>: {timed} of {len(groups)} groups timed</summary>"
-    return f"<details>{summary}{grid(head, lines, left=4, first=first)}</details>"
+    return f"<details>{summary}{grid(head, lines, titles=titles)}</details>"
 
 
-def _row_cells(row: Row, first: bool) -> tuple[Cell, ...]:
-    named = (row.case, row.precision, row.pass_name) if first else ("", "", "")
+def _row_cells(row: Row) -> tuple[Cell, ...]:
     by = (row.provider, "ours" if row.provider == OURS else "")
     if row.status != "ok":
-        return *named, by, (f"{row.status}: {row.reason}", "none wide"), *[""] * 7
+        return by, (f"{row.status}: {row.reason}", "none wide")
     return (
-        *named, by, figure(row.median_ms, 4), percent(row.spread), f"{figure(row.rate)} {row.unit}", percent(row.share),
+        by, figure(row.median_ms, 4), percent(row.spread), f"{figure(row.rate)} {row.unit}", percent(row.share),
         figure(row.peak_mib), figure(row.host_us), figure(row.versus.get(EAGER)), figure(row.versus.get(COMPILED)),
     )  # fmt: skip
 
@@ -322,10 +309,8 @@ def _compiled_table(rows: list[dict]) -> str:
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault((row["op"], row["kernel"] or "(none)", row["dtype"], row["target"]), []).append(row)
-    lines, first, before = [], [], None
+    lines, before = [], None
     for (op, kernel, dtype, target), group in sorted(groups.items()):
-        if op != before:
-            first.append(len(lines))
         needs = [row["resources"] for row in group if row["resources"]]
         spilling = sum(r["spill_bytes"] > 0 or r["spill_instructions"] > 0 for r in needs)
         failed = len(group) - len(needs)
@@ -339,7 +324,7 @@ def _compiled_table(rows: list[dict]) -> str:
         before = op
     head = ("op", "kernel", "for", "matrix", "launches", "failed", "registers", "spilling", "spill, bytes",
             "shared, KiB", "fit", "instructions")  # fmt: skip
-    return grid(head, lines, left=4, first=first)
+    return grid(head, lines, left=4)
 
 
 def _range(needs: list[dict], key: str, unit: int = 1) -> str:
