@@ -12,18 +12,20 @@ from primer_fast.bench.turns import Step, take_turns
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy
 
 LOGITS = "linear + cross_entropy"
-ROWS, WIDTH, VOCAB = 4096, 256, 50257
+ROWS, WIDTH, VOCAB = 2048, 256, 50257
 
 
 def logits_in_memory(input: Tensor, linear_weight: Tensor, target: Tensor) -> Tensor:
     return torch_F.cross_entropy(torch_F.linear(input, linear_weight), target)
 
 
-def loss_head(device: str, seconds: float, with_compile: bool, rows: int = ROWS, vocab: int = VOCAB) -> list[Trial]:
+def loss_head(
+    device: str, seconds: float, with_compile: bool, rows: int = ROWS, width: int = WIDTH, vocab: int = VOCAB
+) -> list[Trial]:
     """Loss and both gradients of ``rows`` tokens; the memory goal is ours over that of logits in memory."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, WIDTH, generator=generator).to(device).requires_grad_()
-    w = torch.randn(vocab, WIDTH, generator=generator).div_(WIDTH**0.5).to(device).requires_grad_()
+    x = torch.randn(rows, width, generator=generator).to(device).requires_grad_()
+    w = torch.randn(vocab, width, generator=generator).div_(width**0.5).to(device).requires_grad_()
     target = torch.randint(vocab, (rows,), generator=generator).to(device)
 
     def program(function) -> Step:
@@ -35,7 +37,7 @@ def loss_head(device: str, seconds: float, with_compile: bool, rows: int = ROWS,
         return step
 
     functions = {OURS: linear_cross_entropy, LOGITS: logits_in_memory, **PEERS["linear_cross_entropy"]}
-    setting = f"{rows:,} tokens, width {WIDTH}, vocabulary {vocab:,}, float32, forward and both gradients"
+    setting = f"{rows:,} tokens, width {width}, vocabulary {vocab:,}, float32, forward and both gradients"
     trials = take_turns(
         "loss_head", setting, {name: lambda f=f: program(f) for name, f in functions.items()}, work=rows,
         unit="tokens", seconds=seconds, device=device,

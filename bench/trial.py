@@ -125,8 +125,10 @@ def _checked(where: str | Path, number: int, data: dict) -> Trial:
     def refuse(what: str) -> ValueError:
         return ValueError(f"trials {where}: trial {number} {what}")
 
-    if not isinstance(data, dict) or (unknown := sorted(set(data) - {f.name for f in fields(Trial)})):
-        raise refuse(f"has unknown columns: {', '.join(unknown) if isinstance(data, dict) else data!r}")
+    if not isinstance(data, dict):
+        raise refuse(f"must be a set of columns; got {data!r}")
+    if unknown := sorted(set(data) - {f.name for f in fields(Trial)}):
+        raise refuse(f"has unknown columns: {', '.join(unknown)}")
     try:
         trial = Trial(**data)
     except TypeError as error:

@@ -18,18 +18,17 @@ from primer_fast.cli.plots import INK, MUTED, STYLE, TEST, TRAIN
 
 STYLE = STYLE | {"figure.dpi": 150}
 OTHERS = ("#7a5195", "#2a9d8f", "#b5893a", "#c2457c", "#4c6a92", "#6b8e23")  # peers, after eager and torch.compile
-MARKERS = {OURS: "o", EAGER: "s", COMPILED: "^"}
+FIXED = {OURS: (TRAIN, "o"), EAGER: (MUTED, "s"), COMPILED: (TEST, "^")}
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 PEER = "other providers"  # in the roofline, where each would have too few points to be told apart
 
 
-def colours(providers: list[str]) -> dict[str, str]:
-    """Ours blue, eager grey, torch.compile orange, the others in the order met."""
-    fixed = {OURS: TRAIN, EAGER: MUTED, COMPILED: TEST}
-    rest = [name for name in dict.fromkeys(providers) if name not in fixed]
-    return fixed | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(rest)}
+def marks_of(providers: list[str]) -> dict[str, tuple[str, str]]:
+    """Colour and mark: ours blue, eager grey, torch.compile orange, the others in the order met."""
+    rest = [name for name in dict.fromkeys(providers) if name not in FIXED]
+    return FIXED | {name: (OTHERS[i % len(OTHERS)], "DvP"[i // len(OTHERS) % 3]) for i, name in enumerate(rest)}
 
 
 def roofline(path: Path, report: Report, precision: str, title: str) -> bool:
@@ -39,7 +38,7 @@ def roofline(path: Path, report: Report, precision: str, title: str) -> bool:
         return False
     copy, product = report.header["ceilings"]["copy_gbps"], report.header["ceilings"]["tflops"][precision]
     ops = list(dict.fromkeys(point.op for point in found))
-    kinds = {OURS: (TRAIN, "o"), EAGER: (MUTED, "s"), COMPILED: (TEST, "^"), PEER: ("#a58bc0", "D")}
+    kinds = FIXED | {PEER: ("#a58bc0", "D")}
     columns = min(2, len(ops))
     rows = math.ceil(len(ops) / columns)
     low = min(min(point.intensity for point in found), ridge(copy, product)) / 2
@@ -86,20 +85,20 @@ def speedups(path: Path, report: Report, precision: str, pass_name: str, title: 
     ]  # fmt: skip
     if not rows:
         return False
-    shades = colours([name for row in rows for name in row.versus])
+    kinds = marks_of([name for row in rows for name in row.versus])
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 1.7 + 0.24 * len(rows)))
         axes = figure.subplots()
         axes.axvline(1, color=INK, lw=1.2)
         for y, row in enumerate(rows):
             for name, ratio in row.versus.items():
-                axes.plot(ratio, y, MARKERS.get(name, "D"), color=shades[name], ms=5, alpha=0.9)
+                axes.plot(ratio, y, kinds[name][1], color=kinds[name][0], ms=5, alpha=0.9)
         axes.set_yticks(range(len(rows)), [f"{row.op} · {row.case}" for row in rows], fontsize=8.5)
         axes.set(xscale="log", title=title, ylim=(len(rows) - 0.4, -0.6))
         _ratio_axis(axes)
         axes.set_xlabel("its time over ours (times; to the right of 1 ours is faster)")
-        shown = [name for name in shades if any(name in row.versus for row in rows)]
-        marks = [_mark(name, shades[name], MARKERS.get(name, "D")) for name in shown]
+        shown = [name for name in kinds if any(name in row.versus for row in rows)]
+        marks = [_mark(name, *kinds[name]) for name in shown]
         figure.legend(handles=marks, loc="outside lower left", ncols=4, fontsize=9)
         figure.savefig(path)
     return True
