@@ -13,6 +13,7 @@ from primer_fast.train import language_model
 from primer_fast.train.common import autocast, learning_rate
 from primer_fast.train.language_model import LanguageModelConfig
 
+OURS_COMPILED = f"{OURS}, torch.compile"
 NANOGPT, COMPILED, FUSED = "nanoGPT", "nanoGPT, torch.compile", "nanoGPT, fused AdamW"
 BATCHES = 256  # drawn beforehand, then from the first again
 PLAIN = {"norm": "pre", "positions": "learned", "bias": False}  # nanoGPT's train.py, like exact GELU and a tied output
@@ -68,9 +69,11 @@ def compare(
     first = Transformer(model).to(device)
     windows = [language_model.batch(tokens, model.context, train, i).to(device) for i in range(BATCHES)]
 
-    def ours() -> Step:
+    def ours(compiled: bool) -> Step:
         made = Transformer(model).to(device)
         made.load_state_dict(first.state_dict())
+        if compiled:
+            made.loss = torch.compile(made.loss)
         state = language_model.start(made, train)
 
         def step():
@@ -83,8 +86,9 @@ def compare(
         return lambda: nanogpt_step(nanogpt.twin(first), windows, train, compiled=compiled, fused=fused)
 
     on_gpu = device == "cuda"
-    steps = {OURS: ours, NANOGPT: published(False, on_gpu)}
-    steps |= {COMPILED: published(True, on_gpu)} if with_compile else {}
+    steps = {OURS: lambda: ours(False), NANOGPT: published(False, on_gpu)}
+    if with_compile:
+        steps |= {OURS_COMPILED: lambda: ours(True), COMPILED: published(True, on_gpu)}
     steps |= {} if on_gpu else {FUSED: published(False, True)}
     setting = (
         f"{model.layers} layers, {model.heads} heads, width {model.width}, context {model.context}, "

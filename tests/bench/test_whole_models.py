@@ -9,7 +9,7 @@ from primer_fast.bench import dpo, models, nanogpt, ppo_step, supervised_step, t
 from primer_fast.bench.loss_head import loss_head
 from primer_fast.bench.op import EAGER, OURS
 from primer_fast.bench.peers import CHUNKED, NotAvailable
-from primer_fast.bench.transformer_step import COMPILED, FUSED, NANOGPT, PLAIN, compare, nanogpt_step
+from primer_fast.bench.transformer_step import COMPILED, FUSED, NANOGPT, OURS_COMPILED, PLAIN, compare, nanogpt_step
 from primer_fast.bench.trial import Trial
 from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.models.transformer import Transformer, TransformerConfig
@@ -70,9 +70,11 @@ def test_another_setting_is_noticed(monkeypatch, change):
 
 
 def test_the_compiled_one_takes_part_where_asked_for(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda model: model)
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda what: compiled.append(what) or what)
     found = [t.provider for t in compare("nanogpt", SMALL, TRAIN, TOKENS, "cpu", 0.001, True, {})]
-    assert found == [OURS, NANOGPT, COMPILED, FUSED]
+    assert len(compiled) == 2
+    assert found == [OURS, NANOGPT, OURS_COMPILED, COMPILED, FUSED]
 
 
 def test_flops_per_token():
