@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from primer_fast.bench import dpo, models, nanogpt, ppo_step, supervised_step, transformer_step, trial, wrappers
+from primer_fast.bench.goals import CALL_US
 from primer_fast.bench.loss_head import loss_head
 from primer_fast.bench.op import EAGER, OURS
 from primer_fast.bench.peers import CHUNKED, NotAvailable
+from primer_fast.bench.timing import Timing
 from primer_fast.bench.transformer_step import COMPILED, FUSED, NANOGPT, OURS_COMPILED, PLAIN, compare, nanogpt_step
 from primer_fast.bench.trial import Trial
 from primer_fast.models.cnn import CNN, CNNConfig
@@ -110,7 +112,15 @@ def test_every_op_has_its_call_measured():
     for ours, theirs in pairs:
         assert (ours.provider, theirs.provider) == (OURS, EAGER)
         (target,) = ours.targets
-        assert target["value"] == pytest.approx(1e3 * (ours.median_ms - theirs.median_ms), rel=1, abs=20)
+        assert target["what"] == CALL_US.what and ours.unit == "calls"
+
+
+def test_a_call_is_judged_by_the_median_difference_of_the_rounds(monkeypatch):
+    fixed = {OURS: Timing((0.010, 0.050, 0.010)), EAGER: Timing((0.004, 0.041, 0.003))}
+    monkeypatch.setattr(wrappers, "time_interleaved", lambda functions, clock, seconds: fixed)
+    ours, theirs, *_ = wrappers.wrappers("cpu", 1.0, False)
+    assert ours.targets == [{"what": CALL_US.what, "value": pytest.approx(7), "met": False}] and theirs.targets == []
+    assert ours.median_ms == pytest.approx(0.010) and theirs.versus == pytest.approx(0.4)
 
 
 def test_calls_that_are_compared_compute_the_same():
