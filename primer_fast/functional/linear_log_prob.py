@@ -123,9 +123,9 @@ def linear_log_prob_plain(input, linear_weight, target, *, linear_bias=None, tem
     logits = logits if logits.dtype == torch.float64 else logits.float()
     logits = logits if temperature == 1 else logits / temperature
     log_probs = logits.log_softmax(dim=-1, dtype=logits.dtype)
-    index = target.clamp(0, len(linear_weight) - 1)
-    known = torch.where(index == target, 1.0, torch.nan)
-    chosen = log_probs.gather(-1, index.unsqueeze(-1)).squeeze(-1) * known
+    known = (target >= 0) & (target < len(linear_weight))
+    index = target.clamp(0, len(linear_weight) - 1).unsqueeze(-1)
+    chosen = log_probs.gather(-1, index).squeeze(-1) * torch.where(known, 1.0, torch.nan)
     if not return_entropy:
         return chosen
     finite = log_probs.masked_fill(log_probs == -torch.inf, 0)  # 0 log 0 = 0
