@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from primer_fast.bench import tables
+from primer_fast.bench import results, tables
 from primer_fast.bench.report import Report, Row, load
 
 
@@ -80,6 +80,10 @@ def test_load_refuses_what_is_no_report(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"bench\.json"):
         load(path)
+
+
+def test_what_is_committed_can_be_read():
+    assert results.read().unreadable == {}
 
 
 def test_text_says_all_of_it():

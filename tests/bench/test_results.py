@@ -44,10 +44,6 @@ def test_a_broken_file_is_named_and_hides_nothing(tmp_path, content):
     assert len(found.trials) == 1
 
 
-def test_what_is_committed_can_be_read():
-    assert results.read().unreadable == {}
-
-
 def test_nothing_committed_is_nothing_measured(tmp_path):
     judged = verdicts(results.read(tmp_path))
     assert {v.result for v in judged} == {NOT_MEASURED} and all(v.reason for v in judged)
