@@ -1,6 +1,6 @@
 """Every target against the newest figures there are: met, missed, or not measured and why."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from primer_fast.bench import op as ops
@@ -32,7 +32,7 @@ class Verdict:
     subject: str
     what: str
     figures: tuple[Figure, ...] = ()
-    reason: str = ""  # why there are none
+    reason: str = ""  # why there are none, or why they miss the target where that is known
 
     @property
     def result(self) -> str:
@@ -57,7 +57,11 @@ def newest_ops(results: Results) -> list[Found]:
 
 def verdicts(results: Results) -> list[Verdict]:
     """All of them: whole programs, then single ops."""
-    return [*_of_programs(results), *_of_ops(results)]
+    known = results.reasons
+    return [
+        replace(v, reason=known.get(v.subject, {}).get(v.what, "")) if v.result == MISSED else v
+        for v in [*_of_programs(results), *_of_ops(results)]
+    ]
 
 
 def readable(what: str) -> str:

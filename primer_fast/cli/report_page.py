@@ -93,7 +93,7 @@ def page_of(results: Results, judged: list[Verdict], drawn: dict[str, Path], com
 
 
 def _in_short(results: Results, judged: list[Verdict]) -> str:
-    gpus = results.of_gpus()
+    gpus = [found for found in [*results.ops, *results.trials] if found.content.header["kind"] == "cuda"]
     parts = []
     if gpus:
         machines = ", ".join(dict.fromkeys(f"{f.content.header['device']}" for f in gpus))
@@ -126,10 +126,10 @@ def _measured(verdict: Verdict) -> str:
     if not verdict.figures:
         return verdict.reason
     worst, count = verdict.figures[0], len(verdict.figures)
-    if count == 1:
-        return figure(worst.value)
     met = sum(f.met for f in verdict.figures)
-    return f"met in {met} of {count} cases, worst {figure(worst.value)} ({worst.case})"
+    value = figure(worst.value)
+    found = value if count == 1 else f"met in {met} of {count} cases, worst {value} ({worst.case})"
+    return f"{found}. {verdict.reason}" if verdict.reason else found
 
 
 def _targets(judged: list[Verdict]) -> str:

@@ -6,6 +6,7 @@ import pytest
 from made_reports import op_report, row, timed, trials
 
 from primer_fast.bench import history, results, roofline
+from primer_fast.bench import op as ops
 from primer_fast.bench.goals import CNN, DECLARED, NANOGPT
 from primer_fast.bench.op import OURS
 from primer_fast.bench.trial import Trial
@@ -79,6 +80,26 @@ def test_the_worst_of_what_must_be_small_is_the_largest(tmp_path):
     op_report(2.0, *rows).save(tmp_path / "h100" / "a.json")
     judged = verdicts(results.read(tmp_path))
     assert find(judged, "linear", "host_us <= 25").figures[0].value == 30
+
+
+def test_a_missed_target_has_its_reason(tmp_path):
+    trials(timed(), timed(provider="nanoGPT", ratio=1.1, goal=NANOGPT), timed("cnn", "torch.nn", 1.5, goal=CNN)).save(
+        tmp_path / "cpu" / "a.json"
+    )
+    reasons = {"nanogpt": {NANOGPT.what: "the products"}, "cnn": {CNN.what: "no longer true"}}
+    (tmp_path / "reasons.json").write_text(json.dumps(reasons))
+    judged = verdicts(results.read(tmp_path))
+    assert find(judged, "nanogpt", NANOGPT.what).reason == "the products"
+    assert find(judged, "cnn", CNN.what).reason == "", "it is met"
+    (tmp_path / "reasons.json").write_text('{"nanogpt": "the products"}')
+    found = results.read(tmp_path)
+    assert list(found.unreadable) == ["reasons.json"] and len(found.trials) == 1 and found.reasons == {}
+
+
+def test_the_reasons_are_of_targets_that_there_are():
+    declared = {(subject, goal.what) for goals in DECLARED.values() for subject, goal in goals}
+    declared |= {(name, str(target)) for name in ops.names() for target in ops.load(name).targets}
+    assert {(subject, what) for subject, of in results.read().reasons.items() for what in of} <= declared
 
 
 def test_the_newest_run_counts(tmp_path):

@@ -140,6 +140,21 @@ def test_everything_is_on_the_page(folder):
     assert "primer-fast kernels linear" in page.sections["Compiled code"]
 
 
+def test_a_gpu_that_ran_whole_programs_alone_is_no_lack_of_one(folder):
+    trials(timed("gpt2"), kind="cuda", device="A GPU").save(folder / "h100" / "models.json")
+    page = made(folder)
+    assert "1 run committed, on A GPU" in page.sections["In short"]
+    assert "Speed and memory of every kernel on a GPU" in page.sections["Not measured"]
+    assert "Training steps and generation on a GPU" not in page.sections["Not measured"]
+
+
+def test_the_reason_of_a_missed_target_stands_beside_it(folder):
+    fill(folder)
+    (folder / "reasons.json").write_text(json.dumps({"nanogpt": {NANOGPT.what: "The same <products>."}}))
+    missed = made(folder).row("GPT training step", "\u2265 1.3 x nanoGPT's tokens/s at equal loss")
+    assert missed[3][0] == "1.10. The same <products>."
+
+
 def test_history_shows_what_became_slower(folder):
     fill(folder)
     page = made(folder)
