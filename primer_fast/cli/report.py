@@ -14,7 +14,7 @@ from rich.console import Console
 from primer_fast.bench import results
 from primer_fast.bench.environment import commit
 from primer_fast.bench.verdicts import verdicts
-from primer_fast.cli import report_page
+from primer_fast.cli import report_page, report_pictures
 from primer_fast.cli.console import Display
 from primer_fast.cli.run_folder import write_text
 from primer_fast.proof.production import compile_units, plan
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         with tempfile.TemporaryDirectory() as temporary:
             folder = options.pictures or Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)
-            drawn = report_page.pictures(found, folder)
+            drawn = report_pictures.pictures(found, folder)
             write_text(options.out, report_page.page_of(found, verdicts(found), drawn, commit()))
     except (OSError, ValueError, RuntimeError) as error:
         print(f"primer-fast {error}", file=sys.stderr)

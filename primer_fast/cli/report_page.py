@@ -5,75 +5,17 @@ from pathlib import Path
 
 from primer_fast import __version__
 from primer_fast.bench import history
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS
-from primer_fast.bench.report import Report, Row
+from primer_fast.bench.op import COMPILED, EAGER, OURS
+from primer_fast.bench.report import Row
 from primer_fast.bench.results import Found, Results
 from primer_fast.bench.tables import LEGEND
 from primer_fast.bench.trial import OK, Trial
 from primer_fast.bench.verdicts import KINDS, MISSED, NOT_MEASURED, Verdict, newest_ops, newest_trials, readable
-from primer_fast.cli import page, report_plots
+from primer_fast.cli import page
 from primer_fast.cli.report_grid import NONE, STYLE, Cell, figure, grid, percent
+from primer_fast.cli.report_pictures import program, runs_of_ops
 
 MOST_CHANGES, MOST_MISSED = 12, 8  # rows of the history's table, lines at the top
-PROGRAMS = {
-    "mlp": "MLP training step", "cnn": "CNN training step", "nanogpt": "GPT training step",
-    "gpt2": "GPT-2 124M training step", "dpo": "DPO step", "ppo": "PPO step", "generation": "text generation",
-    "loss_head": "loss head", "call": "call of an op",
-}  # fmt: skip
-
-
-def pictures(results: Results, folder: Path) -> dict[str, Path]:
-    """Draw what there is to draw into ``folder``; by key, the files made."""
-    made = {}
-
-    def drawn(key: str, name: str, draw, *arguments) -> None:
-        path = folder / f"{name}.png"
-        if draw(path, *arguments):
-            made[key] = path
-
-    newest = newest_trials(results)
-    for machine in dict.fromkeys(machine for machine, _, _ in newest):
-        mine = [comparison for (where, _, _), (_, comparison) in newest.items() if where == machine]
-        kept = [comparison for comparison in mine if not comparison[0].name.startswith("call of ")]
-        header = next(found.content.header for (where, _, _), (found, _) in newest.items() if where == machine)
-        title = f"Whole programs beside ours, {header['device']}"
-        drawn(f"programs {machine}", f"programs-{machine}", report_plots.programs, kept, _labels(kept), title)
-    for found in newest_ops(results):
-        report, where = found.content, found.machine
-        device = report.header["device"]
-        for precision in report.header["ceilings"]["tflops"]:
-            drawn(f"roofline {found.path} {precision}", f"roofline-{where}-{precision}", report_plots.roofline, report,
-                  precision, f"{precision} on {device}")  # fmt: skip
-            for pass_name in (FORWARD, FORWARD_BACKWARD):
-                drawn(
-                    f"speedups {found.path} {precision} {pass_name}",
-                    f"speedups-{where}-{precision}-{pass_name.replace('+', '-')}", report_plots.speedups, report,
-                    precision, pass_name, f"Others beside ours, {pass_name}, {precision}, {device}",
-                )  # fmt: skip
-    for machine, reports in _runs_of_ops(results).items():
-        series = history.relative_times(reports)
-        title = f"Our time on {reports[-1].header['device']}, run by run"
-        drawn(f"history {machine}", f"history-{machine}", report_plots.history, series, title,
-              "time over that of the first run (lower is faster)")  # fmt: skip
-    return made
-
-
-def _labels(comparisons: list[list[Trial]]) -> list[str]:
-    """Each comparison's name, with what tells it from others of that name."""
-    names = [comparison[0].name for comparison in comparisons]
-    labels = []
-    for comparison, name in zip(comparisons, names, strict=True):
-        twins = [other[0].setting.split(", ") for other in comparisons if other[0].name == name]
-        own = [part for part in comparison[0].setting.split(", ") if any(part not in twin for twin in twins)]
-        labels.append(", ".join([_program(name), *own]))
-    return labels
-
-
-def _runs_of_ops(results: Results) -> dict[str, list[Report]]:
-    runs: dict[str, list[Report]] = {}
-    for found in results.ops:
-        runs.setdefault(found.machine, []).append(found.content)
-    return {machine: reports for machine, reports in runs.items() if len(reports) > 1}
 
 
 def page_of(results: Results, judged: list[Verdict], drawn: dict[str, Path], commit: str | None) -> str:
@@ -108,7 +50,7 @@ def _in_short(results: Results, judged: list[Verdict]) -> str:
                      str(unmeasured)))  # fmt: skip
     parts.append(grid(("", "met", "missed", "not measured"), rows))
     missed = [v for v in judged if v.result == MISSED]
-    lines = [f"Missed: {_program(v.subject)}, {readable(v.what)}: {_measured(v)}" for v in missed[:MOST_MISSED]]
+    lines = [f"Missed: {program(v.subject)}, {readable(v.what)}: {_measured(v)}" for v in missed[:MOST_MISSED]]
     if len(missed) > MOST_MISSED:
         lines.append(f"... and {len(missed) - MOST_MISSED} more, below")
     return page.section("In short", *parts, _bullets(lines))
@@ -116,10 +58,6 @@ def _in_short(results: Results, judged: list[Verdict]) -> str:
 
 def _bullets(lines: list[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
-
-
-def _program(name: str) -> str:
-    return PROGRAMS.get(name, name)
 
 
 def _measured(verdict: Verdict) -> str:
@@ -138,7 +76,7 @@ def _targets(judged: list[Verdict]) -> str:
     for kind, name in KINDS.items():
         mine = sorted((v for v in judged if v.kind == kind), key=lambda v: v.result == NOT_MEASURED)
         rows = [
-            (_program(v.subject), (readable(v.what), "wide"), (v.result, classes.get(v.result, "met")),
+            (program(v.subject), (readable(v.what), "wide"), (v.result, classes.get(v.result, "met")),
              (_measured(v), "wide"))
             for v in mine
         ]  # fmt: skip
@@ -163,7 +101,7 @@ def _programs(results: Results, drawn: dict[str, Path]) -> str:
             parts.append(page.picture(path, "Each program's time over ours, of the same step in turns"))
         rows, titles = [], {}
         for (name, setting), (_, comparison) in mine.items():
-            titles[len(rows)] = f"{_program(name)}: {setting}"
+            titles[len(rows)] = f"{program(name)}: {setting}"
             rows += map(_trial_cells, comparison)
         head = ("by", "ms", "quartiles", "a second", "its time over ours", "peak MiB", "loss apart")
         parts.append(grid(head, rows, titles=titles))
@@ -250,7 +188,7 @@ def _row_cells(row: Row) -> tuple[Cell, ...]:
 
 def _history(results: Results, drawn: dict[str, Path]) -> str:
     parts = []
-    for machine, reports in _runs_of_ops(results).items():
+    for machine, reports in runs_of_ops(results).items():
         parts.append(f"<h3>{escape(machine)}: {len(reports)} runs</h3>")
         if path := drawn.get(f"history {machine}"):
             parts.append(page.picture(path, "Geometric mean over the cases that a run shares with the first"))
