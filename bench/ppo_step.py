@@ -1,6 +1,7 @@
 """A PPO step: rollout, scores, KL to the reference, advantages, the passes over them; beside TRL's if it has one."""
 
 import copy
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -17,11 +18,11 @@ from primer_fast.train.scoring import reward_of_lists
 
 TRL = "TRL's PPOTrainer"
 END = 0
+CONFIG = ppo.PPOConfig(lr=1e-5, max_new_tokens=53)
 
 
-def ppo_step(device: str, seconds: float, with_compile: bool) -> list[Trial]:
-    """64 prompts of 32 tokens, 53 new ones each, scored by a function of the tokens."""
-    config = ppo.PPOConfig(lr=1e-5, max_new_tokens=53)
+def ppo_step(device: str, seconds: float, with_compile: bool, config: ppo.PPOConfig = CONFIG) -> list[Trial]:
+    """Prompts of 32 tokens, new ones to each, scored by a function of the tokens."""
     shape = {"width": 128, "layers": 4, "heads": 4} if device == "cpu" else {"width": 768, "layers": 12, "heads": 12}
     vocab = 4096 if device == "cpu" else 50257
     model = TransformerConfig(vocab, 128, **shape, activation="gelu_tanh", norm="pre", positions="learned")
@@ -57,6 +58,7 @@ def theirs() -> Step:
         installed = version("trl")
     except PackageNotFoundError:
         raise NotAvailable("trl is not installed") from None
+    sys.modules.setdefault("kernels", None)  # transformers looks for PyPI's package of that name; our folder is not it
     if find_spec("trl.experimental") is None or find_spec("trl.experimental.ppo") is None:
         raise NotAvailable(f"trl {installed} ships no PPOTrainer")
     raise NotAvailable(f"the PPOTrainer of trl {installed} is experimental and is not driven from here yet")

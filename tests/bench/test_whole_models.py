@@ -133,6 +133,13 @@ def test_trl_without_its_ppo_trainer_is_said():
         ppo_step.theirs()
 
 
+def test_a_ppo_step():
+    config = dataclasses.replace(ppo_step.CONFIG, batch_size=2, minibatches=1, epochs=1, max_new_tokens=2)
+    ours, theirs = ppo_step.ppo_step("cpu", 0.001, False, config)
+    assert ours.status == "ok" and ours.unit == "episodes" and ours.rate == pytest.approx(2e3 / ours.median_ms)
+    assert theirs.provider == ppo_step.TRL and theirs.status == "not available"
+
+
 def test_a_dpo_step_beside_trl():
     pytest.importorskip("trl")
     shape = dpo.Shape(vocab=40, width=16, layers=1, heads=2, pairs=2, prompt=4, completion=4)
