@@ -12,7 +12,7 @@ from primer_fast.bench.turns import Step, take_turns
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy
 
 LOGITS = "linear + cross_entropy"
-ROWS, WIDTH, VOCAB = 2048, 256, 50257
+ROWS, WIDTH, VOCAB = 1024, 256, 50257
 
 
 def logits_in_memory(input: Tensor, linear_weight: Tensor, target: Tensor) -> Tensor:
