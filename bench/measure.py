@@ -133,7 +133,8 @@ def runner(group: Group, function: Callable, arrays: dict[str, Tensor]) -> Calla
         if not upstream:  # random: ones would hide a gradient that ignores it
             generator = torch.Generator(group.device).manual_seed(1)
             for y in differentiable:
-                upstream.append(torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype))
+                noise = torch.randn(y.shape, generator=generator, device=y.device)
+                upstream.append(torch.empty_like(y).copy_(noise))  # laid out as a network would send it
         # not .backward(): it would also time the accumulation into .grad
         return *(y.detach() for y in outputs), *torch.autograd.grad(differentiable, leaves, upstream)
 

@@ -299,7 +299,9 @@ def _check(
         raise wrong(ValueError, "query must be (..., H, T, D), key (..., Hk, S, D), value (..., Hk, S, Dv)", shapes())
     heads, heads_k, heads_v = (math.prod(t.shape[-3:-2]) for t in inputs.values())
     try:
-        lead = torch.broadcast_shapes(*(t.shape[:-3] for t in inputs.values()))
+        lead = query.shape[:-3]
+        if not lead == key.shape[:-3] == value.shape[:-3]:
+            lead = torch.broadcast_shapes(lead, key.shape[:-3], value.shape[:-3])
         heads_kv = heads_k if heads_v == 1 else heads_v if heads_k == 1 else heads_k
         if heads_v not in (1, heads_kv) or heads_k not in (1, heads_kv):
             raise RuntimeError

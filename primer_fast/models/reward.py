@@ -14,6 +14,13 @@ from primer_fast import nn
 from primer_fast.models.transformer import Transformer, TransformerConfig
 
 
+def without_unembedding(trunk: Transformer) -> Transformer:
+    """The transformer, whose hidden states alone are read: a matrix of its own for the logits learns no more."""
+    if trunk.unembedding is not None:
+        trunk.unembedding.requires_grad_(False)
+    return trunk
+
+
 class RewardModel(nn.Module):
     """Tokens (N, T) and their lengths (N,) -> rewards (N,), less ``mean`` and over ``std``, which start as 0 and 1.
 
@@ -28,7 +35,7 @@ class RewardModel(nn.Module):
         if not config.causal:
             raise ValueError("RewardModel: the transformer must be causal; got causal=False")
         self.config = config
-        self.trunk = Transformer(config) if trunk is None else trunk
+        self.trunk = without_unembedding(Transformer(config) if trunk is None else trunk)
         self.head = nn.Linear(config.width, 1)
         torch.nn.init.normal_(self.head.weight, std=(config.width + 1) ** -0.5)
         torch.nn.init.zeros_(self.head.bias)

@@ -1,5 +1,6 @@
 """Reward modelling and supervised fine-tuning of a small transformer."""
 
+import dataclasses
 import math
 
 import pytest
@@ -34,9 +35,9 @@ def make_pairs(count=40):
     return encode_pairs(pairs, encode, end=0, context=16)
 
 
-def make_model():
+def make_model(config=CONFIG):
     torch.manual_seed(0)
-    return RewardModel(CONFIG)
+    return RewardModel(config)
 
 
 def settings(**changes):
@@ -108,13 +109,14 @@ def test_accumulation_is_the_large_batch():
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["accuracy"] == b["accuracy"]
 
 
-def test_a_resumed_run_is_the_uninterrupted_one():
-    config, pairs = settings(epochs=2), make_pairs()
-    whole = reward.start(make_model(), config)
+@pytest.mark.parametrize("tied", (True, False))
+def test_a_resumed_run_is_the_uninterrupted_one(tied):
+    config, pairs, sizes = settings(epochs=2), make_pairs(), dataclasses.replace(CONFIG, tied=tied)
+    whole = reward.start(make_model(sizes), config)
     list(reward.train(whole, pairs, config))
-    half = reward.start(make_model(), config)
+    half = reward.start(make_model(sizes), config)
     list(reward.train(half, pairs, config, should_stop=lambda: half.step == 3))
-    state = reward.start(RewardModel(CONFIG), config)
+    state = reward.start(RewardModel(sizes), config)
     unpack(state, *pack(half, {}, 0.0))
     list(reward.train(state, pairs, config))
     for name, p in whole.model.state_dict().items():
