@@ -167,7 +167,7 @@ class DecodeStep:
         self.model, self.cache, self.sampling, self.generator = model, cache, sampling, generator
         self.token = torch.zeros(batch, dtype=torch.int64, device=device)
         self.log_prob = torch.zeros(batch, device=device) if log_prob else None
-        self.graph = None
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
         if self.graph is not None:
@@ -184,8 +184,11 @@ class DecodeStep:
 
     def record(self) -> None:
         """Capture the step after trial runs, and leave token, cache and generator as they were."""
-        state = [self.token, self.cache.lengths]
-        before, longest = [t.clone() for t in state], self.cache.longest
+        cache = self.cache
+        if cache is None or not cache.fixed:
+            raise ValueError(f"DecodeStep: cache must be a fixed one; got {'fixed=False' if cache else None}")
+        state = [self.token, cache.lengths]
+        before, longest = [t.clone() for t in state], cache.longest
         device = self.token.device
         generator = torch.cuda.default_generators[device.index] if self.generator is None else self.generator
         noise = generator.get_state()

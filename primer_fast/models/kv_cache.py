@@ -32,7 +32,7 @@ class KVCache:
         self.shape = (config.layers, batch, capacity, 2 * config.key_heads, config.head_width)
         self.fixed = fixed
         self.store: Tensor | None = None  # (layers, B, S, 2 Hk, d): keys, then values
-        self.lengths: Tensor | None = None  # (B,) int64
+        self.lengths: Tensor  # (B,) int64; there from the first tokens on, whose device it is on
         self.longest = 0  # an upper bound of lengths that needs no look at the device
         self.uneven = False  # rows may have different lengths
 
@@ -64,12 +64,12 @@ class KVCache:
         memory, end = self.store[layer], self.longest + new.shape[1]
         if self.longest == 0:
             memory[:, :end].copy_(new)
-            return new.chunk(2, dim=2)
+            return _halves(new)
         if self.uneven or self.fixed:
             memory.index_put_((self._rows, self._places), new)
         else:
             memory[:, self.longest : end].copy_(new)
-        return (memory if self.fixed else memory[:, :end]).chunk(2, dim=2)
+        return _halves(memory if self.fixed else memory[:, :end])
 
     def advance(self, T: int, lengths: Tensor | None = None) -> None:
         """Count T new tokens for every row, or ``lengths`` (B,) of the first ones."""
@@ -81,3 +81,8 @@ class KVCache:
             self.lengths.copy_(lengths)
             self.uneven = True
         self.longest += T
+
+
+def _halves(memory: Tensor) -> tuple[Tensor, Tensor]:  # (B, keys, 2 Hk, d) -> keys and values (B, keys, Hk, d)
+    keys, values = memory.chunk(2, dim=2)
+    return keys, values

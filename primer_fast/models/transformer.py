@@ -13,6 +13,7 @@ Legend: B batch, T tokens, W width, H heads, Hk key heads, d = W / H, V vocabula
 
 import math
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as torch_F
@@ -181,6 +182,8 @@ class Transformer(nn.Module):
         ValueError: tokens of another shape, or more than ``config.context`` of them.
     """
 
+    positions: Tensor  # (context, W): a parameter, or the buffer of sinusoids
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
@@ -303,6 +306,19 @@ class Transformer(nn.Module):
             ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction,
         )  # fmt: skip
 
+    @overload
+    def log_prob(
+        self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0,
+        return_entropy: Literal[False] = False, **options,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def log_prob(
+        self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: Literal[True], **options
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def log_prob(
+        self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool, **options
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
     def log_prob(
         self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool = False, **options
     ) -> Tensor | tuple[Tensor, Tensor]:  # (B, T), (B, T) -> (B, T) float32, with return_entropy twice
@@ -311,6 +327,18 @@ class Transformer(nn.Module):
             self.hidden(tokens, **options), targets, temperature=temperature, return_entropy=return_entropy
         )
 
+    @overload
+    def log_prob_of(
+        self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: Literal[False] = False
+    ) -> Tensor: ...
+    @overload
+    def log_prob_of(
+        self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def log_prob_of(
+        self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
     def log_prob_of(
         self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:  # (..., W), (...) -> (...) float32, with return_entropy twice

@@ -1,5 +1,7 @@
 """Convolution with a fused activation."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
@@ -20,6 +22,10 @@ class Conv2d(torch.nn.Conv2d):
         ValueError: ``activation`` is none of these.
     """
 
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+
     def __init__(
         self,
         in_channels: int,
@@ -30,7 +36,7 @@ class Conv2d(torch.nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device=None,
         dtype=None,
         *,
@@ -42,7 +48,7 @@ class Conv2d(torch.nn.Conv2d):
         self.activation = check_activation("Conv2d", activation)
 
     def forward(self, input: Tensor) -> Tensor:  # (N, C, H, W) or (C, H, W) -> (N, O, P, Q) or (O, P, Q)
-        padding = self.padding
+        padding: int | tuple[int, int] | str = self.padding
         if self.padding_mode != "zeros":
             input = torch_F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import triton
 from triton.runtime.jit import JITFunction
@@ -30,10 +31,10 @@ class Launch:
 
     kernel: str
     grid: tuple[int, ...]
-    constexprs: dict[str, object]  # argument -> value
-    options: dict[str, object]  # num_warps, num_stages, ... as given at the launch
+    constexprs: dict[str, Any]  # argument -> value
+    options: dict[str, Any]  # num_warps, num_stages, ... as given at the launch
     target: Target
-    compiled: object = None  # triton.compiler.CompiledKernel; None where ``error`` says why
+    compiled: Any = None  # triton.compiler.CompiledKernel; None where ``error`` says why
     error: str | None = None
 
     @property
