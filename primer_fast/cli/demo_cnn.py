@@ -6,16 +6,17 @@ from primer_fast.cli import page
 from primer_fast.cli.training import Outcome
 
 
-def chapter(convolution: Path, digits: Outcome) -> str:
-    """As HTML: the worked example with its picture, then the network on digits."""
+def chapter(convolution: Path, digits: Outcome) -> page.Chapter:
+    """The worked example with its picture, then the network on digits."""
     config = digits.model.config
     sizes = " and ".join(map(str, config.channels))
     perceptron = "-".join(map(str, digits.model.mlp.config.sizes))
-    return page.section(
-        "Convolutional network",
+    title = "Convolutional network"
+    html = page.section(
+        title,
         page.formula(
-            "M<sub>i</sub> = maxpool(act(K<sub>i</sub> &lowast; M<sub>i&minus;1</sub> + b<sub>i</sub>)),   "
-            "M<sub>0</sub> = X"
+            "M<sub>i</sub> = maxpool(act(K<sub>i</sub> &lowast; M<sub>i&minus;1</sub> + b<sub>i</sub>))",
+            "M<sub>0</sub> = X",
         ),
         page.text(
             "A kernel slides over the image and answers at each place with the sum of what lies under it times its own "
@@ -55,3 +56,4 @@ def chapter(convolution: Path, digits: Outcome) -> str:
             level=3,
         ),
     )
+    return page.Chapter(title, digits.result, html)

@@ -6,14 +6,18 @@ from primer_fast.cli import page
 from primer_fast.cli.training import Outcome
 
 
-def chapter(attention: Path, text: Outcome) -> str:
-    """As HTML: the worked example with its picture, then the model on the built-in text."""
+def chapter(attention: Path, text: Outcome) -> page.Chapter:
+    """The worked example with its picture, then the model on the built-in text."""
     config = text.model.config
-    return page.section(
-        "Transformer",
+    title = "Transformer"
+    html = page.section(
+        title,
         page.formula(
-            "X = E[tokens] + P,   O = softmax(Q K<sup>T</sup> / √d<sub>k</sub>) V,   "
-            "X ← LayerNorm(O + X),   X ← LayerNorm(MLP(X) + X)"
+            "X = E[tokens] + P",
+            "O = softmax(Q K<sup>T</sup> / √d<sub>k</sub>) V",
+            "X ← LayerNorm(O + X)",
+            "X ← LayerNorm(MLP(X) + X)",
+            "L = &minus;mean<sub>t</sub> log softmax(X<sub>t</sub> E<sup>T</sup>)[token<sub>t+1</sub>]",
         ),
         page.text(
             "Every token asks (Q = X W_Q) all tokens before it (K = X W_K) and takes of what they hold (V = X W_V) as "
@@ -55,3 +59,4 @@ def chapter(attention: Path, text: Outcome) -> str:
             level=3,
         ),
     )
+    return page.Chapter(title, text.result, html)

@@ -1,9 +1,11 @@
 """One HTML page in one file: text, formulas, code, tables, and pictures embedded as base64."""
 
 import base64
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2430; --muted: #5b6472; --line: #d9dde3; --code: #f4f5f7; --paper: #fff; }
@@ -21,12 +23,21 @@ figure { margin: 1rem 0; } figure img { max-width: 100%; background: #fff; borde
 .side figure { flex: 1 1 20rem; margin: .5rem 0; }
 table { border-collapse: collapse; font-size: .92rem; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; } .bad { color: #d9480f; font-weight: 600; }
+td.n, th.n { text-align: right; } p code, td code { background: var(--code); padding: .1rem .3rem; border-radius: 4px; }
+a { color: inherit; } .bad { color: #d9480f; font-weight: 600; }
 """  # noqa: E501
 
 
+_NUMBER = re.compile(r"[+\-\u2212]?\.?\d")
+
+
 def text(words: str) -> str:
-    return f"<p>{escape(words)}</p>"
+    """A paragraph; what stands between backticks is code."""
+    return f"<p>{_marked(words)}</p>"
+
+
+def _marked(words: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words))
 
 
 def number(words: str, good: bool = True) -> str:
@@ -34,9 +45,9 @@ def number(words: str, good: bool = True) -> str:
     return f'<p class="number{"" if good else " bad"}">{escape(words)}</p>'
 
 
-def formula(markup: str) -> str:
-    """A formula written in HTML: <sub>, <sup>; not escaped."""
-    return f'<p class="formula">{markup}</p>'
+def formula(*lines: str) -> str:
+    """Formulas written in HTML, a line each: <sub>, <sup>; not escaped."""
+    return f'<p class="formula">{"<br>".join(lines)}</p>'
 
 
 def code(lines: str) -> str:
@@ -56,22 +67,48 @@ def side_by_side(*figures: str) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
     """Numbers to the right, everything else to the left."""
     rows = [list(row) for row in rows]
-    numeric = [all(str(row[i])[:1].isdigit() for row in rows) for i in range(len(head))]
+    numeric = [all(_NUMBER.match(str(row[i])) for row in rows) for i in range(len(head))]
 
     def line(cells: Sequence, tag: str) -> str:
         marks = (' class="n"' if n else "" for n in numeric)
         return (
-            "<tr>" + "".join(f"<{tag}{m}>{escape(str(c))}</{tag}>" for m, c in zip(marks, cells, strict=True)) + "</tr>"
+            "<tr>"
+            + "".join(f"<{tag}{m}>{_marked(str(c))}</{tag}>" for m, c in zip(marks, cells, strict=True))
+            + "</tr>"
         )
 
     return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 
 
 def section(title: str, *parts: str, level: int = 2) -> str:
-    return f"<section><h{level}>{escape(title)}</h{level}>{''.join(parts)}</section>"
+    return f'<section id="{anchor(title)}"><h{level}>{escape(title)}</h{level}>{"".join(parts)}</section>'
+
+
+def anchor(title: str) -> str:
+    """What ``#...`` of a link to the section of that title is."""
+    return re.sub(r"\W+", "-", title.lower()).strip("-")
+
+
+class Chapter(NamedTuple):
+    """One of a page's main sections, and what it found in a line."""
+
+    title: str
+    result: str
+    html: str
+    good: bool = True
+
+
+def contents(chapters: Iterable[Chapter]) -> str:
+    """A table of the chapters and their results, each a link."""
+    lines = []
+    for chapter in chapters:
+        mark = "" if chapter.good else ' class="bad"'
+        link = f'<a href="#{anchor(chapter.title)}">{escape(chapter.title)}</a>'
+        lines.append(f"<tr><td>{link}</td><td{mark}>{_marked(chapter.result)}</td></tr>")
+    return f"<table>{''.join(lines)}</table>"
 
 
 def page(title: str, subtitle: str, *sections: str) -> str:
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    body = f'<h1>{escape(title)}</h1><p class="muted">{escape(subtitle)}</p>{"".join(sections)}'
+    body = f'<h1>{escape(title)}</h1><p class="muted">{_marked(subtitle)}</p>{"".join(sections)}'
     return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import html.parser
 import json
+import re
 
 import pytest
 
@@ -68,11 +69,13 @@ def test_demo_writes_one_self_contained_page(short, tmp_path, monkeypatch, capsy
     outline = Outline()
     outline.feed(source)
     assert not outline.open and outline.images == 20 and "http" not in source
+    links = re.findall(r'href="#([\w-]+)"', source)
+    assert len(links) == 6 and all(f'id="{link}"' in source for link in links)
     words = " ".join(outline.words)
     rows = json.loads((tmp_path / "verify-float32.json").read_text())["rows"]
     assert rows and f"{len(rows)} of {len(rows)} results within budget" in words
     assert (
-        words.count("of 1,000 digits") == 2
+        words.count("of 1,000 digits") == 4  # in the contents too
         and "held-out characters)" in words
         and "of 40 players classified right" in words
     )
@@ -92,6 +95,11 @@ def test_text_is_escaped():
 def test_numbers_stand_to_the_right():
     assert '<td class="n">3</td>' in page.table(("name", "count"), [("a", 3), ("b", 12)])
     assert "<td>a</td>" in page.table(("name", "count"), [("a", 3)])
+    assert page.table(("gain",), [("-0.04 (-0.08 to 0.00)",), ("+1.2",)]).count('<td class="n">') == 2
+
+
+def test_what_stands_between_backticks_is_code():
+    assert page.text("as `make <x>` does") == "<p>as <code>make &lt;x&gt;</code> does</p>"
 
 
 def test_the_sample_names_cases_of_every_op():
