@@ -6,6 +6,7 @@ import hashlib
 import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,7 +18,6 @@ from primer_fast.cli.run_folder import read_safetensors, write_bytes, write_text
 from primer_fast.cli.tasks import Task
 from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.data.tokenizers import Tokenizer
-from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.generation import generate
 from primer_fast.models.transformer import Transformer
 from primer_fast.train import dpo, ppo, sft
@@ -50,12 +50,12 @@ class CompletionTask(Task):
         shape = json.dumps(dataclasses.asdict(self.base.config), indent=2) + "\n"
         return {"transformer.json": shape, "tokenizer.json": self.tokenizer.to_json()}
 
-    def policy(self, model: torch.nn.Module) -> Transformer | None:
+    def policy(self, model: Any) -> Transformer:
         """The part of ``model`` that writes."""
         return model
 
     def remark(self, model, row):
-        if self.policy(model) is None or not self.is_saved(row["step"], self.config):
+        if not self.is_saved(row["step"], self.config):
             return None
         return textwrap.indent("\n".join(self.sample(model, SHOWN)), "    ")
 
@@ -137,8 +137,8 @@ class PairTask(CompletionTask):
 class RewardTask(PairTask):
     title = "Reward model"
 
-    def policy(self, model):
-        return None
+    def remark(self, model, row):
+        return None  # it writes nothing
 
     def start(self, model, config):
         self.config = config
@@ -229,7 +229,7 @@ class PPOTask(CompletionTask):
             state, self.prompts, self.reference(), self.reward, config, end=self.end, should_stop=should_stop
         )
 
-    def policy(self, model: ActorCritic):
+    def policy(self, model: Any) -> Transformer:
         return model.policy
 
     def weights(self, model):

@@ -36,9 +36,11 @@ class TransformerConfig:
     heads: int = 12
     kv_heads: int | None = None  # heads of keys and values, each shared by heads / kv_heads queries; None: heads
     mlp_width: int | None = None  # None: 4 * width
-    activation: str = "gelu"  # of the perceptron: "gelu", "gelu_tanh" or "relu"
-    norm: str = "post"  # "post": LayerNorm(O + X); "pre": X + O(LayerNorm(X)), and a norm before the logits
-    positions: str = "sinusoidal"  # or "learned"
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"  # of the perceptron
+    norm: Literal["post", "pre"] = (
+        "post"  # "post": LayerNorm(O + X); "pre": X + O(LayerNorm(X)), and a norm before the logits
+    )
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     causal: bool = True  # False: an encoder, every token sees every token
     dropout: float = 0.0  # of the embedding, the attention's weights and the residual branches
     bias: bool = True  # of the linear layers and the norms

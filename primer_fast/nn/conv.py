@@ -22,6 +22,7 @@ class Conv2d(torch.nn.Conv2d):
         ValueError: ``activation`` is none of these.
     """
 
+    kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int] | str
     dilation: tuple[int, int]
