@@ -6,7 +6,7 @@ import hashlib
 import json
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
@@ -40,7 +40,10 @@ class CompletionTask(Task):
     end: int
     prompts: list[Tensor]
     seed: int
+    config: Any = dataclasses.field(init=False, repr=False, compare=False)  # of the procedure; set by ``start``
+    title: ClassVar[str]
     temperature = 1.0
+    step_name = "optimizer step"
 
     def is_saved(self, step, config):
         last = self.steps(config)
@@ -87,8 +90,6 @@ class CompletionTask(Task):
     def lines(self, model: torch.nn.Module) -> list[str]:
         """Of sample.txt."""
         return self.sample(model, WRITTEN)
-
-    step_name = "optimizer step"
 
 
 @dataclasses.dataclass
@@ -216,7 +217,7 @@ class PPOTask(CompletionTask):
         return self.state
 
     def reference(self) -> Transformer:
-        return copy.deepcopy(self.base).to(self.state.model.kl_coefficient.device).requires_grad_(False)
+        return copy.deepcopy(self.base).to(next(self.state.model.parameters()).device).requires_grad_(False)
 
     def steps(self, config):
         return config.steps

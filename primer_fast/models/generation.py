@@ -189,6 +189,12 @@ class DecodeStep:
             raise ValueError(f"DecodeStep: cache must be a fixed one; got {'fixed=False' if cache else None}")
         state = [self.token, cache.lengths]
         before, longest = [t.clone() for t in state], cache.longest
+
+        def restore() -> None:
+            for t, value in zip(state, before, strict=True):
+                t.copy_(value)
+            cache.longest = longest
+
         device = self.token.device
         generator = torch.cuda.default_generators[device.index] if self.generator is None else self.generator
         noise = generator.get_state()
@@ -197,7 +203,7 @@ class DecodeStep:
         with torch.cuda.stream(side):
             for _ in range(3):  # kernels are compiled and libraries initialised outside of the capture
                 self()
-                self._restore(state, before, longest)
+                restore()
         torch.cuda.current_stream(device).wait_stream(side)
         generator.set_state(noise)
         graph = torch.cuda.CUDAGraph()
@@ -205,13 +211,8 @@ class DecodeStep:
             graph.register_generator_state(self.generator)
         with torch.cuda.graph(graph):
             self()
-        self._restore(state, before, longest)
+        restore()
         self.graph = graph
-
-    def _restore(self, state, before, longest):
-        for t, value in zip(state, before, strict=True):
-            t.copy_(value)
-        self.cache.longest = longest
 
 
 def _continue(model, prompts, host_lengths, N, sampling, generator, log_probs, stops, cached, cuda_graph):
@@ -237,7 +238,7 @@ def _continue(model, prompts, host_lengths, N, sampling, generator, log_probs, s
         else:
             step()
         new[:, t] = step.token
-        if log_probs:
+        if chosen is not None and step.log_prob is not None:
             chosen[:, t] = step.log_prob
         if len(stops):
             stopped |= (step.token[:, None] == stops).any(dim=1)

@@ -185,6 +185,8 @@ class Transformer(nn.Module):
     """
 
     positions: Tensor  # (context, W): a parameter, or the buffer of sinusoids
+    head: nn.Linear | None
+    head_norm: nn.LayerNorm | None
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -351,7 +353,9 @@ class Transformer(nn.Module):
         )  # fmt: skip
 
     def _features(self, hidden):
-        return hidden if self.head is None else self.head_norm(self.head(hidden))
+        if self.head is None or self.head_norm is None:
+            return hidden
+        return self.head_norm(self.head(hidden))
 
     def _unembedding(self):
         return (self.embedding if self.unembedding is None else self.unembedding).weight

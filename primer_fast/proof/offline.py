@@ -76,7 +76,7 @@ def offline(target: str, *, keep_going: bool = False) -> Iterator[list[Launch]]:
             caches[self], self.device_caches = self.device_caches, type(self.device_caches)(self.create_binder)
         launch = _describe(self, args, kwargs, grid, chip)
         launches.append(launch)
-        output = []
+        output: list[str] = []
         try:
             with _captured(output):
                 launch.compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
