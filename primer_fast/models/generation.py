@@ -189,12 +189,6 @@ class DecodeStep:
             raise ValueError(f"DecodeStep: cache must be a fixed one; got {'fixed=False' if cache else None}")
         state = [self.token, cache.lengths]
         before, longest = [t.clone() for t in state], cache.longest
-
-        def restore() -> None:
-            for t, value in zip(state, before, strict=True):
-                t.copy_(value)
-            cache.longest = longest
-
         device = self.token.device
         generator = torch.cuda.default_generators[device.index] if self.generator is None else self.generator
         noise = generator.get_state()
@@ -203,7 +197,7 @@ class DecodeStep:
         with torch.cuda.stream(side):
             for _ in range(3):  # kernels are compiled and libraries initialised outside of the capture
                 self()
-                restore()
+                self._restore(cache, state, before, longest)
         torch.cuda.current_stream(device).wait_stream(side)
         generator.set_state(noise)
         graph = torch.cuda.CUDAGraph()
@@ -211,8 +205,13 @@ class DecodeStep:
             graph.register_generator_state(self.generator)
         with torch.cuda.graph(graph):
             self()
-        restore()
+        self._restore(cache, state, before, longest)
         self.graph = graph
+
+    def _restore(self, cache, state, before, longest):
+        for t, value in zip(state, before, strict=True):
+            t.copy_(value)
+        cache.longest = longest
 
 
 def _continue(model, prompts, host_lengths, N, sampling, generator, log_probs, stops, cached, cuda_graph):

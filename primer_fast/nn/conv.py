@@ -49,7 +49,7 @@ class Conv2d(torch.nn.Conv2d):
         self.activation = check_activation("Conv2d", activation)
 
     def forward(self, input: Tensor) -> Tensor:  # (N, C, H, W) or (C, H, W) -> (N, O, P, Q) or (O, P, Q)
-        padding: int | tuple[int, int] | str = self.padding
+        padding = self.padding
         if self.padding_mode != "zeros":
             input = torch_F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0

@@ -67,14 +67,15 @@ def read_resources(kernel, target: Target) -> Resources:
 
 @functools.lru_cache(maxsize=1024)
 def _read(code: str | bytes, target: Target, warps: int, shared: int, tensor_columns: int) -> Resources:
-    if isinstance(code, str):  # AMD's assembly; NVIDIA's is a binary
-        registers = _number(r"\.vgpr_count:\s*", code)  # accumulation registers included: on CDNA3 they share one file
-        spill_bytes = _number(r"\.private_segment_fixed_size:\s*", code)
+    if target.is_amd:
+        field = lambda name: int(re.search(rf"\.{name}:\s*(\d+)", code)[1])  # noqa: E731
+        registers = field("vgpr_count")  # accumulation registers included: on CDNA3 they share one file
+        spill_bytes = field("private_segment_fixed_size")
         lines = [line.strip() for line in code.splitlines() if re.match(r"\s+[a-z]\w*_\w+(\s|$)", line)]
         patterns = _AMDGCN
     else:
         usage = _run_tool("cuobjdump", "--dump-resource-usage", code)
-        registers, spill_bytes = _number("REG:", usage), _number("STACK:", usage)
+        registers, spill_bytes = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
         lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]*);", _run_tool("nvdisasm", "-c", code))
         patterns = _SASS
     counts, matrix = _count(lines, patterns)
@@ -84,14 +85,6 @@ def _read(code: str | bytes, target: Target, warps: int, shared: int, tensor_col
         target.resident_programs(warps, registers, shared, tensor_columns),
         matrix, group("load"), group("store"), counts["ffma"], len(lines),
     )  # fmt: skip
-
-
-def _number(label: str, text: str) -> int:
-    """The number after the first match of ``label``."""
-    found = re.search(rf"{label}(\d+)", text)
-    if found is None:
-        raise ValueError(f"resources: the compiled kernel must come with a number after {label!r}; got none")
-    return int(found[1])
 
 
 def _count(lines: list[str], patterns: list[tuple[str, str]]) -> tuple[Counter[str], dict[str, int]]:
