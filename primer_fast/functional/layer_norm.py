@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as torch_F
@@ -55,6 +56,21 @@ def _differentiable_grads(s, w, b, ctx, dy, dsum, needed):
     return ds if ds is None or dsum is None else ds + dsum, dw, db
 
 
+@overload
+def layer_norm(
+    input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, *, residual: Tensor | None = None, return_residual: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def layer_norm(
+    input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, *, residual: Tensor | None = None, return_residual: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def layer_norm(
+    input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, *, residual: Tensor | None = None, return_residual: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def layer_norm(
     input: Tensor,  # (..., *normalized_shape)
     normalized_shape: int | Sequence[int],

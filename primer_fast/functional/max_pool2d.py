@@ -1,6 +1,7 @@
 """Differentiable max-pooling: checks here, math in kernels/max_pool2d.py."""
 
 import operator
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as torch_F
@@ -57,6 +58,21 @@ def _winners(kept, kernel, stride, padding, dilation):
     return top + kept // kernel[1] * dilation[0], left + kept % kernel[1] * dilation[1]
 
 
+@overload
+def max_pool2d(
+    input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0, dilation: Size = 1,
+    ceil_mode: bool = False, return_indices: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def max_pool2d(
+    input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0, dilation: Size = 1,
+    ceil_mode: bool = False, *, return_indices: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def max_pool2d(
+    input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0, dilation: Size = 1,
+    ceil_mode: bool = False, return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def max_pool2d(
     input: Tensor,  # (N, C, H, W) or (C, H, W)
     kernel_size: Size,
