@@ -47,11 +47,11 @@ def load_pairs(
     """
     train, test = _read(options)
     try:
-        pairs, held_out = (encode_pairs(part, tokenizer.encode, end=end, context=context) for part in (train, test))
+        pairs = [encode_pairs(part, tokenizer.encode, end=end, context=context) for part in (train, test)]
     except ValueError as error:
         raise ValueError(f"{options.data}: {error}") from error
     prompts = [torch.tensor(tokenizer.encode(p) or [end]) for p in dict.fromkeys(p.prompt for p in test)]
-    return pairs, held_out, prompts
+    return *pairs, prompts
 
 
 def _read(options: PairOptions) -> tuple[list[Preference], list[Preference]]:

@@ -80,9 +80,7 @@ def conv2d(
             raise TypeError(f"conv2d: {name} must be a tensor; got {type(t).__name__}")
     dtype = autocast_dtype(input)
     if dtype is not None:
-        input = input if input.dtype == dtype else input.to(dtype)
-        weight = weight if weight.dtype == dtype else weight.to(dtype)
-        bias = bias if bias is None or bias.dtype == dtype else bias.to(dtype)
+        input, weight, bias = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (input, weight, bias))
     geometry = _check(input, weight, bias, stride, padding, dilation, groups)
     options = stride, padding, dilation, groups
     if not runs_triton(input) or input.numel() == 0 or weight.numel() == 0:

@@ -68,9 +68,7 @@ def linear(
             raise TypeError(f"linear: {name} must be a tensor; got {type(t).__name__}")
     dtype = autocast_dtype(input)
     if dtype is not None:
-        input = input if input.dtype == dtype else input.to(dtype)
-        weight = weight if weight.dtype == dtype else weight.to(dtype)
-        bias = bias if bias is None or bias.dtype == dtype else bias.to(dtype)
+        input, weight, bias = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (input, weight, bias))
     _check(input, weight, bias)
     if not runs_triton(input):
         return linear_plain(input, weight, bias, activation=activation)

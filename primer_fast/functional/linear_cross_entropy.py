@@ -115,8 +115,9 @@ def linear_cross_entropy(
     ignore_index = -100 if ignore_index is None else ignore_index
     dtype = None if not isinstance(input, Tensor) else autocast_dtype(input)
     if dtype is not None:
-        input, linear_weight = (t.to(dtype) if isinstance(t, Tensor) else t for t in (input, linear_weight))
-        linear_bias = linear_bias.to(dtype) if isinstance(linear_bias, Tensor) else linear_bias
+        input, linear_weight, linear_bias = (
+            t.to(dtype) if isinstance(t, Tensor) else t for t in (input, linear_weight, linear_bias)
+        )
     check("linear_cross_entropy", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
         return linear_cross_entropy_plain(

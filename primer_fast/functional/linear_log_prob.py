@@ -108,8 +108,9 @@ def linear_log_prob(
     check_temperature(temperature)
     dtype = None if not isinstance(input, Tensor) else autocast_dtype(input)
     if dtype is not None:
-        input, linear_weight = (t.to(dtype) if isinstance(t, Tensor) else t for t in (input, linear_weight))
-        linear_bias = linear_bias.to(dtype) if isinstance(linear_bias, Tensor) else linear_bias
+        input, linear_weight, linear_bias = (
+            t.to(dtype) if isinstance(t, Tensor) else t for t in (input, linear_weight, linear_bias)
+        )
     check("linear_log_prob", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
         return linear_log_prob_plain(
