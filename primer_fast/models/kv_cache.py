@@ -5,6 +5,8 @@ keys each row has. Buffers have their final size from the first token on.
 Legend: B batch, T new tokens, S capacity, Hk key heads, d head width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ class KVCache:
         self.longest = 0  # an upper bound of lengths that needs no look at the device
         self.uneven = False  # rows may have different lengths
 
-    def place(self, positions: Tensor, T: int):
+    def place(self, positions: Tensor, T: int) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         """Of T new tokens: rows of the position table, their numbers, and the keys that attention may see."""
         _, batch, capacity, _, _ = self.shape
         end = self.longest + T

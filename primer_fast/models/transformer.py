@@ -12,8 +12,9 @@ Legend: B batch, T tokens, W width, H heads, Hk key heads, d = W / H, V vocabula
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.nn.functional as torch_F
@@ -21,6 +22,9 @@ from torch import Tensor
 
 from primer_fast import functional as F
 from primer_fast import nn
+
+if TYPE_CHECKING:
+    from primer_fast.models.kv_cache import KVCache
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 NORMS = ("post", "pre")
@@ -100,7 +104,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, (self.heads + 2 * self.key_heads) * self.head_width, config.bias)
         self.out = nn.Linear(config.width, config.width, config.bias)
 
-    def forward(self, x: Tensor, visible: dict, cache=None, layer: int = 0) -> Tensor:  # (B, T, W) -> (B, T, W)
+    def forward(
+        self, x: Tensor, visible: dict[str, Any], cache: "KVCache | None" = None, layer: int = 0
+    ) -> Tensor:  # (B, T, W) -> (B, T, W)
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_width))  # (B, T, H + 2 Hk, d)
         if cache is not None:
             key, value = cache.write(layer, qkv[:, :, self.heads :])
@@ -134,7 +140,7 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, config.width, config.bias)
         self.mlp_norm = nn.LayerNorm(config.width, config.norm_eps, bias=config.bias)
 
-    def attend(self, x: Tensor, visible: dict, cache, layer: int) -> Tensor:
+    def attend(self, x: Tensor, visible: dict[str, Any], cache: "KVCache | None", layer: int) -> Tensor:
         return self.drop(self.attention(x, visible, cache, layer))
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -152,14 +158,18 @@ class Block(nn.Module):
             torch.nn.init.xavier_uniform_(matrix)
 
 
-def post_norm(blocks, x: Tensor, visible: dict, cache=None) -> Tensor:  # (B, T, W) -> (B, T, W)
+def post_norm(
+    blocks: Iterable[Block], x: Tensor, visible: dict[str, Any], cache: "KVCache | None" = None
+) -> Tensor:  # (B, T, W) -> (B, T, W)
     for i, block in enumerate(blocks):
         x = block.attention_norm(block.attend(x, visible, cache, i), x)
         x = block.mlp_norm(block.mlp(x), x)
     return x
 
 
-def pre_norm(blocks, norm: nn.LayerNorm, x: Tensor, visible: dict, cache=None) -> Tensor:  # (B, T, W) -> (B, T, W)
+def pre_norm(
+    blocks: Iterable[Block], norm: nn.LayerNorm, x: Tensor, visible: dict[str, Any], cache: "KVCache | None" = None
+) -> Tensor:  # (B, T, W) -> (B, T, W)
     """With the last ``norm``. The sum of a branch and the residual is taken in the next norm's kernel."""
     branch = None
     for i, block in enumerate(blocks):
@@ -244,7 +254,7 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,  # (B, T) bool: True is a token, False padding, on either side
         lengths: Tensor | None = None,  # (B,) int64: tokens from there on are padding
         segments: Tensor | None = None,  # (B, T) int64: BERT's token types; None: all 0
-        cache=None,  # models/kv_cache.py: what came before these tokens; they are appended
+        cache: "KVCache | None" = None,  # what came before these tokens; they are appended
     ) -> Tensor:  # (B, T, W)
         """What the logits are made of, after the last norm; undefined where there is padding.
 
