@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_mask import attended, seen
+from .descriptor import tensor_descriptor
 from .launch import cdiv
 from .tile import tanh
 
@@ -222,23 +222,22 @@ def block_width(d):
 
 def described(t):
     """Whether a descriptor can move (B, H, rows, d): 16-byte strides, none of them 0."""
-    step = 16 // t.element_size()
+    (B, H, rows, d), (b, h, row, _), step = t.shape, t.stride(), 16 // t.element_size()
     return (
-        t.numel() > 0
+        (B == 1 or (b > 0 and b % step == 0))
+        and (H == 1 or (h > 0 and h % step == 0))
+        and (rows == 1 or (row > 0 and row % step == 0))
+        and B * H * rows * d > 0
         and t.data_ptr() % 16 == 0
-        and all(
-            size == 1 or (stride > 0 and stride % step == 0)
-            for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True)
-        )
     )
 
 
 def descriptor(t, block):
     """Over (B, H, rows, d), for tiles of ``block`` rows."""
-    step = 16 // t.element_size()
-    width = cdiv(t.shape[3], step) * step  # stride of axes of one element, where any would do
-    strides = [width if size == 1 else stride for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True)]
-    return TensorDescriptor(t, list(t.shape), [*strides, 1], [1, 1, block, block_width(t.shape[3])])
+    (B, H, rows, d), (b, h, row, _), step = t.shape, t.stride(), 16 // t.element_size()
+    width = cdiv(d, step) * step  # stride of axes of one element, where any would do
+    strides = [width if B == 1 else b, width if H == 1 else h, width if rows == 1 else row, 1]
+    return tensor_descriptor(t, [B, H, rows, d], strides, [1, 1, block, block_width(d)])
 
 
 def empty_like_rows(t, width):

@@ -5,7 +5,6 @@ import math
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .conv2d_geometry import (
     FEW,
@@ -22,6 +21,7 @@ from .conv2d_geometry import (
     rows_of,
     walk,
 )
+from .descriptor import tensor_descriptor
 from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, matmul_settings, on_device_of
 from .partials import partial_length, reduce_partials
 from .tile import activate, backpropagate, grouped_tile
@@ -256,7 +256,7 @@ def gather(
         if t is None or not descriptors_out:
             return t
         (n, _, h, v), shape = t.stride(), [images, P, Q, N]
-        return TensorDescriptor(t, shape, [n, h, v, 1], [*box, s.BLOCK_N // s.SUBTILES])
+        return tensor_descriptor(t, shape, [n, h, v, 1], [*box, s.BLOCK_N // s.SUBTILES])
 
     def source(o):
         return o if o is None else o.descriptor(box, s.BLOCK_K) if descriptors else o.t
@@ -265,7 +265,7 @@ def gather(
     weights = w
     if descriptors:
         block = [s.BLOCK_K, 1, s.BLOCK_N] if transposed else [s.BLOCK_N, 1, s.BLOCK_K]
-        weights = TensorDescriptor(w, [O, R * S, C], [R * S * C, C, 1], block)
+        weights = tensor_descriptor(w, [O, R * S, C], [R * S * C, C, 1], block)
     of_o, of_c, of_r, of_s = w.stride()
     with on_device_of(a):
         _gather_kernel[(classes * g.groups * tiles_m * tiles_n, s.SPLITS)](

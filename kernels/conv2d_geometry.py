@@ -3,14 +3,15 @@
 A tile's pixels are numbered one after another, or a box of images x rows x columns that a descriptor moves.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .descriptor import tensor_descriptor
 from .launch import cdiv
 
 FILL = 1.3  # dw sums over very many pixels, and few tiles do it: see Product.fill
@@ -60,11 +61,12 @@ class Source:
 
     def descriptor(self, box, channels):
         (N, C, H, W), (n, _, h, w), (u, v) = self.t.shape, self.t.stride(), self.stride
-        return TensorDescriptor(
+        return tensor_descriptor(
             self.t, [N, H // u, u, W // v, v * C], [n, u * h, h, v * w, 1], [box[0], box[1], 1, box[2], channels]
         )
 
 
+@functools.lru_cache(maxsize=4096)
 def box_of(images, rows, columns, pixels):
     """Images, rows and columns of the box of ``pixels``, a power of two, that covers all with the least overhang."""
     powers = [2**i for i in range(pixels.bit_length())]

@@ -24,8 +24,8 @@ On GPUs with a tensor memory accelerator, operands and results of aligned layout
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .descriptor import tensor_descriptor
 from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, matmul_settings, on_device_of
 from .partials import partial_length, reduce_partials
 from .tile import FROM_OUTPUT, activate, backpropagate, grouped_tile
@@ -177,7 +177,7 @@ class Operand:
 
     def descriptor(self, block, block_k):
         t, tile = (self.t, [block, block_k]) if self.k_major else (self.t.T, [block_k, block])
-        return TensorDescriptor(t, list(t.shape), list(t.stride()), tile)
+        return tensor_descriptor(t, list(t.shape), list(t.stride()), tile)
 
 
 def operands(a, b, saved, has_descriptors, large):
@@ -228,7 +228,7 @@ def matmul(
     def result(t):
         if t is None or not descriptors_out:
             return t
-        return TensorDescriptor(t, [M, N], [N, 1], [s.BLOCK_M, s.BLOCK_N // s.SUBTILES])
+        return tensor_descriptor(t, [M, N], [N, 1], [s.BLOCK_M, s.BLOCK_N // s.SUBTILES])
 
     def operand(o, block):
         return o if o is None else o.descriptor(block, s.BLOCK_K) if descriptors else o.t

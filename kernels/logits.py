@@ -26,13 +26,14 @@ behind the products. Memory beside the gradients: the buffer, 4 N D bytes for dx
 _CHUNK_ROWS rows a chunk of dw in float32.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .descriptor import tensor_descriptor
 from .launch import Chip, MatmulSettings, Product, cdiv, chip, dot_precision, matmul_settings, on_device_of
 from .linear import Operand, matmul, operand_tile, operands
 from .tile import grouped_tile
@@ -262,6 +263,7 @@ def _settings(gpu: Chip, M, V, K, itemsize, dot, descriptors, vector):
     ))  # fmt: skip
 
 
+@functools.lru_cache(maxsize=4096)
 def share_count(gpu: Chip, s: MatmulSettings, rows: int, classes: int) -> int:
     """Shares of the vocabulary that end together: of those within 2 % of the fewest tiles in turn, the nearest to 16.
 
@@ -395,7 +397,7 @@ def _gradient(
     s = settings or _settings(gpu, M, V, K, x.element_size(), dot, descriptors, x_.vector and w_.vector)
     result, stride = out, out.stride(0)
     if descriptors:
-        result = TensorDescriptor(out, [M, V], [stride, 1], [s.BLOCK_M, s.BLOCK_N // s.SUBTILES])
+        result = tensor_descriptor(out, [M, V], [stride, 1], [s.BLOCK_M, s.BLOCK_N // s.SUBTILES])
     with on_device_of(x):
         _gradient_kernel[(cdiv(M, s.BLOCK_M) * cdiv(V, s.BLOCK_N),)](
             result, *_loaded(x_, w_, s, descriptors), bias, target, peak, log_total, score_grad, entropy_grad, entropy,

@@ -22,7 +22,7 @@ def options(folder: Path) -> align.Options:
 def rlhf(folder: Path, result: Result) -> page.Chapter:
     """Reward model and PPO of `primer-fast align` on words, in short; ``folder`` holds its pictures and own page."""
     title, gain = "RLHF: a reward model and PPO", result.gain(result.ppo.measured, "known")
-    found = f"mean human rating of sampled known words {gain}"
+    found = f"mean human rating of sampled known words {gain} against before"
     html = page.section(
         title,
         page.formula(
@@ -59,7 +59,7 @@ def dpo(folder: Path, result: Result) -> page.Chapter:
     ]
     count = min(12, len(result.before.samples))
     samples = zip(*(policy.samples.texts[:count] for policy in policies), strict=True)
-    found = f"mean human rating of sampled known words {gain}"
+    found = f"mean human rating of sampled known words {gain} against before"
     html = page.section(
         title,
         page.formula(
