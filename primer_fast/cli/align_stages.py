@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from primer_fast.cli.align_data import Material
 from primer_fast.cli.align_measure import (
@@ -146,10 +145,10 @@ class Stages:
         """On running text where there is some, then on the completions; ratings play no part."""
         rows = []
         if self.material.running_text is not None:
-            language = dataclasses.replace(self.options.language, seed=self.options.seed)
-            state = language_model.start(model, language)
-            train = language_model.train(state, self.material.running_text, language)
-            rows += self._train("pretrain on text", "text", train, language.steps, "train/loss")
+            config = dataclasses.replace(self.options.language, seed=self.options.seed)
+            state = language_model.start(model, config)
+            train = language_model.train(state, self.material.running_text, config)
+            rows += self._train("pretrain on text", "text", train, config.steps, "train/loss")
         config, corpus = dataclasses.replace(self.options.sft, seed=self.options.seed), self.material.corpus
         train = sft.train(sft.start(model, config), corpus, config)
         rows += self._train("pretrain on completions", "language", train, sft.total_steps(len(corpus), config), "loss")
@@ -207,8 +206,7 @@ class Stages:
         """Train; measure now and then; where the KL reaches the budget go back to the measurement before and end."""
         options, device = self.options, next(policy.parameters()).device
         path: list[Point] = []
-        kept: dict[str, Tensor] = {}
-        spent, due = False, 0.0
+        kept, spent, due = None, False, 0.0
 
         def measure(step: int) -> bool:
             nonlocal kept
