@@ -27,3 +27,13 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if x.is_meta or not torch.is_autocast_enabled(device) or x.dtype is torch.float64 or not x.is_floating_point():
         return None
     return torch.get_autocast_dtype(device)
+
+
+def autocast_to(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """As torch.autocast casts: float64, integers, and what is no tensor stay as they are."""
+    return tuple(
+        t.to(dtype)
+        if isinstance(t, Tensor) and t.dtype is not dtype and t.is_floating_point() and t.dtype is not torch.float64
+        else t
+        for t in tensors
+    )

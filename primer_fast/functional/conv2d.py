@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype, runs_triton
+from primer_fast.backend import autocast_dtype, autocast_to, runs_triton
 from primer_fast.functional.activation import apply_plain, check_activation
 from primer_fast.kernels.conv2d import Geometry, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
 
@@ -80,7 +80,7 @@ def conv2d(
             raise TypeError(f"conv2d: {name} must be a tensor; got {type(t).__name__}")
     dtype = autocast_dtype(input)
     if dtype is not None:
-        input, weight, bias = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (input, weight, bias))
+        input, weight, bias = autocast_to(dtype, input, weight, bias)
     geometry = _check(input, weight, bias, stride, padding, dilation, groups)
     options = stride, padding, dilation, groups
     if not runs_triton(input) or input.numel() == 0 or weight.numel() == 0:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype, runs_triton
+from primer_fast.backend import autocast_dtype, autocast_to, runs_triton
 from primer_fast.functional.activation import apply_plain, check_activation
 from primer_fast.kernels.linear import linear_bwd_input, linear_bwd_weight, linear_fwd
 
@@ -68,7 +68,7 @@ def linear(
             raise TypeError(f"linear: {name} must be a tensor; got {type(t).__name__}")
     dtype = autocast_dtype(input)
     if dtype is not None:
-        input, weight, bias = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (input, weight, bias))
+        input, weight, bias = autocast_to(dtype, input, weight, bias)
     _check(input, weight, bias)
     if not runs_triton(input):
         return linear_plain(input, weight, bias, activation=activation)

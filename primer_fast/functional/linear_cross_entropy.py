@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype, runs_triton
+from primer_fast.backend import autocast_dtype, autocast_to, runs_triton
 from primer_fast.functional.logits import as_they_are, check, chunked_bwd, chunked_fwd, plain_is_best, rows_of
 from primer_fast.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 from primer_fast.kernels.logits import Head
@@ -115,9 +115,7 @@ def linear_cross_entropy(
     ignore_index = -100 if ignore_index is None else ignore_index
     dtype = None if not isinstance(input, Tensor) else autocast_dtype(input)
     if dtype is not None:
-        input, linear_weight, linear_bias = (
-            t.to(dtype) if isinstance(t, Tensor) else t for t in (input, linear_weight, linear_bias)
-        )
+        input, linear_weight, linear_bias = autocast_to(dtype, input, linear_weight, linear_bias)
     check("linear_cross_entropy", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
         return linear_cross_entropy_plain(

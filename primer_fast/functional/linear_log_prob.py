@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype, runs_triton
+from primer_fast.backend import autocast_dtype, autocast_to, runs_triton
 from primer_fast.functional.logits import as_they_are, check, chunked_bwd, chunked_fwd, plain_is_best, rows_of
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
 from primer_fast.kernels.logits import Head
@@ -108,9 +108,7 @@ def linear_log_prob(
     check_temperature(temperature)
     dtype = None if not isinstance(input, Tensor) else autocast_dtype(input)
     if dtype is not None:
-        input, linear_weight, linear_bias = (
-            t.to(dtype) if isinstance(t, Tensor) else t for t in (input, linear_weight, linear_bias)
-        )
+        input, linear_weight, linear_bias = autocast_to(dtype, input, linear_weight, linear_bias)
     check("linear_log_prob", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
         return linear_log_prob_plain(
@@ -140,7 +138,7 @@ def linear_log_prob_plain(input, linear_weight, target, *, linear_bias=None, tem
     log_probs = logits.log_softmax(dim=-1, dtype=logits.dtype)
     known = (target >= 0) & (target < len(linear_weight))
     index = target.clamp(0, len(linear_weight) - 1).unsqueeze(-1)
-    chosen = log_probs.gather(-1, index).squeeze(-1) * torch.where(known, 1.0, torch.nan)
+    chosen = log_probs.gather(-1, index).squeeze(-1) * torch.where(known, 1.0, torch.nan).to(logits.dtype)
     if not return_entropy:
         return chosen
     finite = log_probs.masked_fill(log_probs == -torch.inf, 0)  # 0 log 0 = 0

@@ -7,7 +7,7 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from primer_fast.backend import autocast_dtype, runs_triton
+from primer_fast.backend import autocast_dtype, autocast_to, runs_triton
 from primer_fast.kernels.attention_decode import attention_decode
 from primer_fast.kernels.attention_onepass import attention_bwd_onepass, supported
 from primer_fast.kernels.scaled_dot_product_attention import (
@@ -155,9 +155,8 @@ def scaled_dot_product_attention(
         "causal_offset": causal_offset,
     }  # fmt: skip
     if isinstance(query, Tensor) and (dtype := autocast_dtype(query)) is not None:
-        query, key, value = (t.to(dtype) if isinstance(t, Tensor) else t for t in (query, key, value))
-        if isinstance(attn_mask, Tensor) and attn_mask.is_floating_point():
-            attn_mask = options["attn_mask"] = attn_mask.to(dtype)
+        query, key, value, attn_mask = autocast_to(dtype, query, key, value, attn_mask)
+        options["attn_mask"] = attn_mask
     lead, H = _check(query, key, value, **options)
     if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
@@ -289,7 +288,7 @@ def _visible(query, S, is_causal, window, key_lengths, causal_offset):
     if key_lengths is not None:
         inside = j < spread(key_lengths)
         visible = inside if visible is None else visible & inside
-    return visible
+    return visible[None] if visible is not None and visible.dim() == 1 else visible  # a mask has two axes at least
 
 
 def _check(

@@ -203,7 +203,7 @@ class DecodeStep:
         graph = torch.cuda.CUDAGraph()
         if self.generator is not None:
             graph.register_generator_state(self.generator)
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side):  # the default one may be another GPU's
             self()
         self._restore(cache, state, before, longest)
         self.graph = graph

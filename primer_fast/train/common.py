@@ -57,8 +57,12 @@ def learning_rate(step: int, *, peak: float, minimum: float, warmup: int, total:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """On a GPU as the float32 that a CUDA graph reads there, so that one trains as kernels launched one by one do."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = float(np.float32(lr)) if group["params"][0].is_cuda else lr
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from primer_fast.data.text import TokenizedText, consecutive_windows, windows
+from primer_fast.train import cuda_graphs
 from primer_fast.train.common import (
     PRECISIONS,
     TrainState,
@@ -52,6 +53,7 @@ class LanguageModelConfig:
     log_every: int = 50  # steps between two rows of metrics
     eval_every: int = 250  # steps between two validations; the last step is always one
     eval_batches: int | None = 20  # batches of a validation, spread evenly over the held-out text; None: all of it
+    cuda_graphs: bool | None = None  # a step is one launch on a GPU, not hundreds; None: where the model is small
 
     def __post_init__(self):
         def must(holds: bool, what: str, got) -> None:
@@ -118,9 +120,16 @@ def train(
     if shortest < context + 1:
         raise ValueError(f"language_model: both parts of the text must have more than {context} tokens; got {shortest}")
     device = next(state.model.parameters()).device
+    step = cuda_graphs.recorded(
+        update, state, asked=config.cuda_graphs, batch=config.batch_size,
+        rows=config.batch_size * context // config.accumulate, procedure="language_model",
+    )  # fmt: skip
     began, seen = time.perf_counter(), 0
     while state.step < config.steps and not should_stop():
-        train_step(state, batch(text.train, context, config, state.step).to(device), config)
+        tokens = batch(text.train, context, config, state.step)
+        if device.type == "cuda":
+            tokens = tokens.pin_memory()  # from other memory a copy would wait for the device
+        train_step(state, tokens.to(device, non_blocking=True), config, step)
         seen += config.batch_size * context
         if is_logged(state.step, config):
             row = _close_window(state, context, config)
@@ -133,12 +142,8 @@ def train(
     check_finite(state, "language_model")
 
 
-def train_step(state: TrainState, windows: Tensor, config: LanguageModelConfig) -> None:  # (B, T + 1) int64
+def update(state: TrainState, windows: Tensor, config: LanguageModelConfig) -> None:  # (B, T + 1) int64
     """One optimizer step on one batch; its loss and gradient norm are appended to ``state.window``."""
-    lr = learning_rate(
-        state.step, peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps, total=config.steps, cosine=True
-    )
-    set_learning_rate(state.optimizer, lr)
     state.optimizer.zero_grad()
     count = windows[:, 1:].numel()
     loss = 0
@@ -150,6 +155,17 @@ def train_step(state: TrainState, windows: Tensor, config: LanguageModelConfig) 
         loss = loss + part_loss.detach()
     norm = apply_gradient(state, config.clip_norm)
     record(state, loss=loss, grad_norm=norm)
+
+
+def train_step(
+    state: TrainState, windows: Tensor, config: LanguageModelConfig, step: cuda_graphs.Update = update
+) -> None:  # (B, T + 1) int64
+    """``step``, which is ``update`` or a recording of it, at the learning rate of its number."""
+    lr = learning_rate(
+        state.step, peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps, total=config.steps, cosine=True
+    )
+    set_learning_rate(state.optimizer, lr)
+    step(state, windows, config)
 
 
 def loss_sum(model: LanguageModel, windows: Tensor, config: LanguageModelConfig) -> Tensor:  # (B, T + 1) -> () float32
@@ -182,7 +198,7 @@ def _close_window(state: TrainState, context: int, config: LanguageModelConfig) 
         "tokens": state.step * config.batch_size * context,
         "train/loss": torch.stack(state.window["loss"]).double().mean().item(),
         "train/grad_norm": mean_norm(state.window["grad_norm"]),
-        "train/learning_rate": state.optimizer.param_groups[0]["lr"],
+        "train/learning_rate": float(state.optimizer.param_groups[0]["lr"]),
     }
     state.window = {}
     return row

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from primer_fast.train import cuda_graphs
 from primer_fast.train.augmentation import Shift
 from primer_fast.train.common import (
     PRECISIONS,
@@ -54,6 +55,7 @@ class SupervisedConfig:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the model's arithmetic; weights stay float32
     seed: int = 0  # of the first weights, the order of the samples and the augmentation
     log_every: int = 50  # steps between two rows of metrics; the last step of an epoch is always one of them
+    cuda_graphs: bool | None = None  # a step is one launch on a GPU, not hundreds; None: where the model is small
 
     def __post_init__(self):
         def must(holds: bool, what: str, got) -> None:
@@ -179,6 +181,10 @@ def train(
         steps_per_epoch(samples, config),
         total_steps(samples, config),
     )
+    full = min(batch, samples)
+    step = cuda_graphs.recorded(
+        update, state, asked=config.cuda_graphs, batch=full, rows=full // config.accumulate, procedure="supervised"
+    )
     order = None
     began, seen = time.perf_counter(), 0
     while state.step < last and not should_stop():
@@ -189,7 +195,7 @@ def train(
         chosen = slice(position * batch, (position + 1) * batch)
         index = order[chosen]
         x = augment(index, offsets[chosen]) if augment else inputs.index_select(0, index)
-        train_step(state, scaled(x), targets.index_select(0, index), config, last)
+        train_step(state, scaled(x), targets.index_select(0, index), config, last, step)
         seen += len(index)
         if is_logged(state.step, samples, config):
             row = _close_window(state, samples, config)
@@ -202,13 +208,8 @@ def train(
     check_finite(state, "supervised")
 
 
-def train_step(state: TrainState, x: Tensor, target: Tensor, config: SupervisedConfig, last: int) -> None:
+def update(state: TrainState, x: Tensor, target: Tensor, config: SupervisedConfig) -> None:
     """One optimizer step on one batch; its loss, right answers and gradient norm are appended to ``state.window``."""
-    lr = learning_rate(
-        state.step, peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps,
-        total=last, cosine=config.schedule == "cosine",
-    )  # fmt: skip
-    set_learning_rate(state.optimizer, lr)
     state.optimizer.zero_grad()
     loss = correct = 0
     micro = math.ceil(len(x) / config.accumulate)
@@ -222,6 +223,18 @@ def train_step(state: TrainState, x: Tensor, target: Tensor, config: SupervisedC
         correct = correct + correct_count(logits.detach(), target_part)
     norm = apply_gradient(state, config.clip_norm)
     record(state, loss=loss, correct=correct, grad_norm=norm)
+
+
+def train_step(
+    state: TrainState, x: Tensor, target: Tensor, config: SupervisedConfig, last: int, step: cuda_graphs.Update = update
+) -> None:
+    """``step``, which is ``update`` or a recording of it, at the learning rate of its number."""
+    lr = learning_rate(
+        state.step, peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps,
+        total=last, cosine=config.schedule == "cosine",
+    )  # fmt: skip
+    set_learning_rate(state.optimizer, lr)
+    step(state, x, target, config)
 
 
 @torch.no_grad()
@@ -270,5 +283,5 @@ def _close_window(state: TrainState, samples: int, config: SupervisedConfig) -> 
         "train/loss": (loss * torch.tensor(sizes)).sum().item() / sum(sizes),
         "train/accuracy": correct.sum().item() / sum(sizes),
         "train/grad_norm": norm,
-        "train/learning_rate": state.optimizer.param_groups[0]["lr"],
+        "train/learning_rate": float(state.optimizer.param_groups[0]["lr"]),
     }

@@ -145,6 +145,12 @@ def test_a_finished_run_resumes_to_itself(soccer, out):
     assert metrics(out, times=True) == before
 
 
+def test_cuda_graphs_on_a_cpu_are_a_warning(soccer, out):
+    with pytest.warns(RuntimeWarning, match="supervised: no CUDA graph"):
+        assert train_mlp.main([*soccer, "--cuda-graphs", "True", "--device", "cpu"]) == 0
+    assert '"cuda_graphs": true' in (out / "config.json").read_text()
+
+
 def test_divergence_ends_with_the_last_checkpoint_kept(soccer, out, monkeypatch, capsys):
     step = supervised.train_step
 

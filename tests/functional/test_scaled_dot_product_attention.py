@@ -54,6 +54,13 @@ def test_matches_reference(case, path, dtype):
     assert all(math.isfinite(row.budget) for row in rows)
 
 
+def test_lengths_of_a_single_batch_element(plain_path):
+    """On PyTorch's operators the mask of one length has one axis, which they refuse."""
+    q, k, v = inputs((1, 2, 3, 16), (1, 2, 8, 16), (1, 2, 8, 16), device="cpu")
+    got = attend(q, k, v, key_lengths=torch.tensor([5]))
+    torch.testing.assert_close(got, attend(q, k[:, :, :5], v[:, :, :5]), rtol=1e-5, atol=1e-6)
+
+
 OPTIONS = [
     {}, {"is_causal": True}, {"is_causal": True, "window": 2}, {"window": 2}, {"softcap": 0.7}, {"scale": -0.5},
     {"key_lengths": np.array([0, 4])}, {"causal_offset": np.array([-2, 3])}, {"enable_gqa": True},

@@ -1,0 +1,153 @@
+"""The optimizer step as a CUDA graph: its kernels are recorded once, then launched as one.
+
+A step launches hundreds of kernels, each some ten microseconds of the host's time. Where the model is small the GPU has
+finished a kernel before the next is launched, and the host sets the pace; a recorded step is a single launch.
+
+What is recorded are kernels on addresses. So a batch is copied into the buffers that were recorded, the learning rate
+is a number on the device, and what a step measures is copied out before the next overwrites it.
+Source: "CUDA Graphs" in PyTorch's notes, whole-network capture.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from primer_fast.train.common import TrainState, record
+
+WARM_UP = 3  # steps as any other, in which kernels are compiled, libraries initialised and optimizer states made
+GPU_FLOPS = 4e14  # a second, an estimate: large 16-bit products reach it on one H100
+HOST_SECONDS = 5e-5  # an estimate too: to launch what one weight tensor takes part in, five kernels of 10 us
+
+Update = Callable[..., None]  # (state, *arguments): one optimizer step; what it measures is appended to state.window
+
+
+class CudaGraph:
+    """The kernels that a function launches on one GPU."""
+
+    device_type = "cuda"
+    rate = torch.float32  # what fused optimizers read a learning rate on the GPU as
+
+    def __init__(self, device: torch.device):
+        self.device, self.graph = device, torch.cuda.CUDAGraph()
+        self.side = torch.cuda.Stream(device)
+
+    def warm_up(self, step: Callable[[], None]) -> None:
+        """``step()`` on the stream that the capture will run it on."""
+        self.side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.side):
+            step()
+        torch.cuda.current_stream(self.device).wait_stream(self.side)
+
+    def capture(self, step: Callable[[], None]) -> None:
+        """Record what ``step()`` launches; nothing runs."""
+        with torch.cuda.graph(self.graph, stream=self.side):
+            step()
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+def recorded(
+    update: Update,
+    state: TrainState,
+    *,
+    asked: bool | None,  # None: where it pays
+    batch: int,  # samples of a full batch; another number of them, as in a last batch, is run kernel by kernel
+    rows: int,  # samples or tokens in a micro-batch
+    procedure: str,  # what warnings and errors call it
+) -> Update:
+    """``update``, as a CUDA graph where ``asked`` and what runs allow it; results are bitwise the same.
+
+    None records where ``pays`` says so. True records wherever it can, and warns (RuntimeWarning) with the reason where
+    it cannot. The state must not be loaded anew while the result is in use: the graph knows its tensors by address.
+    """
+    if asked is False:
+        return update
+    reason = obstacle(state)
+    if reason is not None:
+        if asked:
+            message = f"{procedure}: no CUDA graph, kernels are launched one by one: {reason}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return update
+    if asked is None and not pays(state.model, rows):
+        return update
+    return RecordedUpdate(update, state, batch, procedure)
+
+
+def obstacle(state: TrainState) -> str | None:
+    """Why a step on ``state`` cannot be recorded, or None."""
+    devices = {p.device for p in state.model.parameters()}
+    if len(devices) != 1 or next(iter(devices)).type != CudaGraph.device_type:
+        return f"the model must be on one GPU; it is on {', '.join(sorted(map(str, devices)))}"
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return "the run has several processes, whose gradients are exchanged outside of the graph"
+    if not all(group.get("fused") for group in state.optimizer.param_groups):
+        return "the optimizer must be fused: others read numbers back from the GPU"
+    return None
+
+
+def pays(model: torch.nn.Module, rows: int) -> bool:
+    """Whether the host takes longer to launch a step than the GPU to run it, by an estimate of both.
+
+    The GPU has six operations for each weight and row (two forward, four backward; Kaplan et al. 2020), more where a
+    convolution uses a weight at many places. For models whose step is long a graph would save nothing, and would keep
+    the memory of all activations to itself.
+    """
+    weights = [p.numel() for p in model.parameters() if p.requires_grad]
+    return 6 * sum(weights) * rows / GPU_FLOPS < HOST_SECONDS * len(weights)
+
+
+class RecordedUpdate:
+    """``update`` on full batches: WARM_UP steps as they are, then one recording, replayed from then on.
+
+    Arguments that are tensors are the batch. All others must stay what they are, and so must the optimizer's settings
+    but for the learning rate, which becomes a tensor here.
+
+    Raises:
+        RuntimeError: the step cannot be recorded, as one that reads from the device.
+    """
+
+    def __init__(self, update: Update, state: TrainState, batch: int, procedure: str):
+        self.update, self.batch, self.procedure = update, batch, procedure
+        device = next(state.model.parameters()).device
+        self.graph, self.warmed, self.buffers, self.measured = CudaGraph(device), 0, None, {}
+        for group in state.optimizer.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"]).to(device, self.graph.rate, copy=True)
+
+    def __call__(self, state: TrainState, *arguments) -> None:
+        tensors = [a for a in arguments if isinstance(a, Tensor)]
+        if len(tensors[0]) != self.batch:
+            self.update(state, *arguments)
+            return
+        if self.warmed < WARM_UP:
+            self.graph.warm_up(lambda: self.update(state, *arguments))
+            self.warmed += 1
+            return
+        if self.buffers is None:
+            self._record(state, arguments)
+        for buffer, tensor in zip(self.buffers, tensors, strict=True):
+            buffer.copy_(tensor)
+        self.graph.replay()
+        state.step += 1
+        record(state, **{name: value.clone() for name, value in self.measured.items()})
+
+    def _record(self, state: TrainState, arguments) -> None:
+        buffers = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+        step, window, state.window = state.step, state.window, {}
+        capturable = [group for group in state.optimizer.param_groups if "capturable" in group]
+        try:
+            for group in capturable:
+                group["capturable"] = True
+            self.graph.capture(lambda: self.update(state, *buffers))
+            self.measured = {name: values[-1] for name, values in state.window.items()}
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{self.procedure}: the step cannot be recorded as a CUDA graph; cuda_graphs=False trains without"
+            ) from error
+        finally:
+            state.step, state.window = step, window
+            for group in capturable:
+                group["capturable"] = False  # in steps that are run it would only warn
+        self.buffers = [b for b in buffers if isinstance(b, Tensor)]

@@ -1,0 +1,69 @@
+"""Launches go to the device of the tensors and to the stream that is current there."""
+
+import pytest
+import torch
+from citizenship.ops import OPS, upstream
+
+ops = pytest.mark.parametrize("name", OPS)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="streams need a GPU")
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+def both_ways(name, inputs):
+    y = OPS[name].ours(*inputs)
+    return y, *torch.autograd.grad(y, inputs, upstream(y))
+
+
+@needs_gpu
+@ops
+def test_runs_on_the_current_stream(name):
+    """Behind work that takes a while on a side stream: an op on another one would read its inputs before they are."""
+    want = both_ways(name, OPS[name].inputs(torch.float32, "cuda"))
+    late = OPS[name].inputs(torch.float32, "cuda")
+    values = [x.detach().clone() for x in late]
+    with torch.no_grad():
+        for x in late:
+            x.fill_(torch.nan)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        with torch.no_grad():
+            for x, value in zip(late, values, strict=True):
+                x.copy_(value)
+        got = both_ways(name, late)
+    torch.cuda.current_stream().wait_stream(side)
+    assert all(map(torch.equal, got, want))
+
+
+@needs_gpu
+@ops
+def test_can_be_captured(name):
+    """Forward and backward as a CUDA graph, replayed on other values in the same buffers."""
+    inputs, other = (OPS[name].inputs(torch.float32, "cuda", seed) for seed in (0, 1))
+    want = both_ways(name, other)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    dy = upstream(want[0])
+    with torch.cuda.stream(side):
+        both_ways(name, inputs)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = OPS[name].ours(*inputs)
+        got = y, *torch.autograd.grad(y, inputs, dy)
+    with torch.no_grad():
+        for x, value in zip(inputs, other, strict=True):
+            x.copy_(value)
+    graph.replay()
+    assert all(map(torch.equal, got, want))
+
+
+@needs_two
+@ops
+def test_runs_on_the_device_of_its_tensors(name):
+    """Not on the current one, which is another."""
+    first, second = (both_ways(name, OPS[name].inputs(torch.float32, f"cuda:{i}")) for i in (0, 1))
+    assert torch.cuda.current_device() == 0
+    for a, b in zip(first, second, strict=True):
+        assert b.device == torch.device("cuda:1") and torch.equal(a, b.to(a.device))

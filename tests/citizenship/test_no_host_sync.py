@@ -1,0 +1,204 @@
+"""Nothing in a training step or a decoding step reads from the device: what a CUDA graph asks for, without a GPU."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from citizenship.no_host_sync import HostSync, NoHostSync
+from citizenship.ops import OPS, upstream
+
+from primer_fast import functional as F
+from primer_fast.models.generation import DecodeStep, Sampling
+from primer_fast.models.kv_cache import KVCache
+from primer_fast.models.mlp import MLP, MLPConfig
+from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.train import language_model, supervised
+from primer_fast.train.language_model import LanguageModelConfig
+from primer_fast.train.supervised import SupervisedConfig
+
+FLOATS = torch.tensor([1.0, 0.0, 2.0])
+READING = {
+    "item": lambda x: x.sum().item(),
+    "float": lambda x: float(x[0]),
+    "if": lambda x: 1 if x.sum() > 0 else 0,
+    "tolist": lambda x: [int(v) for v in x],
+    "nonzero": lambda x: x.nonzero(),
+    "mask": lambda x: x[x > 0],
+    "put by mask": lambda x: x.clone().index_put_((x > 0,), torch.zeros(())),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "equal": lambda x: torch.equal(x, x),
+    "unique": lambda x: x.unique(),
+    "repeats": lambda x: x.repeat_interleave(x.long()),
+    "another device": lambda x: x.to("meta"),
+}
+
+
+@pytest.mark.parametrize("way", READING)
+def test_it_sees_every_way_to_read(way):
+    with pytest.raises(HostSync), NoHostSync():
+        READING[way](FLOATS)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_ops(name, place):
+    """Nor does what they allocate depend on what the tensors hold."""
+    allocated = []
+    for value in (None, 0.0, torch.nan):
+        inputs = OPS[name].inputs(torch.float32, place)
+        dy = upstream(OPS[name].ours(*inputs))
+        with torch.no_grad():
+            inputs = [x if value is None else x.fill_(value) for x in inputs]
+        with NoHostSync() as mode:
+            y = OPS[name].ours(*inputs)
+            torch.autograd.grad(y, inputs, dy)
+        allocated.append(mode.calls)
+    assert allocated[0] and allocated[0] == allocated[1] == allocated[2]
+
+
+INDICES = {
+    "embedding": lambda ids: F.embedding(ids, torch.ones(24, 16, device=ids.device, requires_grad=True)),
+    "loss": lambda ids: F.linear_cross_entropy(
+        torch.ones(6, 16, device=ids.device), torch.ones(24, 16, device=ids.device, requires_grad=True), ids,
+        ignore_index=0,
+    ),
+    "log_prob": lambda ids: F.linear_log_prob(
+        torch.ones(6, 16, device=ids.device), torch.ones(24, 16, device=ids.device, requires_grad=True), ids
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_allocation_does_not_depend_on_indices(name, place):
+    allocated = []
+    for ids in ([1, 2, 3, 4, 5, 6], [7] * 6, [0] * 6):
+        ids = torch.tensor(ids, device=place)
+        with NoHostSync() as mode:
+            INDICES[name](ids).sum().backward()
+        allocated.append(mode.calls)
+    assert allocated[0] == allocated[1] == allocated[2]
+
+
+MASK = torch.rand(1, 1, 8, 8) > 0.3
+VARIANTS = {
+    "dropout": {"dropout_p": 0.3},
+    "bool mask": {"attn_mask": MASK},
+    "added mask": {"attn_mask": MASK.float()},
+    "window and cap": {"is_causal": True, "window": 3, "softcap": 5.0},
+    "lengths": {"key_lengths": torch.tensor([5])},
+    "offset on the device": {"causal_offset": torch.tensor([2])},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_attention(variant, place):
+    options = {k: v.to(place) if isinstance(v, torch.Tensor) else v for k, v in VARIANTS[variant].items()}
+    q, k, v = OPS["scaled_dot_product_attention"].inputs(torch.float32, place)
+    with NoHostSync():
+        F.scaled_dot_product_attention(q, k, v, **options).sum().backward()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_loss_with_ignored_targets(reduction, place):
+    x, w, b = OPS["linear_cross_entropy"].inputs(torch.float32, place)
+    target = torch.tensor([3, -100, 0, 3, -100, 9], device=place)
+    with NoHostSync():
+        loss = F.linear_cross_entropy(x, w, target, linear_bias=b, reduction=reduction, label_smoothing=0.1)
+        loss.sum().backward()
+
+
+SUPERVISED = SupervisedConfig(batch_size=6, epochs=2)
+SUPERVISED_STEPS = {
+    "adamw": SUPERVISED,
+    "sgd": dataclasses.replace(SUPERVISED, optimizer="sgd", momentum=0.9),
+    "no clipping": dataclasses.replace(SUPERVISED, clip_norm=None),
+    "accumulate": dataclasses.replace(SUPERVISED, accumulate=2),
+    "bfloat16": dataclasses.replace(SUPERVISED, precision="bfloat16"),
+    "float16": dataclasses.replace(SUPERVISED, precision="float16"),
+    "smoothing": dataclasses.replace(SUPERVISED, label_smoothing=0.1),
+}
+
+
+@pytest.mark.parametrize("name", SUPERVISED_STEPS)
+def test_supervised_step(name, plain_path):
+    """The first step as well as a later one, of which the optimizer and the scaler have seen others."""
+    config = SUPERVISED_STEPS[name]
+    state = supervised.start(MLP(MLPConfig((16, 8, 3))), config)
+    x, target = torch.randn(6, 16), torch.randint(0, 3, (6,))
+    with NoHostSync() as mode:
+        for _ in range(2):
+            supervised.update(state, x, target, config)
+    assert len(mode.calls) > 40 and state.step == 2
+
+
+def test_supervised_loop(plain_path, monkeypatch):
+    """Between two rows of metrics, which are the only place where the loop waits."""
+    monkeypatch.setattr(supervised, "_close_window", lambda *_: {})
+    monkeypatch.setattr(supervised, "check_finite", lambda *_: None)
+    state = supervised.start(MLP(MLPConfig((16, 8, 3))), SUPERVISED)
+    with NoHostSync():
+        list(supervised.train(state, torch.rand(20, 16), torch.randint(0, 3, (20,)), SUPERVISED))
+    assert state.step == 8
+
+
+def test_supervised_step_through_the_kernels(device):
+    state = supervised.start(MLP(MLPConfig((16, 8, 3))).to(device), SUPERVISED)
+    x, target = torch.randn(6, 16, device=device), torch.randint(0, 3, (6,), device=device)
+    with NoHostSync():
+        supervised.update(state, x, target, SUPERVISED)
+
+
+SHAPE = TransformerConfig(vocab=16, context=8, width=16, layers=1, heads=2, dropout=0.1)
+TEXT = LanguageModelConfig(batch_size=2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_language_model_step(precision, accumulate, plain_path):
+    config = dataclasses.replace(TEXT, precision=precision, accumulate=accumulate)
+    state = language_model.start(Transformer(SHAPE), config)
+    windows = torch.randint(0, 16, (2, 9))
+    with NoHostSync():
+        for _ in range(2):
+            language_model.update(state, windows, config)
+
+
+def test_language_model_step_through_the_kernels(device):
+    state = language_model.start(Transformer(SHAPE).to(device), TEXT)
+    windows = torch.randint(0, 16, (2, 9), device=device)
+    with NoHostSync():
+        language_model.update(state, windows, TEXT)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0), Sampling(0.8, top_k=3, top_p=0.9)], ids=["greedy", "drawn"])
+def test_decode_step(sampling, place):
+    model = Transformer(SHAPE).to(place).eval()
+    with torch.inference_mode():
+        cache = KVCache(SHAPE, 2, 8, fixed=True)
+        step = DecodeStep(model, cache, 2, sampling, log_prob=True)
+        prompts, lengths = torch.randint(0, 16, (2, 4), device=place), torch.tensor([4, 2], device=place)
+        step.choose(model.hidden(prompts, lengths=lengths, cache=cache)[:, -1])
+        with NoHostSync():
+            for _ in range(2):
+                step()
+
+
+def test_launchers_on_tensors_without_memory():
+    """All cases of every op, as they would be launched on an H100: nothing can be read there, and nothing is."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "tests/citizenship/meta_probe.py"], cwd=Path(__file__).parents[2], env=environment,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    seen = json.loads(done.stdout)
+    assert seen["failed"] == {} and seen["reading is seen"]
+    assert seen["launches"].keys() == {
+        "linear", "conv2d", "max_pool2d", "layer_norm", "embedding", "scaled_dot_product_attention",
+        "linear_cross_entropy", "linear_log_prob",
+    }  # fmt: skip
+    assert all(count >= 4 for count in seen["launches"].values())
