@@ -1,8 +1,21 @@
 """Hand-written Triton kernels, the modules and models built on them, and how to train those."""
 
+from importlib import import_module
 from importlib.util import find_spec
 
 if find_spec("primer_fast.kernels") is None:
     raise ImportError("primer_fast.kernels is missing: run `pip install -e .` in the repository root")
 
 __version__ = "0.1.0"
+_PLACES = {"replace_modules": "replace", "sdpa": "attention", "register_attention": "attention"}
+
+
+def __getattr__(name):  # torch and Triton are imported with the first use
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"primer_fast.{_PLACES[name]}"), name)
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *_PLACES})

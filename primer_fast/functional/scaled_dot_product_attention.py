@@ -3,9 +3,9 @@
 import math
 
 import torch
-import torch.nn.functional as torch_F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention as torchs_attention  # primer_fast.sdpa moves the name
 
 from primer_fast.backend import autocast_dtype, autocast_to, runs_triton
 from primer_fast.kernels.attention_decode import attention_decode
@@ -239,9 +239,7 @@ def scaled_dot_product_attention_plain(
         (attn_mask is None or not is_causal)
         and window is None and softcap is None and key_lengths is None and causal_offset is None
     ):  # fmt: skip
-        return torch_F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return torchs_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     visible = _visible(query, key.shape[-2], is_causal, window, key_lengths, causal_offset)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         visible = attn_mask if visible is None else visible & attn_mask
@@ -250,9 +248,7 @@ def scaled_dot_product_attention_plain(
         mask = visible
         if attn_mask is not None:
             mask = attn_mask if visible is None else attn_mask.masked_fill(~visible, -math.inf)
-        return torch_F.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa
-        )
+        return torchs_attention(query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)

@@ -49,12 +49,16 @@ class Conv2d(torch.nn.Conv2d):
         self.activation = check_activation("Conv2d", activation)
 
     def forward(self, input: Tensor) -> Tensor:  # (N, C, H, W) or (C, H, W) -> (N, O, P, Q) or (O, P, Q)
+        return self.activated(input, self.activation)
+
+    def activated(self, input: Tensor, activation: str | None) -> Tensor:
+        """``forward`` with another activation."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input = torch_F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return F.conv2d(
-            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation=self.activation
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation=activation
         )
 
     def extra_repr(self) -> str:

@@ -31,7 +31,11 @@ class Linear(torch.nn.Linear):
         self.activation = check_activation("Linear", activation)
 
     def forward(self, input: Tensor) -> Tensor:  # (..., in_features) -> (..., out_features)
-        return F.linear(input, self.weight, self.bias, activation=self.activation)
+        return self.activated(input, self.activation)
+
+    def activated(self, input: Tensor, activation: str | None) -> Tensor:
+        """``forward`` with another activation."""
+        return F.linear(input, self.weight, self.bias, activation=activation)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation}"

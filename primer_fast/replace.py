@@ -1,0 +1,235 @@
+"""Put our modules in the place of torch's, in a model that exists."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+from primer_fast import nn
+from primer_fast.attention import NAME, register_attention
+from primer_fast.chain import Chain, TransposedLinear, activation_of, children_in_order, derived, fused_activation
+from primer_fast.replace_rules import UNWANTED, closed, refusal, target_of, why_left
+
+
+class Swapped(NamedTuple):
+    """A module that is ours now."""
+
+    name: str  # in the model; "" is the model
+    before: str
+    after: str
+    activation: str | None = None  # which the same kernel computes
+
+
+class Left(NamedTuple):
+    """A module that is not."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``replace_modules`` did; ``str`` makes a table of it."""
+
+    swapped: tuple[Swapped, ...]
+    left: tuple[Left, ...]
+    _undo: tuple[Callable[[], None], ...] = field(default=(), repr=False, compare=False)
+
+    def restore(self) -> None:
+        """Bring the modules back that were there before, with what their parameters hold by now."""
+        for undo in reversed(self._undo):
+            undo()
+
+    def __str__(self) -> str:
+        lines = [f"swapped {len(self.swapped)}"]
+        lines += _table(
+            ((s.before if s.activation is None else f"{s.before} + {s.activation}", s.after), s.name)
+            for s in self.swapped
+        )
+        lines.append(f"left {len(self.left)}")
+        lines += _table(((kind, reason), name) for name, kind, reason in self.left)
+        return "\n".join(lines)
+
+
+def _table(rows: Iterable[tuple[tuple[str, str], str]]) -> Iterator[str]:
+    """Rows of one kind and outcome share a line, which names the first."""
+    groups = {}
+    for group, name in rows:
+        groups.setdefault(group, []).append(name or "the model")
+    widths = [max((len(group[i]) for group in groups), default=0) for i in (0, 1)]
+    for (kind, outcome), names in groups.items():
+        more = f", {len(names) - 1} more" if len(names) > 1 else ""
+        yield f"{len(names):>6}  {kind:<{widths[0]}}  {outcome:<{widths[1]}}  {names[0]}{more}"
+
+
+def replace_modules(
+    model: torch.nn.Module,
+    *,
+    fuse_activations: bool = True,
+    attention: bool = True,
+    include: Iterable[type | str] | None = None,
+    exclude: Iterable[type | str] = (),
+) -> Report:
+    """Let torch's modules in ``model`` compute with our kernels, in place.
+
+    ``Linear``, ``Conv2d``, ``MaxPool2d``, ``LayerNorm``, ``Embedding`` and ``MultiheadAttention`` of ``torch.nn``
+    become ``primer_fast.nn``'s, and transformers' ``Conv1D`` a linear layer that reads its weight as it lies. They
+    remain the objects that they were, with their parameters, hooks and mode: tied weights stay tied, optimizers go on,
+    the state dict does not change. Subclasses, and what ours would compute otherwise, are left; the report says why.
+
+    Args:
+        fuse_activations: where a product is followed by an activation, compute both in one kernel, if ``forward``
+            provably calls one after the other on nothing else: in ``Sequential``, and in modules whose ``forward`` is
+            written as such calls, ``return self.b(self.act(self.a(x)))`` in one statement or more. Each call looks
+            whether it may: a hook on either keeps them apart.
+        attention: models of transformers whose attention is "sdpa" use ours, as by
+            ``model.set_attn_implementation("primer_fast")``. That is written into the model's config.
+        include, exclude: types, or patterns of names such as ``"encoder.*.dense"``. A match holds for all that the
+            matched module contains; ``include=None`` is every module.
+
+    Returns:
+        What was swapped and what was left, and why. A second call swaps nothing.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: a pattern matches no module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"replace_modules: model must be a torch.nn.Module; got {type(model).__name__}")
+    walked = list(_walk(model))
+    chosen = _chosen(walked, include, exclude)
+    undo, replaced = [], {}  # id of a module -> type before, type after
+    for place in walked:
+        module, target = place.module, target_of(place.module)
+        if target and id(module) in chosen and id(module) not in replaced and refusal(module) is None:
+            replaced[id(module)] = type(module), target
+            undo.append(_become(module, target))
+    fused, absorbed = {}, set()  # id of a product -> activation; ids of a parent and of an activation in it
+    if fuse_activations:
+        for place in walked:
+            if id(place.module) in chosen and (pairs := _pairs(place.module, chosen)):
+                undo.append(_become(place.module, derived(Chain, type(place.module))))
+                fused |= {id(product): name for product, _, name in pairs}
+                order = children_in_order(place.module)
+                for _, activation, _ in pairs:
+                    if order.count(activation) == sum(activation is other for _, other, _ in pairs):
+                        absorbed.add((id(place.module), id(activation)))
+    results = _attend(walked, chosen, attention, undo)
+    seen = set()
+    for place in walked:
+        one = id(place.module)
+        if one in seen or (id(place.parent), one) in absorbed:
+            continue
+        seen.add(one)
+        if one in replaced or one in fused:
+            before, after = replaced.get(one, (type(place.module),) * 2)
+            results.append(Swapped(place.name, before.__name__, _title(after), fused.get(one)))
+        elif reason := why_left(place.module, place.parent, one in chosen, fuse_activations):
+            results.append(Left(place.name, type(place.module).__name__, reason))
+    swapped, left = (tuple(r for r in results if isinstance(r, kind)) for kind in (Swapped, Left))
+    return Report(swapped, left, tuple(undo))
+
+
+class _Place(NamedTuple):
+    name: str
+    module: torch.nn.Module
+    around: tuple["_Place", ...]  # from the model to the parent
+
+    @property
+    def parent(self):
+        return self.around[-1].module if self.around else None
+
+
+def _walk(module, name="", around=()) -> Iterator[_Place]:
+    """Every module, as often as it has names, but what is in modules that must not be changed."""
+    place = _Place(name, module, around)
+    yield place
+    if closed(module) is None and type(module) not in (torch.nn.MultiheadAttention, nn.MultiheadAttention):
+        for child_name, child in module._modules.items():
+            if child is not None:
+                yield from _walk(child, f"{name}.{child_name}" if name else child_name, (*around, place))
+
+
+def _chosen(walked, include, exclude) -> set[int]:
+    """Ids of the modules that the caller wants to be looked at."""
+    include = None if include is None else _wanted("include", include, walked)
+    exclude = _wanted("exclude", exclude, walked)
+    ids = {id(p.module) for p in walked if include is None or _matches(p, include)}
+    return ids - {id(p.module) for p in walked if _matches(p, exclude)}
+
+
+def _wanted(argument, wanted, walked):
+    wanted = (wanted,) if isinstance(wanted, type | str) else tuple(wanted)
+    for one in wanted:
+        if not isinstance(one, type | str):
+            raise TypeError(f"replace_modules: {argument} must hold types and strings; got {one!r}")
+        if isinstance(one, str) and not any(fnmatchcase(p.name, one) for p in walked):
+            raise ValueError(f"replace_modules: {argument} must hold patterns that match a module's name; got {one!r}")
+    return wanted
+
+
+def _matches(place, wanted):
+    return any(
+        fnmatchcase(p.name, one) if isinstance(one, str) else isinstance(p.module, one)
+        for p in (*place.around, place)
+        for one in wanted
+    )
+
+
+# The class of the very object changes: whoever refers to it, by another name, in a list, by a hook, has the new one.
+def _become(module, kind) -> Callable[[], None]:
+    """-> what undoes it"""
+    before = type(module)
+    module.__class__ = kind
+    if kind in (nn.Linear, nn.Conv2d):
+        module.activation = None
+
+    def undo():
+        if type(module) is kind:  # and has not been wrapped since
+            module.__class__ = before
+            module.__dict__.pop("activation", None)
+
+    return undo
+
+
+def _pairs(parent, chosen) -> list[tuple]:
+    """Products, the activations after them and what those compute, if ``parent`` can and shall run both as one."""
+    if isinstance(parent, Chain) or "forward" in parent.__dict__ or not any(map(activation_of, parent.children())):
+        return []
+    pairs = ((a, b, fused_activation(a, b)) for a, b in pairwise(children_in_order(parent) or []))
+    pairs = [pair for pair in pairs if pair[2]]
+    return pairs if all(id(activation) in chosen for _, activation, _ in pairs) else []
+
+
+def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
+    """The attention of transformers' models, those that are in no other."""
+    base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
+    results = []
+    for name, model, around in walked:
+        if not isinstance(model, base) or any(isinstance(p.module, base) for p in around):
+            continue
+        used = sorted({str(m.config._attn_implementation) for m in model.modules() if isinstance(m, base)})
+        if used == [NAME]:
+            continue
+        if not wanted or id(model) not in chosen:
+            reason = UNWANTED
+        elif used != ["sdpa"]:
+            reason = f"it is {', '.join(used)}, and ours takes the place of sdpa"
+        elif "transformers" not in register_attention() or not model._can_set_attn_implementation():
+            reason = "it cannot be set in this model; `with primer_fast.sdpa():` may reach it"
+        else:
+            model.set_attn_implementation(NAME)
+            undo.append(lambda model=model: model.set_attn_implementation("sdpa"))
+            results.append(Swapped(name, "attention: sdpa", f"attention: {NAME}"))
+            continue
+        results.append(Left(name, f"attention of {type(model).__name__}", reason))
+    return results
+
+
+def _title(kind):
+    return "linear, weight transposed" if issubclass(kind, TransposedLinear) else f"primer_fast.nn.{kind.__name__}"

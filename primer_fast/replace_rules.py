@@ -1,0 +1,99 @@
+"""Which modules ours can stand for, and why the others are left."""
+
+import torch
+
+from primer_fast import nn
+from primer_fast.chain import (
+    Chain,
+    Derived,
+    TransposedLinear,
+    activation_of,
+    children_in_order,
+    derived,
+    fused_activation,
+)
+
+OURS = {
+    torch.nn.Linear: nn.Linear,
+    torch.nn.Conv2d: nn.Conv2d,
+    torch.nn.MaxPool2d: nn.MaxPool2d,
+    torch.nn.LayerNorm: nn.LayerNorm,
+    torch.nn.Embedding: nn.Embedding,
+    torch.nn.MultiheadAttention: nn.MultiheadAttention,
+}
+_UNBUILT = {  # attributes, and the arguments that they come from
+    torch.nn.Embedding: {"max_norm": "max_norm", "scale_grad_by_freq": "scale_grad_by_freq", "sparse": "sparse"},
+    torch.nn.MultiheadAttention: {"bias_k": "add_bias_kv", "add_zero_attn": "add_zero_attn"},
+}
+UNWANTED = "not asked for"
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
+
+
+def target_of(module) -> type | None:
+    """The class of ours for a module of exactly one of torch's."""
+    kind = type(module)
+    if isinstance(module, Derived):
+        return None
+    if kind.__module__ == "transformers.pytorch_utils" and kind.__name__ == "Conv1D":
+        return derived(TransposedLinear, kind)
+    return OURS.get(kind)
+
+
+def closed(module) -> str | None:
+    """Why nothing in a module may be changed, or None."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "compiled by TorchScript"
+    if any(kind.__name__ in _WRAPPERS for kind in type(module).__mro__):
+        return "call replace_modules before wrapping"
+    return None
+
+
+def refusal(module) -> str | None:
+    """Why ours would not compute what the module does, or None."""
+    if "forward" in module.__dict__:
+        return "its forward is set on the instance"
+    if "activation" in module.__dict__ or "activation" in module._modules:
+        return "it has an attribute of its own named activation"
+    for name, parameter in module.named_parameters():
+        if type(parameter) is not torch.nn.Parameter:
+            return f"its {name} is a {type(parameter).__name__}, no plain Parameter"
+    for kind, options in _UNBUILT.items():
+        for attribute, option in options.items() if isinstance(module, kind) else ():
+            if getattr(module, attribute) is not None and getattr(module, attribute) is not False:
+                return f"{option} is not built"
+    return None
+
+
+def why_left(module, parent, chosen, fuse_activations) -> str | None:
+    """None: it is ours, or has nothing of its own to compute."""
+    if isinstance(module, Derived | torch.nn.Identity) or type(module) in OURS.values():
+        return None
+    if reason := closed(module):
+        return reason
+    if target_of(module):
+        return refusal(module) if chosen else UNWANTED
+    if isinstance(module, torch.nn.TransformerEncoderLayer):
+        return "evaluated without gradients torch fuses it; torch.backends.mha.set_fastpath_enabled(False) ends that"
+    for kind in OURS:
+        if isinstance(module, kind):
+            return f"a subclass of {kind.__name__}"
+    if any(True for _ in module.children()):
+        return None
+    if activation_of(module) is None:
+        return "no op of ours"
+    return _why_apart(parent, module, fuse_activations and chosen)
+
+
+def _why_apart(parent, activation, wanted):
+    children = (parent is not None and children_in_order(parent)) or []
+    if activation not in children:
+        return f"{type(parent).__name__}.forward is not known to call it right after a product" if wanted else UNWANTED
+    for before, one in zip([None, *children], children, strict=False):
+        if one is not activation:
+            continue
+        if before is None:
+            return "it comes first"
+        if fused_activation(before, activation) is None:
+            why = "hooks keep it apart from" if hasattr(before, "activated") else "it follows"
+            return f"{why} {type(before).__name__}"
+    return None if isinstance(parent, Chain) else UNWANTED
