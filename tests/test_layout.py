@@ -30,6 +30,7 @@ BESIDE = {
     "functional": {"backend"},
     "kernels": set(),
     "reference": set(),
+    "__init__": {"attention", "replace"},
     "replace": {"attention", "chain", "nn", "replace_rules"},
     "replace_rules": {"chain", "nn"},
     "chain": {"functional", "nn"},

@@ -53,7 +53,7 @@ class Conv2d(torch.nn.Conv2d):
 
     def activated(self, input: Tensor, activation: str | None) -> Tensor:
         """``forward`` with another activation."""
-        padding = self.padding
+        padding: int | tuple[int, int] | str = self.padding
         if self.padding_mode != "zeros":
             input = torch_F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
