@@ -1,7 +1,8 @@
 """python -m primer_fast.bench.gpu --out DIR: tests, verification and benchmarks on this GPU, within a time limit.
 
 Each stage is a process of its own with its own limit; one that fails or hangs does not stop the next. Everything is in
-DIR when it ends, or up to where it was interrupted: logs, tests.xml, verify.json, bench.json, summary.md.
+DIR when it ends, or up to where it was interrupted: logs, tests.xml, verify.json, bench.json, summary.md. ``--only
+tune`` searches launch settings instead, into DIR/tuned.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from primer_fast.bench import environment, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("tests", "verify", "bench")
+ASKED_FOR = ("tune",)  # with --only
+
 LOG_BYTES = 8 << 20  # a compiler that prints its whole input can fill a disk
 _CLOSING_SECONDS = 15  # kept from the total for ending the last stage and writing the summary
 
@@ -56,7 +59,7 @@ class Outcome:
 
 
 def stages(out: Path, pytest_args: list[str], interpreted: bool) -> list[Stage]:
-    """The three stages, in the order in which a failure matters; ``interpreted``: kernels run without a GPU."""
+    """The stages, in the order in which a failure matters; ``interpreted``: kernels run without a GPU."""
     environment = {"TRITON_INTERPRET": "1"} if interpreted else {}
     xml, verified, timed = out / "tests.xml", out / "verify.json", out / "bench.json"
     python = [sys.executable, "-u", "-m"]
@@ -74,10 +77,12 @@ def stages(out: Path, pytest_args: list[str], interpreted: bool) -> list[Stage]:
     ]
     verify = [*python, "primer_fast.proof.verify", "--json", str(verified)]
     bench = [*python, "primer_fast.bench", "--json", str(timed), "--budget"]
+    tune = [*python, "primer_fast.tuning", "--out", str(out / "tuned"), "--minutes"]
     return [
         Stage("tests", 0.45, lambda seconds: tests, xml, environment),
         Stage("verify", 0.4, lambda seconds: verify, verified, environment),
         Stage("bench", 1.0, lambda seconds: [*bench, f"{max(seconds - 20, seconds / 2):.0f}"], timed),
+        Stage("tune", 1.0, lambda seconds: [*tune, f"{max(seconds - 20, seconds / 2) / 60:.2f}"]),
     ]
 
 
@@ -159,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything together (9)")
-    parser.add_argument("--only", nargs="+", choices=STAGES, help="these stages alone, each with more of the time")
+    parser.add_argument("--only", nargs="+", choices=STAGES + ASKED_FOR, help="these stages alone, each with more time")
     parser.add_argument("--cpu", action="store_true", help="run without a GPU, kernels in Triton's interpreter: slow")
     parser.add_argument(
         "--pytest-args", type=shlex.split, default=[], metavar="ARGS", help="more arguments for the tests"
@@ -177,8 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     has_gpu = torch.cuda.is_available()
     header = environment.describe("cuda" if has_gpu else "cpu")
     todo = stages(out, args.pytest_args, not has_gpu)
+    todo = [stage for stage in todo if stage.name in (args.only or STAGES)]
     if args.only:
-        todo = [stage for stage in todo if stage.name in args.only]
         todo[-1] = dataclasses.replace(todo[-1], share=1.0)
     outcomes = run_all(todo, out, 60 * args.minutes, header)
     print("\n" + summary.text(out, header, outcomes, brief=True))

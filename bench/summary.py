@@ -9,7 +9,7 @@ from primer_fast.bench import report, tables
 
 FILES = (
     *("tests.xml", "tests.log", "verify.json", "verify.log"),
-    *("bench.json", "bench.log", "summary.md"),
+    *("bench.json", "bench.log", "tune.log", "summary.md"),
 )
 BRIEF_CHARACTERS = 9_500
 _FAILURES, _WORST, _ROWS = 25, 12, 40  # lines of each kind on the brief page
@@ -30,7 +30,7 @@ def text(out: Path, header: dict, outcomes: list, *, brief: bool = False) -> str
     parts = [f"# {header['device']}", f"{versions}, commit {header['commit'] or '-'}, {header['date']}"]
     parts.append("\n".join(f"- {o.name}: {o.status}, {o.seconds:.0f} s" for o in outcomes) or "- nothing has run yet")
     ran = {outcome.name for outcome in outcomes}
-    sections = {"tests": _tests, "verify": _verification, "bench": _benchmarks}
+    sections = {"tests": _tests, "verify": _verification, "bench": _benchmarks, "tune": _tuning}
     for name, section in sections.items():
         if name in ran:
             parts += [f"## {name}", section(out, brief)]
@@ -38,6 +38,10 @@ def text(out: Path, header: dict, outcomes: list, *, brief: bool = False) -> str
     if brief and len(page) > BRIEF_CHARACTERS:
         page = page[:BRIEF_CHARACTERS].rsplit("\n", 1)[0] + f"\n... the rest is in {out / 'summary.md'}"
     return page
+
+
+def _tuning(out: Path, brief: bool) -> str:
+    return _tail(out / "tune.log")
 
 
 def _tests(out: Path, brief: bool) -> str:

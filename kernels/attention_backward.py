@@ -9,16 +9,15 @@ One program per tile of keys walks over the queries (dk, dv), over all query hea
 queries walks over the keys (dq). Dropout keeps p' = p kept / (1 - P) in dv and dp' = dp kept / (1 - P) in ds.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from .attention_backward_kv import attention_backward_kv_kernel
 from .attention_backward_q import attention_backward_q_kernel
-from .attention_forward import TileSettings, heads_at_once
+from .attention_forward import heads_at_once
 from .attention_mask import Band
+from .attention_settings import Attention, BackwardSettings, backward_settings, keys_choice, queries_choice
 from .attention_tile import (
     Scoring,
     block_width,
@@ -28,7 +27,7 @@ from .attention_tile import (
     load_rows,
     result_programs,
 )  # fmt: skip
-from .launch import Chip, cdiv, chip, dot_precision, on_device_of
+from .launch import cdiv, chip, dot_precision, on_device_of
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -46,32 +45,6 @@ def attention_delta_kernel(
     rows = m + tl.arange(0, BLOCK_M)
     sums = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
     tl.store(delta_ptr + head.to(tl.int64) * T + rows, sums, mask=rows < T)
-
-
-class BackwardSettings(NamedTuple):
-    """Tiles of the two backward kernels."""
-
-    keys: TileSettings  # walks over queries
-    queries: TileSettings  # walks over keys
-    apart: bool = False  # dk and dv by programs of their own
-
-
-def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, simple: bool) -> BackwardSettings:
-    """width: the larger of the two head dimensions, rounded up to a power of two. simple: causality at most, and no
-    grouped heads: that leaves registers for a wider step. In float32: no softcap, attn_mask or dropout."""
-    if itemsize == 4:
-        block_n = (32 if width > 64 else 64) // (1 if simple else 2)
-        return BackwardSettings(TileSettings(32, 64, 4, 1, 32), TileSettings(64, block_n, 4, 1, 32), apart=width > 64)
-    if descriptors:
-        tiles = {
-            128: ((64 if simple else 32, 128, 8, 2), (128, 64, 8, 2)),
-            256: ((16, 64, 8, 2), (64, 32, 8, 2)),
-        }
-        small = ((64, 64, 4, 2), (128, 64, 4 if simple else 8, 2))
-    else:
-        tiles = {128: ((32, 128, 8, 2), (128, 32, 8, 2)), 256: ((32, 64, 8, 1), (64, 32, 8, 1))}
-        small = ((64, 64, 4, 2), (64, 64, 4, 2))
-    return BackwardSettings(*(TileSettings(*tile) for tile in tiles.get(width, small)))
 
 
 def attention_delta(dout, out):
@@ -105,7 +78,11 @@ def attention_backward(
     block_d, block_dv = block_width(D), block_width(DV)
     causal_at_most = H == HK and band.left is None and band.lengths is None
     simple = scoring.simple and (q.element_size() == 4 or causal_at_most)
-    s = settings or backward_settings(gpu, q.element_size(), max(block_d, block_dv), descriptors, simple)
+    dot = dot_precision(gpu, precision)
+
+    def problem(heads):
+        return Attention.of(q, k, v, heads, band, descriptors, simple, dot, max(block_d, block_dv))
+
     delta = attention_delta(dout, out)
 
     def operands(tile, *results):
@@ -127,7 +104,7 @@ def attention_backward(
             *tensors, lse, delta, *strides,
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(), scoring.scale,
             B, H, T, S, at_once, H // HK, D, DV,
-            scoring.scaled_late, S % tile.BLOCK_N == 0, dot_precision(gpu, precision), q.dtype == torch.float32,
+            scoring.scaled_late, S % tile.BLOCK_N == 0, dot, q.dtype == torch.float32,
             descriptors, described_results, tile.BLOCK_M, tile.BLOCK_N, block_d, block_dv, tile.COLUMNS,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
@@ -135,11 +112,14 @@ def attention_backward(
     with on_device_of(q):
         if needed[1]:
             at_once = min(B * HK, heads_at_once(1, 1, T * (H // HK), D, DV, q.element_size()))
-            programs = B * HK * cdiv(S, s.keys.BLOCK_N)
-            for results in ((dk, None), (None, dv)) if s.apart else ((dk, dv),):
-                launch(attention_backward_kv_kernel, programs, s.keys, at_once, *results)
+            tile = settings.keys if settings else keys_choice(gpu, problem(B * HK))
+            apart = (settings or backward_settings(gpu, *problem(B * HK).tile_choice())).apart
+            programs = B * HK * cdiv(S, tile.BLOCK_N)
+            for results in ((dk, None), (None, dv)) if apart else ((dk, dv),):
+                launch(attention_backward_kv_kernel, programs, tile, at_once, *results)
         if needed[0]:
             at_once = min(B * H, heads_at_once(H, HK, S, D, DV, q.element_size()))
-            programs = B * H * cdiv(T, s.queries.BLOCK_M)
-            launch(attention_backward_q_kernel, programs, s.queries, at_once, dq)
+            tile = settings.queries if settings else queries_choice(gpu, problem(B * H))
+            programs = B * H * cdiv(T, tile.BLOCK_M)
+            launch(attention_backward_q_kernel, programs, tile, at_once, dq)
     return dq, dk, dv

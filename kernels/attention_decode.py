@@ -26,6 +26,7 @@ from .attention_mask import limits
 from .attention_tile import LOG2_E, block_width, empty_like_rows
 from .launch import Chip, cdiv, chip, dot_precision, on_device_of
 from .tile import tanh
+from .tunable import Bucket, Choice
 
 _FAR = 1 << 30  # further than any position
 _COMBINED = 4096  # elements of the shares' sums that a program of the second kernel has in flight
@@ -200,6 +201,35 @@ def decode_settings(
     return DecodeSettings(block_m, block_n, splits, warps, stages)
 
 
+class Decode(NamedTuple):
+    """What the settings of a decoding step depend on: the arguments of decode_settings."""
+
+    heads: int
+    rows: int
+    S: int
+    D: int
+    DV: int
+    itemsize: int
+    edited: bool
+
+
+def decode_bucket(p: Decode) -> Bucket:
+    return Bucket.of(p.heads, p.rows, p.S, item=p.itemsize, d=p.D, dv=p.DV, edited=p.edited)
+
+
+def decode_fits(gpu: Chip, p: Decode, s: DecodeSettings) -> bool:
+    """Whether a processor holds a tile, and no share of the keys is empty."""
+    key = (block_width(p.D) + block_width(p.DV)) * p.itemsize
+    shared = s.BLOCK_M * block_width(p.D) * p.itemsize + s.num_stages * s.BLOCK_N * key + 2048
+    held = s.BLOCK_M * (s.BLOCK_N + block_width(p.DV)) // (32 * s.num_warps)
+    return shared <= gpu.shared and held <= (64 if p.itemsize == 4 else 128) and cdiv(p.S, s.BLOCK_N) >= s.SPLITS
+
+
+decode_choice = Choice(
+    "attention_decode", DecodeSettings, decode_bucket, decode_fits, lambda gpu, p: decode_settings(gpu, *p), reach=1
+)
+
+
 def attention_decode(
     q, k, v, *, scale, causal, causal_offset, window, softcap, key_lengths, mask, precision,
     settings: DecodeSettings | None = None,
@@ -220,7 +250,7 @@ def attention_decode(
     gpu = chip()
     edited = mask is not None or softcap is not None
     capacity = cdiv(S, 128) * 128  # a cache that grows gets its settings once in 128 steps
-    s = settings or decode_settings(gpu, B * HK, G * T, capacity, D, DV, q.element_size(), edited)
+    s = settings or decode_choice(gpu, Decode(B * HK, G * T, capacity, D, DV, q.element_size(), edited))
     bool_mask = mask is not None and mask.dtype == torch.bool
     if mask is not None:
         mask = (mask.view(torch.uint8) if bool_mask else mask).expand(B, H, T, S)

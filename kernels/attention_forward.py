@@ -5,13 +5,12 @@ total = total exp2(top - top') + sum p;  acc = acc exp2(top - top') + p v.  At t
 lse = top + log2(total). A query that sees nothing has total 0, out 0, lse -inf.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from .attention_mask import Band, kept, key_blocks, limits
+from .attention_settings import Attention, TileSettings, forward_choice
 from .attention_tile import (
     Scoring,
     add_products,
@@ -31,7 +30,7 @@ from .attention_tile import (
     without_padding,
     zero_parts,
 )  # fmt: skip
-from .launch import Chip, cdiv, chip, dot_precision, on_device_of
+from .launch import cdiv, chip, dot_precision, on_device_of
 
 
 @triton.jit
@@ -171,29 +170,6 @@ def attention_forward_kernel(
         tl.store(lse_ptr + head.to(tl.int64) * T + rows, top + tl.log2(total), mask=rows < T)
 
 
-class TileSettings(NamedTuple):
-    """Queries and keys of a tile, warps, pipeline stages.
-
-    COLUMNS: how many of a head are multiplied at a time, read anew for each tile; 0 for all, from tiles that stay on
-    the chip. Float32 is split into tf32 parts in registers, which do not hold those of a whole tile.
-    """
-
-    BLOCK_M: int
-    BLOCK_N: int
-    num_warps: int
-    num_stages: int
-    COLUMNS: int = 0
-
-
-def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, simple: bool) -> TileSettings:
-    """width: the larger of the two head dimensions, rounded up to a power of two. simple: no softcap, attn_mask or
-    dropout, whose values need registers of more warps."""
-    if itemsize == 4:
-        return TileSettings(64, 64, 4, 2) if width <= 64 else TileSettings(64, 32 if simple else 16, 4, 1, 32)
-    wide = {128: (128, 128, 8, 2), 256: (128, 64, 8, 2)} if descriptors else {128: (128, 64, 8, 2), 256: (64, 32, 8, 2)}
-    return TileSettings(*wide.get(width, (128, 64, 4 if simple else 8, 3 if descriptors else 2)))
-
-
 _CACHED = 16 << 20  # bytes of keys and values that programs at work share in L2
 
 
@@ -217,7 +193,9 @@ def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, se
     gpu = chip()
     descriptors = gpu.has_descriptors and q.element_size() == 2 and all(described(t) for t in (q, k, v))
     block_d, block_dv = block_width(D), block_width(DV)
-    s = settings or forward_settings(gpu, q.element_size(), max(block_d, block_dv), descriptors, scoring.simple)
+    dot = dot_precision(gpu, precision)
+    problem = Attention.of(q, k, v, B * H, band, descriptors, scoring.simple, dot, max(block_d, block_dv))
+    s = settings or forward_choice(gpu, problem)
     descriptor_out = descriptors and described(out)
     at_once = min(B * H, heads_at_once(H, HK, S, D, DV, q.element_size()))
     with on_device_of(q):
@@ -228,7 +206,7 @@ def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, se
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(),
             B, H, T, S, at_once, H // HK, D, DV,
-            scoring.scaled_late, S % s.BLOCK_N == 0, dot_precision(gpu, precision), q.dtype == torch.float32,
+            scoring.scaled_late, S % s.BLOCK_N == 0, dot, q.dtype == torch.float32,
             descriptors, descriptor_out, s.BLOCK_M, s.BLOCK_N, block_d, block_dv, s.COLUMNS,
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip

@@ -20,7 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_forward import TileSettings, heads_at_once, ordered_tile
+from .attention_forward import heads_at_once, ordered_tile
+from .attention_settings import TileSettings
 from .attention_tile import LOG2_E, block_width, described, descriptor, empty_like_rows
 from .launch import cdiv, chip, on_device_of
 

@@ -1,15 +1,17 @@
 """Depthwise convolution, without tensor cores: every output channel sees one input channel; see kernels/conv2d.py."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from .conv2d_geometry import flat_pixels, inverses, walk
-from .launch import cdiv, chip, on_device_of
+from .launch import Chip, cdiv, chip, on_device_of
 from .partials import partial_length, reduce_partials
 from .tile import activate, backpropagate
+from .tunable import Bucket, Choice
 
 
 @triton.jit
@@ -142,9 +144,45 @@ def is_depthwise(geometry, w):
     return geometry.groups > 1 and w.shape[1] == 1 and w.shape[0] < 16 * geometry.groups
 
 
-def _depthwise_tile(t):
-    """Pixels and channels of a tile of ``t`` whose threads read neighbours in memory, and warps."""
-    return (32, 64, 4) if t.stride(1) == 1 else (512, 1, 4)
+class DepthwiseSettings(NamedTuple):
+    """Pixels and channels of a tile, and the warps that share it."""
+
+    BLOCK_P: int
+    BLOCK_C: int
+    num_warps: int
+
+
+class Depthwise(NamedTuple):
+    """What they depend on."""
+
+    pixels: int  # of the result, or that are summed over
+    channels: int
+    itemsize: int  # of an element, in bytes
+    adjacent: bool  # the channels are adjacent in memory, else the pixels
+    taps: int
+
+
+def depthwise_settings(gpu: Chip, p: Depthwise) -> DepthwiseSettings:
+    """Threads read neighbours in memory."""
+    return DepthwiseSettings(32, 64, 4) if p.adjacent else DepthwiseSettings(512, 1, 4)
+
+
+def depthwise_bucket(p: Depthwise) -> Bucket:
+    return Bucket.of(p.pixels, p.channels, item=p.itemsize, adjacent=p.adjacent, taps=p.taps)
+
+
+def depthwise_fits(gpu: Chip, p: Depthwise, s: DepthwiseSettings) -> bool:
+    """Whether a thread has at most 32 sums, and its neighbour the next element in memory."""
+    held = s.BLOCK_P * s.BLOCK_C / (s.num_warps * (64 if gpu.is_amd else 32))
+    return 1 <= held <= 32 and (s.BLOCK_C >= 32 if p.adjacent else s.BLOCK_C == 1)
+
+
+result_choice = Choice(
+    "conv2d_depthwise", DepthwiseSettings, depthwise_bucket, depthwise_fits, depthwise_settings, reach=2
+)
+weight_choice = Choice(
+    "conv2d_depthwise_weight", DepthwiseSettings, depthwise_bucket, depthwise_fits, depthwise_settings, reach=2
+)
 
 
 def depthwise(out, out_saved, a, w, geometry, *, transposed, bias=None, activation=None, saved=None, gradient_of=None):
@@ -153,7 +191,8 @@ def depthwise(out, out_saved, a, w, geometry, *, transposed, bias=None, activati
     images, channels, P, Q = out.shape
     classes = math.prod(g.stride) if transposed else 1
     rows = images * (cdiv(P, g.stride[0]) * cdiv(Q, g.stride[1]) if transposed else P * Q)
-    block_p, block_c, warps = _depthwise_tile(a)
+    adjacent, taps = a.stride(1) == 1, math.prod(w.shape[2:])
+    block_p, block_c, warps = result_choice(chip(), Depthwise(rows, channels, a.element_size(), adjacent, taps))
     tiles_p = cdiv(rows, block_p)
     of_o, _, of_r, of_s = w.stride()
     with on_device_of(a):
@@ -170,7 +209,8 @@ def depthwise_weight(out, sums, dy, saved, x, geometry, activation):
     """out: gradient of the weights, sums: of the bias or None."""
     g, (O, _, R, S) = geometry, out.shape
     images, _, P, Q = dy.shape
-    block_p, block_c, warps = _depthwise_tile(dy)
+    problem = Depthwise(images * P * Q, O, dy.element_size(), dy.stride(1) == 1, R * S)
+    block_p, block_c, warps = weight_choice(chip(), problem)
     programs, steps = R * S * cdiv(O, block_c), cdiv(images * P * Q, block_p)
     splits = max(1, min(cdiv(4 * chip().processors, programs), cdiv(steps, 4), 64))
     part = torch.empty(splits, partial_length(out.numel(), O), dtype=torch.float32, device=dy.device)

@@ -22,7 +22,7 @@ from .conv2d_geometry import (
     walk,
 )
 from .descriptor import tensor_descriptor
-from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, matmul_settings, on_device_of
+from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, on_device_of, product_choice
 from .partials import partial_length, reduce_partials
 from .tile import activate, backpropagate, grouped_tile
 
@@ -207,6 +207,9 @@ def _gather_kernel(
         )  # fmt: skip
 
 
+gather_settings = product_choice("conv2d_gather")
+
+
 def gather(
     out, out_saved, a, w, geometry, precision, *, transposed, bias=None, activation=None,
     saved=None, gradient_of=None, settings: MatmulSettings | None = None,
@@ -235,7 +238,7 @@ def gather(
         and dense_channels_last(w) and w.shape[1] * itemsize % 16 == 0 and w.data_ptr() % 16 == 0
     )  # fmt: skip
     adjacent = a_.aligned and (saved_ is None or saved_.aligned) and w.stride(1) == 1 and w.data_ptr() % 16 == 0
-    s = settings or fit_step(matmul_settings(gpu, Product(
+    s = settings or fit_step(gather_settings(gpu, Product(
         images * rows_p * rows_q, N, max(R * S // classes, 1) * K, itemsize,
         passes=3 if dot == "tf32x3" and a.dtype == torch.float32 else 1, descriptors=descriptors,
         vector=descriptors or (adjacent and not joint and K % 16 == 0 and N % 16 == 0),

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from .conv2d_geometry import FEW, FILL, Source, box_corner, box_of, box_tile, columns_of, flat_pixels, rows_of
-from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, matmul_settings, on_device_of
+from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, on_device_of, product_choice
 from .partials import partial_length, reduce_partials
 from .tile import backpropagate, grouped_tile
 
@@ -125,6 +125,9 @@ def _weight_kernel(
             tl.store(out_sums_ptr + first + offs_m, row_sums.to(out_sums_ptr.dtype.element_ty), mask=sums_mask)
 
 
+weight_settings = product_choice("conv2d_weight")
+
+
 def weight(dw, db, dy, saved, x, geometry, activation, need_w, precision, settings: MatmulSettings | None = None):
     """Write the gradients of the weights to dw and of the bias to db, which may be None; need_w False: to db alone.
 
@@ -145,7 +148,7 @@ def weight(dw, db, dy, saved, x, geometry, activation, need_w, precision, settin
     adjacent = dy_.aligned and x_.aligned and (saved_ is None or saved_.aligned)
 
     def choose(descriptors):
-        return settings or matmul_settings(gpu, Product(
+        return settings or weight_settings(gpu, Product(
             M, columns, images * P * Q, itemsize,
             passes=3 if dot == "tf32x3" and dw.dtype == torch.float32 else 1, descriptors=descriptors,
             vector=descriptors or (adjacent and not joint and M % 16 == 0 and N % 16 == 0),

@@ -27,8 +27,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import TileSettings, cdiv, chip, on_device_of, tile_settings
+from .launch import Chip, cdiv, chip, on_device_of
 from .partials import add_rows
+from .tile_settings import Grid, TileSettings, tile_choice
+from .tunable import Bucket, Choice
 
 
 @triton.jit
@@ -141,6 +143,34 @@ class RunSettings(NamedTuple):
     BLOCK_CHUNKS: int = 32  # whose partial sums are in flight at once
 
 
+class Runs(NamedTuple):
+    """What they depend on."""
+
+    indices: int
+    cols: int
+    itemsize: int  # of an element of dy, in bytes
+
+
+def run_settings(gpu: Chip, p: Runs) -> RunSettings:
+    """16 bytes a lane of one warp."""
+    widest = (64 if gpu.is_amd else 32) * 16 // p.itemsize
+    return RunSettings(BLOCK_COLS=min(triton.next_power_of_2(p.cols), widest))
+
+
+def run_bucket(p: Runs) -> Bucket:
+    return Bucket.of(p.indices, p.cols, item=p.itemsize)
+
+
+def run_fits(gpu: Chip, p: Runs, s: RunSettings) -> bool:
+    """Whether a lane holds the rows of a chunk in 128 registers."""
+    lanes = 64 if gpu.is_amd else 32
+    return s.CHUNK * s.BLOCK_COLS * p.itemsize <= 128 * 4 * lanes and 2 * max(p.cols, 16) > s.BLOCK_COLS
+
+
+forward_choice = tile_choice("embedding_forward")
+run_choice = Choice("embedding_backward", RunSettings, run_bucket, run_fits, run_settings, reach=2)
+
+
 def embedding_fwd(ids, weight, position, position_ids, period, settings: TileSettings | None = None):
     """ids (...), weight (V, D), position (P, D) or None, each of any strides -> y (..., D).
 
@@ -152,7 +182,8 @@ def embedding_fwd(ids, weight, position, position_ids, period, settings: TileSet
     y = torch.empty(*ids.shape, D, dtype=dtype, device=weight.device)
     if y.numel() == 0:
         return y
-    cut = settings or tile_settings(chip(), D, weight.element_size())
+    tables = 1 if position is None else 2
+    cut = settings or forward_choice(chip(), Grid(M, D, weight.element_size(), tables))
     positions, strides = (1, (0, 0)) if position is None else (position.shape[0], position.stride())
     with on_device_of(weight):
         _forward_kernel[(cdiv(M, cut.BLOCK_ROWS) * cdiv(D, cut.BLOCK_COLS),)](
@@ -170,9 +201,7 @@ def embedding_bwd(dy, ids, rows, dtype, padding=None, settings: RunSettings | No
         return table
     dy = dy.reshape(M, D)
     ordered, order = torch.sort(ids.reshape(M), stable=True)
-    lanes = 64 if chip().is_amd else 32
-    widest = lanes * 16 // dy.element_size()  # 16 bytes a lane of one warp
-    cut = settings or RunSettings(BLOCK_COLS=min(triton.next_power_of_2(D), widest))
+    cut = settings or run_choice(chip(), Runs(M, D, dy.element_size()))
     chunks, blocks = cdiv(M, cut.CHUNK), cdiv(D, cut.BLOCK_COLS)
     part = torch.empty(chunks, 2, D, dtype=torch.float32, device=dy.device)
     padding = -1 if padding is None else padding

@@ -1,20 +1,18 @@
-"""Launch settings: the one place that turns sizes and a GPU into tile sizes, warps and stages.
+"""Launch settings: what turns sizes and a GPU into tile sizes, warps and stages.
 
-Settings found by measurement are read from tuned/<gpu>.json; sizes without an entry get the tile that a roofline
-estimate likes best. Nothing is searched at the first call.
+Settings found by measurement are read from tuned/<gpu>.json (tunable.py); sizes without an entry get the tile that a
+roofline estimate likes best. Nothing is searched at the first call.
 """
 
 import contextlib
 import functools
-import json
-import math
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import triton
 
-TUNED = Path(__file__).parent / "tuned"
+from .tunable import Bucket, Choice
 
 
 class Chip(NamedTuple):
@@ -47,10 +45,10 @@ _assumed: Chip | None = None
 
 
 @contextlib.contextmanager
-def assume_chip(arch: str):
-    """Choose kernels and settings as for ``arch``, one of ``CHIPS``: "sm_80" takes pointers, "sm_90" descriptors."""
+def assume_chip(arch: str | Chip):
+    """Choose kernels and settings as for a chip or one of ``CHIPS``: "sm_80" takes pointers, "sm_90" descriptors."""
     global _assumed
-    before, _assumed = _assumed, CHIPS[arch]
+    before, _assumed = _assumed, CHIPS[arch] if isinstance(arch, str) else arch
     try:
         yield
     finally:
@@ -139,9 +137,8 @@ _LATENCY = 0.8e-6  # of a load from device memory
 _INDIFFERENT = 0.3e-6  # settings whose estimates differ by less: the one with fewer programs
 
 
-def _shape_tile(gpu: Chip, p: Product, block_m: int, block_n: int, warps: int) -> MatmulSettings | None:
-    """Reduction step, stages and subtiles for a tile; None where the tile does not fit the chip."""
-    elements = block_m * block_n // (warps * 32)  # accumulators per thread
+def _held(gpu: Chip, p: Product) -> int:
+    """Accumulators per thread that leave registers for the rest."""
     limit = 128
     if not p.vector:
         limit = 32  # element-wise loads keep every address in a register
@@ -149,31 +146,49 @@ def _shape_tile(gpu: Chip, p: Product, block_m: int, block_n: int, warps: int) -
         limit = 64
     if p.itemsize == 4:
         limit = min(limit, 64)  # the parts of a split float32 need registers too
-    if elements > limit:
-        return None
+    return limit
+
+
+def _shared(p: Product, s: MatmulSettings) -> int:
+    """Bytes of shared memory, about."""
+    stage = (s.BLOCK_M * (1 + p.fused) + s.BLOCK_N) * s.BLOCK_K * p.itemsize
+    split_copies = (s.BLOCK_M + s.BLOCK_N) * s.BLOCK_K * 4 * (p.passes > 1)  # tf32 parts on their way to the product
+    finish = s.BLOCK_M * min(s.BLOCK_N, 128) * p.itemsize
+    return max(stage * s.num_stages + split_copies, finish) + 2048
+
+
+def tile_fits(gpu: Chip, p: Product, s: MatmulSettings) -> bool:
+    """Whether registers and shared memory hold a tile."""
+    elements = s.BLOCK_M * s.BLOCK_N // (s.num_warps * 32)
+    return elements <= _held(gpu, p) and _shared(p, s) <= gpu.shared and s.BLOCK_N >= 16 * s.SUBTILES
+
+
+def fits(gpu: Chip, p: Product, s: MatmulSettings) -> bool:
+    """Whether a processor holds a tile, and each share of the reduction has work."""
+    return tile_fits(gpu, p, s) and (s.SPLITS == 1 or cdiv(p.K, s.BLOCK_K) >= 2 * s.SPLITS)
+
+
+def shape_tile(gpu: Chip, p: Product, block_m: int, block_n: int, warps: int) -> MatmulSettings | None:
+    """Reduction step, stages and subtiles for a tile; None where the tile does not fit the chip."""
+    elements = block_m * block_n // (warps * 32)  # accumulators per thread
     step_bytes = 128 if p.descriptors or elements <= 32 else 64
     if not p.vector:
         step_bytes = 64
-    block_k = max(step_bytes // p.itemsize, 16)
-    stage = (block_m * (1 + p.fused) + block_n) * block_k * p.itemsize
-    split_copies = (block_m + block_n) * block_k * 4 * (p.passes > 1)  # the tf32 parts on their way to the product
-    finish = block_m * min(block_n, 128) * p.itemsize
-    stages = 2 if gpu.is_amd else 4
-    while stages > 2 and max(stage * stages + split_copies, finish) + 2048 > gpu.shared:
-        stages -= 1
-    if max(stage * stages + split_copies, finish) + 2048 > gpu.shared:
-        return None
     # Accumulators per thread that the epilogue can finish at once without spilling
     part = 16 if not p.wide_result else 64 if p.descriptors else 32
     subtiles = max(1, min(elements // part, block_n // 16))
-    return MatmulSettings(block_m, block_n, block_k, warps, stages, SUBTILES=subtiles)
+    block_k = max(step_bytes // p.itemsize, 16)
+    shaped = MatmulSettings(block_m, block_n, block_k, warps, 2 if gpu.is_amd else 4, SUBTILES=subtiles)
+    while shaped.num_stages > 2 and _shared(p, shaped) > gpu.shared:
+        shaped = shaped._replace(num_stages=shaped.num_stages - 1)
+    return shaped if tile_fits(gpu, p, shaped) else None
 
 
 def _programs(p: Product, s: MatmulSettings) -> int:
     return p.count * cdiv(p.M, s.BLOCK_M) * max(cdiv(p.N, s.BLOCK_N), 1) * s.SPLITS
 
 
-def _estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
+def estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
     """Seconds by a roofline per wave of programs: tensor cores, L2, latency, device memory."""
     steps = cdiv(cdiv(p.K, s.BLOCK_K), s.SPLITS)
     stage = (s.BLOCK_M * (1 + p.fused) + s.BLOCK_N) * s.BLOCK_K * p.itemsize
@@ -198,36 +213,19 @@ def _estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
     return seconds
 
 
-def _bucket(p: Product) -> str:
-    """Key of tuned settings: sizes to the nearest power of two, the rest as it is."""
-    sizes = "x".join(str(2 ** round(math.log2(max(n, 1)))) for n in (p.M, p.N, p.K))
-    return f"{sizes} item{p.itemsize} passes{p.passes} desc{p.descriptors:d} fused{p.fused:d} double{p.double:d}" + (
-        f" count{p.count}" if p.count > 1 else ""
-    )
-
-
-@functools.cache
-def _tuned(name: str) -> dict:
-    path = TUNED / f"{name}.json"
-    return json.loads(path.read_text())["matmul"] if path.is_file() else {}
-
-
 @functools.lru_cache(maxsize=4096)
-def matmul_settings(gpu: Chip, p: Product) -> MatmulSettings:
-    """Tuned settings of the GPU for the product's bucket, or else those with the least estimated time."""
-    tuned = _tuned(gpu.name).get(_bucket(p)) if p.vector else None
-    if tuned is not None:
-        return MatmulSettings(**tuned)
+def estimated_settings(gpu: Chip, p: Product) -> MatmulSettings:
+    """The settings with the least estimated time."""
     candidates = []
     for tile in _TILES:
-        shaped = _shape_tile(gpu, p, *tile)
+        shaped = shape_tile(gpu, p, *tile)
         if shaped is None:
             continue
         even = {gpu.processors * n // _programs(p, shaped) for n in (1, 2, 3, 4)} if p.fill > 1 else ()
         for splits in sorted({*_SPLITS, *even} - {0}):
             if splits == 1 or cdiv(p.K, shaped.BLOCK_K) >= 4 * splits:
                 candidates.append(shaped._replace(SPLITS=splits))
-    seconds = {s: _estimate(gpu, p, s) for s in candidates}
+    seconds = {s: estimate(gpu, p, s) for s in candidates}
     best = min(seconds.values())
     alike = [s for s in candidates if seconds[s] <= best + _INDIFFERENT]
     chosen = min(alike, key=lambda s: (_programs(p, s), seconds[s]))
@@ -239,6 +237,21 @@ def matmul_settings(gpu: Chip, p: Product) -> MatmulSettings:
     return chosen
 
 
+def product_bucket(p: Product) -> Bucket:
+    return Bucket.of(
+        p.M, p.N, p.K, item=p.itemsize, passes=p.passes, desc=p.descriptors, vector=p.vector, wide=p.wide_result,
+        fused=p.fused, double=p.double, count=p.count,
+    )  # fmt: skip
+
+
+def product_choice(name: str, fits: Callable = fits, default: Callable = estimated_settings) -> Choice:
+    """The choice of a kernel that multiplies matrices. Shares suit one size: it reaches no further than twice that."""
+    return Choice(name, MatmulSettings, product_bucket, fits, default, reach=1)
+
+
+matmul_settings = product_choice("matmul")
+
+
 def dot_precision(gpu: Chip, precision: str) -> str:
     """torch.get_float32_matmul_precision() -> input_precision of tl.dot; AMD multiplies float32 as it is."""
     if gpu.is_amd:
@@ -248,23 +261,3 @@ def dot_precision(gpu: Chip, precision: str) -> str:
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
-
-
-class TileSettings(NamedTuple):
-    """How an array of rows and columns is cut up where each element is made on its own."""
-
-    BLOCK_ROWS: int
-    BLOCK_COLS: int
-    num_warps: int = 4
-
-
-@functools.lru_cache(maxsize=4096)
-def tile_settings(gpu: Chip, cols: int, itemsize: int) -> TileSettings:
-    """16 bytes a thread, in the widest tile that leaves at most a quarter of its columns idle."""
-    elements = TileSettings(1, 1).num_warps * (64 if gpu.is_amd else 32) * 16 // itemsize
-
-    def idle(width):
-        return 1 - cols / (cdiv(cols, width) * width)
-
-    width = min((256, 128, 64, 32, 16, 8), key=lambda width: max(idle(width), 0.25))  # of equals, the first
-    return TileSettings(elements // width, width)

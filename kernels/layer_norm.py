@@ -21,14 +21,12 @@ FLOPs: about 8 an element forward, 14 backward. Traffic: forward x (and residual
 (and the gradient of s) in, ds out, once each up to the width that one program can hold.
 """
 
-import functools
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
-from .launch import Chip, cdiv, chip, on_device_of
+from .launch import cdiv, chip, on_device_of
+from .layer_norm_settings import Rows, RowSettings, backward_choice, forward_choice
 from .partials import add_rows
 
 _TL = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -182,44 +180,6 @@ def _backward_kernel(
             tl.store(part_ptr + DW * N, tl.sum(db, axis=0), mask=col < N)
 
 
-class RowSettings(NamedTuple):
-    """How rows are cut up. A row longer than BLOCK_N is read in blocks."""
-
-    BLOCK_ROWS: int
-    BLOCK_N: int
-    num_warps: int
-    STAGES: int = 1  # tiles of rows that a walking program has on their way, itself included
-    programs: int = 0  # that walk over the rows, for each block of columns
-
-
-_HELD = 32768  # elements of a row that a program holds
-_ACCUMULATED = 8192  # of a row whose sums for dw and db a program holds too: 16 a thread
-
-
-@functools.lru_cache(maxsize=4096)
-def forward_settings(gpu: Chip, N: int) -> RowSettings:
-    """A tile of whole rows; longer rows in blocks, by few programs: their rows stay in L2 for the second read."""
-    lanes = 64 if gpu.is_amd else 32
-    block = triton.next_power_of_2(max(N, 16))
-    if block > _HELD:
-        block = _HELD // 2
-    rows = max(1, 4096 // block)
-    held = 64 if block == _HELD else 32  # elements a thread
-    return RowSettings(rows, block, max(4, rows * block // (held * lanes)))
-
-
-@functools.lru_cache(maxsize=4096)
-def backward_settings(gpu: Chip, N: int, itemsize: int) -> RowSettings:
-    """A tile of rows that fits the registers beside the sums of dw and db; longer rows in blocks of columns."""
-    lanes = 64 if gpu.is_amd else 32
-    block = min(triton.next_power_of_2(max(N, 16)), _ACCUMULATED)
-    rows = max(1, 2048 // block)
-    warps = max(4, rows * block // (16 * lanes))
-    beside = max(1, 16 // warps)  # programs on a processor, by their registers
-    stages = min(3, 1 + gpu.shared // (beside * 3 * rows * block * itemsize))  # of dy, s and the gradient of s
-    return RowSettings(rows, block, warps, stages, max(1, beside * gpu.processors // cdiv(N, block)))
-
-
 def _rows(t, N):
     """(..., normalised axes) -> (rows, N) with adjacent elements; a view where strides allow."""
     t = t if t.dim() == 2 and t.shape[1] == N else t.reshape(t.numel() // N, N)
@@ -246,7 +206,8 @@ def layer_norm_fwd(
     if rows == 0:
         return y, s, mean, rstd
     x, residual = _rows(x, N), None if residual is None else _rows(residual, N)
-    cut = settings or forward_settings(chip(), N)
+    arrays = 2 + (residual is not None) + (s is not None)
+    cut = settings or forward_choice(chip(), Rows(rows, N, x.element_size(), arrays))
     with on_device_of(x):
         _forward_kernel[(cdiv(rows, cut.BLOCK_ROWS),)](
             y, s, mean, rstd, x, residual, _vector(weight), _vector(bias),
@@ -270,7 +231,7 @@ def layer_norm_bwd(
     dw, db = (t if t is None else torch.empty(N, dtype=t, device=dy.device) for t in (dweight, dbias))
     dy, dsum = _rows(dy, N), None if dsum is None else _rows(dsum, N)
     s = _rows(s, N) if ds is not None or dw is not None else None
-    cut = settings or backward_settings(chip(), N, dy.element_size())
+    cut = settings or backward_choice(chip(), Rows(rows, N, dy.element_size(), 3 + (dsum is not None)))
     tiles, blocks = cdiv(rows, cut.BLOCK_ROWS), cdiv(N, cut.BLOCK_N)
     sums = [t for t in (dw, db) if t is not None]
     programs = min(tiles, cut.programs) if sums else tiles

@@ -34,7 +34,18 @@ import triton
 import triton.language as tl
 
 from .descriptor import tensor_descriptor
-from .launch import Chip, MatmulSettings, Product, cdiv, chip, dot_precision, matmul_settings, on_device_of
+from .launch import (
+    Chip,
+    MatmulSettings,
+    Product,
+    cdiv,
+    chip,
+    dot_precision,
+    estimated_settings,
+    on_device_of,
+    product_choice,
+    tile_fits,
+)  # fmt: skip
 from .linear import Operand, matmul, operand_tile, operands
 from .tile import grouped_tile
 
@@ -256,11 +267,11 @@ class Head(NamedTuple):
     sign: float = 1.0  # of the scores: -1.0 makes losses of them
 
 
-def _settings(gpu: Chip, M, V, K, itemsize, dot, descriptors, vector):
-    return matmul_settings(gpu, Product(
+def _product(M, V, K, itemsize, dot, descriptors, vector):
+    return Product(
         M, V, K, itemsize, passes=3 if dot == "tf32x3" and itemsize == 4 else 1, descriptors=descriptors,
         vector=descriptors or (vector and K % 16 == 0),
-    ))  # fmt: skip
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
@@ -278,6 +289,19 @@ def share_count(gpu: Chip, s: MatmulSettings, rows: int, classes: int) -> int:
     return min((n for n in turns if turns[n] <= limit), key=lambda n: (abs(n - 16), n))
 
 
+def _shared_settings(gpu: Chip, p: Product) -> MatmulSettings:
+    s = estimated_settings(gpu, p)
+    return s._replace(SPLITS=share_count(gpu, s, p.M, p.N))
+
+
+def _shares_fit(gpu: Chip, p: Product, s: MatmulSettings) -> bool:
+    return tile_fits(gpu, p, s) and cdiv(p.N, s.BLOCK_N) >= s.SPLITS
+
+
+statistics_settings = product_choice("logits_statistics", _shares_fit, _shared_settings)
+gradient_settings = product_choice("logits_gradient", tile_fits, estimated_settings)
+
+
 def _large(rows, classes, features):
     return min(rows, classes) >= 256 and features >= 64
 
@@ -292,10 +316,8 @@ def logits_fwd(x, w, bias, target, head: Head, entropy: bool, precision, setting
     gpu = chip()
     dot = dot_precision(gpu, precision)
     x_, w_, _, descriptors = operands(x, w, None, gpu.has_descriptors, _large(N, V, D))
-    s = settings
-    if s is None:
-        s = _settings(gpu, N, V, D, x.element_size(), dot, descriptors, x_.vector and w_.vector)
-        s = s._replace(SPLITS=share_count(gpu, s, N, V))
+    product = _product(N, V, D, x.element_size(), dot, descriptors, x_.vector and w_.vector)
+    s = settings or statistics_settings(gpu, product)
     extra = "entropy" if entropy else "sum" if head.smoothing else None
     part = torch.empty(s.SPLITS, 3 if extra is None else 4, N, dtype=torch.float32, device=x.device)
     score = torch.empty(N, dtype=torch.float32, device=x.device)
@@ -394,7 +416,8 @@ def _gradient(
     gpu = chip()
     dot = dot_precision(gpu, precision)
     x_, w_, _, descriptors = operands(x, w, None, gpu.has_descriptors, False)
-    s = settings or _settings(gpu, M, V, K, x.element_size(), dot, descriptors, x_.vector and w_.vector)
+    product = _product(M, V, K, x.element_size(), dot, descriptors, x_.vector and w_.vector)
+    s = settings or gradient_settings(gpu, product)
     result, stride = out, out.stride(0)
     if descriptors:
         result = tensor_descriptor(out, [M, V], [stride, 1], [s.BLOCK_M, s.BLOCK_N // s.SUBTILES])

@@ -25,7 +25,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import TileSettings, cdiv, chip, on_device_of, tile_settings
+from .launch import cdiv, chip, on_device_of
+from .tile_settings import Grid, TileSettings, tile_choice
 
 _UNROLL = 16  # windows, and cells, of up to so many elements are unrolled; half as long lines of larger windows too
 
@@ -222,10 +223,14 @@ def _empty(x, height, width, dtype, channels_last):
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
 
 
-def _grid(N, C, H, W, itemsize, channels_last, settings):
+forward_choice = tile_choice("max_pool2d_forward")
+backward_choice = tile_choice("max_pool2d_backward")
+
+
+def _grid(N, C, H, W, itemsize, channels_last, settings, choice, reads):
     """A grid (N, C, H, W), however it lies -> its rows and columns, settings, programs."""
     rows, cols = (N * H * W, C) if channels_last else (N * C * H, W)
-    s = settings or tile_settings(chip(), cols, itemsize)
+    s = settings or choice(chip(), Grid(rows, cols, itemsize, reads))
     return rows, cols, s, cdiv(rows, s.BLOCK_ROWS) * cdiv(cols, s.BLOCK_COLS)
 
 
@@ -253,7 +258,7 @@ def max_pool2d_fwd(x, kernel, stride, padding, dilation, size, keep, indices, se
     )
     few = elements <= _UNROLL
     unroll_h, unroll_w = kernel[0] if few else 1, kernel[1] if few or kernel[1] <= _UNROLL // 2 else 1
-    rows, cols, s, programs = _grid(*y.shape, y.element_size(), channels_last, settings)
+    rows, cols, s, programs = _grid(*y.shape, y.element_size(), channels_last, settings, forward_choice, elements)
     with on_device_of(x):
         _forward_kernel[(programs,)](
             y, kept, found, x, *x.stride(), *x.shape[1:], *size, rows, cols,
@@ -272,7 +277,9 @@ def max_pool2d_bwd(dy, kept, kernel, stride, padding, dilation, size, settings: 
     cells = [cdiv(n + p, s) for n, p, s in zip(size, padding, stride, strict=True)]
     pixels = math.prod(stride)
     unrolled = math.prod(kernel) <= _UNROLL and pixels <= _UNROLL
-    rows, cols, s, programs = _grid(*dy.shape[:2], *cells, dy.element_size(), channels_last, settings)
+    rows, cols, s, programs = _grid(
+        *dy.shape[:2], *cells, dy.element_size(), channels_last, settings, backward_choice, math.prod(kernel)
+    )
     with on_device_of(dy):
         _backward_kernel[(programs if unrolled else programs * pixels,)](
             dx, dy, kept, *dy.stride(), *dx.shape[1:], *dy.shape[2:], *cells, rows, cols,

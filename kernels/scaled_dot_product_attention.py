@@ -9,6 +9,7 @@ q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV): H / HK query heads share a ke
 
     attention_mask.py       which keys a query sees, and which blocks a tile skips; dropout's choice
     attention_tile.py       tiles of rows by descriptor or pointer, scores, layouts
+    attention_settings.py   how the kernels are cut up
     attention_forward.py    one pass over the keys with a running softmax; saves out and lse
     attention_backward.py   delta, then dk and dv per tile of keys, then dq per tile of queries
     attention_onepass.py    the backward in one pass, for those who do without bitwise equal runs
@@ -20,9 +21,10 @@ Traffic: q, k, v, out once each and 4 B H T bytes of lse, while keys and values 
 Source: Dao, FlashAttention-2 (2023); Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
 """
 
-from .attention_backward import BackwardSettings, attention_backward, attention_delta, backward_settings
-from .attention_forward import TileSettings, attention_forward, forward_settings
+from .attention_backward import attention_backward, attention_delta
+from .attention_forward import attention_forward
 from .attention_mask import Band
+from .attention_settings import BackwardSettings, TileSettings, backward_settings, forward_settings
 from .attention_tile import Scoring
 
 __all__ = [

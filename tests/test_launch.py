@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from primer_fast.kernels import launch
+from primer_fast.kernels import launch, tunable
 from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
 from primer_fast.reference.linear import CASES, sizes
 
@@ -16,20 +16,18 @@ def tuned(tmp_path, monkeypatch):
     """Write tuned settings of a GPU for the time of a test."""
 
     def write(chip, entries):
-        (tmp_path / f"{chip.name}.json").write_text(json.dumps({"matmul": entries}))
+        (tmp_path / f"{chip.name}.json").write_text(json.dumps({"settings": {"matmul": entries}}))
 
-    monkeypatch.setattr(launch, "TUNED", tmp_path)
-    for cached in (launch._tuned, launch.matmul_settings):
-        cached.cache_clear()
+    monkeypatch.setattr(tunable, "TUNED", tmp_path)
+    tunable.forget_tuned()
     yield write
-    for cached in (launch._tuned, launch.matmul_settings):
-        cached.cache_clear()
+    tunable.forget_tuned()
 
 
 def test_tuned_settings_serve_their_bucket_and_their_gpu_alone(tuned):
     product = Product(1000, 1100, 4000, 2, descriptors=True)
     mine = MatmulSettings(64, 64, 32, 4, 3, SPLITS=5, GROUP_M=4)
-    tuned(H100, {launch._bucket(product): mine._asdict()})
+    tuned(H100, {str(launch.product_bucket(product)): mine._asdict()})
     assert matmul_settings(H100, product) == mine
     assert matmul_settings(H100, product._replace(M=1024)) == mine, "1000 and 1024 round to one power of two"
     assert matmul_settings(H100, product._replace(M=3000)) != mine
@@ -79,7 +77,7 @@ def test_a_product_that_asks_for_it_fills_the_chip(channels, size):
     least, filled = (matmul_settings(H100, product._replace(fill=fill)) for fill in (1.0, 1.3))
     assert launch._programs(product, filled) >= 0.95 * H100.processors > launch._programs(product, least)
     assert filled.BLOCK_M >= 64
-    assert launch._estimate(H100, product, filled) <= 1.3 * launch._estimate(H100, product, least)
+    assert launch.estimate(H100, product, filled) <= 1.3 * launch.estimate(H100, product, least)
 
 
 def test_products_in_one_launch_count():
@@ -88,5 +86,5 @@ def test_products_in_one_launch_count():
     nine = one._replace(count=9)
     s = MatmulSettings(128, 128, 64, 8, 3)
     assert launch._programs(nine, s) == 9 * launch._programs(one, s) == 144
-    assert launch._estimate(H100, nine, s) > launch._estimate(H100, one, s)
-    assert launch._bucket(nine) != launch._bucket(one)
+    assert launch.estimate(H100, nine, s) > launch.estimate(H100, one, s)
+    assert launch.product_bucket(nine) != launch.product_bucket(one)

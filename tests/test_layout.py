@@ -10,10 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOT_OPS = {
-    "__init__", "launch", "tile", "partials", "logits", "descriptor",
+    "__init__", "launch", "tunable", "tile", "tile_settings", "partials", "logits", "descriptor",
     "conv2d_geometry", "conv2d_gather", "conv2d_weight", "conv2d_depthwise",  # parts of conv2d
     "attention_mask", "attention_tile", "attention_forward", "attention_backward",  # of scaled_dot_product_attention
-    "attention_backward_kv", "attention_backward_q", "attention_decode", "attention_onepass",
+    "attention_backward_kv", "attention_backward_q", "attention_decode", "attention_onepass", "attention_settings",
+    "layer_norm_settings",
 }  # fmt: skip
 OPS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py") if p.stem not in NOT_OPS)
 COMPANIONS = [
@@ -25,7 +26,7 @@ COMPANIONS = [
 # A layer may import itself and what stands after it; the rest of a list is what it may use besides.
 LAYERS = ["cli", "train", "models", "nn", "functional", "kernels"]
 BESIDE = {
-    "cli": {"data", "proof", "bench"},
+    "cli": {"data", "proof", "bench", "tuning"},
     "train": {"data"},
     "functional": {"backend"},
     "kernels": set(),
@@ -40,6 +41,7 @@ BESIDE = {
     "backend": {"interpreter"},
     "interpreter": {"interpreter_memory"},
     "interpreter_memory": {"interpreter"},
+    "tuning": {"kernels", "backend", "proof", "bench"},
     "proof": {"functional", "kernels", "reference", "backend"},
     "bench": {"functional", "kernels", "reference", "backend", "proof", "nn", "models", "train", "data"},
 }

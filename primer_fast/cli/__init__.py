@@ -6,6 +6,7 @@ import sys
 COMMANDS = {  # words on the command line -> module, what it does
     ("verify",): ("verify", "compare every kernel with its NumPy reference"),
     ("kernels",): ("kernels", "compile the kernels for any GPU, without one, and list registers and instructions"),
+    ("tune",): ("tune", "search this GPU's fastest launch settings, and keep them"),
     ("train", "mlp"): ("train_mlp", "train the multilayer perceptron"),
     ("train", "cnn"): ("train_cnn", "train the convolutional network on digits"),
     ("train", "vit"): ("train_vit", "train the vision transformer on digits"),

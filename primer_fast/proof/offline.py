@@ -8,7 +8,7 @@ arguments get on a GPU (alignment, sizes that 16 divides or that are 1), then re
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,28 +50,33 @@ class Launch:
 
 
 @contextlib.contextmanager
-def offline(target: str, *, keep_going: bool = False) -> Iterator[list[Launch]]:
-    """Compile instead of launch, for ``target``, one of ``TARGETS``; yields the list that launches are added to.
+def offline(
+    target: str | Target, *, keep_going: bool = False, wanted: Callable[[str], bool] = lambda kernel: True
+) -> Iterator[list[Launch]]:
+    """Compile instead of launch, for a target or the name of one of ``TARGETS``; yields the list that launches go to.
 
     Everything is as before at exit, after an error too. Not for several threads at once.
 
     Args:
         keep_going: a launch that cannot be is recorded with its ``error``, and the launcher goes on.
+        wanted: asked at each launch with its kernel's name; where it says no, that launch is left out.
 
     Raises:
         ValueError: the target is unknown.
         RuntimeError: TRITON_INTERPRET=1 was set when Triton was imported: its kernels cannot be compiled.
         SharedMemoryExceeded: at a launch, unless ``keep_going``; errors of the compiler likewise.
     """
-    if target not in TARGETS:
+    if isinstance(target, str) and target not in TARGETS:
         raise ValueError(f"offline: target must be one of {', '.join(TARGETS)}; got {target!r}")
     refuse_interpreter()
-    chip = TARGETS[target]
+    chip = TARGETS[target] if isinstance(target, str) else target
     launches: list[Launch] = []
     caches = {}  # kernel -> what it had compiled for the GPU of this machine
     run = JITFunction.run
 
     def record(self, *args, grid, warmup, **kwargs):
+        if not wanted(self.__name__):
+            return None
         if self not in caches:
             caches[self], self.device_caches = self.device_caches, type(self.device_caches)(self.create_binder)
         launch = _describe(self, args, kwargs, grid, chip)

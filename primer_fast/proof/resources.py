@@ -65,17 +65,27 @@ def read_resources(kernel, target: Target) -> Resources:
     return _read(text, target, kernel.metadata.num_warps, kernel.metadata.shared, tensor_columns)
 
 
+def registers_and_spills(kernel, target: Target) -> tuple[int, int]:
+    """Registers and spilled bytes per thread, without taking the code apart: some ten times as fast."""
+    return _usage(kernel.asm["amdgcn"] if target.is_amd else kernel.asm["cubin"], target)
+
+
+def _usage(code: str | bytes, target: Target) -> tuple[int, int]:
+    if target.is_amd:  # accumulation registers included: on CDNA3 they share one file
+        found, names, form = code, ("vgpr_count", "private_segment_fixed_size"), r"\.{}:\s*(\d+)"
+    else:
+        found, names, form = _run_tool("cuobjdump", "--dump-resource-usage", code), ("REG", "STACK"), r"{}:(\d+)"
+    registers, spill_bytes = (int(re.search(form.format(name), found)[1]) for name in names)
+    return registers, spill_bytes
+
+
 @functools.lru_cache(maxsize=1024)
 def _read(code: str | bytes, target: Target, warps: int, shared: int, tensor_columns: int) -> Resources:
+    registers, spill_bytes = _usage(code, target)
     if target.is_amd:
-        field = lambda name: int(re.search(rf"\.{name}:\s*(\d+)", code)[1])  # noqa: E731
-        registers = field("vgpr_count")  # accumulation registers included: on CDNA3 they share one file
-        spill_bytes = field("private_segment_fixed_size")
         lines = [line.strip() for line in code.splitlines() if re.match(r"\s+[a-z]\w*_\w+(\s|$)", line)]
         patterns = _AMDGCN
     else:
-        usage = _run_tool("cuobjdump", "--dump-resource-usage", code)
-        registers, spill_bytes = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
         lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]*);", _run_tool("nvdisasm", "-c", code))
         patterns = _SASS
     counts, matrix = _count(lines, patterns)

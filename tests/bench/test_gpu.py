@@ -148,7 +148,8 @@ def test_the_real_commands(tmp_path):
     assert commands["verify"][2:4] == ["-m", "primer_fast.proof.verify"]
     assert commands["bench"][-2:] == ["--budget", "80"]
     assert [s.name for s in stages if "TRITON_INTERPRET" in s.environment] == ["tests", "verify"]
-    assert {s.leaves.name for s in stages} < set(summary.FILES)
+    assert commands["tune"][2:] == ["-m", "primer_fast.tuning", "--out", str(tmp_path / "tuned"), "--minutes", "1.33"]
+    assert {s.leaves.name for s in stages if s.leaves} < set(summary.FILES)
     assert not any(s.environment for s in gpu.stages(tmp_path, [], interpreted=False))
     assert (gpu.ROOT / "bench" / "gpu.py").is_file()
 
@@ -177,6 +178,12 @@ def test_one_stage_has_all_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "run_all", lambda todo, *_: ran.extend(todo) or [])
     assert gpu.main(["--out", str(tmp_path), "--cpu", "--only", "verify"]) == 0
     assert [(s.name, s.share) for s in ran] == [("verify", 1.0)]
+    ran.clear()
+    assert gpu.main(["--out", str(tmp_path), "--cpu", "--only", "tune"]) == 0
+    assert [(s.name, s.share) for s in ran] == [("tune", 1.0)]
+    ran.clear()
+    assert gpu.main(["--out", str(tmp_path), "--cpu"]) == 0
+    assert [s.name for s in ran] == ["tests", "verify", "bench"], "the search is asked for"
     with pytest.raises(SystemExit):
         gpu.main(["--out", str(tmp_path), "--cpu", "--only", "nothing"])
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from primer_fast.kernels import launch
-from primer_fast.kernels.attention_forward import TileSettings
 from primer_fast.kernels.attention_onepass import attention_bwd_onepass, onepass_settings, supported
+from primer_fast.kernels.attention_settings import TileSettings
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.proof.verify import DTYPES
 

@@ -5,7 +5,7 @@ import torch
 from primer_fast import functional as F
 from primer_fast.functional.embedding import embedding_plain
 from primer_fast.kernels.embedding import RunSettings, embedding_bwd, embedding_fwd
-from primer_fast.kernels.launch import TileSettings
+from primer_fast.kernels.tile_settings import TileSettings
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.embedding import embedding, embedding_grad

@@ -5,13 +5,8 @@ import torch
 from primer_fast import functional as F
 from primer_fast.functional.layer_norm import layer_norm_plain
 from primer_fast.kernels import launch
-from primer_fast.kernels.layer_norm import (
-    RowSettings,
-    backward_settings,
-    forward_settings,
-    layer_norm_bwd,
-    layer_norm_fwd,
-)
+from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
+from primer_fast.kernels.layer_norm_settings import RowSettings, backward_settings, forward_settings
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.layer_norm import layer_norm, layer_norm_grad

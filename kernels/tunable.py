@@ -1,0 +1,158 @@
+"""Settings that measurement can overrule: a file per GPU, and the look-up of the bucket that a problem falls into.
+
+tuned/<gpu>.json: {"gpu", "date", "torch", "triton", "settings": {choice: {bucket: {**settings, "seconds",
+"default_seconds"}}}}. A bucket is its sizes to the nearest power of two, then what must be equal: "4096x4096 item2".
+An entry without settings says that nothing beat the default. What cannot be read is ignored with one warning: a user's
+run never fails for a file that an editor or another version left.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+TUNED = Path(__file__).parent / "tuned"
+FIGURES = ("seconds", "default_seconds")  # of an entry, beside the settings
+
+
+class Bucket(NamedTuple):
+    """Problems that share tuned settings."""
+
+    sizes: tuple[int, ...]  # powers of two
+    flags: str
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, ("x".join(map(str, self.sizes)), self.flags)))
+
+    @classmethod
+    def of(cls, *sizes: int, **flags: int) -> "Bucket":
+        """Of any sizes; ``flags``, which must be equal, in the order given."""
+        rounded = tuple(2 ** round(math.log2(max(n, 1))) for n in sizes)
+        return cls(rounded, " ".join(f"{name}{int(value)}" for name, value in flags.items()))
+
+    @classmethod
+    def parse(cls, text: str) -> "Bucket":
+        """The inverse of str(); ValueError for what no bucket prints as."""
+        sizes, _, flags = text.partition(" ")
+        return cls(tuple(int(n) for n in sizes.split("x")), flags)
+
+    def distance(self, other: "Bucket") -> float:
+        """Powers of two between the sizes, in all; infinite where the flags differ."""
+        if self.flags != other.flags or len(self.sizes) != len(other.sizes):
+            return math.inf
+        return sum(abs(math.log2(a / b)) for a, b in zip(self.sizes, other.sizes, strict=True))
+
+
+class Choice:
+    """One place where a launcher chooses settings for a problem: ``choice(gpu, problem)``.
+
+    Args:
+        name: in the files.
+        settings: the NamedTuple of them.
+        bucket: problem -> Bucket.
+        fits: (gpu, problem, settings) -> whether they can be launched for this problem and leave none of it idle;
+            asked where they come from a file.
+        default: (gpu, problem) -> settings, where no file has better.
+        reach: distance to the furthest bucket whose settings are used.
+    """
+
+    def __init__(self, name: str, settings: type, bucket: Callable, fits: Callable, default: Callable, reach: float):
+        self.name, self.settings, self.reach = name, settings, reach
+        self.bucket, self.fits, self.default = bucket, fits, default
+        self.chosen = functools.lru_cache(maxsize=4096)(self._choose)
+        self.entries = functools.cache(self._entries)
+        _choices.append(self)
+
+    def __call__(self, gpu, problem):
+        return self.chosen(gpu, problem) if _watcher is None else _watcher(self, gpu, problem)
+
+    def _choose(self, gpu, problem):
+        """The settings of the nearest bucket in reach that fit, or else the default."""
+        wanted, entries = self.bucket(problem), self.entries(gpu.name)
+        near = sorted((wanted.distance(bucket), bucket) for bucket in entries)
+        for distance, bucket in near:
+            if distance > self.reach or entries[bucket] is None:
+                break
+            if self.fits(gpu, problem, entries[bucket]):
+                return entries[bucket]
+        return self.default(gpu, problem)
+
+    def _entries(self, gpu_name: str) -> dict:
+        """Bucket -> settings, or None where the default was not beaten."""
+        found = _file(gpu_name).get(self.name, {})
+        try:
+            return {Bucket.parse(text): self._parse(entry) for text, entry in found.items()}
+        except (ValueError, AttributeError) as error:
+            _warn(_path(gpu_name), f"{self.name}: {error}")
+            return {}
+
+    def _parse(self, entry: dict):
+        values = {name: value for name, value in entry.items() if name not in FIGURES}
+        if not values:
+            return None
+        whole = all(isinstance(value, int) and value >= 0 for value in values.values())
+        if set(values) != set(self.settings._fields) or not whole:
+            raise ValueError(f"settings must be {', '.join(self.settings._fields)}, whole numbers; got {values}")
+        return self.settings(**values)
+
+
+_choices: list[Choice] = []
+_watcher: Callable | None = None
+
+
+@contextlib.contextmanager
+def watching(watcher: Callable):
+    """Inside, settings are what ``watcher(choice, gpu, problem)`` returns; what ``choice.chosen`` does is usual."""
+    global _watcher
+    before, _watcher = _watcher, watcher
+    try:
+        yield
+    finally:
+        _watcher = before
+
+
+def forget_tuned() -> None:
+    """Read the files again: one has changed."""
+    _file.cache_clear()
+    for choice in _choices:
+        choice.chosen.cache_clear()
+        choice.entries.cache_clear()
+
+
+def _path(gpu_name: str) -> Path:
+    return TUNED / f"{gpu_name}.json"
+
+
+@functools.cache
+def _file(gpu_name: str) -> dict:
+    """The "settings" of a GPU's file; empty where there is none or none that can be read."""
+    path = _path(gpu_name)
+    try:
+        return read_tuned(path)["settings"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        _warn(path, str(error))
+        return {}
+
+
+def read_tuned(path: Path) -> dict:
+    """The content of a file, its form checked.
+
+    Raises:
+        ValueError: it is not JSON, or has another form.
+        OSError: it cannot be read.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))  # JSONDecodeError, UnicodeDecodeError are ValueErrors
+    sections = content.get("settings") if isinstance(content, dict) else None
+    if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
+        raise ValueError('it must hold {"settings": {choice: {bucket: {...}}}}')
+    return content
+
+
+def _warn(path: Path, why: str) -> None:
+    warnings.warn(f"tuned settings in {path} are ignored: {why}", stacklevel=2)

@@ -1,0 +1,98 @@
+"""``primer-fast tune``: search this GPU's fastest launch settings, or without one see what would be tried."""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from primer_fast.cli.console import Display
+from primer_fast.kernels.tunable import TUNED
+from primer_fast.tuning import report, session
+from primer_fast.tuning.__main__ import check
+
+_WIDTH = 150  # where the output is not a terminal
+
+
+@dataclass
+class Options:
+    """Search block sizes, warps, stages and splits for this GPU; what is found is used from the next start on.
+
+    Candidates are pruned by what the chip holds, by an estimate, and by compiling them; what is left is timed.
+    """
+
+    ops: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Ops to tune; all if none is named."""
+    dtype: tuple[str, ...] = ()
+    """bfloat16, float32, float16, tf32; the first two if none is named."""
+    minutes: float = 9.0
+    """For everything together; what was found by then is written."""
+    out: Path = TUNED
+    """Folder of <gpu>.json; buckets that stand there are skipped."""
+    again: bool = False
+    """Also buckets that stand there already."""
+    dry_run: bool = False
+    """Prune and compile, but time and write nothing."""
+    target: str | None = None
+    """With --dry-run: a GPU that need not be here: sm_80, sm_90, sm_100, gfx942."""
+    jobs: int = max(1, (os.cpu_count() or 2) - 1)
+    """Processes that compile."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; 0, or 1 where a default could not be timed, or 2 for a wrong call."""
+    try:
+        options = tyro.cli(Options, args=argv, prog="primer-fast tune")
+    except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
+        return leave.code
+    begin = time.monotonic()
+    try:
+        check(options.minutes, options.jobs, options.dry_run, options.target)
+        todo = session.plan(
+            options.ops, options.dtype, target=options.target, out=options.out, again=options.again
+        )  # fmt: skip
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"primer-fast {error}", file=sys.stderr)
+        return 2
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else _WIDTH
+    left = max(0.0, 60 * options.minutes - (time.monotonic() - begin))
+    rows = _search(todo, left, options)
+    _show(rows, console)
+    console.print(report.closing(todo, rows, time.monotonic() - begin, options.jobs), markup=False, soft_wrap=True)
+    return 1 if any(row.failure and row.failure.startswith("failed") for row in rows) else 0
+
+
+def _search(todo: session.Plan, seconds: float, options: Options) -> list[session.Row]:
+    rows = []
+    with Display(Console(stderr=True, highlight=False)) as display:
+        advance = display.task("tuning", total=max(1, len(todo.sites)))
+        out = None if options.dry_run else options.out
+        try:
+            for row in session.search(todo, seconds, jobs=options.jobs, out=out):
+                rows.append(row)
+                advance(len(rows), f"{row.site} {row.status}")
+        except KeyboardInterrupt:  # what was found is written
+            display.print("interrupted")
+    return rows
+
+
+def _show(rows: list[session.Row], console: Console) -> None:
+    table = Table(title="candidates", title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    for i, name in enumerate(report.COLUMNS):
+        table.add_column(f"  {name}" if i else name, justify="right" if i else "left", no_wrap=True)
+    lines = report.counts(rows)
+    for line in lines[:-1]:
+        table.add_row(*line)
+    table.add_section()
+    table.add_row(*lines[-1], style="bold")
+    console.print(table)
+    for row in rows:
+        if row.failure or (row.gain is not None and row.outcome.settings != row.default):
+            console.print(report.line(row), markup=False, soft_wrap=True, style="red" if row.failure else None)

@@ -1,0 +1,102 @@
+"""Candidates compiled ahead of time, in processes beside the one that times; Triton's cache then has what is timed."""
+
+import multiprocessing
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+from triton.backends.compiler import GPUTarget
+
+from primer_fast.kernels.launch import Chip, assume_chip, chip
+from primer_fast.kernels.tunable import watching
+from primer_fast.proof.offline import Launch, offline
+from primer_fast.proof.resources import registers_and_spills
+from primer_fast.proof.targets import TARGETS, Target
+from primer_fast.tuning.problems import Site, Trial, arrays_of, run
+from primer_fast.tuning.prune import Compiled
+
+LONGEST = 60.0  # seconds of waiting for one candidate: a compiler that dies takes its process along
+
+
+class Task(NamedTuple):
+    """One candidate of one problem, or with None for settings all launches of its unit."""
+
+    site: Site
+    settings: tuple | None
+    gpu: Chip
+    target: Target
+
+
+def target_of(gpu: Chip) -> Target:
+    """What to compile for a chip; one whose architecture TARGETS lacks is like the most similar there."""
+    if gpu.arch in TARGETS:
+        return TARGETS[gpu.arch]
+    if gpu.is_amd:
+        return replace(TARGETS["gfx942"], name=gpu.arch, gpu=gpu.name, triton=GPUTarget("hip", gpu.arch, 64))
+    like = TARGETS["sm_90" if gpu.has_descriptors else "sm_80"]
+    triton = GPUTarget("cuda", int(gpu.arch.removeprefix("sm_")), 32)
+    sizes = {"processors": gpu.processors, "shared_per_program": gpu.shared, "shared_per_processor": gpu.shared + 1024}
+    return replace(like, name=gpu.arch, gpu=gpu.name, triton=triton, **sizes)
+
+
+def chip_of(target: Target) -> Chip:
+    """The chip that launchers see where they compile for a target."""
+    with offline(target):
+        return chip()
+
+
+def compile_candidate(task: Task) -> Compiled:
+    """Compile what is launched with a candidate; what goes wrong is its ``error``."""
+    begin = time.perf_counter()
+    trial = Trial(task.site, task.settings)
+    error = None
+    wanted = trial.owns if task.settings is not None else lambda kernel: True
+    with offline(task.target, keep_going=True, wanted=wanted) as launches, assume_chip(task.gpu), watching(trial):
+        try:
+            run(task.site.unit, arrays_of(task.site.unit, "meta"))
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {failure}".splitlines()[0]
+    errors = [error, *(launch.error for launch in launches), None if launches else "nothing was launched"]
+    error = next(filter(None, errors), None)
+    seconds = time.perf_counter() - begin
+    if error is not None:
+        return Compiled(task.settings, error, seconds=seconds)
+    used = [registers_and_spills(launch.compiled, task.target) for launch in launches]
+    return Compiled(
+        task.settings, None, max(r for r, _ in used), max(spilled for _, spilled in used),
+        max(launch.compiled.metadata.shared for launch in launches), " ".join(map(_code, launches)),
+        time.perf_counter() - begin,
+    )  # fmt: skip
+
+
+def _code(launch: Launch) -> str:
+    return f"{launch.kernel}{launch.grid}{launch.constexprs}{launch.options}"
+
+
+class Compilers:
+    """Processes that compile tasks in the order given."""
+
+    def __init__(self, pool, tasks: Iterable[Task]):
+        self._results = {task[:2]: pool.apply_async(compile_candidate, (task,)) for task in tasks}
+
+    def result(self, site: Site, settings: tuple | None, seconds: float) -> Compiled:
+        """Wait for a candidate; TimeoutError past ``seconds``."""
+        try:
+            return self._results.pop((site, settings)).get(max(0.0, min(seconds, LONGEST)))
+        except multiprocessing.TimeoutError:
+            if seconds < LONGEST:
+                raise TimeoutError from None
+            return Compiled(settings, f"not compiled within {LONGEST:.0f} s")
+
+
+@contextmanager
+def compiling(tasks: Iterable[Task], jobs: int) -> Iterator[Compilers]:
+    """Begin to compile in ``jobs`` processes, which end with the block, whatever they are at."""
+    pool = multiprocessing.get_context("spawn").Pool(jobs)  # torch and Triton have threads: no fork
+    try:
+        yield Compilers(pool, tasks)
+    finally:
+        pool.terminate()
+        pool.join()

@@ -1,0 +1,73 @@
+"""Launches made with a candidate's settings, taken from a run of the op and made again by themselves, to be timed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from primer_fast.backend import interpreting
+from primer_fast.bench.op import PRECISIONS
+from primer_fast.kernels.tunable import watching
+from primer_fast.tuning.problems import Site, Trial, run
+
+_Kernel = InterpretedFunction if interpreting else JITFunction
+
+
+class Wrong(RuntimeError):
+    """A candidate's results are not those of the default."""
+
+
+@contextmanager
+def _recording(owns: Callable[[str], bool]) -> Iterator[list[Callable[[], object]]]:
+    """Launches go on as usual; those that ``owns`` says yes to can be made again with the same arguments."""
+    launches: list[Callable[[], object]] = []
+    usual = _Kernel.run
+
+    def record(self, *args, grid, warmup, **kwargs):
+        if owns(getattr(self, "fn", self).__name__):
+            launches.append(lambda: usual(self, *args, grid=grid, warmup=warmup, **kwargs))
+        return usual(self, *args, grid=grid, warmup=warmup, **kwargs)
+
+    _Kernel.run = record
+    try:
+        yield launches
+    finally:
+        _Kernel.run = usual
+
+
+def launches_of(
+    site: Site, settings: tuple | None, arrays: dict[str, Tensor], want: tuple[Tensor, ...] | None = None
+) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+    """A function that makes the launches of one choice again, and the results of the whole run.
+
+    Args:
+        settings: None for the default.
+        want: results that the run's must agree with.
+
+    Raises:
+        Wrong: they do not, by the benchmarks' tolerance for the precision.
+    """
+    trial = Trial(site, settings)
+    with watching(trial), _recording(trial.owns) as launches:
+        got = run(site.unit, arrays)
+    if not launches:
+        raise RuntimeError(f"nothing was launched for {site}")
+    if want is not None:
+        _compare(got, want, PRECISIONS[site.unit.precision].tolerance)
+
+    def replay() -> None:
+        for launch in launches:
+            launch()
+
+    return replay, got
+
+
+def _compare(got: tuple[Tensor, ...], want: tuple[Tensor, ...], tolerance: float) -> None:
+    for index, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+        mine, theirs = mine.float(), theirs.float()
+        error = float(torch.linalg.vector_norm(mine - theirs) / torch.linalg.vector_norm(theirs).clamp_min(1e-20))
+        if not error <= tolerance:  # NaN too
+            raise Wrong(f"result {index} is off by {error:.1e} of its norm, where {tolerance:.0e} is allowed")

@@ -1,0 +1,47 @@
+"""Run by test_compile.py in a process that compiles: prints as JSON what the pruning made of a few candidates."""
+
+import json
+import sys
+
+from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.proof.offline import offline
+from primer_fast.proof.targets import TARGETS
+from primer_fast.tuning import prune
+from primer_fast.tuning.compile import Task, chip_of, compile_candidate, compiling, target_of
+from primer_fast.tuning.problems import arrays_of, run, sites, units
+
+if __name__ == "__main__":  # processes that compile import this file again
+    target = TARGETS["sm_90"]
+    gpu = chip_of(target)
+    every = sites(units(["linear", "max_pool2d"], ["bfloat16"]), gpu, target)
+    site = next(site for site in every if site.choice == "matmul")
+    default = site.space.choice.default(gpu, site.problem)
+    spilling = MatmulSettings(128, 256, 64, 4, 2)  # 256 accumulators a thread, and there are 255 registers
+    large = MatmulSettings(128, 256, 128, 8, 3)  # 3 stages of 96 KiB, and there are 227
+    tasks = [Task(site, s, gpu, target) for s in (default, spilling, large)]
+    with compiling(tasks, 2) as compilers:
+        compiled = [compilers.result(site, task.settings, 250) for task in tasks]
+    twice = [compile_candidate(Task(site, s, gpu, target)) for s in (default, default._replace(GROUP_M=8))]
+    other = gpu._replace(arch="sm_89", shared=101376, processors=142)
+    asked = []
+    with offline(target, wanted=lambda kernel: asked.append(kernel)) as unwanted:
+        run(site.unit, arrays_of(site.unit, "meta"))
+    json.dump(
+        {
+            "gpu": gpu,
+            "sites": [str(site) for site in every],
+            "convolution": [str(site) for site in sites(units(["conv2d"], ["bfloat16"])[:1], gpu, target)],
+            "asked": [asked, len(unwanted)],
+            "whole": len(compile_candidate(Task(site, None, gpu, target)).code.split("_kernel(")) - 1,
+            "units": sorted({site.unit.op for site in every}),
+            "errors": [c.error for c in compiled],
+            "spilled": [c.spill_bytes for c in compiled],
+            "registers": [c.registers for c in compiled],
+            "kept": prune.by_compile(compiled, default, target.shared_per_program),
+            "default": default,
+            "equal": twice[0].code == twice[1].code != "",
+            "sm_89": [target_of(other).triton.arch, target_of(other).shared_per_program, target_of(other).processors],
+            "known": target_of(gpu) is target,
+        },
+        sys.stdout,
+    )

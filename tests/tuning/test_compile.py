@@ -1,0 +1,103 @@
+"""Pruning by the compiler itself, and the command without a GPU; in processes of their own, which do not interpret."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from primer_fast.tuning.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(*arguments):
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=kept, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def seen():
+    done = run_python("tests/tuning/compile_probe.py")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_problems_are_one_of_each_bucket(seen):
+    assert len(seen["sites"]) == len(set(seen["sites"])) and seen["units"] == ["linear", "max_pool2d"]
+    assert "matmul 4096x4096x4096 item2 passes1 desc1 vector1 wide1 fused0 double1 count1" in seen["sites"]
+    assert "max_pool2d_backward 65536x64 item2 reads9" not in seen["sites"], "rows are cells, of 57 x 57"
+    assert sum(site.startswith("max_pool2d") for site in seen["sites"]) >= 6
+
+
+def test_gradients_arrive_in_the_layout_of_the_output(seen):
+    """As they do in a network of channels_last: all three products can move by descriptors."""
+    assert [site.split()[0] for site in seen["convolution"]] == ["conv2d_gather", "conv2d_gather", "conv2d_weight"]
+    assert all("desc1" in site for site in seen["convolution"])
+
+
+def test_only_what_is_wanted_is_compiled(seen):
+    """A linear layer's three products: none where none is wanted, all where the unit is compiled whole."""
+    assert seen["asked"] == [["_matmul_kernel"] * 3, 0] and seen["whole"] == 3
+
+
+def test_an_oversized_tile_is_dropped_for_its_spills(seen):
+    assert seen["errors"][1] is None and seen["registers"][1] == 255 and seen["spilled"][1] > 1000
+    assert seen["spilled"][0] == 0
+
+
+def test_too_much_shared_memory_is_dropped(seen):
+    assert seen["errors"][2].startswith("SharedMemoryExceeded")
+
+
+def test_the_default_is_left(seen):
+    assert seen["kept"] == [seen["default"]]
+
+
+def test_equal_launches_are_recognised(seen):
+    assert seen["equal"]
+
+
+def test_gpus_beside_the_known_ones_can_be_compiled_for(seen):
+    assert seen["known"] and seen["sm_89"] == [89, 101376, 142]
+
+
+def test_dry_run_without_rich():
+    """The table has a line for each choice; with no minutes nothing is compiled."""
+    done = run_python("-m", "primer_fast.tuning", "embedding", "--dry-run", "--target", "sm_90", "--minutes", "0")
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("6 buckets, ")
+    table = [line.split() for line in lines[2:6]]
+    assert [line[0] for line in table] == ["choice", "embedding_backward", "embedding_forward", "all"]
+    for name, buckets, candidates, legal, estimated, compiled in table[1:]:
+        numbers = [int(n.replace(",", "")) for n in (candidates, legal, estimated)]
+        assert numbers == sorted(numbers, reverse=True) and int(buckets) <= numbers[-1] and compiled == "-", name
+    assert lines[-1].startswith("h100_sxm: 0 of 6 buckets compiled")
+
+
+def test_the_command_shows_the_same(tmp_path):
+    """In rich's table; nothing is written."""
+    pytest.importorskip("tyro", reason="`primer-fast tune` needs primer-fast[cli]")
+    pytest.importorskip("rich", reason="`primer-fast tune` needs primer-fast[cli]")
+    choice = ["embedding", "--dtype", "bfloat16", "--dry-run", "--target", "sm_90", "--out", str(tmp_path)]
+    done = run_python("-m", "primer_fast.cli", "tune", *choice, "--minutes", "0")
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = [line.split()[0] for line in done.stdout.splitlines() if line.strip(" ─")]
+    assert names == ["candidates", "choice", "embedding_backward", "embedding_forward", "all", "h100_sxm:"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "sm_90"], "must come with --dry-run"),
+        (["--minutes", "-1"], "minutes must be at least 0"),
+        (["--jobs", "0"], "jobs must be at least 1"),
+        (["fft", "--dry-run", "--target", "sm_90"], "op must be one of"),
+    ],
+)
+def test_wrong_calls(arguments, message, capsys):
+    assert main(arguments) == 2 and message in capsys.readouterr().err

@@ -1,0 +1,160 @@
+"""The look-up: the nearest bucket whose settings fit, else the default; a broken file never breaks a run."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from tuning.problems import PROBLEMS
+
+from primer_fast import functional as F
+from primer_fast.kernels import tunable
+from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
+from primer_fast.kernels.tunable import Bucket, watching
+from primer_fast.tuning.registry import SPACES
+
+H100, A100 = CHIPS["sm_90"], CHIPS["sm_80"]
+PRODUCT = Product(1024, 1024, 4096, 2, descriptors=True)
+MINE = MatmulSettings(64, 64, 32, 4, 3, SPLITS=5, GROUP_M=4)
+
+
+def bucket(problem):
+    return str(matmul_settings.bucket(problem))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_choice_reads_the_file_of_its_gpu(tuned, name):
+    choice, (problem, mine) = SPACES[name].choice, PROBLEMS[name]
+    before = choice(H100, problem)
+    assert before == choice.default(H100, problem) != mine and choice.fits(H100, problem, mine)
+    written = mine._asdict() | {"seconds": 1e-4, "default_seconds": 2e-4}
+    tuned(H100, {name: {str(choice.bucket(problem)): written}})
+    assert choice(H100, problem) == mine
+    assert choice(A100, problem._replace()) == choice.default(A100, problem)
+
+
+def test_every_choice_is_searched():
+    assert {choice.name for choice in tunable._choices} == set(SPACES) == set(PROBLEMS)
+
+
+def test_every_launcher_asks_its_choice(device):
+    """One small run of each op, forward and backward, on a CPU in the interpreter."""
+    seen = set()
+
+    def watch(choice, gpu, problem):
+        seen.add(choice.name)
+        return choice.chosen(gpu, problem)
+
+    def tensor(*shape):
+        return torch.randn(shape, device=device, requires_grad=True)
+
+    ids = torch.tensor([0, 2, 1, 2], device=device)
+    with watching(watch):
+        F.linear(tensor(4, 8), tensor(8, 8)).sum().backward()
+        F.conv2d(tensor(1, 16, 4, 4), tensor(16, 16, 3, 3)).sum().backward()
+        F.conv2d(tensor(1, 4, 4, 4), tensor(4, 1, 3, 3), groups=4).sum().backward()
+        F.max_pool2d(tensor(1, 2, 4, 4), 2).sum().backward()
+        F.layer_norm(tensor(4, 8), 8, tensor(8), tensor(8)).sum().backward()
+        F.embedding(ids, tensor(3, 8)).sum().backward()
+        F.linear_log_prob(tensor(4, 8), tensor(3, 8), ids.clamp(max=2)).sum().backward()
+        F.scaled_dot_product_attention(tensor(1, 1, 4, 16), tensor(1, 1, 4, 16), tensor(1, 1, 4, 16)).sum().backward()
+        with torch.no_grad():
+            F.scaled_dot_product_attention(tensor(1, 1, 1, 16), tensor(1, 1, 512, 16), tensor(1, 1, 512, 16))
+    assert seen == set(SPACES)
+
+
+def test_the_nearest_bucket_in_reach_serves(tuned):
+    far, near = MINE._replace(GROUP_M=1), MINE._replace(GROUP_M=2)
+    tuned(H100, {"matmul": {bucket(PRODUCT._replace(M=4096)): far._asdict(), bucket(PRODUCT): near._asdict()}})
+    assert matmul_settings(H100, PRODUCT) == near
+    assert matmul_settings(H100, PRODUCT._replace(M=2048, N=1000)) == near, "of two as near, the smaller"
+    assert matmul_settings(H100, PRODUCT._replace(N=600)) == near, "512 is one power of two away"
+    assert matmul_settings(H100, PRODUCT._replace(M=8192)) == far
+    other = PRODUCT._replace(N=256)
+    assert matmul_settings(H100, other) == matmul_settings.default(H100, other), "two powers of two are too far"
+
+
+@pytest.mark.parametrize("change", [{"itemsize": 4}, {"fused": True}, {"vector": False}, {"count": 2}], ids=str)
+def test_settings_serve_equal_flags_alone(tuned, change):
+    tuned(H100, {"matmul": {bucket(PRODUCT): MINE._asdict()}})
+    other = PRODUCT._replace(**change)
+    assert matmul_settings(H100, other) == matmul_settings.default(H100, other) != MINE
+
+
+def test_settings_that_do_not_fit_the_problem_at_hand_are_passed_over(tuned):
+    """Shares that the near problem has work for and this one has not; a tile that shared memory does not hold."""
+    shares = MatmulSettings(64, 64, 64, 4, 3, SPLITS=32)
+    tuned(H100, {"matmul": {bucket(PRODUCT): shares._asdict()}})
+    short = PRODUCT._replace(K=2900)  # the same bucket, but 46 steps for 32 shares
+    assert bucket(short) == bucket(PRODUCT) and matmul_settings(H100, PRODUCT) == shares
+    assert matmul_settings(H100, short) == matmul_settings.default(H100, short)
+    too_large = MatmulSettings(128, 256, 64, 8, 5)  # 5 stages of 48 KiB are 240 KiB, and there are 227
+    tuned(H100, {"matmul": {bucket(PRODUCT): too_large._asdict(), bucket(PRODUCT._replace(M=2048)): MINE._asdict()}})
+    assert matmul_settings(H100, PRODUCT) == MINE, "the next nearest"
+
+
+def test_a_default_that_nothing_beat_stays(tuned):
+    beaten = {"seconds": 1e-3, "default_seconds": 1e-3}
+    tuned(H100, {"matmul": {bucket(PRODUCT): beaten, bucket(PRODUCT._replace(M=2048)): MINE._asdict()}})
+    assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
+    assert matmul_settings(H100, PRODUCT._replace(M=2048)) == MINE
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"settings": {"matmul": {',
+        "[1, 2]",
+        '{"settings": []}',
+        '{"settings": {"matmul": 3}}',
+        json.dumps({"settings": {"matmul": {"no sizes": MINE._asdict()}}}),
+        json.dumps({"settings": {"matmul": {"1024x1024x4096": [1]}}}),
+        json.dumps({"settings": {"matmul": {"1024x1024x4096": {"BLOCK_M": 64}}}}),
+        json.dumps({"settings": {"matmul": {"1024x1024x4096": MINE._asdict() | {"SPLITS": "5"}}}}),
+        json.dumps({"settings": {"matmul": {"1024x1024x4096": MINE._asdict() | {"of another version": 1}}}}),
+    ],
+)
+def test_a_broken_file_is_ignored_with_one_warning(tuned, content):
+    path = tuned(H100, content)
+    with pytest.warns(UserWarning, match=str(path)) as seen:
+        assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
+        matmul_settings(H100, PRODUCT._replace(M=77))
+    assert len(seen) == 1
+
+
+def test_bytes_that_are_no_text_are_ignored(tuned):
+    path = tuned(H100, {})
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.warns(UserWarning, match="ignored"):
+        assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
+
+
+def test_choices_of_another_version_are_not_looked_at(tuned):
+    tuned(H100, {"matmul": {bucket(PRODUCT): MINE._asdict()}, "fft": {"8": {"RADIX": 4}}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert matmul_settings(H100, PRODUCT) == MINE
+
+
+def test_a_look_up_is_made_once(tuned, monkeypatch):
+    tuned(H100, {"matmul": {bucket(PRODUCT): MINE._asdict()}})
+    assert matmul_settings(H100, PRODUCT) == MINE
+    monkeypatch.setattr(matmul_settings, "fits", lambda *_: 1 / 0)
+    monkeypatch.setattr(matmul_settings, "bucket", lambda *_: 1 / 0)
+    assert matmul_settings(H100, PRODUCT) == MINE
+
+
+def test_buckets_are_read_as_they_are_written():
+    made = Bucket.of(1000, 3, 5000, item=2, desc=True)
+    assert str(made) == "1024x4x4096 item2 desc1" and Bucket.parse(str(made)) == made
+    assert Bucket.of(7) == Bucket((8,), "") == Bucket.parse("8")
+    assert made.distance(Bucket.of(4096, 2, 4096, item=2, desc=True)) == 3
+    assert made.distance(Bucket.of(1000, 3, 5000, item=4, desc=True)) == float("inf")
+
+
+def test_watching_ends_with_its_block():
+    with pytest.raises(KeyError), watching(lambda *_: MINE):
+        assert matmul_settings(H100, PRODUCT) == MINE
+        raise KeyError
+    assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
