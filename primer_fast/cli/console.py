@@ -9,15 +9,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class Display:
-    """Progress bars, one a task; without a terminal a line at each tenth of a task.
+    """Progress bars, one a task; without a terminal a line at each tenth of a task; nothing where it is ``quiet``.
 
     >>> with Display() as display:
     ...     advance = display.task("training", total=100)
     ...     advance(10, "loss 2.1")
     """
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(self, console: Console | None = None, *, quiet: bool = False):
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=quiet)
         self.bars = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=12), TaskProgressColumn(),
             TextColumn("{task.fields[note]}"), TimeRemainingColumn(compact=True), console=self.console,

@@ -24,6 +24,7 @@ from primer_fast.train import dpo, ppo, sft
 from primer_fast.train import reward as reward_modelling
 from primer_fast.train.epochs import steps_per_epoch, total_steps
 from primer_fast.train.scoring import Reward, RewardError
+from primer_fast.train.world import ALONE, World
 
 SAVES = 10  # checkpoints of a run
 SHOWN = 3  # completions that are printed with each
@@ -187,7 +188,7 @@ class DPOTask(PairTask):
 
     def train(self, state, config, should_stop):
         base = self.base.to(next(state.model.parameters()).device)
-        reference = cached_reference(self.folder / "reference.safetensors", base, self.pairs, config)
+        reference = cached_reference(self.folder / "reference.safetensors", base, self.pairs, config, state.world)
         return dpo.train(state, self.pairs, reference, config, should_stop=should_stop)
 
     def describe(self, model, config):
@@ -253,18 +254,23 @@ class PPOTask(CompletionTask):
         ]
 
 
-def cached_reference(path: Path, model: Transformer, pairs: CompletionPairs, config: dpo.DPOConfig) -> Tensor:
+def cached_reference(
+    path: Path, model: Transformer, pairs: CompletionPairs, config: dpo.DPOConfig, world: World = ALONE
+) -> Tensor:
     """The reference's log-probabilities of the pairs, (N, 2), from ``path`` where they are of this model and data."""
-    key = fingerprint(model, pairs, config.precision)
+    key, kept = fingerprint(model, pairs, config.precision), None
     if path.exists():
         try:
             tensors, metadata = read_safetensors(path)
         except ValueError:  # cut short or damaged: made anew
             tensors, metadata = {}, {}
         if metadata.get("sha256") == key and tensors["log_probs"].shape == (len(pairs), 2):
-            return tensors["log_probs"]
-    log_probs = dpo.reference_log_probs(model, pairs, config)
-    write_bytes(path, safetensors.torch.save({"log_probs": log_probs.contiguous()}, {"sha256": key}))
+            kept = tensors["log_probs"]
+    if not world.any(kept is None):
+        return kept
+    log_probs = dpo.reference_log_probs(model, pairs, config, world)
+    content = safetensors.torch.save({"log_probs": log_probs.contiguous()}, {"sha256": key})
+    world.first(lambda: write_bytes(path, content))
     return log_probs
 
 

@@ -9,6 +9,7 @@ killed leaves the file before. Nothing here is unpickled.
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import safetensors
@@ -47,6 +48,8 @@ class RunFolder:
             results = (*self.path.glob("*.png"), self.path / "sample.txt")
             for file in (self.metrics, self.checkpoint, self.weights, *results):
                 file.unlink(missing_ok=True)
+            for sharded in (*self.path.glob("checkpoint-*"), self.path / "checkpoint.partial"):
+                shutil.rmtree(sharded, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"command": self.command, "primer_fast": primer_fast.__version__, "options": options}
         write_text(self.config, json.dumps(content, indent=2) + "\n")

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from primer_fast.cli import checkpoint
 from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, read_shape
 from primer_fast.cli.run_folder import RunFolder, read_safetensors
 from primer_fast.data import tokenizers
@@ -117,8 +118,8 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
     run = RunFolder(folder, "train gpt")
     if run.weights.exists():
         file, (tensors, _) = run.weights, read_safetensors(run.weights)
-    elif run.checkpoint.exists():
-        file, (tensors, _) = run.checkpoint, run.load_checkpoint()
+    elif (file := checkpoint.last(run)) is not None:
+        tensors, _ = checkpoint.load(file)
         tensors = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     else:
         raise ValueError(f"{folder}: no weights yet: the run has neither {run.weights.name} nor {run.checkpoint.name}")

@@ -43,7 +43,7 @@ class Task:
         return {}
 
     def remark(self, model: torch.nn.Module, row: dict[str, float]) -> str | None:
-        """What to print after a row of metrics, if anything."""
+        """What to print after a row of metrics with which a checkpoint is due, if anything."""
         return None
 
     def finish(self, model: torch.nn.Module) -> None:

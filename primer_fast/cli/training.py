@@ -1,10 +1,13 @@
 """What the commands that train share: options, the run and its folder, resume, comparison."""
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import shlex
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,13 +15,16 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from primer_fast.cli import checkpoint
 from primer_fast.cli.compare_torch import Comparison
 from primer_fast.cli.console import Display, Interruption, summary
 from primer_fast.cli.run_folder import RunFolder
 from primer_fast.cli.tasks import Task
-from primer_fast.train.common import TrainState, pack, unpack
+from primer_fast.train.common import generator
+from primer_fast.train.distributed import distribute
 from primer_fast.train.scoring import RewardError
 from primer_fast.train.supervised import SupervisedConfig
+from primer_fast.train.world import ALONE, World, joined, started
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,11 @@ class TrainOptions:
     resume: bool = False  # go on with the run in --out, with the options that it was begun with
     overwrite: bool = False  # start anew where --out holds an earlier run
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
+    strategy: Literal["auto", "none", "ddp", "fsdp"] = "auto"  # of the processes of torchrun; auto: ddp, none for one
+
+    @property
+    def torch_device(self) -> str:
+        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
 
     @property
     def compares(self) -> bool:
@@ -47,7 +58,7 @@ class SupervisedOptions(TrainOptions):
 
 
 # The rest of the options is part of the run: a run that is resumed has it from its config.json.
-OF_THE_CALL = ("out", "resume", "overwrite", "device", "compare_torch")
+OF_THE_CALL = ("out", "resume", "overwrite", "device", "strategy", "compare_torch")
 
 
 @dataclass(frozen=True)
@@ -89,27 +100,70 @@ def data_name(data: str) -> str:
 
 
 def main(command: Command, argv: list[str]) -> int:
-    """Run ``command``; 0 if it finished, 130 if interrupted, 1 if training or its reward failed, 2 for a wrong call."""
+    """Run ``command``; 0 if it finished, 130 if interrupted, 1 if training or its reward failed, 2 for a wrong call.
+
+    Of the processes that `torchrun` started only the first prints; an error is printed once, by the first to meet it,
+    and a wrong call once on each machine.
+    """
     try:
-        options = parse(command, argv)
-        with Display() as display:
-            outcome = run(command, options, display)
-            display.print(outcome.result)
-            if not outcome.finished:
-                again = [word for word in argv if word not in ("--resume", "--overwrite", "--compare-torch")]
-                display.print(f"go on with: primer-fast {command.name} {shlex.join(again)} --resume")
-        return 0 if outcome.finished else 130
-    except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
+        with _silent() if started("LOCAL_RANK", 0) else contextlib.nullcontext():
+            options = parse(command, argv)
+        strategy = _strategy(options)
+        with joined(options.torch_device, alone=strategy == "none") as world:
+            try:
+                return _call(command, options, argv, world)
+            except BaseException as error:
+                if world.size == 1:
+                    raise
+                world.fail(lambda error=error: _told(command, error))
+    except (SystemExit, KeyboardInterrupt, FloatingPointError, ValueError, OSError, ModuleNotFoundError) as error:
+        with _silent() if started("LOCAL_RANK", 0) else contextlib.nullcontext():
+            return _told(command, error)
+
+
+def _call(command: Command, options: TrainOptions, argv: list[str], world: World) -> int:
+    with Display(quiet=world.rank > 0) as display:
+        outcome = run(command, options, display, world)
+        display.print(outcome.result)
+        if not outcome.finished:
+            again = [word for word in argv if word not in ("--resume", "--overwrite", "--compare-torch")]
+            display.print(f"go on with: primer-fast {command.name} {shlex.join(again)} --resume")
+    return 0 if outcome.finished else 130
+
+
+def _told(command: Command, error: BaseException) -> int:
+    """Print what went wrong, in a line where it is an error that users meet; -> exit status."""
+    if isinstance(error, SystemExit):  # tyro has printed the help, or what is wrong with the arguments
+        return error.code if isinstance(error.code, int) else 2
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
-    except (FloatingPointError, RewardError) as error:
+    if isinstance(error, FloatingPointError | ValueError | OSError | ModuleNotFoundError):
         print(f"primer-fast {command.name}: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"primer-fast {command.name}: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, FloatingPointError | RewardError) else 2
+    traceback.print_exception(error)
+    return 1
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def _strategy(options: TrainOptions) -> str:
+    """That of the call, or what the processes that were started ask for."""
+    size = started("WORLD_SIZE", 1)
+    if options.strategy == "auto":
+        return "ddp" if size > 1 else "none"
+    if options.strategy == "none" and size > 1:
+        raise ValueError(f"--strategy none is for one process; ddp or fsdp for the {size} that were started")
+    if options.strategy != "none" and "RANK" not in os.environ:
+        raise ValueError(
+            f"--strategy {options.strategy} is for processes that torchrun starts: "
+            "torchrun --nproc-per-node 2 -m primer_fast.cli train ..."
+        )
+    return options.strategy
 
 
 def parse(command: Command, argv: list[str]) -> TrainOptions:
@@ -141,8 +195,10 @@ def parse(command: Command, argv: list[str]) -> TrainOptions:
     return options
 
 
-def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
+def run(command: Command, options: TrainOptions, display: Display, world: World = ALONE) -> Outcome:
     """Train as ``options`` say, or go on; write everything into the folder of the run.
+
+    All processes of ``world`` call it; the first writes, and of a model that is sharded each its part.
 
     Raises:
         ValueError, OSError: what the options name cannot be used; says what and why.
@@ -154,73 +210,76 @@ def run(command: Command, options: TrainOptions, display: Display) -> Outcome:
         raise ValueError("--resume and --overwrite exclude each other")
     if options.resume and options.compares:
         raise ValueError("--compare-torch trains both models from the start; it cannot be combined with --resume")
+    if options.compares and world.size > 1:
+        raise ValueError(f"--compare-torch is for one process; got {world.size}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU on this machine")
     task = command.load_task(options)
-    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
-    model = command.make_model(options, task).to(device)
+    model = command.make_model(options, task).to(options.torch_device)
     state = task.start(model, config)
+    files = task.files(model)
+    strategy = "none" if world.store is None else _strategy(options)
+    state.parallel = distribute(model, state.optimizer, world, strategy)
+    if world.rank:  # the first process draws its dropout as a single one does
+        torch.manual_seed(generator(config.seed, 5, world.rank).initial_seed())
     if options.resume:
-        _restore(folder, state)
+        checkpoint.restore(folder, state)
+        world.first(lambda: folder.cut_metrics(state.step))
     else:
-        folder.begin(_to_json(options), overwrite=options.overwrite)
-        folder.write_files(task.files(model))
+        world.first(lambda: _begin(folder, options, files))
 
     steps = task.steps(config)
     comparison = Comparison(state, task, config) if options.compares else None
     advance = display.task(f"{command.model} on {data_name(options.data)}", steps, state.step)
 
     def save() -> None:
-        folder.save_checkpoint(*pack(state, _to_json(options), task.epoch(state.step, config)))
+        checkpoint.save(folder, state, _to_json(options), task.epoch(state.step, config))
 
     try:
         with Interruption(
             lambda: display.print("stopping after this step; Ctrl-C again quits at once")
         ) as interruption:
-            rows = task.train(state, config, interruption.requested)
+            rows = task.train(state, config, lambda: world.any(interruption.requested()))
             for row in comparison.beside(rows) if comparison else rows:
-                folder.log(row)
-                if task.is_saved(state.step, config):
+                world.first(lambda row=row: folder.log(row))
+                due = task.is_saved(state.step, config)
+                if due:
                     save()
                 advance(state.step, summary(row))
-                if remark := task.remark(model, row):
+                shown = state.whole() if due else None
+                if due and world.rank == 0 and (remark := task.remark(shown, row)):
                     display.print(remark)
             if state.step < steps:
                 save()
     except FloatingPointError as error:
-        kept = f"the checkpoint in {folder.path} is of an earlier step and kept" if folder.checkpoint.exists() else ""
+        kept = f"the checkpoint in {folder.path} is of an earlier step and kept" if checkpoint.last(folder) else ""
         raise FloatingPointError(f"{error}; {kept or 'no checkpoint had been written yet'}") from error
     except RewardError as error:
         save()
         raise RewardError(f"{error}; the run is saved as of step {state.step}: --resume goes on from there") from error
     if state.step < steps:
         result = f"stopped at step {state.step} of {steps} and saved in {folder.path}"
-        return Outcome(folder.path, folder.rows(), False, result, None, model)
+        return Outcome(folder.path, world.first(folder.rows), False, result, None, model)
 
+    model = state.whole()
     task.finish(model)
-    folder.save_weights(task.weights(model))
-    rows = folder.rows()
+    world.first(lambda: folder.save_weights(task.weights(model)))
+    rows = world.first(folder.rows)
     seconds = sum(row["train/seconds"] for row in rows)
     result = f"{task.describe(model, config)}; trained in {seconds:.1f} s"
-    pictures = task.draw(folder.path, model, config, rows)
-    standing = [folder.config.name, *task.files(model)]
-    files = [*standing, folder.metrics.name, folder.checkpoint.name, folder.weights.name, *pictures]
-    display.print(f"{folder.path}: {', '.join(files)}")
+    pictures = world.first(lambda: task.draw(folder.path, model, config, rows))
+    kept = world.first(lambda: checkpoint.last(folder).name)
+    written = [folder.config.name, *files, folder.metrics.name, kept, folder.weights.name, *pictures]
+    display.print(f"{folder.path}: {', '.join(written)}")
     if comparison:
         display.print(comparison.report())
     return Outcome(folder.path, rows, True, result, comparison, model)
 
 
-def _restore(folder: RunFolder, state: TrainState) -> None:
-    """Load the checkpoint, if one was written, and drop the metrics of steps after it."""
-    if folder.checkpoint.exists():
-        tensors, metadata = folder.load_checkpoint()
-        try:
-            unpack(state, tensors, metadata)
-        except ValueError as error:
-            raise ValueError(f"{folder.checkpoint}: {error}") from error
-    folder.cut_metrics(state.step)
+def _begin(folder: RunFolder, options: TrainOptions, files: dict[str, str]) -> None:
+    folder.begin(_to_json(options), overwrite=options.overwrite)
+    folder.write_files(files)
 
 
 def _to_json(options: TrainOptions) -> dict:

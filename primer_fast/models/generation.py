@@ -73,12 +73,19 @@ def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = Non
     return logits
 
 
-def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:  # (B, V) -> (B,)
-    """One token for each row of float32 logits."""
+def sample(
+    logits: Tensor,  # (B, V) float32
+    sampling: Sampling,
+    generator: torch.Generator | None = None,
+    place: tuple[int, int] | None = None,
+) -> Tensor:  # (B,)
+    """One token for each row; with ``place`` = (first, count) as if these were rows first, first + 1, ... of count."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     z = restrict(logits / sampling.temperature, sampling.top_k, sampling.top_p)
-    waiting = torch.empty_like(z).exponential_(generator=generator).clamp_min_(torch.finfo(z.dtype).tiny)
+    first, count = place or (0, len(z))
+    waiting = z.new_empty(count, z.shape[1]).exponential_(generator=generator)[first : first + len(z)]
+    waiting.clamp_min_(torch.finfo(z.dtype).tiny)
     return z.sub_(waiting.log_()).argmax(dim=-1)  # -log of an exponential variate is Gumbel noise
 
 
@@ -99,6 +106,7 @@ def generate(
     slide: bool = False,
     log_probs: bool = False,
     cuda_graph: bool = False,
+    place: tuple[int, int] | None = None,
 ) -> Generation:
     """Continue every prompt by up to ``max_new_tokens`` tokens, without dropout and without gradients.
 
@@ -113,6 +121,8 @@ def generate(
         log_probs: also return the log-probabilities of the chosen tokens under ``softmax(logits / temperature)``,
             before top-k and top-p; at temperature 0 under ``softmax(logits)``.
         cuda_graph: record the step of one token as a CUDA graph and replay it; a model on another device runs eagerly.
+        place: (first, count), for a part of a batch of ``count`` prompts, of which the first here is number ``first``:
+            its rows draw what they would have drawn within the whole batch.
 
     Raises:
         ValueError: an empty prompt, a token out of the vocabulary, or prompt and new tokens beyond the context without
@@ -131,6 +141,8 @@ def generate(
             f"generate: prompt and new tokens must fit the context of {context}, or slide=True must be given; "
             f"got {longest} and {max_new_tokens}"
         )
+    if place is not None and not 0 <= place[0] <= place[0] + len(tokens) <= place[1]:
+        raise ValueError(f"generate: place must be (first, count) that holds {len(tokens)} prompts; got {place}")
     stops = torch.tensor(list(stop_tokens), dtype=torch.int64, device=tokens.device)
     pad = pad_token if pad_token is not None else next(iter(stop_tokens), 0)
 
@@ -139,8 +151,9 @@ def generate(
     try:
         with torch.inference_mode():
             new, chosen = _continue(
-                model, tokens, host_lengths, max_new_tokens, sampling, generator, log_probs, stops, cache, cuda_graph
-            )
+                model, tokens, host_lengths, max_new_tokens, sampling, generator, log_probs, stops, cache, cuda_graph,
+                place,
+            )  # fmt: skip
     finally:
         for module in training:
             module.training = True
@@ -162,8 +175,10 @@ class DecodeStep:
         sampling: Sampling,
         generator=None,
         log_prob: bool = False,
+        place: tuple[int, int] | None = None,
     ):
         device = model.embedding.weight.device
+        self.place = place
         self.model, self.cache, self.sampling, self.generator = model, cache, sampling, generator
         self.token = torch.zeros(batch, dtype=torch.int64, device=device)
         self.log_prob = torch.zeros(batch, device=device) if log_prob else None
@@ -177,7 +192,7 @@ class DecodeStep:
 
     def choose(self, hidden: Tensor) -> None:  # (B, W) of the last tokens
         logits = self.model.logits(hidden).float()
-        self.token.copy_(sample(logits, self.sampling, self.generator))
+        self.token.copy_(sample(logits, self.sampling, self.generator, self.place))
         if self.log_prob is not None:
             z = logits / (self.sampling.temperature or 1.0)
             self.log_prob.copy_(z.log_softmax(dim=-1).gather(-1, self.token[:, None])[:, 0])
@@ -214,7 +229,7 @@ class DecodeStep:
         cache.longest = longest
 
 
-def _continue(model, prompts, host_lengths, N, sampling, generator, log_probs, stops, cached, cuda_graph):
+def _continue(model, prompts, host_lengths, N, sampling, generator, log_probs, stops, cached, cuda_graph, place):
     """(B, N) tokens and their log-probabilities: finished rows go on, and are cut afterwards."""
     B, P = prompts.shape
     device, context = prompts.device, model.config.context
@@ -223,7 +238,7 @@ def _continue(model, prompts, host_lengths, N, sampling, generator, log_probs, s
     serves = min(N, context - P + 1) if cached else 0  # tokens that the cache gives before the window slides
     graph = cuda_graph and prompts.is_cuda and serves > 1
     cache = KVCache(model.config, B, P + serves - 1, fixed=graph) if serves > 0 else None
-    step = DecodeStep(model, cache, B, sampling, generator, log_probs)
+    step = DecodeStep(model, cache, B, sampling, generator, log_probs, place)
     new = torch.zeros(B, N, dtype=torch.int64, device=device)
     chosen = torch.zeros(B, N, device=device) if log_probs else None
     stopped = torch.zeros(B, dtype=torch.bool, device=device)

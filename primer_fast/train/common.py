@@ -2,12 +2,17 @@
 
 import json
 import math
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from primer_fast.train.distributed import Parallel, local, placed_like, whole
+from primer_fast.train.world import Share, World
 
 FORMAT = "primer_fast checkpoint 1"
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,6 +28,27 @@ class TrainState:
     scaler: torch.amp.GradScaler
     step: int = 0  # optimizer steps made
     window: dict[str, list[Tensor]] = field(default_factory=dict)  # () tensors, one a step since the last logged one
+    parallel: Parallel = field(default_factory=Parallel)  # how the processes share the model: distributed.distribute
+
+    @property
+    def world(self) -> World:
+        return self.parallel.world
+
+    def forward(self, function: Callable, *args: Any, **options: Any) -> Any:
+        """``function(model, *args)`` as the forward pass of a training step."""
+        return self.parallel.forward(self.model, function, *args, **options)
+
+    def whole(self) -> torch.nn.Module:
+        """The model with all its weights in this process, for other use than training steps: all processes call it."""
+        return self.parallel.whole(self.model)
+
+    def shares(self, count: int, accumulate: int) -> Iterator[Share]:
+        """``World.shares``; what the body of the loop puts through ``backward`` is added up over the processes."""
+        return self.parallel.shares(count, accumulate)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss``, this process's term of the batch's loss."""
+        self.scaler.scale(self.parallel.scaled(loss)).backward()
 
 
 def make_optimizer(
@@ -74,7 +100,7 @@ def autocast(device: str, precision: str) -> AbstractContextManager:
 def clip_gradient(model: torch.nn.Module, clip_norm: float | None) -> Tensor:  # -> () norm of the whole gradient
     """Scale the gradient down to ``clip_norm`` where its norm is larger; the norm returned is that of before."""
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     return norm
@@ -109,8 +135,14 @@ def check_finite(state: TrainState, procedure: str) -> None:
         raise FloatingPointError(
             f"{procedure}: the {what} is not finite at step {step}; a lower lr or more warm-up helps"
         )
-    if not torch.stack([p.isfinite().all() for p in state.model.parameters()]).all():
+    if not weights_are_finite(state):
         raise FloatingPointError(f"{procedure}: a weight is not finite after step {state.step}; a lower lr helps")
+
+
+def weights_are_finite(state: TrainState) -> bool:
+    """Whether all are, in every process."""
+    finite = torch.stack([local(p).isfinite().all() for p in state.model.parameters()]).all()
+    return not state.world.any(not finite)
 
 
 def mean_norm(norms: list[Tensor]) -> float:
@@ -134,24 +166,57 @@ def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
 def pack(state: TrainState, config: dict, epoch: float) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state as what a safetensors file holds: named tensors (copies on the CPU) and strings.
 
-    Names: ``model.<as in its state dict>``, ``optimizer.<parameter>.<value>``, ``window.<metric>``, ``rng.<device>``.
+    Names: ``model.<as in its state dict>``, ``optimizer.<parameter>.<value>``, ``window.<metric>``, ``rng.<device>``,
+    and of the processes after the first ``rng.<device>.<rank>``. All processes call it; the first gets it.
     """
+    tensors, metadata = state_tensors(state), state_metadata(state, config, epoch)
+    for states in state.world.collect(random_states(state.world)):
+        tensors |= {f"rng.{name}": t for name, t in states.items()}
+    packed = {}
+    for name, t in tensors.items():
+        t = whole(t.detach())
+        if state.world.rank == 0:
+            packed[name] = t.to("cpu", copy=True).contiguous()
+    return packed, metadata
+
+
+def state_tensors(state: TrainState) -> dict[str, Tensor]:
+    """The state but for the random numbers, as it lies in this process."""
     names = {p: name for name, p in state.model.named_parameters()}
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
     for p, values in state.optimizer.state.items():
         tensors |= {f"optimizer.{names[p]}.{key}": v for key, v in values.items() if v is not None}
     tensors |= {f"window.{key}": torch.stack(values) for key, values in state.window.items() if values}
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    metadata = {
+    return tensors
+
+
+def state_metadata(state: TrainState, config: dict, epoch: float) -> dict[str, str]:
+    return {
         "format": FORMAT,
         "progress": json.dumps({"step": state.step, "epoch": epoch}),
         "optimizer": type(state.optimizer).__name__,
         "scaler": json.dumps(state.scaler.state_dict()),
         "config": json.dumps(config),
     }
-    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}, metadata
+
+
+def random_states(world: World) -> dict[str, Tensor]:
+    """Where this process's generators are: "cpu" and "cuda", with ".<rank>" after the first process."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {name + (f".{world.rank}" if world.rank else ""): t for name, t in states.items()}
+
+
+def set_random_states(world: World, states: dict[str, Tensor], step: int) -> None:
+    """Inverse of ``random_states`` of all processes; a number of processes that was another starts new streams."""
+    if sum(name.startswith("cpu") for name in states) != world.size and world.rank:
+        torch.manual_seed(generator(step, 5, world.rank).initial_seed())
+        return
+    suffix = f".{world.rank}" if world.rank else ""
+    torch.set_rng_state(states[f"cpu{suffix}"])
+    if f"cuda{suffix}" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"cuda{suffix}"])
 
 
 def unpack(state: TrainState, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -167,18 +232,17 @@ def unpack(state: TrainState, tensors: dict[str, Tensor], metadata: dict[str, st
     if parts["rng"].get("cpu", torch.empty(0)).shape != torch.get_rng_state().shape:
         raise ValueError("the state of the CPU's random number generator is missing or of another size")
 
-    state.model.load_state_dict(parts["model"])
-    whole = state.optimizer.state_dict()
-    whole["state"] = values
-    state.optimizer.load_state_dict(whole)
+    ours = state.model.state_dict()
+    state.model.load_state_dict({name: placed_like(ours[name], t) for name, t in parts["model"].items()})
+    content = state.optimizer.state_dict()
+    content["state"] = values
+    state.optimizer.load_state_dict(content)
     if scaler:
         state.scaler.load_state_dict(scaler)
     state.step = progress["step"]
     device = next(state.model.parameters()).device
     state.window = {key: list(stack.to(device).unbind()) for key, stack in parts["window"].items()}
-    torch.set_rng_state(parts["rng"]["cpu"])
-    if "cuda" in parts["rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(parts["rng"]["cuda"])
+    set_random_states(state.world, parts["rng"], state.step)
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -232,5 +296,6 @@ def _optimizer_values(state: TrainState, saved: dict[str, Tensor], step: int) ->
                 got = tuple(value.shape)
                 raise ValueError(f"the optimizer's {key} of {names[p]} must be {tuple(p.shape)}; it is {got}")
             if key != "step":  # in the memory format of p, which fused optimizers take for granted
-                values[i][key] = torch.empty_like(p, dtype=value.dtype, device="cpu").copy_(value)
+                value = placed_like(p, value)
+                values[i][key] = torch.empty_like(p, dtype=value.dtype, device=value.device).copy_(value)
     return values

@@ -30,6 +30,7 @@ from primer_fast.train.epochs import (
     total_steps,
 )
 from primer_fast.train.log_probs import token_log_probs
+from primer_fast.train.world import ALONE, World
 
 LOSSES = ("sigmoid", "cdpo", "ipo")
 
@@ -92,17 +93,23 @@ def start(model: torch.nn.Module, config: DPOConfig) -> TrainState:
 
 
 @torch.no_grad()
-def reference_log_probs(model: torch.nn.Module, pairs: CompletionPairs, config: DPOConfig) -> Tensor:
-    """Log-probabilities (N, 2) of chosen and rejected completions under the reference: computed once, then kept."""
+def reference_log_probs(
+    model: torch.nn.Module, pairs: CompletionPairs, config: DPOConfig, world: World = ALONE
+) -> Tensor:
+    """Log-probabilities (N, 2) of chosen and rejected completions under the reference: computed once, then kept.
+
+    world: of processes, each of which has ``model`` and takes a part of the pairs; all get all.
+    """
     device, training = next(model.parameters()).device, model.training
     model.eval()
-    parts = []
-    for rows in torch.arange(len(pairs)).split(config.batch_size):
-        batch = pairs[rows].stacked().to(device)
-        with autocast(device.type, config.precision):
-            parts.append(token_log_probs(model, batch).sum(dim=1).view(2, -1).T.cpu())
+    parts = [torch.empty(0, 2)]
+    for rows in torch.arange(len(pairs))[world.part(len(pairs))].split(config.batch_size):
+        if len(rows):
+            batch = pairs[rows].stacked().to(device)
+            with autocast(device.type, config.precision):
+                parts.append(token_log_probs(model, batch).sum(dim=1).view(2, -1).T.cpu())
     model.train(training)
-    return torch.cat(parts)
+    return world.gather(torch.cat(parts), len(pairs))
 
 
 def train(
@@ -142,26 +149,28 @@ def train_step(state: TrainState, pairs: CompletionPairs, reference: Tensor, con
     set_learning_rate(state.optimizer, scheduled(state.step, config, last))
     state.optimizer.zero_grad()
     count, measured = len(pairs), []
-    for rows in torch.arange(count).split(math.ceil(count / config.accumulate)):
-        batch = pairs[rows].stacked().to(device)
+    for share in state.shares(count, config.accumulate):
+        batch = pairs[share.rows].stacked().to(device)
         with autocast(device.type, config.precision):
-            log_probs, entropy = token_log_probs(state.model, batch, return_entropy=True)
+            log_probs, entropy = state.forward(token_log_probs, batch, return_entropy=True)
         mask = batch.mask()
-        ratios = log_probs.sum(dim=1) - reference[rows].to(device).T.flatten()  # log pi / pi_ref of 2 B completions
+        ratios = log_probs.sum(dim=1) - reference[share.rows].to(device).T.flatten()  # log pi / pi_ref, (2 B,)
         chosen, rejected = (ratios / mask.sum(dim=1) if config.loss == "ipo" else ratios).chunk(2)
         h = chosen - rejected
-        loss = preference_loss(h, config.beta, config.loss, config.label_smoothing).sum() / count
-        state.scaler.scale(loss).backward()
+        loss = share.of(preference_loss(h, config.beta, config.loss, config.label_smoothing).sum() / count)
+        state.backward(loss)
         with torch.no_grad():
             rewards, sums = (config.beta * ratios).chunk(2), log_probs.sum(dim=1).chunk(2)
-            measured.append({
+            found = {
                 "loss": loss * count, "rewards/chosen": rewards[0].sum(), "rewards/rejected": rewards[1].sum(),
                 "rewards/margins": (rewards[0] - rewards[1]).sum(),
                 "rewards/accuracies": (rewards[0] > rewards[1]).sum(),
                 "logps/chosen": sums[0].sum(), "logps/rejected": sums[1].sum(),
                 "entropy": torch.where(mask, entropy, 0.0).sum(), "tokens": mask.sum(),
-            })  # fmt: skip
+            }  # fmt: skip
+            measured.append({key: share.of(x) for key, x in found.items()})
     norm = apply_gradient(state, config.clip_norm)
     total = {key: sum(part[key].detach().float() for part in measured) for key in measured[0]}
+    total = state.world.sum(**total)
     tokens = total.pop("tokens")
     record(state, **{key: x / (tokens if key == "entropy" else count) for key, x in total.items()}, grad_norm=norm)

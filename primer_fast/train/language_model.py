@@ -29,6 +29,7 @@ from primer_fast.train.common import (
     record,
     set_learning_rate,
 )
+from primer_fast.train.world import ALONE, World
 
 
 class LanguageModel(Protocol):
@@ -136,7 +137,9 @@ def train(
             seconds = time.perf_counter() - began
             row |= {"train/seconds": seconds, "train/tokens_per_second": seen / seconds}
             if is_validated(state.step, config):
-                row["validation/loss"] = evaluate(state.model, text.validation, config, config.eval_batches)
+                row["validation/loss"] = evaluate(
+                    state.whole(), text.validation, config, config.eval_batches, state.world
+                )
             yield row
             began, seen = time.perf_counter(), 0
     check_finite(state, "language_model")
@@ -147,14 +150,14 @@ def update(state: TrainState, windows: Tensor, config: LanguageModelConfig) -> N
     state.optimizer.zero_grad()
     count = windows[:, 1:].numel()
     loss = 0
-    for part in windows.split(math.ceil(len(windows) / config.accumulate)):
+    for share in state.shares(len(windows), config.accumulate):
         # The sum over the micro-batch divided by the tokens of the whole batch: a mean of means would overweight a
         # short last one.
-        part_loss = loss_sum(state.model, part, config) / count
-        state.scaler.scale(part_loss).backward()
+        part_loss = share.of(state.forward(loss_sum, windows[share.rows], config) / count)
+        state.backward(part_loss)
         loss = loss + part_loss.detach()
     norm = apply_gradient(state, config.clip_norm)
-    record(state, loss=loss, grad_norm=norm)
+    record(state, **state.world.sum(loss=loss), grad_norm=norm)
 
 
 def train_step(
@@ -176,18 +179,28 @@ def loss_sum(model: LanguageModel, windows: Tensor, config: LanguageModelConfig)
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, tokens: Tensor, config: LanguageModelConfig, batches: int | None = None) -> float:
-    """Mean loss in nats per token of ``tokens`` (N,), in consecutive windows or ``batches`` of them."""
+def evaluate(
+    model: torch.nn.Module,
+    tokens: Tensor,
+    config: LanguageModelConfig,
+    batches: int | None = None,
+    world: World = ALONE,
+) -> float:
+    """Mean loss in nats per token of ``tokens`` (N,), in consecutive windows or ``batches`` of them.
+
+    world: of processes that take the batches in turn.
+    """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     most = None if batches is None else batches * config.batch_size
-    for part in consecutive_windows(tokens, model.config.context + 1, config.batch_size, most):
-        total += loss_sum(model, part.to(device), config)
+    for number, part in enumerate(consecutive_windows(tokens, model.config.context + 1, config.batch_size, most)):
+        if number % world.size == world.rank:
+            total += loss_sum(model, part.to(device), config)
         count += part[:, 1:].numel()
     model.train(training)
-    return total.item() / count
+    return world.sum(total=total)["total"].item() / count
 
 
 def _close_window(state: TrainState, context: int, config: LanguageModelConfig) -> dict[str, float]:

@@ -18,13 +18,21 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast.data.completions import Completions
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.generation import generate
 from primer_fast.models.transformer import Transformer
-from primer_fast.train.common import TrainState, autocast, clip_gradient, generator, set_learning_rate
+from primer_fast.train.common import (
+    TrainState,
+    autocast,
+    clip_gradient,
+    generator,
+    set_learning_rate,
+    weights_are_finite,
+)
 from primer_fast.train.epochs import check_optimizer_options, scheduled, start_adamw
 from primer_fast.train.log_probs import spread_log_probs, token_log_probs
 from primer_fast.train.scoring import Reward, checked_scores
@@ -231,6 +239,10 @@ def train(
             f"ppo: there must be prompts, and with {config.max_new_tokens} new tokens each must fit the context of "
             f"{context}; got {len(prompts)} prompts of up to {longest} tokens"
         )
+    if config.batch_size < state.world.size:
+        raise ValueError(
+            f"ppo: batch_size must be at least the number of processes, {state.world.size}; got {config.batch_size}"
+        )
     state.model.eval()
     reference.eval()
     began = time.perf_counter()
@@ -266,20 +278,29 @@ def roll_out(
     device = state.model.kl_coefficient.device
     draw = generator(config.seed, 3, state.step)
     chosen = torch.randint(0, len(prompts), (config.batch_size,), generator=draw).tolist()
+    world, count, model = state.world, config.batch_size, state.whole()
+    part = world.part(count)
     written = generate(
-        state.model.policy, [prompts[i] for i in chosen], max_new_tokens=config.max_new_tokens,
+        model.policy, [prompts[i] for i in chosen[part]], max_new_tokens=config.max_new_tokens,
         temperature=config.temperature, stop_tokens=[end], seed=int(torch.randint(0, 2**62, (), generator=draw)),
+        place=(part.start, count),
     )  # fmt: skip
-    batch = Completions(written.tokens.clone(), written.prompt_lengths.clone(), written.lengths.clone())
-    score = checked_scores(reward, batch, state.step + 1).to(device)
+    longest = max(len(prompts[i]) for i in chosen) + config.max_new_tokens
+    tokens = torch_F.pad(written.tokens, (0, longest - written.tokens.shape[1]), value=end)
+    batch = Completions(tokens.clone(), written.prompt_lengths.clone(), written.lengths.clone())
+    score = world.together(lambda: checked_scores(reward, batch, state.step + 1)).to(device)
     ended = batch.tokens.gather(1, batch.lengths[:, None] - 1)[:, 0] == end
     score = torch.where(ended, score, score - config.missing_end_penalty)
 
     mask = batch.mask()
     with autocast(device.type, config.precision):
-        hidden, values = state.model(batch.tokens[:, :-1])
-        log_prob = spread_log_probs(state.model.policy, hidden, batch, temperature=config.temperature)
+        hidden, values = model(batch.tokens[:, :-1])
+        log_prob = spread_log_probs(model.policy, hidden, batch, temperature=config.temperature)
         ref_log_prob = token_log_probs(reference, batch, temperature=config.temperature)
+    # From here on every process has the whole rollout: it is small, and its statistics are of all of it.
+    batch = Completions(*(world.gather(x, count) for x in (batch.tokens, batch.prompt_lengths, batch.lengths)))
+    score, ended, mask = (world.gather(x, count) for x in (score, ended, mask))
+    log_prob, ref_log_prob, values = (world.gather(x, count) for x in (log_prob, ref_log_prob, values))
     kl = kl_estimate(log_prob, ref_log_prob, config.kl)
     coefficient = state.model.kl_coefficient.item()
     rewards = shaped_rewards(kl, score, mask, coefficient)
@@ -328,25 +349,30 @@ def _minibatch_step(state: TrainState, rollout: Rollout, rows: Tensor, config: P
     count = rollout.mask[rows].sum()
     state.optimizer.zero_grad()
     measured: dict[str, Tensor] = {}
-    for part_rows in rows.split(math.ceil(len(rows) / config.accumulate)):
-        part = rollout[part_rows]
+    for share in state.shares(len(rows), config.accumulate):
+        part = rollout[rows[share.rows]]
         with autocast(count.device.type, config.precision):
-            hidden, values = state.model(part.batch.tokens[:, :-1])
-            log_prob, entropy = spread_log_probs(
-                state.model.policy, hidden, part.batch, temperature=config.temperature, return_entropy=True
-            )
+            log_prob, entropy, values = state.forward(_evaluate, part.batch, config.temperature)
         surrogate, found = policy_loss(log_prob, part.log_prob, part.advantages, part.mask, config.clip, count)
         error, value_clipfrac = value_loss(values, part.values, part.returns, part.mask, config.value_clip, count)
-        loss = surrogate + config.value_weight * error
-        loss.backward()
+        loss = share.of(surrogate + config.value_weight * error)
+        state.backward(loss)
         found |= {
             "loss": loss, "policy_loss": surrogate, "value_loss": error, "value_clipfrac": value_clipfrac,
             "entropy": masked_mean(entropy, part.mask, count),
         }  # fmt: skip
-        measured = {key: measured.get(key, 0) + x.detach() for key, x in found.items()}
+        measured = {key: measured.get(key, 0) + share.of(x.detach()) for key, x in found.items()}
+    measured = state.world.sum(**measured)
     measured["grad_norm"] = clip_gradient(state.model, config.clip_norm)
     state.optimizer.step()
     return measured
+
+
+def _evaluate(model: ActorCritic, batch: Completions, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities, entropies and values of a rollout's tokens, (N, T - 1) each."""
+    hidden, values = model(batch.tokens[:, :-1])
+    found = spread_log_probs(model.policy, hidden, batch, temperature=temperature, return_entropy=True)
+    return *found, values
 
 
 def _check_finite(state: TrainState) -> None:
@@ -355,5 +381,5 @@ def _check_finite(state: TrainState) -> None:
         if not torch.stack(values).isfinite().all():
             raise FloatingPointError(f"ppo: the {what} is not finite at rollout {state.step}; a lower lr helps")
     state.window = {}
-    if not torch.stack([p.isfinite().all() for p in state.model.parameters()]).all():
+    if not weights_are_finite(state):
         raise FloatingPointError(f"ppo: a weight is not finite after rollout {state.step}; a lower lr helps")

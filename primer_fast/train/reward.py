@@ -103,19 +103,21 @@ def train_step(state: TrainState, pairs: CompletionPairs, config: RewardConfig, 
     device = next(state.model.parameters()).device
     set_learning_rate(state.optimizer, scheduled(state.step, config, last))
     state.optimizer.zero_grad()
-    loss, both = 0, []
-    for part in torch.arange(len(pairs)).split(math.ceil(len(pairs) / config.accumulate)):
-        batch = pairs[part]
+    loss, both = 0, torch.zeros(2, len(pairs), device=device)
+    for share in state.shares(len(pairs), config.accumulate):
+        batch = pairs[share.rows]
         with autocast(device.type, config.precision):
-            chosen, rejected = rewards_of(state.model, batch.stacked().to(device)).chunk(2)
+            chosen, rejected = state.forward(rewards_of, batch.stacked().to(device)).chunk(2)
         margin = batch.margin.to(device) if config.margins else 0.0
-        part_loss = pair_loss(chosen, rejected, margin, config.centring).sum() / len(pairs)
-        state.scaler.scale(part_loss).backward()
+        part_loss = share.of(pair_loss(chosen, rejected, margin, config.centring).sum() / len(pairs))
+        state.backward(part_loss)
         loss = loss + part_loss.detach()
-        both.append(torch.stack([chosen, rejected]).detach())
-    chosen, rejected = rewards = torch.cat(both, dim=1)
+        if not share.empty:
+            both[:, share.rows] = torch.stack([chosen, rejected]).detach()
+    chosen, rejected = rewards = state.world.sum_tensor(both)
     record(
-        state, loss=loss, accuracy=(chosen > rejected).float().mean(), margin=(chosen - rejected).mean(),
+        state, **state.world.sum(loss=loss),
+        accuracy=(chosen > rejected).float().mean(), margin=(chosen - rejected).mean(),
         min_reward=rewards.min(), mean_reward=rewards.mean(), max_reward=rewards.max(),
         grad_norm=apply_gradient(state, config.clip_norm),
     )  # fmt: skip

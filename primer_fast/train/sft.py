@@ -5,7 +5,6 @@ The prompt's own tokens are not learned; the token that ends a completion is.
 Source: Ouyang et al. 2022, arXiv:2203.02155, step 1.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -79,13 +78,13 @@ def train_step(state: TrainState, batch: Completions, config: SFTConfig, last: i
     state.optimizer.zero_grad()
     count = batch.mask().sum()  # of the whole batch: a mean of means would overweight short completions
     loss = 0
-    for rows in torch.arange(len(batch)).split(math.ceil(len(batch) / config.accumulate)):
-        part = batch[rows].to(device)
+    for share in state.shares(len(batch), config.accumulate):
+        part = batch[share.rows].to(device)
         with autocast(device.type, config.precision):
-            part_loss = -token_log_probs(state.model, part).sum() / count.to(device)
-        state.scaler.scale(part_loss).backward()
+            part_loss = share.of(-state.forward(token_log_probs, part).sum() / count.to(device))
+        state.backward(part_loss)
         loss = loss + part_loss.detach()
-    record(state, loss=loss, grad_norm=apply_gradient(state, config.clip_norm))
+    record(state, **state.world.sum(loss=loss), grad_norm=apply_gradient(state, config.clip_norm))
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from primer_fast.train.common import (
     record,
     set_learning_rate,
 )
+from primer_fast.train.world import ALONE, World
 
 EVALUATION_BATCH = 4096
 
@@ -202,7 +203,7 @@ def train(
             seconds = time.perf_counter() - began
             row |= {"train/seconds": seconds, "train/samples_per_second": seen / seconds}
             if test is not None and (state.step % epoch_steps == 0 or state.step == last):
-                row["test/loss"], row["test/accuracy"] = evaluate(state.model, *test, config)
+                row["test/loss"], row["test/accuracy"] = evaluate(state.whole(), *test, config, state.world)
             yield row
             began, seen = time.perf_counter(), 0
     check_finite(state, "supervised")
@@ -212,17 +213,16 @@ def update(state: TrainState, x: Tensor, target: Tensor, config: SupervisedConfi
     """One optimizer step on one batch; its loss, right answers and gradient norm are appended to ``state.window``."""
     state.optimizer.zero_grad()
     loss = correct = 0
-    micro = math.ceil(len(x) / config.accumulate)
-    for x_part, target_part in zip(x.split(micro), target.split(micro), strict=True):
+    for share in state.shares(len(x), config.accumulate):
         with autocast(x.device.type, config.precision):
-            logits = state.model(x_part)
+            logits = state.forward(torch.nn.Module.__call__, x[share.rows])
         # The sum over the micro-batch divided by the whole batch: a mean of means would overweight a short last one.
-        part = loss_of(config)(logits, target_part, reduction="sum") / len(x)
-        state.scaler.scale(part).backward()
+        part = share.of(loss_of(config)(logits, target[share.rows], reduction="sum") / len(x))
+        state.backward(part)
         loss = loss + part.detach()
-        correct = correct + correct_count(logits.detach(), target_part)
+        correct = correct + share.of(correct_count(logits.detach(), target[share.rows]))
     norm = apply_gradient(state, config.clip_norm)
-    record(state, loss=loss, correct=correct, grad_norm=norm)
+    record(state, **state.world.sum(loss=loss, correct=correct), grad_norm=norm)
 
 
 def train_step(
@@ -249,11 +249,21 @@ def predict(model: torch.nn.Module, inputs: Tensor, config: SupervisedConfig) ->
     return torch.cat(logits)
 
 
-def evaluate(model: torch.nn.Module, inputs: Tensor, targets: Tensor, config: SupervisedConfig) -> tuple[float, float]:
-    """Mean loss (without label smoothing) and accuracy, 0 to 1."""
-    logits = predict(model, inputs, config)
-    targets = targets.to(logits.device)
-    return LOSSES[config.loss](logits, targets).item(), correct_count(logits, targets).item() / len(targets)
+def evaluate(
+    model: torch.nn.Module, inputs: Tensor, targets: Tensor, config: SupervisedConfig, world: World = ALONE
+) -> tuple[float, float]:
+    """Mean loss (without label smoothing) and accuracy, 0 to 1. world: of processes, each of which takes a part."""
+    if world.size == 1:
+        logits = predict(model, inputs, config)
+        targets = targets.to(logits.device)
+        return LOSSES[config.loss](logits, targets).item(), correct_count(logits, targets).item() / len(targets)
+    (share,) = world.shares(len(inputs), 1)
+    logits = predict(model, inputs[share.rows], config)
+    part = targets[share.rows].to(logits.device)
+    total = world.sum(
+        loss=share.of(LOSSES[config.loss](logits, part, reduction="sum")), right=share.of(correct_count(logits, part))
+    )
+    return total["loss"].item() / len(targets), total["right"].item() / len(targets)
 
 
 def loss_of(config: SupervisedConfig) -> Callable[..., Tensor]:

@@ -92,6 +92,17 @@ def test_drawn_tokens_with_and_without_cache(plain_path, device, options):
         assert torch.equal(generate(model, rows, max_new_tokens=9, **options).tokens, first)
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 5, "top_p": 0.9}])
+def test_a_part_of_a_batch_draws_as_within_the_whole(plain_path, device, options):
+    model, rows = build("GPT-2's", device), prompts(3, 9, 1, 9, 4)
+    options = {"max_new_tokens": 12, "seed": 3, "stop_tokens": [7], **options}
+    whole = generate(model, rows, **options).completions()
+    first = generate(model, rows[:2], place=(0, 5), **options).completions()
+    rest = generate(model, rows[2:], place=(2, 5), **options).completions()
+    assert [c.tolist() for c in (*first, *rest)] == [c.tolist() for c in whole]
+    assert [c.tolist() for c in generate(model, rows[2:], **options).completions()] != [c.tolist() for c in rest]
+
+
 @pytest.mark.parametrize("temperature", [0, 0.5, 1.0])
 def test_log_probs_are_the_model_s(plain_path, device, temperature):
     model, rows = build(device=device).eval(), prompts(5, 8, 2)
@@ -317,6 +328,7 @@ WRONG = {
     "dtype": ({"prompts": torch.zeros(2, 3)}, TypeError, r"prompts must be \(B, P\) int64; got torch.float32 \(2, 3\)"),
     "list": ({"prompts": [[1, 2]]}, TypeError, r"each prompt must be \(P,\) int64; got list"),
     "lengths": ({"lengths": torch.tensor([4])}, ValueError, r"lengths must be 1, at most 3; got \[4\]"),
+    "place": ({"place": (2, 2)}, ValueError, r"place must be \(first, count\) that holds 1 prompts; got \(2, 2\)"),
 }
 
 

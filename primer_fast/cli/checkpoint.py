@@ -1,0 +1,55 @@
+"""The checkpoint of a run, in one file or, where no process has all of the model, in a part by each."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from primer_fast.cli import sharded_checkpoint
+from primer_fast.cli.run_folder import RunFolder, read_safetensors
+from primer_fast.train.common import TrainState, pack, unpack
+
+
+def save(folder: RunFolder, state: TrainState, options: dict, epoch: float) -> None:
+    """Write the checkpoint of ``state``; the one before goes. All processes call it."""
+    if state.parallel.is_sharded:
+        sharded_checkpoint.save(folder.path, state, options, epoch)
+        state.world.first(lambda: folder.checkpoint.unlink(missing_ok=True))
+        return
+    content = pack(state, options, epoch)
+
+    def write() -> None:
+        folder.save_checkpoint(*content)
+        sharded_checkpoint.remove(folder.path)
+
+    state.world.first(write)
+
+
+def last(folder: RunFolder) -> Path | None:
+    """What a run can go on from; the later one where it ended between writing one and removing the other."""
+    paths = [path for path in (folder.checkpoint, sharded_checkpoint.newest(folder.path)) if path and path.exists()]
+    return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What ``train.common.pack`` gave; of what ``state`` has a part of, that part.
+
+    Raises:
+        ValueError: the checkpoint is damaged; names it.
+    """
+    return sharded_checkpoint.load(path, state) if path.is_dir() else read_safetensors(path)
+
+
+def restore(folder: RunFolder, state: TrainState) -> None:
+    """Load the last checkpoint, if one was written, whatever number of processes and strategy wrote it.
+
+    Raises:
+        ValueError: it is damaged, or of another model, optimizer or precision; names it.
+    """
+    path = last(folder)
+    if path is None:
+        return
+    content = load(path, state)
+    try:
+        unpack(state, *content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

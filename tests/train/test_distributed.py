@@ -1,0 +1,237 @@
+"""Two processes, DDP and FSDP, against one: the same losses, weights, checkpoints, and one end for both.
+
+One pair of processes trains everything, since each takes seconds to import torch.
+"""
+
+import functools
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from primer_fast.models.mlp import MLP, MLPConfig
+from primer_fast.train import supervised
+from primer_fast.train.distributed import Parallel, distribute
+from primer_fast.train.world import World, joined
+
+pytestmark = pytest.mark.xdist_group("distributed")
+plain = pytest.mark.usefixtures("plain_path")
+SCRIPT = Path(__file__).with_name("distributed_cases.py")
+spec = importlib.util.spec_from_file_location("distributed_cases", SCRIPT)
+cases = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cases)
+GPT = "language-model-post-norm"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+def environments(size, interpreting):
+    common = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET" or interpreting}
+    common |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+
+
+def run_processes(count, *arguments):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    started = [
+        subprocess.Popen(command, env=e, stderr=subprocess.PIPE, text=True)
+        for e in environments(count, "kernels" in arguments)
+    ]
+    try:
+        said = [process.communicate(timeout=400)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * count, "\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of what the two processes write."""
+    folder = tmp_path_factory.mktemp("distributed")
+    run_processes(2, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return torch.load(folder / "found.pt", weights_only=False)
+
+
+def assert_same(got, want, rtol=1e-5, atol=1e-6):
+    """Rows of metrics and weights."""
+    (rows, weights), (want_rows, want_weights) = got, want
+    assert len(rows) == len(want_rows) > 0
+    for row, want_row in zip(rows, want_rows, strict=True):
+        assert row.keys() == want_row.keys()
+        for key, value in row.items():
+            assert value == pytest.approx(want_row[key], rel=rtol, abs=atol), (key, want_row["step"])
+    assert weights.keys() == want_weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, want_weights[name], rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_equal(got, want):
+    assert got[0] == want[0]
+    assert all(torch.equal(t, want[1][name]) for name, t in got[1].items())
+
+
+@plain
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", cases.CASES)
+def test_two_processes_train_as_one(found, name, strategy):
+    """Short last batches, micro-batches, shares without a sample; both processes report the same."""
+    first, second = found[strategy, name]
+    assert_equal(first, second)
+    assert_same(first, cases.run(cases.CASES[name]))
+
+
+@pytest.fixture(scope="module")
+def found_by_kernels(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kernels")
+    run_processes(2, folder, "kernels")
+    return torch.load(folder / "found.pt", weights_only=False)
+
+
+@functools.cache
+def by_one_process(name):
+    return cases.run(cases.KERNELS[name])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels run natively: test_gpus_train_as_one")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", cases.KERNELS)
+def test_the_kernels_train_in_two_processes(found_by_kernels, name, strategy):
+    """All ops but for the options of each: conv2d and max_pool2d in the CNN, linear_log_prob in DPO."""
+    assert_same(found_by_kernels[strategy, name], by_one_process(name))
+
+
+@plain
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpus_train_as_one(tmp_path, monkeypatch):
+    """Two of them where there are, with nccl; one alone shows that nothing lies on a wrong device."""
+    run_processes(min(2, torch.cuda.device_count()), tmp_path, "cuda")
+    found = torch.load(tmp_path / "found.pt", weights_only=False)
+    monkeypatch.setattr(cases, "device", "cuda")
+    for name, case in cases.CASES.items():
+        (row, *_), _ = cases.run(case)
+        for strategy in ("ddp", "fsdp"):
+            key = "loss" if "loss" in row else "train/loss"
+            assert found[strategy, name][0][0][0][key] == pytest.approx(row[key], rel=1e-3, abs=1e-4), (strategy, name)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_resumed_is_uninterrupted_bit_for_bit(found, strategy):
+    assert_equal(found[strategy, "halves"], found[strategy, GPT][0])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_dropout_goes_on_where_each_process_left_it(found, strategy):
+    assert_equal(found[strategy, "dropout-halves"], found[strategy, "dropout"])
+
+
+@plain
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("source", ["from one", "from the other"])
+def test_a_checkpoint_of_another_world_or_strategy_loads(found, source, strategy):
+    rows, weights = found[strategy, source]
+    whole_rows, whole_weights = cases.run(cases.CASES[GPT])
+    assert_same((rows, weights), (whole_rows[2:], whole_weights))
+
+
+@plain
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_process_goes_on_from_the_checkpoint_of_two(folder, strategy):
+    case = cases.CASES[GPT]
+    whole_rows, whole_weights = cases.run(case)
+    assert_same(cases.resumed(case, folder / strategy), (whole_rows[2:], whole_weights))
+
+
+def test_a_sharded_checkpoint_has_a_part_of_each_process(folder):
+    (path,) = (folder / "fsdp").glob("checkpoint*")
+    parts = [file.stat().st_size for file in sorted(path.glob("*.safetensors"))]
+    assert path.name == "checkpoint-2" and len(parts) == 2 and max(parts) < 0.7 * sum(parts)
+
+
+@plain
+@pytest.mark.parametrize("damage", ["no state", "short state", "short part", "no parts"])
+def test_a_damaged_sharded_checkpoint_is_named(folder, tmp_path, damage):
+    path = tmp_path / "checkpoint-2"
+    shutil.copytree(folder / "fsdp" / "checkpoint-2", path)
+    parts = sorted(path.glob("*.safetensors"))
+    if damage == "no state":
+        (path / "state.json").unlink()
+    elif damage == "short state":
+        (path / "state.json").write_text("{")
+    elif damage == "short part":
+        parts[0].write_bytes(parts[0].read_bytes()[:-9])
+    else:
+        for part in parts:
+            part.unlink()
+    with pytest.raises(ValueError):
+        cases.resumed(cases.CASES[GPT], tmp_path)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_float16_skips_a_step_in_both_processes_or_in_none(found, strategy):
+    (scale, moved), second = found[strategy, "float16"]
+    assert (scale, moved) == second and not moved and scale < 65536
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_both_processes_stop_where_one_sees_no_number(found, strategy):
+    (message, step), second = found[strategy, "nan"]
+    assert (message, step) == second and message.startswith("supervised: the loss is not finite at step ")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_both_processes_stop_where_one_has_no_reward(found, strategy):
+    (message, step), second = found[strategy, "reward raises"]
+    assert (message, step) == second == ("ppo: the reward raised KeyError at rollout 1: 'no such word'", 0)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_both_processes_stop_where_one_is_asked_to(found, strategy):
+    assert found[strategy, "stopped"] == [2, 2]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 13])
+@pytest.mark.parametrize("accumulate", [1, 3, 20])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_shares_are_the_batch_and_as_many_for_each(count, accumulate, size):
+    shares = [list(World(rank, size).shares(count, accumulate)) for rank in range(size)]
+    assert {len(s) for s in shares} == {len(range(0, count, -(-count // accumulate)))}
+    rows = [range(count)[share.rows] for s in zip(*shares, strict=True) for share in s if not share.empty]
+    assert [row for r in rows for row in r] == list(range(count))
+    assert all(len(range(count)[share.rows]) == 1 for s in shares for share in s if share.empty)
+
+
+@plain
+def test_a_rollout_has_a_completion_for_each_process():
+    state, config = cases.PPO(batch_size=4).start()
+    state.parallel = Parallel(World(0, 5))
+    with pytest.raises(ValueError, match="ppo: batch_size must be at least the number of processes, 5; got 4"):
+        cases.go_on(cases.PPO(), state, config)
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="a GPU for each process of this machine; got 3 and 2"), joined("cuda"):
+        pass
+
+
+def test_several_processes_need_a_strategy():
+    state = supervised.start(MLP(MLPConfig((2, 2))), supervised.SupervisedConfig())
+    with pytest.raises(ValueError, match="strategy must be ddp or fsdp, or none for one process; got 'none'"):
+        distribute(state.model, state.optimizer, World(0, 2), "none")
