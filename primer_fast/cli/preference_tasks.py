@@ -266,7 +266,8 @@ def cached_reference(
             tensors, metadata = {}, {}
         if metadata.get("sha256") == key and tensors["log_probs"].shape == (len(pairs), 2):
             kept = tensors["log_probs"]
-    if not world.any(kept is None):
+    missing = world.any(kept is None)
+    if kept is not None and not missing:
         return kept
     log_probs = dpo.reference_log_probs(model, pairs, config, world)
     content = safetensors.torch.save({"log_probs": log_probs.contiguous()}, {"sha256": key})

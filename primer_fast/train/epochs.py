@@ -13,6 +13,7 @@ from torch import Tensor
 
 from primer_fast.train.common import (
     PRECISIONS,
+    Model,
     TrainState,
     check_finite,
     epoch_order,
@@ -74,7 +75,7 @@ def check_optimizer_options(config: OptimizerOptions, must: Callable[[bool, str,
         must(optional or (type(value) is int and value >= 1), f"{name} must be a positive integer", value)
 
 
-def start_adamw(model: torch.nn.Module, config: OptimizerOptions) -> TrainState:
+def start_adamw(model: Model, config: OptimizerOptions) -> TrainState[Model]:
     """The state before the first step of training ``model`` on the device that it is on."""
     optimizer = make_optimizer(
         model, "adamw", lr=config.lr, weight_decay=config.weight_decay, betas=config.betas, momentum=0.0
