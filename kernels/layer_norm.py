@@ -202,7 +202,7 @@ def layer_norm_fwd(
     y = torch.empty(x.shape, dtype=dtype or sum_dtype, device=x.device)
     s = torch.empty(x.shape, dtype=sum_dtype, device=x.device) if keep_sum and residual is not None else None
     rows = x.numel() // N if N else 0
-    mean, rstd = torch.empty(2, rows, dtype=torch.float32, device=x.device).unbind() if keep else (None, None)
+    mean, rstd = (torch.empty(rows, dtype=torch.float32, device=x.device) if keep else None for _ in range(2))
     if rows == 0:
         return y, s, mean, rstd
     x, residual = _rows(x, N), None if residual is None else _rows(residual, N)

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype, autocast_to, runs_triton
+from primer_fast import library
+from primer_fast.backend import autocast_dtype, autocast_to, needs_operator, runs_triton
 from primer_fast.functional.activation import apply_plain, check_activation
-from primer_fast.kernels.conv2d import Geometry, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
+from primer_fast.kernels.conv2d import Geometry
 
 Pair = int | tuple[int, int]
 
@@ -14,7 +15,7 @@ Pair = int | tuple[int, int]
 class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, b, geometry, activation, channels_last, options):  # x (N, C, H, W), w (O, C / groups, R, S)
-        y, saved = conv2d_fwd(x, w, b, geometry, activation, True, torch.get_float32_matmul_precision(), channels_last)
+        y, saved = library.conv2d.forward(x, w, b, geometry, activation, channels_last, True)
         ctx.save_for_backward(x, w, b, saved)
         ctx.geometry, ctx.activation, ctx.options = geometry, activation, options
         return y
@@ -22,22 +23,14 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):  # dy as y
         x, w, b, saved = ctx.saved_tensors
-        need_x, need_w, need_b = ctx.needs_input_grad[:3]
+        needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
-            return *_differentiable_grads(x, w, b, ctx, dy), None, None, None, None
-        precision = torch.get_float32_matmul_precision()
-        dx = dw = db = None
-        if need_x:
-            dx = conv2d_bwd_input(dy, saved, x, w, ctx.geometry, ctx.activation, precision)
-        if need_w or need_b:
-            dw, db = conv2d_bwd_weight(
-                dy, saved, x, w, ctx.geometry, ctx.activation, need_w, b.dtype if need_b else None, precision
-            )
-        return dx, dw, db, None, None, None, None
+            return *_differentiable_grads(x, w, b, ctx, dy, needed), None, None, None, None
+        grads = library.conv2d.gradients(dy, saved, x, w, ctx.geometry, ctx.activation, needed)
+        return *grads, None, None, None, None
 
 
-def _differentiable_grads(x, w, b, ctx, dy):
-    needed = ctx.needs_input_grad[:3]
+def _differentiable_grads(x, w, b, ctx, dy, needed):
     inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
     y = conv2d_plain(x, w, b, *ctx.options, activation=ctx.activation)
     grads = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
@@ -75,26 +68,29 @@ def conv2d(
     Source: the layer of learned kernels that a convolutional network slides over its image.
     """
     check_activation("conv2d", activation)
-    for name, t in (("input", input), ("weight", weight), ("bias", bias)):
-        if not isinstance(t, Tensor) and (t is not None or name != "bias"):
-            raise TypeError(f"conv2d: {name} must be a tensor; got {type(t).__name__}")
-    dtype = autocast_dtype(input)
-    if dtype is not None:
-        input, weight, bias = autocast_to(dtype, input, weight, bias)
-    geometry = _check(input, weight, bias, stride, padding, dilation, groups)
     options = stride, padding, dilation, groups
-    if not runs_triton(input) or input.numel() == 0 or weight.numel() == 0:
+    if isinstance(input, Tensor) and not runs_triton(input):
+        try:
+            return conv2d_plain(input, weight, bias, *options, activation=activation)
+        except (RuntimeError, TypeError, ValueError):  # checked only now: a small image costs less than the checks
+            _check(*_prepare(input, weight, bias), *options)
+            raise
+    input, weight, bias = _prepare(input, weight, bias)
+    geometry = _check(input, weight, bias, *options)
+    if input.numel() == 0 or weight.numel() == 0:
         return conv2d_plain(input, weight, bias, *options, activation=activation)
 
     x = input[None] if input.dim() == 3 else input
     if bias is not None and bias.stride(0) != 1:
         bias = bias.contiguous()
     channels_last = _is_channels_last(x) or _is_channels_last(weight)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    if needs_operator(x, weight, bias):
+        y = library.conv2d.conv2d(x, weight, bias, *geometry, activation, channels_last, keep)[0]
+    elif keep:
         y = _Conv2d.apply(x, weight, bias, geometry, activation, channels_last, options)
     else:
-        precision = torch.get_float32_matmul_precision()
-        y = conv2d_fwd(x, weight, bias, geometry, activation, False, precision, channels_last)[0]
+        y = library.conv2d.forward(x, weight, bias, geometry, activation, channels_last, False)[0]
     return y[0] if input.dim() == 3 else y
 
 
@@ -111,6 +107,15 @@ def conv2d_plain(
 ) -> Tensor:
     """The same through torch's own operators."""
     return apply_plain(torch_F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)
+
+
+def _prepare(input, weight, bias):
+    """-> the three in autocast's dtype, once they are known to be tensors."""
+    for name, t in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(t, Tensor) and (t is not None or name != "bias"):
+            raise TypeError(f"conv2d: {name} must be a tensor; got {type(t).__name__}")
+    dtype = autocast_dtype(input)
+    return (input, weight, bias) if dtype is None else autocast_to(dtype, input, weight, bias)
 
 
 def _pair(name, value, least):
@@ -169,12 +174,6 @@ def _check(input, weight, bias, stride, padding, dilation, groups) -> Geometry:
             f"got kernel {reach[0]} x {reach[1]} and input {image[0] + total[0]} x {image[1] + total[1]}"
         )
     size = tuple(n // s + 1 for n, s in zip(room, stride, strict=True))
-    images = input.shape[0] if input.dim() == 4 else 1
-    if images * max(image[0] * image[1], size[0] * size[1]) >= 2**31 - 2**16:
-        raise ValueError(
-            "conv2d: input and output must have fewer than 2**31 - 2**16 pixels; "
-            f"got {images} images of {image[0]} x {image[1]} and {size[0]} x {size[1]}"
-        )
     return Geometry(stride, before, dilation, groups, size)
 
 

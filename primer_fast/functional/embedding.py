@@ -1,13 +1,12 @@
 """Differentiable embedding with positions: checks here, math in kernels/embedding.py."""
 
-import math
-
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.backend import runs_triton
-from primer_fast.kernels.embedding import embedding_bwd, embedding_bwd_axis, embedding_fwd
+from primer_fast import library
+from primer_fast.backend import needs_operator, runs_triton
+from primer_fast.kernels.embedding import embedding_bwd, embedding_bwd_axis
 
 _INDICES = (torch.int32, torch.int64)
 
@@ -18,7 +17,7 @@ class _Embedding(torch.autograd.Function):
         ctx.save_for_backward(ids, position_ids)
         ctx.tables = [None if t is None else (t.shape[0], t.dtype) for t in (weight, position)]
         ctx.padding = padding_idx
-        return embedding_fwd(ids, weight, position, *_cycle(ids, position_ids))
+        return library.embedding.forward(ids, weight, position, position_ids)
 
     @staticmethod
     def backward(ctx, dy):  # (..., D)
@@ -37,18 +36,6 @@ class _Embedding(torch.autograd.Function):
             else:
                 dposition = embedding_bwd_axis(dy, *ctx.tables[1])
         return dweight, dposition, None, None, None
-
-
-def _cycle(ids, position_ids):
-    """-> position_ids as one cycle that repeats through the tokens, or None where it is 0, 1, ...; its length."""
-    if position_ids is None:
-        return None, ids.shape[-1] if ids.dim() else 1
-    shape = position_ids.shape
-    while shape and shape[0] == 1:
-        shape = shape[1:]
-    if shape != ids.shape[ids.dim() - len(shape) :]:
-        position_ids = position_ids.expand(ids.shape)
-    return position_ids.reshape(-1).contiguous(), max(math.prod(position_ids.shape), 1)
 
 
 def _differentiable_grad(dy, ids, rows, dtype, padding=None):
@@ -91,9 +78,11 @@ def embedding(
     padding_idx = _check(input, weight, padding_idx, position, position_ids)
     if not (runs_triton(weight) and (position is None or runs_triton(position))):
         return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)
+    if needs_operator(input, weight, position, position_ids):
+        return library.embedding.embedding(input, weight, position, position_ids, padding_idx)
     if torch.is_grad_enabled() and (weight.requires_grad or (position is not None and position.requires_grad)):
         return _Embedding.apply(weight, position, input, position_ids, padding_idx)
-    return embedding_fwd(input, weight, position, *_cycle(input, position_ids))
+    return library.embedding.forward(input, weight, position, position_ids)
 
 
 def embedding_plain(
@@ -109,7 +98,9 @@ def embedding_plain(
     if position is None:
         return y
     if position_ids is None:
-        return y + position[: input.shape[-1]]
+        length = input.shape[-1]
+        whole = not torch.compiler.is_compiling() and position.shape[0] == length  # a graph would be bound to it
+        return y + (position if whole else position[:length])
     return y + torch_F.embedding(position_ids, position)
 
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.backend import runs_triton
-from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
+from primer_fast import library
+from primer_fast.backend import needs_operator, runs_triton
+from primer_fast.kernels.layer_norm import layer_norm_fwd
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -19,7 +20,7 @@ class _LayerNorm(torch.autograd.Function):
     def forward(ctx, x, residual, w, b, shape, eps, dtype, return_sum):
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.eps, ctx.dtype = shape, eps, dtype
-        ctx.dtypes = [None if t is None else t.dtype for t in (x, residual, w, b)]
+        ctx.dtypes = [None if t is None else t.dtype for t in (x, residual)]
         keep_sum = return_sum or any(ctx.needs_input_grad[:3])
         y, s, mean, rstd = layer_norm_fwd(x, residual, w, b, math.prod(shape), eps, dtype=dtype, keep_sum=keep_sum)
         ctx.save_for_backward(x if residual is None else s, w, b, mean, rstd)
@@ -35,14 +36,12 @@ class _LayerNorm(torch.autograd.Function):
         elif torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
             ds, dw, db = _differentiable_grads(s, w, b, ctx, dy, dsum, (need_s, *need[2:]))
         else:
-            ds, dw, db = layer_norm_bwd(
-                dy, dsum, s, mean, rstd, w, math.prod(ctx.shape), dtype=s.dtype if need_s else None,
-                dweight=ctx.dtypes[2] if need[2] else None, dbias=ctx.dtypes[3] if need[3] else None,
-            )  # fmt: skip
+            needed = (need_s, *need[2:])
+            ds, dw, db = library.layer_norm.gradients(dy, dsum, s, mean, rstd, w, b, math.prod(ctx.shape), needed)
             dw, db = (t if t is None else t.view(ctx.shape) for t in (dw, db))
         dx, dresidual = (
             ds.to(dtype) if ds is not None and needed else None
-            for needed, dtype in zip(need[:2], ctx.dtypes[:2], strict=True)
+            for needed, dtype in zip(need[:2], ctx.dtypes, strict=True)
         )
         return dx, dresidual, dw, db, None, None, None, None
 
@@ -106,7 +105,11 @@ def layer_norm(
         return layer_norm_plain(input, shape, weight, bias, eps, residual=residual, return_residual=return_residual)
     dtype = torch.float32 if to_float32 else None
     leaves = (input, residual, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
+    needed = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in leaves]
+    if needs_operator(*leaves):
+        keep_sum = return_residual or any(needed[:3])
+        y, s, *_ = library.layer_norm.layer_norm(*leaves, math.prod(shape), eps, dtype, keep_sum, any(needed))
+    elif any(needed):
         y = _LayerNorm.apply(*leaves, shape, eps, dtype, return_residual)
         y, s = (y, None) if residual is None else y
     else:

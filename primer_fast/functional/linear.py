@@ -1,18 +1,20 @@
 """Differentiable linear layer with bias and activation: checks and reshapes here, math in kernels/linear.py."""
 
+import math
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype, autocast_to, runs_triton
+from primer_fast import library
+from primer_fast.backend import autocast_dtype, autocast_to, needs_operator, runs_triton
 from primer_fast.functional.activation import apply_plain, check_activation
-from primer_fast.kernels.linear import linear_bwd_input, linear_bwd_weight, linear_fwd
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, b, activation):  # x (M, K), w (N, K), b (N,) or None
-        y, saved = linear_fwd(x, w, b, activation, True, torch.get_float32_matmul_precision())
+        y, saved = library.linear.forward(x, w, b, activation, True)
         ctx.save_for_backward(x, w, b, saved)
         ctx.activation = activation
         return y
@@ -20,17 +22,10 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):  # dy (M, N)
         x, w, b, saved = ctx.saved_tensors
-        need_x, need_w, need_b, _ = ctx.needs_input_grad
+        needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
-            return *_differentiable_grads(x, w, b, ctx.activation, dy, (need_x, need_w, need_b)), None
-        precision = torch.get_float32_matmul_precision()
-        dx = dw = db = None
-        if need_x:
-            dx = linear_bwd_input(dy, saved, w, ctx.activation, precision)
-        if need_w or need_b:
-            columns = x if need_w else x[:, :0]  # the bias gradient alone: a product with no columns
-            dw, db = linear_bwd_weight(dy, saved, columns, ctx.activation, b.dtype if need_b else None, precision)
-        return dx, dw if need_w else None, db, None
+            return *_differentiable_grads(x, w, b, ctx.activation, dy, needed), None
+        return *library.linear.gradients(dy, saved, x, w, ctx.activation, needed), None
 
 
 def _differentiable_grads(x, w, b, activation, dy, needed):
@@ -76,13 +71,16 @@ def linear(
     one_axis = weight.dim() == 1
     if one_axis:
         weight, bias = weight[None], None if bias is None else bias.reshape(1)
-    x = input.reshape(input.shape[:-1].numel(), input.shape[-1]) if input.dim() != 2 else input
+    x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
     if bias is not None and bias.stride(0) != 1:
         bias = bias.contiguous()
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    if needs_operator(x, weight, bias):
+        y = library.linear.linear(x, weight, bias, activation, keep)[0]
+    elif keep:
         y = _Linear.apply(x, weight, bias, activation)
     else:
-        y = linear_fwd(x, weight, bias, activation, False, torch.get_float32_matmul_precision())[0]
+        y = library.linear.forward(x, weight, bias, activation, False)[0]
     if one_axis:
         return y.view(input.shape[:-1])
     return y if input.dim() == 2 else y.view(*input.shape[:-1], weight.shape[0])

@@ -4,10 +4,9 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype, autocast_to, runs_triton
-from primer_fast.functional.logits import as_they_are, check, chunked_bwd, chunked_fwd, plain_is_best, rows_of
-from primer_fast.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
-from primer_fast.kernels.logits import Head
+from primer_fast import library
+from primer_fast.backend import autocast_dtype, autocast_to, needs_operator, runs_triton
+from primer_fast.functional.logits import check, plain_is_best, rows_of
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -15,7 +14,7 @@ REDUCTIONS = ("mean", "sum", "none")
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, b, target, options, dtype):  # x (N, D), w (V, D), b (V,) or None, target (N,)
-        losses, lse = _losses(x, w, b, target, options)
+        losses, lse = library.linear_cross_entropy.forward(x, w, b, target, *options[1:])
         loss, number = _reduce(losses, target, options)
         ctx.save_for_backward(x, w, b, target, lse, number)
         ctx.options, ctx.dtype = options, dtype
@@ -30,25 +29,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         reduction, ignore_index, smoothing = ctx.options
         dloss = dy.to(lse.dtype)
         dloss = dloss / number if reduction == "mean" else dloss
-        dloss = torch.where(target != ignore_index, dloss, 0)
-        with as_they_are(x):
-            if runs_triton(x):
-                precision = torch.get_float32_matmul_precision()
-                grads = linear_cross_entropy_bwd(dloss, x, w, b, target, lse, smoothing, needed, precision)
-            else:
-                head = Head(smoothing=smoothing)
-                grads = chunked_bwd(-dloss, None, x, w, b, target, lse, None, head, needed)
+        grads = library.linear_cross_entropy.gradients(dloss, x, w, b, target, lse, ignore_index, smoothing, needed)
         return *grads, None, None, None
-
-
-def _losses(x, w, b, target, options):
-    """-> loss of each row (N,) and the log-sum-exp of its logits (2, N)"""
-    _, ignore_index, smoothing = options
-    with as_they_are(x):
-        if runs_triton(x):
-            precision = torch.get_float32_matmul_precision()
-            return linear_cross_entropy_fwd(x, w, b, target, ignore_index, smoothing, precision)
-        return chunked_fwd(x, w, b, target, Head(1.0, smoothing, ignore_index, -1.0), False)[:2]
 
 
 def _reduce(losses, target, options):
@@ -123,16 +105,21 @@ def linear_cross_entropy(
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
         )  # fmt: skip
     x, flat_target, bias = rows_of(input, target, linear_bias)
-    if not runs_triton(x) and x.device.type == "cpu" and not torch.compiler.is_compiling():
+    traced = needs_operator(x, linear_weight, bias, flat_target)
+    if not runs_triton(x) and x.device.type == "cpu" and not traced:
         _check_target(flat_target, len(linear_weight), ignore_index)
     options, loss_dtype = (
         (reduction, ignore_index, float(label_smoothing)),
         input.dtype if dtype is None else torch.float32,
     )
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, linear_weight, bias)):
+    rows = x, linear_weight, bias, flat_target, *options[1:]
+    if traced:
+        losses, _ = library.linear_cross_entropy.linear_cross_entropy(*rows)
+        loss = _reduce(losses, flat_target, options)[0].to(loss_dtype)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, linear_weight, bias)):
         loss = _LinearCrossEntropy.apply(x, linear_weight, bias, flat_target, options, loss_dtype)
     else:
-        losses, _ = _losses(x, linear_weight, bias, flat_target, options)
+        losses, _ = library.linear_cross_entropy.forward(*rows)
         loss = _reduce(losses, flat_target, options)[0].to(loss_dtype)
     return loss.view(target.shape) if reduction == "none" else loss
 

@@ -7,16 +7,15 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype, autocast_to, runs_triton
-from primer_fast.functional.logits import as_they_are, check, chunked_bwd, chunked_fwd, plain_is_best, rows_of
-from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
-from primer_fast.kernels.logits import Head
+from primer_fast import library
+from primer_fast.backend import autocast_dtype, autocast_to, needs_operator
+from primer_fast.functional.logits import check, plain_is_best, rows_of
 
 
 class _LinearLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, b, target, temperature, return_entropy):  # x (N, D), w (V, D), b (V,) or None, target (N,)
-        y, lse, entropy = _forward(x, w, b, target, temperature, return_entropy)
+        y, lse, entropy = library.linear_log_prob.forward(x, w, b, target, temperature, return_entropy)
         ctx.save_for_backward(x, w, b, target, lse, entropy)
         ctx.temperature = temperature
         return y, entropy
@@ -28,25 +27,10 @@ class _LinearLogProb(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
             grads = _differentiable_grads(x, w, b, target, ctx.temperature, dy, dentropy, needed)
         else:
-            dy, dentropy = dy.contiguous(), None if entropy is None else dentropy.contiguous()
-            grads = _backward(dy, dentropy, x, w, b, target, lse, entropy, ctx.temperature, needed)
+            grads = library.linear_log_prob.gradients(
+                dy, dentropy, x, w, b, target, lse, entropy, ctx.temperature, needed
+            )
         return *grads, None, None, None
-
-
-def _forward(x, w, b, target, temperature, return_entropy):
-    with as_they_are(x):
-        if runs_triton(x):
-            precision = torch.get_float32_matmul_precision()
-            return linear_log_prob_fwd(x, w, b, target, temperature, return_entropy, precision)
-        return chunked_fwd(x, w, b, target, Head(temperature), return_entropy)
-
-
-def _backward(dy, dentropy, x, w, b, target, lse, entropy, temperature, needed):
-    with as_they_are(x):
-        if runs_triton(x):
-            precision = torch.get_float32_matmul_precision()
-            return linear_log_prob_bwd(dy, dentropy, x, w, b, target, lse, entropy, temperature, needed, precision)
-        return chunked_bwd(dy, dentropy, x, w, b, target, lse, entropy, Head(temperature), needed)
 
 
 def _differentiable_grads(x, w, b, target, temperature, dy, dentropy, needed):
@@ -117,12 +101,26 @@ def linear_log_prob(
         )  # fmt: skip
     x, flat_target, bias = rows_of(input, target, linear_bias)
     temperature = float(temperature)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, linear_weight, bias)):
-        y, entropy = _LinearLogProb.apply(x, linear_weight, bias, flat_target, temperature, return_entropy)
+    arguments = x, linear_weight, bias, flat_target, temperature, return_entropy
+    if needs_operator(x, linear_weight, bias, flat_target):
+        y, _, entropy = library.linear_log_prob.linear_log_prob(*arguments)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, linear_weight, bias)):
+        y, entropy = _LinearLogProb.apply(*arguments)
     else:
-        y, _, entropy = _forward(x, linear_weight, bias, flat_target, temperature, return_entropy)
+        y, _, entropy = library.linear_log_prob.forward(*arguments)
     y = y.view(target.shape)
     return (y, entropy.view(target.shape)) if return_entropy else y
+
+
+def _chosen(log_probs, target):  # (..., V), (...) -> (...)
+    if target.device.type == "cpu" and not needs_operator(log_probs, target):
+        try:
+            return log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        except RuntimeError:  # a target is no class
+            pass
+    known = (target >= 0) & (target < log_probs.shape[-1])
+    index = target.clamp(0, log_probs.shape[-1] - 1).unsqueeze(-1)
+    return log_probs.gather(-1, index).squeeze(-1) * torch.where(known, 1.0, torch.nan).to(log_probs.dtype)
 
 
 def check_temperature(temperature) -> None:
@@ -134,11 +132,10 @@ def check_temperature(temperature) -> None:
 def linear_log_prob_plain(input, linear_weight, target, *, linear_bias=None, temperature=1.0, return_entropy=False):
     """The same through torch's own operators, logits in memory."""
     logits = torch_F.linear(input, linear_weight, linear_bias)
-    logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits if temperature == 1 else logits / temperature
     log_probs = logits.log_softmax(dim=-1, dtype=logits.dtype)
-    known = (target >= 0) & (target < len(linear_weight))
-    index = target.clamp(0, len(linear_weight) - 1).unsqueeze(-1)
-    chosen = log_probs.gather(-1, index).squeeze(-1) * torch.where(known, 1.0, torch.nan).to(logits.dtype)
+    chosen = _chosen(log_probs, target)
     if not return_entropy:
         return chosen
     finite = log_probs.masked_fill(log_probs == -torch.inf, 0)  # 0 log 0 = 0

@@ -1,25 +1,13 @@
-"""What linear_log_prob and linear_cross_entropy share: checks, and kernels/logits.py on PyTorch's operators.
+"""What linear_log_prob and linear_cross_entropy share: checks, and which of their paths a call takes."""
 
-Logits are made chunk by chunk of rows and classes, at most CHUNK_BYTES at a time, in float32 where the input has 16
-bits; the forward keeps one number per row, and the backward makes each chunk once more.
-"""
-
-import contextlib
+import math
 
 import torch
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype, runs_triton
-from primer_fast.kernels.logits import Head
+from primer_fast.backend import runs_triton
 
-CHUNK_BYTES = 2**23  # of logits at a time: they stay in a processor's cache
 PLAIN_BYTES = 2**24  # of all logits: below, PyTorch's own operators are as small and faster
-_CHUNK_ROWS = 4096
-
-
-def as_they_are(x: Tensor):
-    """Context in which autocast leaves products alone; costs nothing where it is off."""
-    return contextlib.nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
 
 
 def plain_is_best(input: Tensor, linear_weight: Tensor, target: Tensor) -> bool:
@@ -27,7 +15,10 @@ def plain_is_best(input: Tensor, linear_weight: Tensor, target: Tensor) -> bool:
     rows = target.numel()
     if rows == 0:
         return True
-    return rows * len(linear_weight) * max(input.element_size(), 4) <= PLAIN_BYTES and not runs_triton(input)
+    if runs_triton(input):
+        return False
+    small = rows * len(linear_weight) * max(input.element_size(), 4) <= PLAIN_BYTES
+    return small or torch._C._are_functorch_transforms_active()
 
 
 def check(op: str, input, linear_weight, target, linear_bias) -> None:
@@ -98,124 +89,5 @@ def _fit(input, linear_weight, target, linear_bias) -> bool:
 
 def rows_of(input: Tensor, target: Tensor, linear_bias: Tensor | None):
     """-> input (N, D), target (N,), and the bias, the last two with adjacent elements."""
-    x = input.reshape(input.shape[:-1].numel(), input.shape[-1]) if input.dim() != 2 else input
+    x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
     return x, target.reshape(-1).contiguous(), None if linear_bias is None else linear_bias.contiguous()
-
-
-def _wide(t: Tensor | None) -> Tensor | None:
-    return t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t
-
-
-def _steps(length: int, step: int):
-    return (slice(i, min(i + step, length)) for i in range(0, length, step))
-
-
-class _Chunks:
-    """Walks over the logits of x (N, D) and w (V, D), in one buffer."""
-
-    def __init__(self, x, w, bias, target, temperature):
-        self.x, self.w, self.bias, self.target, self.temperature = x, w, bias, target, temperature
-        itemsize = max(x.element_size(), 4)
-        row_step = max(min(len(x), _CHUNK_ROWS, CHUNK_BYTES // itemsize // 16), 1)
-        class_step = max(CHUNK_BYTES // itemsize // row_step, 16)
-        self.rows = list(_steps(len(x), row_step))
-        self.classes = list(_steps(len(w), class_step))
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.buffer = torch.empty(min(row_step, len(x)) * min(class_step, len(w)), dtype=dtype, device=x.device)
-
-    def logits(self, x, w, bias):
-        """x (n, D), w (c, D), bias (c,), wide -> (n, c), valid until the next call."""
-        z = self.buffer[: len(x) * len(w)].view(len(x), len(w))
-        torch.mm(x, w.t(), out=z)
-        if bias is not None:
-            z.add_(bias)
-        return z if self.temperature == 1 else z.div_(self.temperature)
-
-    def hits(self, rows, classes):
-        """-> each row's target as an index into the classes, clamped, and whether it is one of them."""
-        index = self.target[rows] - classes.start
-        count = classes.stop - classes.start
-        return index.clamp(0, count - 1).unsqueeze(1), (index >= 0) & (index < count)
-
-
-def chunked_fwd(x, w, bias, target, head: Head, entropy: bool):
-    """x (N, D), w (V, D), bias (V,) or None, target (N,) int64 -> scores (N,), lse (2, N), entropies (N,) or None.
-
-    As logits_fwd of the kernels, lse in nats.
-    """
-    chunks = _Chunks(x, w, bias, target, head.temperature)
-    peak = torch.full((len(x),), -torch.inf, dtype=chunks.buffer.dtype, device=x.device)
-    total, chosen, extra = (torch.zeros_like(peak) for _ in range(3))
-    for rows in chunks.rows:
-        x_rows = _wide(x[rows])
-        for classes in chunks.classes:
-            z = chunks.logits(x_rows, _wide(w[classes]), None if bias is None else _wide(bias[classes]))
-            index, there = chunks.hits(rows, classes)
-            chosen[rows] += torch.where(there, z.gather(1, index).squeeze(1), 0)
-            if head.smoothing:
-                extra[rows] += z.sum(dim=1)
-            top = torch.maximum(peak[rows], z.amax(dim=1))
-            base = top.masked_fill(top == -torch.inf, 0)
-            shrink = (peak[rows] - base).exp_()
-            e = z.sub_(base.unsqueeze(1)).exp_() if not entropy else z.sub_(base.unsqueeze(1)).exp()
-            if entropy:
-                moved = torch.where(peak[rows] == -torch.inf, 0, (peak[rows] - base) * total[rows])
-                z.clamp_(min=torch.finfo(z.dtype).min)  # 0 log 0 = 0
-                extra[rows] = shrink * (extra[rows] + moved) + z.mul_(e).sum(dim=1)
-            total[rows] = total[rows] * shrink + e.sum(dim=1)
-            peak[rows] = top
-    log_total = total.log()
-    scores = chosen - peak - log_total
-    if head.smoothing:
-        scores = (1 - head.smoothing) * scores + head.smoothing * (extra / len(w) - peak - log_total)
-    scores = head.sign * scores
-    known = (target >= 0) & (target < len(w))
-    if head.ignore_index is not None:
-        ignored = target == head.ignore_index
-        scores, known = scores.masked_fill(ignored, 0), known | ignored
-    scores, lse = scores.masked_fill(~known, torch.nan), torch.stack((peak, log_total.masked_fill(~known, torch.nan)))
-    return scores, lse, log_total - extra / total if entropy else None
-
-
-def chunked_bwd(score_grad, entropy_grad, x, w, bias, target, lse, entropy, head: Head, needed):
-    """As logits_bwd of the kernels, with lse of chunked_fwd: -> dx (N, D), dw (V, D), db (V,), None unless needed."""
-    need_x, need_w, need_b = needed
-    chunks = _Chunks(x, w, bias, target, head.temperature)
-    wide = chunks.buffer.dtype
-    dx = torch.zeros(x.shape, dtype=wide, device=x.device) if need_x else None
-    dw = torch.empty_like(w, memory_format=torch.contiguous_format) if need_w else None
-    db = torch.empty_like(bias) if need_b else None
-    peak, log_total = lse
-    total = log_total.exp()
-    for classes in chunks.classes:
-        w_chunk, bias_chunk = _wide(w[classes]), None if bias is None else _wide(bias[classes])
-        dw_sum = dw[classes] if need_w and dw.dtype == wide else None
-        if need_w and dw_sum is None:
-            dw_sum = torch.empty(w_chunk.shape, dtype=wide, device=w.device)
-        db_sum = torch.zeros(len(w_chunk), dtype=wide, device=w.device)
-        for rows in chunks.rows:
-            x_rows = _wide(x[rows])
-            z = chunks.logits(x_rows, w_chunk, bias_chunk)
-            scale = (score_grad[rows] / head.temperature).unsqueeze(1)
-            index, there = chunks.hits(rows, classes)
-            if entropy is None:
-                g = z.sub_(peak[rows].unsqueeze(1)).exp_().mul_(-scale / total[rows].unsqueeze(1))
-            else:
-                log_p = z.sub_(peak[rows].unsqueeze(1)).sub_(log_total[rows].unsqueeze(1))
-                p = log_p.exp()
-                log_p.clamp_(min=torch.finfo(wide).min).add_(entropy[rows].unsqueeze(1))
-                g = log_p.mul_((-entropy_grad[rows] / head.temperature).unsqueeze(1)).sub_(scale).mul_(p)
-            if head.smoothing:
-                g.add_(scale * (head.smoothing / len(w)))
-            g.scatter_add_(1, index, torch.where(there.unsqueeze(1), scale * (1 - head.smoothing), 0))
-            if need_x:
-                dx[rows].addmm_(g, w_chunk)
-            if need_w:
-                torch.addmm(dw_sum, g.t(), x_rows, beta=1 if rows.start else 0, out=dw_sum)
-            if need_b:
-                db_sum += g.sum(dim=0)
-        if need_w and dw.dtype != wide:
-            dw[classes] = dw_sum
-        if need_b:
-            db[classes] = db_sum
-    return dx if dx is None else dx.to(x.dtype), dw, db

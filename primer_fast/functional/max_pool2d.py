@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.backend import runs_triton
+from primer_fast import library
+from primer_fast.backend import needs_operator, runs_triton
 from primer_fast.kernels.max_pool2d import max_pool2d_bwd, max_pool2d_fwd, output_size
 
 Size = int | tuple[int, int]
@@ -109,7 +110,10 @@ def max_pool2d(
             raise
     window, size = _check(input, kernel_size, stride, padding, dilation, ceil_mode)
     x = input if input.dim() == 4 else input[None]
-    if torch.is_grad_enabled() and x.requires_grad:
+    keep = torch.is_grad_enabled() and x.requires_grad
+    if needs_operator(x):
+        y, _, indices = library.max_pool2d.max_pool2d(x, *window, size, keep, return_indices)
+    elif keep:
         y, indices = _MaxPool2d.apply(x, window, size, return_indices)
     else:
         y, _, indices = max_pool2d_fwd(x, *window, size, False, return_indices)

@@ -7,20 +7,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as torchs_attention  # primer_fast.sdpa moves the name
 
-from primer_fast.backend import autocast_dtype, autocast_to, runs_triton
-from primer_fast.kernels.attention_decode import attention_decode
-from primer_fast.kernels.attention_onepass import attention_bwd_onepass, supported
-from primer_fast.kernels.scaled_dot_product_attention import (
-    Band,
-    Scoring,
-    attention_backward,
-    attention_delta,
-    attention_forward,
-)
+from primer_fast import library
+from primer_fast.backend import autocast_dtype, autocast_to, needs_operator, runs_triton
+from primer_fast.library.scaled_dot_product_attention import Attention
 
-_FAR = 1 << 30  # further than any position
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_DECODED_ROWS, _DECODED_KEYS = 64, 256  # at most so many queries of a key head, at least so many keys: keys are split
 _fast_backward = False
 
 
@@ -47,37 +38,20 @@ class fast_attention_backward:  # as torch.set_grad_enabled
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, band, scoring, options):  # q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV)
-        out, lse = attention_forward(q, k, v, band, scoring, torch.get_float32_matmul_precision(), True)
+    def forward(ctx, q, k, v, attention, options):  # q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV)
+        out, lse = library.scaled_dot_product_attention.forward(q, k, v, attention, True)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.band, ctx.scoring, ctx.options, ctx.fast = band, scoring, options, _fast_backward
+        ctx.attention, ctx.options, ctx.fast = attention, options, _fast_backward
         return out
 
     @staticmethod
     def backward(ctx, dout):  # dout (B, H, T, DV)
         q, k, v, out, lse = ctx.saved_tensors
-        need_q, need_k, need_v, *_ = ctx.needs_input_grad
+        needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
-            return *_differentiable_grads((q, k, v), (need_q, need_k, need_v), dout, ctx.options), None, None, None
-        dout, band, scoring = _rows_adjacent(dout), ctx.band, ctx.scoring
-        if ctx.fast and need_q and need_k and need_v and _one_pass(q, k, v, band, scoring):
-            dq, dk, dv = attention_bwd_onepass(
-                dout, q, k, v, lse, attention_delta(dout, out),
-                scale=scoring.scale, causal=band.right is not None, causal_offset=band.offset,
-            )  # fmt: skip
-            return dq, dk, dv, None, None, None
-        dq, dk, dv = attention_backward(
-            dout, q, k, v, out, lse, band, scoring, torch.get_float32_matmul_precision(),
-            (need_q, need_k or need_v),
-        )  # fmt: skip
-        return dq, dk if need_k else None, dv if need_v else None, None, None, None
-
-
-def _one_pass(q, k, v, band, scoring):
-    return q.numel() > 0 and k.numel() > 0 and band.offsets is None and supported(
-        q, k, v, window=band.left, softcap=scoring.softcap, key_lengths=band.lengths, mask=scoring.mask,
-        dropout_p=scoring.dropout_p,
-    )  # fmt: skip
+            return *_differentiable_grads((q, k, v), needed, dout, ctx.options), None, None
+        grads = library.scaled_dot_product_attention.gradients(dout, q, k, v, out, lse, ctx.attention, ctx.fast, needed)
+        return *grads, None, None
 
 
 def _differentiable_grads(inputs, needed, dout, options):
@@ -170,30 +144,28 @@ def scaled_dot_product_attention(
     if max(D, value.shape[-1]) > 256 or D == 0:
         return scaled_dot_product_attention_plain(query, key, value, **options)
 
-    heads_kv = max(key.shape[-3:-2].numel(), value.shape[-3:-2].numel())
+    heads_kv = max(math.prod(key.shape[-3:-2]), math.prod(value.shape[-3:-2]))
     q = _four_axes(query, lead, H)
     k, v = (_four_axes(t, lead, heads_kv) for t in (key, value))
     B = q.shape[0]
     mask = None if attn_mask is None else attn_mask.expand(*lead, *(H, T, S)[3 - min(3, query.dim()) :])
     mask = mask if mask is None else mask.reshape(B, H, T, S)
     options |= {"attn_mask": mask, "enable_gqa": heads_kv != H}
-    scoring = Scoring(
-        1 / math.sqrt(D) if scale is None else float(scale), softcap, mask, dropout_p,
-        torch.randint(2**62, (1,), device=q.device) if dropout_p > 0 else None,
+    causal = is_causal or causal_offset is not None
+    offset, offsets = (0, causal_offset) if isinstance(causal_offset, Tensor) else (causal_offset, None)
+    attention = Attention(
+        mask, key_lengths, offsets, torch.randint(2**62, (1,), device=q.device) if dropout_p > 0 else None,
+        causal, 0 if offset is None else offset, window,
+        scale if scale is None else float(scale), softcap if softcap is None else float(softcap), float(dropout_p),
     )  # fmt: skip
-    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
-    if not needs_gradient and dropout_p == 0 and S >= _DECODED_KEYS and H // max(heads_kv, 1) * T <= _DECODED_ROWS:
-        out = attention_decode(
-            q, k, v, scale=scoring.scale, causal=is_causal or causal_offset is not None, causal_offset=causal_offset,
-            window=window, softcap=softcap, key_lengths=None if key_lengths is None else key_lengths.reshape(-1),
-            mask=mask, precision=torch.get_float32_matmul_precision(),
-        )  # fmt: skip
-        return _as_asked(out, query, lead)
-    band = _band(B, S, is_causal, window, key_lengths, causal_offset)
-    if needs_gradient:
-        out = _Attention.apply(q, k, v, band, scoring, options)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+    if needs_operator(q, k, v, mask, key_lengths, offsets):
+        operator = library.scaled_dot_product_attention.scaled_dot_product_attention
+        out = operator(q, k, v, *attention, _fast_backward, keep)[0]
+    elif keep:
+        out = _Attention.apply(q, k, v, attention, options)
     else:
-        out = attention_forward(q, k, v, band, scoring, torch.get_float32_matmul_precision(), False)[0]
+        out = library.scaled_dot_product_attention.forward(q, k, v, attention, False)[0]
     return _as_asked(out, query, lead)
 
 
@@ -204,30 +176,12 @@ def _as_asked(out, query, lead):
     return out[0, 0] if query.dim() == 2 else out.view(*lead, *out.shape[1:])
 
 
-def _rows_adjacent(t):
-    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
-
-
 def _four_axes(t, lead, heads):
     """(..., h, rows, d) -> (B, heads, rows, d), leading axes as one and d adjacent in memory."""
     if t.dim() != 4 or t.shape[:2] != (*lead, heads):
         t = t.expand(*lead, *((heads,) if t.dim() > 2 else ()), *t.shape[-2:])
-        t = t.reshape(lead.numel(), heads, *t.shape[-2:])
-    return _rows_adjacent(t)
-
-
-def _band(B, S, is_causal, window, key_lengths, causal_offset):
-    offsets = None
-    if isinstance(causal_offset, Tensor):
-        offsets, offset = causal_offset.reshape(-1).expand(B).contiguous(), 0
-    else:
-        offset = max(-_FAR, min(causal_offset or 0, _FAR))
-    causal = is_causal or causal_offset is not None
-    left = None if window is None else min(window, _FAR) - 1
-    right = 0 if causal else left
-    if right is not None and offsets is None and left is None and offset >= S - 1:
-        right = None  # the first query sees every key
-    return Band(left, right, offset, offsets, None if key_lengths is None else key_lengths.reshape(-1).contiguous())
+        t = t.reshape(math.prod(lead), heads, *t.shape[-2:])
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
 def scaled_dot_product_attention_plain(
@@ -305,11 +259,14 @@ def _check(
             raise wrong(ValueError, "all tensors must be on one device", f"query {query.device}, {name} {t.device}")
     if not query.is_floating_point():
         raise wrong(TypeError, "query must be floating", query.dtype)
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+
+    def shapes():
+        return f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+
     dims = [t.dim() for t in inputs.values()]
     if min(dims) < 2 or query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
-        raise wrong(ValueError, "query must be (..., H, T, D), key (..., Hk, S, D), value (..., Hk, S, Dv)", shapes)
-    heads, heads_k, heads_v = (t.shape[-3:-2].numel() for t in inputs.values())
+        raise wrong(ValueError, "query must be (..., H, T, D), key (..., Hk, S, D), value (..., Hk, S, Dv)", shapes())
+    heads, heads_k, heads_v = (math.prod(t.shape[-3:-2]) for t in inputs.values())
     try:
         lead = torch.broadcast_shapes(*(t.shape[:-3] for t in inputs.values()))
         heads_kv = heads_k if heads_v == 1 else heads_v if heads_k == 1 else heads_k
@@ -320,7 +277,7 @@ def _check(
             raise RuntimeError
     except RuntimeError:
         raise wrong(
-            ValueError, "leading axes must broadcast, and heads too, or with enable_gqa Hk must divide H", shapes
+            ValueError, "leading axes must broadcast, and heads too, or with enable_gqa Hk must divide H", shapes()
         ) from None
     T, S = query.shape[-2], key.shape[-2]
     scores = (*lead, H, T, S) if max(dims) > 2 else (T, S)

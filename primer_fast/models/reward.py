@@ -50,7 +50,7 @@ class RewardModel(nn.Module):
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:  # (N, T), (N,) -> (N,) float32
         last = (lengths - 1).to(tokens.device)
         hidden = self.trunk.hidden(tokens)
-        reward = self.head(hidden[torch.arange(len(tokens), device=tokens.device), last]).squeeze(-1)
+        reward = self.head(hidden[torch.arange(tokens.shape[0], device=tokens.device), last]).squeeze(-1)
         return (reward.float() - self.mean) / self.std
 
     @torch.no_grad()

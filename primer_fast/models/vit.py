@@ -107,7 +107,7 @@ class ViT(nn.Module):
         """The last states, after the last norm."""
         x = self.patches(self.cut(x))
         if self.class_token is not None:
-            x = torch.cat((self.class_token.expand(len(x), 1, -1), x), dim=1)
+            x = torch.cat((self.class_token.expand(x.shape[0], 1, -1), x), dim=1)
         x = x + self.positions
         if self.config.dropout and self.training:
             x = torch_F.dropout(x, self.config.dropout)
@@ -122,4 +122,4 @@ class ViT(nn.Module):
             raise ValueError(f"ViT: input must be (B, {channels}, {height}, {width}){either}; got {tuple(x.shape)}")
         p = self.config.patch
         x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, C, H / p, p, W / p, p)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(len(x), self.config.patches, channels * p * p)
+        return x.permute(0, 2, 4, 1, 3, 5).reshape(x.shape[0], self.config.patches, channels * p * p)

@@ -128,10 +128,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             raise wrong(ValueError, "is_causal says that attn_mask is causal and needs it", "attn_mask None")
 
 
-def _each(change, *tensors):
+def _each(change, query, key, value):
     """``change`` of each; what was one tensor stays one, so that it is projected once."""
-    changed = {id(x): change(x) for x in tensors}
-    return [changed[id(x)] for x in tensors]
+    q = change(query)
+    k = q if key is query else change(key)
+    return q, k, q if value is query else k if value is key else change(value)
 
 
 def _visible(attn_mask, key_padding_mask, N, dtype):
@@ -158,5 +159,5 @@ def _attend_with_weights(q, k, v, mask, dropout):
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    weights = torch.dropout(scores.softmax(dim=-1), dropout, dropout > 0)
+    weights = torch.dropout(scores.softmax(dim=-1), dropout, True)
     return weights @ v, weights

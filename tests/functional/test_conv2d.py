@@ -381,3 +381,9 @@ def test_offsets_pass_two_to_the_31(transposed):
                 results += [y, *torch.autograd.grad(y, w, torch.ones_like(y))]
     for a, b in zip(got, want, strict=True):
         assert torch.equal(a, b)
+
+
+def test_more_pixels_than_32_bits_count_are_refused(device):
+    x = torch.zeros(1, 1, 1, 1, device=device).expand(2**15, 1, 2**8, 2**8)
+    with pytest.raises(ValueError, match="fewer than 2\\*\\*31 - 2\\*\\*16 pixels; got 32768 images of 256 x 256"):
+        F.conv2d(x, torch.ones(1, 1, 1, 1, device=device))

@@ -12,6 +12,7 @@ from primer_fast.kernels.launch import CHIPS, MatmulSettings
 from primer_fast.kernels.linear import matmul
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
 from primer_fast.kernels.logits import CHUNK_BYTES, chunk_size, share_count
+from primer_fast.library import logits as chunks
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.linear_log_prob import linear_log_prob, linear_log_prob_grad
@@ -222,8 +223,8 @@ def test_without_gradients_nothing_is_kept(device):
 def small_chunks(plain_path, monkeypatch):
     """The path of a CPU, on chunks of a few rows and classes."""
     monkeypatch.setattr(logits, "PLAIN_BYTES", 0)
-    monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
-    monkeypatch.setattr(logits, "_CHUNK_ROWS", 5)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * 16 * 4)
+    monkeypatch.setattr(chunks, "_CHUNK_ROWS", 5)
 
 
 @pytest.mark.parametrize("dtype", verify.DTYPES)
@@ -287,3 +288,17 @@ def test_offsets_pass_two_to_the_31():
     with launch.assume_chip("sm_80"):
         y = F.linear_log_prob(x, w, t)
     assert worst(exact(y), linear_log_prob(exact(x), exact(w), t.cpu().numpy())) < 1e-5
+
+
+def test_a_target_outside_gives_nan_on_pytorchs_operators_too(plain_path):
+    x, w = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3)
+    t = torch.tensor([4, 5, 0, -1])
+    for target in (t, t[::2]):
+        rows = x[: len(target)]
+        y = F.linear_log_prob(rows, w, target, temperature=2.0)
+        (dx,) = torch.autograd.grad(y, rows, torch.ones_like(y))
+        inside = (target >= 0) & (target < 5)
+        z = ((rows @ w.T) / 2).log_softmax(-1)
+        want = z[torch.arange(len(target)), target.clamp(0, 4)]
+        torch.testing.assert_close(y, torch.where(inside, want, torch.nan), equal_nan=True)
+        assert torch.equal(dx.isnan().any(dim=1), ~inside)

@@ -422,7 +422,7 @@ def test_wrong_arguments(error, message, args, options):
 def test_few_queries_share_out_many_keys(options, device, monkeypatch):
     """What a gradient would take the other way gives the same without one; NaN past the lengths too."""
     calls = []
-    module = importlib.import_module(f"primer_fast.functional.{OP}")
+    module = importlib.import_module(f"primer_fast.library.{OP}")
     decode = module.attention_decode
     monkeypatch.setattr(module, "attention_decode", lambda *a, **o: calls.append(1) or decode(*a, **o))
     options = {n: torch.tensor(o, device=device) if isinstance(o, list) else o for n, o in options.items()}
@@ -444,7 +444,7 @@ def test_few_queries_share_out_many_keys(options, device, monkeypatch):
 
 def test_one_pass_backward_is_taken_only_when_asked_for(device, monkeypatch):
     calls = []
-    module = importlib.import_module(f"primer_fast.functional.{OP}")
+    module = importlib.import_module(f"primer_fast.library.{OP}")
     one_pass = module.attention_bwd_onepass
     monkeypatch.setattr(module, "attention_bwd_onepass", lambda *a, **o: calls.append(1) or one_pass(*a, **o))
     leaves = inputs((2, 4, 90, 32), (2, 2, 100, 32), (2, 2, 100, 32), device=device, dtype=torch.bfloat16)

@@ -1,0 +1,96 @@
+"""The operators primer_fast::conv2d and conv2d_backward."""
+
+import torch
+from torch import Tensor
+
+from primer_fast.kernels.conv2d import Geometry, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
+from primer_fast.kernels.tile import FROM_OUTPUT
+from primer_fast.library.register import absent, check_kept, only, operator, present, spread
+
+
+def forward(x, w, b, geometry, activation, channels_last, keep):
+    """x (N, C, H, W), w (O, C / groups, R, S), b (O,) or None -> y (N, O, P, Q), what the backward needs or None.
+
+    Raises:
+        ValueError: more pixels than the kernels can number. Asked here, lest a graph be bound to a largest batch.
+    """
+    (images, _, H, W), (P, Q) = x.shape, geometry.size
+    if images * max(H * W, P * Q) >= 2**31 - 2**16:
+        raise ValueError(
+            "conv2d: input and output must have fewer than 2**31 - 2**16 pixels; "
+            f"got {images} images of {H} x {W} and {P} x {Q}"
+        )
+    return conv2d_fwd(x, w, b, geometry, activation, keep, torch.get_float32_matmul_precision(), channels_last)
+
+
+def gradients(dy, saved, x, w, geometry, activation, needed):
+    """dy (N, O, P, Q) -> dx, dw, db, None for each that is not needed."""
+    need_x, need_w, need_b = needed
+    precision = torch.get_float32_matmul_precision()
+    dx = dw = db = None
+    if need_x:
+        dx = conv2d_bwd_input(dy, saved, x, w, geometry, activation, precision)
+    if need_w or need_b:
+        bias_dtype = w.dtype if need_b else None
+        dw, db = conv2d_bwd_weight(dy, saved, x, w, geometry, activation, need_w, bias_dtype, precision)
+    return dx, dw, db
+
+
+def _geometry(stride, padding, dilation, groups, size):
+    return Geometry(tuple(stride), tuple(padding), tuple(dilation), groups, tuple(size))
+
+
+@operator("conv2d")
+def conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None,
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, size: list[int],
+    activation: str | None, channels_last: bool, keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    geometry = _geometry(stride, padding, dilation, groups, size)
+    y, saved = forward(input, weight, bias, geometry, activation, channels_last, keep)
+    return y, present(saved, y)
+
+
+@conv2d.register_fake
+def _(input, weight, bias, stride, padding, dilation, groups, size, activation, channels_last, keep):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    y = torch.empty(
+        (input.shape[0], weight.shape[0], *size), dtype=input.dtype, device=input.device, memory_format=layout
+    )
+    derivative = keep and activation is not None and activation not in FROM_OUTPUT
+    return y, torch.empty_like(y) if derivative else absent(y)
+
+
+@operator("conv2d_backward")
+def conv2d_backward(
+    dy: Tensor, saved: Tensor | None, input: Tensor, weight: Tensor,
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, size: list[int],
+    activation: str | None, needed: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    geometry = _geometry(stride, padding, dilation, groups, size)
+    return only(gradients(dy, saved, input, weight, geometry, activation, needed), needed)
+
+
+@conv2d_backward.register_fake
+def _(dy, saved, input, weight, stride, padding, dilation, groups, size, activation, needed):
+    return only((torch.empty_like(input), torch.empty_like(weight), weight.new_empty(weight.shape[:1])), needed)
+
+
+def _setup(ctx, inputs, output):
+    x, w, _, *geometry, activation, _, keep = inputs
+    y, saved = output
+    check_kept("conv2d", keep)
+    ctx.mark_non_differentiable(saved)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, w, None if activation is None else y if activation in FROM_OUTPUT else saved)
+    ctx.geometry, ctx.activation = geometry, activation
+
+
+def _backward(ctx, dy, _):
+    x, w, saved = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    grads = conv2d_backward(dy, saved, x, w, *ctx.geometry, ctx.activation, needed)
+    return *spread(grads, needed), *(None,) * 8
+
+
+conv2d.register_autograd(_backward, setup_context=_setup)

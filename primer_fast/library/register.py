@@ -1,0 +1,38 @@
+"""What all registered operators share."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+
+def operator(name: str) -> Callable:
+    """Decorator: the function becomes the operator primer_fast::name; its annotations are the schema."""
+    return torch.library.custom_op(f"primer_fast::{name}", mutates_args=())
+
+
+def absent(like: Tensor) -> Tensor:
+    """Stands for None among the results of an operator, which must all be tensors."""
+    return like.new_empty(0)
+
+
+def present(t: Tensor | None, *others: Tensor) -> Tensor:
+    """``t``, or the stand-in where it is None or one of the other results, which it may not alias."""
+    return absent(others[0]) if t is None or any(t is other for other in others) else t
+
+
+def only(grads, needed) -> list[Tensor]:
+    """The gradients that are needed, as an operator returns them."""
+    return [grad for grad, need in zip(grads, needed, strict=True) if need]
+
+
+def spread(grads, needed) -> list[Tensor | None]:
+    """Back from ``only``: None for each that was not needed."""
+    rest: Iterator[Tensor] = iter(grads)
+    return [next(rest) if need else None for need in needed]
+
+
+def check_kept(name: str, keep: bool) -> None:
+    """Raise ValueError where a gradient will be asked of a call that kept nothing for it."""
+    if not keep:
+        raise ValueError(f"{name}: keep must be True where an argument requires a gradient; got {keep}")

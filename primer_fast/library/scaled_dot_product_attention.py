@@ -1,0 +1,149 @@
+"""The operators primer_fast::scaled_dot_product_attention and scaled_dot_product_attention_backward."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from primer_fast.kernels.attention_decode import attention_decode
+from primer_fast.kernels.attention_onepass import attention_bwd_onepass, supported
+from primer_fast.kernels.attention_tile import empty_like_rows
+from primer_fast.kernels.scaled_dot_product_attention import (
+    Band,
+    Scoring,
+    attention_backward,
+    attention_delta,
+    attention_forward,
+)
+from primer_fast.library.register import absent, check_kept, only, operator, present, spread
+
+_FAR = 1 << 30  # further than any position
+_DECODED_ROWS, _DECODED_KEYS = 64, 256  # at most so many queries of a key head, at least so many keys: keys are split
+
+
+class Attention(NamedTuple):
+    """What attention is told beside query, key and value, in the operators' order."""
+
+    mask: Tensor | None  # expanded to (B, H, T, S), bool or floating
+    key_lengths: Tensor | None  # B integers
+    offsets: Tensor | None  # 1 or B integers, in place of offset
+    seed: Tensor | None  # (1,) int64, of dropout
+    causal: bool
+    offset: int
+    window: int | None
+    scale: float | None  # None: 1 / sqrt(D)
+    softcap: float | None
+    dropout_p: float
+
+    def band(self, B: int, S: int) -> Band:
+        offset, offsets, lengths = max(-_FAR, min(self.offset, _FAR)), None, None
+        if self.offsets is not None:
+            offset, offsets = 0, self.offsets.reshape(-1).expand(B).contiguous()
+        if self.key_lengths is not None:
+            lengths = self.key_lengths.reshape(-1).contiguous()
+        left = None if self.window is None else min(self.window, _FAR) - 1
+        right = 0 if self.causal else left
+        if right is not None and offsets is None and left is None and offset >= S - 1:
+            right = None  # the first query sees every key
+        return Band(left, right, offset, offsets, lengths)
+
+    def scoring(self, D: int) -> Scoring:
+        scale = 1 / math.sqrt(D) if self.scale is None else self.scale
+        return Scoring(scale, self.softcap, self.mask, self.dropout_p, self.seed)
+
+
+def forward(q, k, v, attention: Attention, keep):
+    """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV), last stride 1 -> out (B, H, T, DV), lse, None unless keep."""
+    (B, H, T, D), (_, HK, S, _) = q.shape, v.shape
+    scoring, precision = attention.scoring(D), torch.get_float32_matmul_precision()
+    if not keep and scoring.dropout_p == 0 and S >= _DECODED_KEYS and H // max(HK, 1) * T <= _DECODED_ROWS:
+        lengths = attention.key_lengths if attention.key_lengths is None else attention.key_lengths.reshape(-1)
+        out = attention_decode(
+            q, k, v, scale=scoring.scale, causal=attention.causal,
+            causal_offset=attention.offset if attention.offsets is None else attention.offsets,
+            window=attention.window, softcap=scoring.softcap, key_lengths=lengths, mask=scoring.mask,
+            precision=precision,
+        )  # fmt: skip
+        return out, None
+    return attention_forward(q, k, v, attention.band(B, S), scoring, precision, keep)
+
+
+def gradients(dout, q, k, v, out, lse, attention: Attention, fast, needed):
+    """dout (B, H, T, DV) -> dq, dk, dv, None for each that is not needed. fast: see fast_attention_backward."""
+    need_q, need_k, need_v = needed
+    dout = dout if dout.stride(-1) == 1 or dout.shape[-1] == 1 else dout.contiguous()
+    band, scoring = attention.band(len(q), k.shape[2]), attention.scoring(q.shape[3])
+    if fast and need_q and need_k and need_v and _one_pass(q, k, v, band, scoring):
+        return attention_bwd_onepass(
+            dout, q, k, v, lse, attention_delta(dout, out),
+            scale=scoring.scale, causal=band.right is not None, causal_offset=band.offset,
+        )  # fmt: skip
+    precision = torch.get_float32_matmul_precision()
+    dq, dk, dv = attention_backward(
+        dout, q, k, v, out, lse, band, scoring, precision, (need_q, need_k or need_v)
+    )  # fmt: skip
+    return dq, dk if need_k else None, dv if need_v else None
+
+
+def _one_pass(q, k, v, band, scoring):
+    return q.numel() > 0 and k.numel() > 0 and band.offsets is None and supported(
+        q, k, v, window=band.left, softcap=scoring.softcap, key_lengths=band.lengths, mask=scoring.mask,
+        dropout_p=scoring.dropout_p,
+    )  # fmt: skip
+
+
+@operator("scaled_dot_product_attention")
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor,
+    mask: Tensor | None, key_lengths: Tensor | None, offsets: Tensor | None, seed: Tensor | None,
+    causal: bool, offset: int, window: int | None, scale: float | None, softcap: float | None, dropout_p: float,
+    fast_backward: bool, keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    attention = Attention(
+        mask, key_lengths, offsets, seed, causal, offset, window, scale, softcap, dropout_p
+    )  # fmt: skip
+    out, lse = forward(query, key, value, attention, keep)
+    return out, present(lse, out)
+
+
+@scaled_dot_product_attention.register_fake
+def _(query, key, value, *attention_fast_keep):
+    out = empty_like_rows(query, value.shape[3])
+    return out, query.new_empty(query.shape[:3], dtype=torch.float32) if attention_fast_keep[-1] else absent(out)
+
+
+@operator("scaled_dot_product_attention_backward")
+def scaled_dot_product_attention_backward(
+    dout: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
+    mask: Tensor | None, key_lengths: Tensor | None, offsets: Tensor | None, seed: Tensor | None,
+    causal: bool, offset: int, window: int | None, scale: float | None, softcap: float | None, dropout_p: float,
+    fast_backward: bool, needed: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    attention = Attention(
+        mask, key_lengths, offsets, seed, causal, offset, window, scale, softcap, dropout_p
+    )  # fmt: skip
+    return only(gradients(dout, query, key, value, out, lse, attention, fast_backward, needed), needed)
+
+
+@scaled_dot_product_attention_backward.register_fake
+def _(dout, query, key, value, *rest):
+    return only([empty_like_rows(t, t.shape[3]) for t in (query, key, value)], rest[-1])
+
+
+def _setup(ctx, inputs, output):
+    q, k, v, mask, key_lengths, offsets, seed, *ctx.numbers, ctx.fast, keep = inputs
+    out, lse = output
+    check_kept("scaled_dot_product_attention", keep)
+    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, out, lse, mask, key_lengths, offsets, seed)
+
+
+def _backward(ctx, dout, _):
+    needed = ctx.needs_input_grad[:3]
+    grads = scaled_dot_product_attention_backward(dout, *ctx.saved_tensors, *ctx.numbers, ctx.fast, needed)
+    return *spread(grads, needed), *(None,) * 12
+
+
+scaled_dot_product_attention.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,53 @@
+"""Every registered operator as PyTorch's own checks see it, on the calls that the public functions make."""
+
+import pytest
+import torch
+from library.samples import SAMPLES, run
+from torch.utils._python_dispatch import TorchDispatchMode
+
+OPERATORS = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("primer_fast::")}
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the calls of our operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "primer_fast":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+def calls_of(sample, device):
+    """Forward and backward operator calls of a sample."""
+    torch.manual_seed(0)
+    with Recorder() as recorder:
+        run(sample.call, sample.make(device))
+    return recorder.calls
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_opcheck(sample, device):
+    """Schema, autograd registration, fake tensors with exact strides, AOTAutograd with dynamic shapes."""
+    calls = calls_of(sample, device)
+    assert calls and all(func.name().startswith(f"primer_fast::{sample.op}") for func, _ in calls)
+    for func, args in calls:
+        if "backward" in func.name():  # has no derivative of its own
+            args = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in args)
+        torch.library.opcheck(func, args)
+
+
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if s.why in ("no gradient", "decoding")], ids=str)
+def test_without_gradients_nothing_is_kept(sample, device):
+    ((func, args),) = calls_of(sample, device)
+    if sample.op != "linear_log_prob":  # whose log-sum-exp comes for free
+        assert all(kept.numel() == 0 for kept in func(*args)[1:])
+
+
+def test_every_operator_is_checked():
+    forward = {f"primer_fast::{sample.op}" for sample in SAMPLES}
+    assert forward < OPERATORS and len(OPERATORS) == 17
+    assert {name.split("_backward")[0] for name in OPERATORS} == forward
