@@ -111,7 +111,7 @@ def layer_norm(
         y, s, *_ = library.layer_norm.layer_norm(*leaves, math.prod(shape), eps, dtype, keep_sum, any(needed))
     elif any(needed):
         y = _LayerNorm.apply(*leaves, shape, eps, dtype, return_residual)
-        y, s = (y, None) if residual is None else y
+        y, s = (y, input) if residual is None else y
     else:
         y, s, _, _ = layer_norm_fwd(*leaves, math.prod(shape), eps, dtype=dtype, keep_sum=return_residual, keep=False)
     return (y, input if residual is None else s) if return_residual else y
