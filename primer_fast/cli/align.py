@@ -16,11 +16,12 @@ from typing import Any
 import torch
 import tyro
 
-from primer_fast.cli import align_data, align_plots, align_report
+from primer_fast.cli import align_data, align_folder, align_plots, align_report
 from primer_fast.cli.align_data import Material
 from primer_fast.cli.align_stages import Result, align
 from primer_fast.cli.console import Display
-from primer_fast.cli.run_folder import RunFolder, write_text
+from primer_fast.cli.option_types import misfit
+from primer_fast.cli.run_folder import RunFolder, WriteError, write_text, writing
 from primer_fast.data.preferences import load_lexicon, read_preferences, read_ratings
 from primer_fast.data.text import load_text
 from primer_fast.train.dpo import DPOConfig
@@ -30,6 +31,10 @@ from primer_fast.train.reward import RewardConfig
 from primer_fast.train.sft import SFTConfig
 
 LEXICON = "lexicon"
+MATERIAL = "material"  # in config.json: what was learned from
+PROCEDURES = {
+    "language": LanguageModelConfig, "sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig, "dpo": DPOConfig
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Options:
     preferences: Path | None = None  # a JSON Lines file of prompt, chosen, rejected, instead of ratings
     text: str | None = None  # with sentences: text to pretrain on before them, a file, a folder or "builtin"
     out: Path = Path("runs/align")  # folder of the page and of the models; an earlier run in it is replaced
+    resume: bool = False  # go on with the run in --out, with the options that it was begun with
     tokenizer: str = "characters"  # of sentences; or "bytes", or a JSON file of Hugging Face's tokenizers
     context: int = 96  # tokens of a prompt and its completion; words take what they need
     width: int = 96
@@ -118,9 +124,9 @@ def main(argv: list[str]) -> int:
     except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        print("interrupted; run the command again to start anew", file=sys.stderr)
+        print("interrupted; --resume goes on, without it the command starts anew", file=sys.stderr)
         return 130
-    except FloatingPointError as error:
+    except (FloatingPointError, WriteError) as error:
         print(f"primer-fast align: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -133,11 +139,45 @@ def parse(argv: list[str]) -> Options:
     first = argparse.ArgumentParser(prog="primer-fast align", add_help=False, allow_abbrev=False)
     first.add_argument("--ratings", default=LEXICON)
     first.add_argument("--preferences", type=Path)
+    first.add_argument("--out", type=Path, default=Options.out)
+    first.add_argument("--resume", action="store_true")
     given = first.parse_known_args(argv)[0]
-    default = default_options(given.ratings, given.preferences)
-    return tyro.cli(
+    if given.resume:
+        default = began = _from_json(RunFolder(given.out, "align").read_options(), given.out)
+    else:
+        default, began = default_options(given.ratings, given.preferences), None
+    options = tyro.cli(
         Options, args=argv, default=default, prog="primer-fast align", config=(tyro.conf.FlagCreatePairsOff,)
     )
+    if began is not None:
+        new, old = _to_json(options), _to_json(began)
+        other = [f"{key} {old[key]} (now {new[key]})" for key in new if new[key] != old[key]]
+        if other:
+            raise ValueError(f"{options.out}: the run was begun with {', '.join(other)}; leave them out to go on")
+    return options
+
+
+def _to_json(options: Options) -> dict:
+    values = json.loads(json.dumps(dataclasses.asdict(options), default=str))
+    return {key: value for key, value in values.items() if key not in ("out", "resume")}
+
+
+def _from_json(values: dict, out: Path) -> Options:
+    """Inverse of ``_to_json``: the options that the run in ``out`` was begun with."""
+
+    def made(cls: type, values: dict):
+        if wrong := misfit(cls, values):
+            raise ValueError(wrong)
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+    try:
+        values = {key: value for key, value in values.items() if key not in (MATERIAL, "out", "resume")}
+        values |= {name: made(cls, values[name]) for name, cls in PROCEDURES.items()}
+        if values["preferences"] is not None:
+            values["preferences"] = Path(values["preferences"])
+        return dataclasses.replace(made(Options, values), out=out)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{out / 'config.json'}: not the configuration of this command ({error})") from error
 
 
 def load_material(options: Options) -> Material:
@@ -146,10 +186,15 @@ def load_material(options: Options) -> Material:
     texts: dict[str, Any] = {"tokenizer": options.tokenizer, "context": options.context}
     rated: dict[str, Any] = {"pairs": options.pairs, "minimum_gap": options.minimum_gap}
     running_text = None if options.text is None else load_text(options.text)
-    if options.preferences is not None:
-        return align_data.pairs(read_preferences(options.preferences), running_text, **texts, **shared)
-    if options.ratings != LEXICON:
-        return align_data.sentences(read_ratings(options.ratings), running_text, **texts, **rated, **shared)
+    source = options.preferences or options.ratings
+    if source != LEXICON:
+        read = (read_ratings if options.preferences is None else read_preferences)(source)
+        try:
+            if options.preferences is not None:
+                return align_data.pairs(read, running_text, **texts, **shared)
+            return align_data.sentences(read, running_text, **texts, **rated, **shared)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
     if options.text is not None:
         raise ValueError("--text is for sentences: give --ratings FILE or --preferences FILE with it")
     return align_data.words(load_lexicon(), **rated, **shared)
@@ -161,14 +206,30 @@ def run(options: Options, display: Display) -> Result:
     Raises:
         ValueError, OSError: what the options name cannot be used; says what and why.
         FloatingPointError: a training diverged.
+        WriteError: a file cannot be written.
     """
     began = time.perf_counter()
     torch.manual_seed(options.seed)
     material = load_material(options)
     folder = RunFolder(options.out, "align")
-    folder.begin(json.loads(json.dumps(dataclasses.asdict(options), default=str)), overwrite=True)
-    result = align(material, options, display)
-    write_text(options.out / "results.json", json.dumps(result.to_json(), indent=2) + "\n")
-    align_plots.draw(options.out, result)
-    write_text(options.out / "index.html", align_report.page_of(options.out, result, time.perf_counter() - began))
+    with folder.held():
+        material_now = align_folder.fingerprint(material)
+        if options.resume:
+            if folder.read_options().get(MATERIAL) != material_now:
+                raise ValueError(f"{options.out}: the run was begun with other data than there is now; start anew")
+        else:
+            if not folder.is_new():
+                folder.read_options()  # raises for what is not a run of this command
+                align_folder.forget(options.out)
+            folder.begin(_to_json(options) | {MATERIAL: material_now}, overwrite=True)
+        result = align(material, options, display)
+        _report(options, result, began)
     return result
+
+
+def _report(options: Options, result: Result, began: float) -> None:
+    seconds = max(time.perf_counter() - began, sum(result.seconds.values()))  # of all calls, where there were several
+    write_text(options.out / "results.json", json.dumps(result.to_json(), indent=2) + "\n")
+    with writing(options.out):
+        align_plots.draw(options.out, result)
+    write_text(options.out / "index.html", align_report.page_of(options.out, result, seconds))

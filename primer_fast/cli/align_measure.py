@@ -190,6 +190,11 @@ class Point:
     kl: Mean
     reward: Mean
 
+    @classmethod
+    def from_json(cls, values: dict) -> "Point":
+        """Inverse of ``dataclasses.asdict``."""
+        return cls(values["step"], Mean(**values["kl"]), Mean(**values["reward"]))
+
 
 def best_possible(samples: Samples) -> list[tuple[float, float]]:
     """(KL, reward) of pi*(y) = pi_ref(y) exp(r(y) / beta) / Z for ever smaller beta: no policy has more for its KL.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from primer_fast.cli.align_data import Material
+from primer_fast.cli.align_folder import CHECKPOINTS, Stage
 from primer_fast.cli.align_measure import (
     Difference,
     Mean,
@@ -22,18 +23,20 @@ from primer_fast.cli.align_measure import (
 )
 from primer_fast.cli.console import Display
 from primer_fast.cli.pair_accuracy import Accuracy, reward_accuracy
-from primer_fast.cli.run_folder import RunFolder
+from primer_fast.cli.run_folder import write_text
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import dpo, language_model, ppo, sft
 from primer_fast.train import reward as reward_modelling
+from primer_fast.train.common import TrainState
 from primer_fast.train.scoring import reward_of_model
 
 if TYPE_CHECKING:
     from primer_fast.cli.align import Options
 
 SEED_OF_POINTS, SEED_OF_SAMPLES = 1, 2
+SECONDS = "seconds.json"
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,12 @@ class Result:
 
 def align(material: Material, options: "Options", display: Display) -> Result:
     """All stages, in order; PPO and every DPO start from the same pretrained policy."""
-    clock, seconds = time.perf_counter(), {}
+    clock, seconds = time.perf_counter(), _seconds_before(options)
 
     def lap(name: str) -> None:
         nonlocal clock
-        seconds[name] = time.perf_counter() - clock
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - clock
+        write_text(options.out / SECONDS, json.dumps(seconds) + "\n")
         clock = time.perf_counter()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,6 +141,15 @@ def align(material: Material, options: "Options", display: Display) -> Result:
     )  # fmt: skip
 
 
+def _seconds_before(options: "Options") -> dict[str, float]:
+    """The time of stages in the calls that this one goes on from; of a stage that was stopped, nothing."""
+    path = options.out / SECONDS
+    try:
+        return dict(json.loads(path.read_text())) if options.resume and path.exists() else {}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not the times of stages, or damaged ({error})") from error
+
+
 class Stages:
     def __init__(self, material: Material, options: "Options", display: Display):
         self.material, self.options, self.display = material, options, display
@@ -145,14 +158,22 @@ class Stages:
         """On running text where there is some, then on the completions; ratings play no part."""
         rows = []
         if self.material.running_text is not None:
-            config = dataclasses.replace(self.options.language, seed=self.options.seed)
-            state = language_model.start(model, config)
-            train = language_model.train(state, self.material.running_text, config)
-            rows += self._train("pretrain on text", "text", train, config.steps, "train/loss")
-        config, corpus = dataclasses.replace(self.options.sft, seed=self.options.seed), self.material.corpus
-        train = sft.train(sft.start(model, config), corpus, config)
-        rows += self._train("pretrain on completions", "language", train, sft.total_steps(len(corpus), config), "loss")
-        self._save("language", model)
+            stage, config = self._stage("text"), dataclasses.replace(self.options.language, seed=self.options.seed)
+            if stage.finished(model) is None:
+                state = language_model.start(model, config)
+                stage.begin(state)
+                train = language_model.train(state, self.material.running_text, config)
+                self._train("pretrain on text", stage, state, train, config.steps, "train/loss")
+                stage.finish(model, self.material.tokenizer, {})
+            rows += stage.run.rows()
+        stage, corpus = self._stage("language"), self.material.corpus
+        if stage.finished(model) is None:
+            config = dataclasses.replace(self.options.sft, seed=self.options.seed)
+            state, steps = sft.start(model, config), sft.total_steps(len(corpus), config)
+            stage.begin(state)
+            self._train("pretrain on completions", stage, state, sft.train(state, corpus, config), steps, "loss")
+            stage.finish(model, self.material.tokenizer, {})
+        rows += stage.run.rows()
         return model.eval().requires_grad_(False), rows
 
     def learn_reward(self, language: Transformer) -> tuple[RewardModel, list[dict], Accuracy]:
@@ -160,12 +181,17 @@ class Stages:
         config, pairs = dataclasses.replace(self.options.reward, seed=self.options.seed), self.material.train_pairs
         torch.manual_seed(self.options.seed)
         model = RewardModel.from_language_model(language).requires_grad_(True).to(next(language.parameters()).device)
-        train = reward_modelling.train(reward_modelling.start(model, config), pairs, config)
-        rows = self._train("reward model", "reward", train, reward_modelling.total_steps(len(pairs), config), "loss")
+        stage = self._stage("reward")
+        if stage.finished(model) is None:
+            state, steps = reward_modelling.start(model, config), reward_modelling.total_steps(len(pairs), config)
+            stage.begin(state)
+            train = reward_modelling.train(state, pairs, config)
+            self._train("reward model", stage, state, train, steps, "loss")
+            model.requires_grad_(False)
+            model.normalise(reward_modelling.score(model, pairs.stacked()))
+            stage.finish(model, self.material.tokenizer, {})
         model.requires_grad_(False)
-        model.normalise(reward_modelling.score(model, pairs.stacked()))
-        self._save("reward", model)
-        return model, rows, reward_accuracy(model, self.material.test_pairs, self.options.seed)
+        return model, stage.run.rows(), reward_accuracy(model, self.material.test_pairs, self.options.seed)
 
     def ppo(self, language: Transformer, reward: RewardModel) -> Aligned:
         config = dataclasses.replace(
@@ -182,7 +208,7 @@ class Stages:
                 should_stop=should_stop,
             )  # fmt: skip
 
-        return self._align("PPO", "ppo", policy, language, reward, train, config.steps, "objective/scores")
+        return self._align("PPO", "ppo", state, policy, language, reward, train, config.steps, "objective/scores")
 
     def dpo(self, language: Transformer, reward: RewardModel, beta: float) -> Aligned:
         pairs = self.material.train_pairs
@@ -191,22 +217,25 @@ class Stages:
         config = dataclasses.replace(self.options.dpo, beta=beta, seed=self.options.seed, log_every=every)
         policy = copy.deepcopy(language).requires_grad_(True)
         state = dpo.start(policy, config)
-        reference = dpo.reference_log_probs(language, pairs, config)
 
         def train(should_stop):
+            reference = dpo.reference_log_probs(language, pairs, config)
             return dpo.train(state, pairs, reference, config, should_stop=should_stop)
 
         name = f"DPO, beta {beta:g}"
-        return self._align(name, f"dpo-{beta:g}", policy, language, reward, train, steps, "loss")
+        return self._align(name, f"dpo-{beta:g}", state, policy, language, reward, train, steps, "loss")
 
     def _align(
-        self, name: str, folder: str, policy: Transformer, language: Transformer, reward: RewardModel,
-        train: Callable[[Callable[[], bool]], Iterator[dict]], steps: int, key: str,
+        self, name: str, folder: str, state: TrainState, policy: Transformer, language: Transformer,
+        reward: RewardModel, train: Callable[[Callable[[], bool]], Iterator[dict]], steps: int, key: str,
     ) -> Aligned:  # fmt: skip
         """Train; measure now and then; where the KL reaches the budget go back to the measurement before and end."""
-        options, device = self.options, next(policy.parameters()).device
+        options, device, stage = self.options, next(policy.parameters()).device, self._stage(folder)
         path: list[Point] = []
         kept, spent, due = None, False, 0.0
+        found = stage.finished(policy)
+        if found is not None:
+            return self._measured(name, stage, policy, language, reward, found)
 
         def measure(step: int) -> bool:
             nonlocal kept
@@ -218,8 +247,13 @@ class Stages:
             kept = {name: t.detach().clone() for name, t in policy.state_dict().items()}
             return False
 
-        measure(0)
-        due = steps / options.points
+        before = stage.begin(state)
+        if before is None:
+            measure(0)
+            due = steps / options.points
+        else:
+            kept, notes = before
+            path, due = [Point.from_json(point) for point in notes["path"]], notes["due"]
 
         def watched():
             nonlocal spent, due
@@ -229,14 +263,21 @@ class Stages:
                     spent = measure(row["step"])
                 yield row
 
-        rows = self._train(name, folder, watched(), steps, key)
+        def notes_now() -> dict:
+            return {"path": [dataclasses.asdict(point) for point in path], "due": due, "in_budget": not spent}
+
+        self._train(name, stage, state, watched(), steps, key, lambda: (kept, notes_now()))
         policy.load_state_dict({name: t.to(device) for name, t in kept.items()})
+        stage.finish(policy, self.material.tokenizer, notes_now())
+        return self._measured(name, stage, policy, language, reward, notes_now())
+
+    def _measured(self, name: str, stage: Stage, policy: Transformer, language, reward, notes: dict) -> Aligned:
         policy.eval().requires_grad_(False)
-        self._save(folder, policy)
-        samples = self._write(policy, language, reward, options.samples, SEED_OF_SAMPLES)
+        samples = self._write(policy, language, reward, self.options.samples, SEED_OF_SAMPLES)
         measured = Measured.of(name, samples, self.material)
         self.display.print(f"{name}: reward {measured.reward}, KL {measured.kl} nats")
-        return Aligned(measured, path, rows, not spent)
+        path = [Point.from_json(point) for point in notes["path"]]
+        return Aligned(measured, path, stage.run.rows(), notes["in_budget"])
 
     def _write(self, policy, language, reward, count: int, stream: int) -> Samples:
         return write(
@@ -244,21 +285,21 @@ class Stages:
             seed=self.options.seed + stream,
         )  # fmt: skip
 
-    def _train(self, name: str, folder: str, rows: Iterator[dict], steps: int, key: str) -> list[dict]:
-        """Run a training to its end, with a progress bar and its metrics in its folder."""
-        run = RunFolder(self.options.out / folder, f"align {folder}")
-        run.begin({}, overwrite=True)
-        advance, every = self.display.task(name, steps), []
-        for row in rows:
-            run.log(row)
-            every.append(row)
-            advance(row["step"], f"{key.split('/')[-1]} {row[key]:.3f}")
-        return every
+    def _stage(self, folder: str) -> Stage:
+        return Stage(self.options.out, folder, resume=self.options.resume)
 
-    def _save(self, folder: str, model: Transformer | RewardModel) -> None:
-        run = RunFolder(self.options.out / folder, f"align {folder}")
-        run.write_files({
-            "transformer.json": json.dumps(dataclasses.asdict(model.config), indent=2) + "\n",
-            "tokenizer.json": self.material.tokenizer.to_json(),
-        })  # fmt: skip
-        run.save_weights(model.state_dict())
+    def _train(
+        self, name: str, stage: Stage, state: TrainState, rows: Iterator[dict], steps: int, key: str,
+        besides: Callable[[], tuple[dict, dict]] = lambda: ({}, {}),
+    ) -> None:  # fmt: skip
+        """Run a training to its end, with a progress bar, and its metrics and checkpoints in its folder.
+
+        ``besides``: tensors and notes that a checkpoint has to hold too.
+        """
+        advance, saved = self.display.task(name, steps, state.step), state.step * CHECKPOINTS // steps
+        for row in rows:
+            stage.run.log(row)
+            advance(row["step"], f"{key.split('/')[-1]} {row[key]:.3f}")
+            if state.step * CHECKPOINTS // steps > saved:
+                saved = state.step * CHECKPOINTS // steps
+                stage.save(state, *besides())

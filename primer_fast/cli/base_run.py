@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from primer_fast.cli.run_folder import read_safetensors
+from primer_fast.cli.run_folder import load_weights, read_safetensors
 from primer_fast.cli.sample import load
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
@@ -55,6 +55,8 @@ def load_reward(source: str, tokenizer: Tokenizer) -> Reward:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--reward {source}: {error}") from error
+    except (Exception, SystemExit) as error:  # the module is the user's
+        raise ValueError(f"--reward {source}: importing it raised {type(error).__name__}: {error}") from error
     if not callable(function):
         raise ValueError(f"--reward {source}: must be a function; got {type(function).__name__}")
     end = end_token(tokenizer)
@@ -72,8 +74,5 @@ def load_reward_model(folder: Path, tokenizer: Tokenizer) -> RewardModel:
     if theirs.to_json() != tokenizer.to_json():
         raise ValueError(f"{folder}: the reward model must have the policy's tokenizer; got another one")
     tensors, _ = read_safetensors(folder / "model.safetensors")
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{folder}: not the weights of a reward model ({error})") from error
+    load_weights(model, tensors, f"{folder}: not the weights of a reward model")
     return model.eval().requires_grad_(False)

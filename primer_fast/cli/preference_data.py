@@ -10,6 +10,7 @@ from primer_fast.cli.training import TrainOptions
 from primer_fast.data.completions import CompletionPairs, encode_pairs
 from primer_fast.data.preferences import (
     Preference,
+    RatedText,
     load_lexicon,
     pair_texts,
     read_preferences,
@@ -45,8 +46,9 @@ def load_pairs(
     Raises:
         ValueError, FileNotFoundError: the data cannot be read, or does not fit the model; names the file.
     """
-    train, test = _read(options)
+    read = _read(options)
     try:
+        train, test = _parts(read, options)
         pairs = [encode_pairs(part, tokenizer.encode, end=end, context=context) for part in (train, test)]
     except ValueError as error:
         raise ValueError(f"{options.data}: {error}") from error
@@ -54,15 +56,20 @@ def load_pairs(
     return *pairs, prompts
 
 
-def _read(options: PairOptions) -> tuple[list[Preference], list[Preference]]:
-    seed = options.train.seed
+def _read(options: PairOptions) -> list[Preference] | list[RatedText]:
     if options.data != LEXICON and Path(options.data).suffix.lower() != ".tsv":
-        return split_pairs(read_preferences(options.data), options.held_out, seed)
-    texts = load_lexicon() if options.data == LEXICON else read_ratings(options.data)
+        return read_preferences(options.data)
+    return load_lexicon() if options.data == LEXICON else read_ratings(options.data)
+
+
+def _parts(read: list[Preference] | list[RatedText], options: PairOptions) -> tuple[list[Preference], list[Preference]]:
+    seed = options.train.seed
+    if isinstance(read[0], Preference):
+        return split_pairs(read, options.held_out, seed)
     train, test = (
         pair_texts(part, count, minimum_gap=options.minimum_gap, with_margin=True, seed=seed)
         for part, count in zip(
-            split_texts(texts, options.held_out, seed), (options.pairs, max(1, options.pairs // 5)), strict=True
+            split_texts(read, options.held_out, seed), (options.pairs, max(1, options.pairs // 5)), strict=True
         )
     )
     return train, test

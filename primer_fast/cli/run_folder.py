@@ -3,20 +3,45 @@
 A run that needs more to be used, as a tokenizer, has it in files of their own, from the beginning on.
 
 Every file but the metrics is written under a temporary name, flushed to the disk and renamed, so that a run that is
-killed leaves the file before. Nothing here is unpickled.
+killed leaves the file before. Nothing here is unpickled. A run holds its folder by a lock on the file ``.lock``, which
+the kernel releases however the process ends; where a file system has no locks, as some network file systems, nothing
+keeps two runs apart.
 """
 
+import contextlib
+import errno
 import json
 import math
 import os
 import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 import primer_fast
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: nothing keeps two runs apart
+    fcntl = None
+
+TEMPORARY = ".tmp"  # added to a file's name while it is written
+_REMEDIES = {
+    errno.ENOSPC: "make room on that disk", errno.EDQUOT: "make room in the quota",
+    errno.EFBIG: "raise the limit of the size of files", errno.EROFS: "choose an --out that can be written to",
+    errno.EACCES: "choose an --out that can be written to", errno.EPERM: "choose an --out that can be written to",
+    errno.ENOENT: "its folder is gone; choose another --out",
+    errno.ENOTDIR: "a part of this path is a file; choose another --out",
+}  # fmt: skip
+
+
+class WriteError(OSError):
+    """A file of a run cannot be written; the message names it and says why and what to do."""
 
 
 class RunFolder:
@@ -24,6 +49,7 @@ class RunFolder:
 
     Raises (any method):
         ValueError: the folder or a file in it is not what it should be; the message names it and says what is wrong.
+        WriteError: a file cannot be written.
     """
 
     def __init__(self, path: str | Path, command: str):
@@ -32,12 +58,65 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.weights = self.path / "model.safetensors"  # written at the end: its presence says that the run is finished
+        self.lock = self.path / ".lock"
+        self._held: int | None = None  # descriptor of the lock
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder, and keep it for this run as long as the block lasts.
+
+        Raises:
+            ValueError: another run that is alive holds it.
+        """
+        if fcntl is None or (self.path.exists() and not self.path.is_dir()):
+            yield
+            return
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.lock):
+            held = self._acquire()
+        try:
+            self._held = held
+            yield
+        finally:
+            self._held = None
+            if held is not None:
+                with contextlib.suppress(OSError):
+                    if _same_file(held, self.lock):
+                        self.lock.unlink()
+                os.close(held)
+
+    def _acquire(self) -> int | None:
+        """The descriptor of the lock; None on a file system without locks."""
+        while True:
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 200).decode(errors="replace").strip() or "process unknown"
+                os.close(descriptor)
+                raise ValueError(
+                    f"{self.path}: another run is writing here ({holder}); wait for its end, or choose another --out"
+                ) from None
+            except OSError:
+                os.close(descriptor)
+                return None
+            if _same_file(descriptor, self.lock):  # not one that its holder has just removed
+                with contextlib.suppress(OSError):  # a full disk is the next writer's to report
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+                return descriptor
+            os.close(descriptor)
+
+    def _must_be_there(self) -> None:
+        if self._held is not None and not _same_file(self._held, self.lock):
+            raise WriteError(f"{self.path}: the folder was removed or replaced while the run wrote to it; start anew")
 
     def begin(self, options: dict, *, overwrite: bool) -> None:
         """Make the folder for a new run; an earlier run of the same command goes if ``overwrite`` says so."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: is a file, not a folder; choose another --out")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if not self.is_new():
             self.read_options()  # raises for what is not a run of this command
             if not overwrite:
                 state = "a finished run" if self.weights.exists() else "an unfinished run"
@@ -45,19 +124,28 @@ class RunFolder:
                     f"{self.path}: holds {state}; --resume goes on with it, --overwrite starts anew, "
                     "--out names another folder"
                 )
-            results = (*self.path.glob("*.png"), self.path / "sample.txt")
-            for file in (self.metrics, self.checkpoint, self.weights, *results):
-                file.unlink(missing_ok=True)
-            for sharded in (*self.path.glob("checkpoint-*"), self.path / "checkpoint.partial"):
-                shutil.rmtree(sharded, ignore_errors=True)
-        self.path.mkdir(parents=True, exist_ok=True)
+            results = (*self.path.glob("*.png"), self.path / "sample.txt", *self.path.glob(f"*{TEMPORARY}"))
+            shapes = (self.path / "transformer.json", self.path / "tokenizer.json")  # of another model than the new one
+            with writing(self.path):
+                for file in (self.metrics, self.checkpoint, self.weights, *results, *shapes):
+                    file.unlink(missing_ok=True)
+                for sharded in (*self.path.glob("checkpoint-*"), self.path / "checkpoint.partial"):
+                    shutil.rmtree(sharded, ignore_errors=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         content = {"command": self.command, "primer_fast": primer_fast.__version__, "options": options}
         write_text(self.config, json.dumps(content, indent=2) + "\n")
 
-    def write_files(self, files: dict[str, str]) -> None:
-        """Write text files into the folder, name -> content."""
+    def is_new(self) -> bool:
+        """Whether nothing is there, or what a run has left that was killed before it had begun."""
+        leftovers = {self.lock.name, self.config.name + TEMPORARY}
+        return not self.path.is_dir() or all(file.name in leftovers for file in self.path.iterdir())
+
+    def write_files(self, files: dict[str, str], *, keep: bool = False) -> None:
+        """Write text files into the folder, name -> content; ``keep``: only those that are not there."""
         for name, content in files.items():
-            write_text(self.path / name, content)
+            if not (keep and (self.path / name).exists()):
+                write_text(self.path / name, content)
 
     def read_options(self) -> dict:
         """The options that the run was begun with."""
@@ -79,13 +167,15 @@ class RunFolder:
     def log(self, row: dict[str, float]) -> None:
         """Append one line of metrics; a value that is not finite is written as null."""
         row = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        with self.metrics.open("a") as file:
+        self._must_be_there()
+        with writing(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def rows(self, last_step: int | None = None) -> list[dict]:
         """The metrics, oldest first, up to ``last_step``; a line cut short by a kill ends them."""
         rows = []
-        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+        content = self.metrics.read_text(errors="replace") if self.metrics.exists() else ""
+        for line in content.splitlines():
             try:
                 row = json.loads(line)
                 if last_step is not None and row["step"] > last_step:
@@ -101,30 +191,65 @@ class RunFolder:
         write_text(self.metrics, "".join(lines))
 
     def save_checkpoint(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        self._must_be_there()
+        if self.metrics.exists():  # a power cut must not take rows of steps that the checkpoint is beyond
+            with writing(self.metrics), self.metrics.open("rb") as file:
+                os.fsync(file.fileno())
         write_bytes(self.checkpoint, safetensors.torch.save(tensors, metadata))
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         return read_safetensors(self.checkpoint)
 
-    def save_weights(self, state_dict: dict[str, Tensor]) -> None:
+    def save_weights(self, state_dict: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+        self._must_be_there()
         tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state_dict.items()}
-        write_bytes(self.weights, safetensors.torch.save(tensors, {"format": "pt"}))
+        write_bytes(self.weights, safetensors.torch.save(tensors, {"format": "pt"} | (metadata or {})))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file by ``content`` in one step: after a crash it is the old or the new one, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    if os.name == "posix":  # the rename itself reaches the disk with the folder
-        folder = os.open(path.parent, os.O_RDONLY)
+    """Replace the file by ``content`` in one step: after a crash it is the old or the new one, whole.
+
+    Raises:
+        WriteError: the file before is left as it was.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    with writing(path):
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()  # a full disk has better use for it
+            raise
+        if os.name == "posix":  # the rename itself reaches the disk with the folder
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError inside becomes a WriteError that names ``path``."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno, "")
+        why = error.strerror or str(error)
+        raise WriteError(f"{path}: cannot be written ({why})" + (f"; {remedy}" if remedy else "")) from error
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def write_text(path: Path, content: str) -> None:
@@ -145,3 +270,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: no such file") from error
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or a truncated or damaged one ({error})") from error
+    except OSError as error:  # a folder, a device, a file that may not be read
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """``model.load_state_dict``; ValueError in one line, which begins with ``what``, if they do not fit."""
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        wrong = [line.strip() for line in str(error).splitlines()[1:]]
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ValueError(f"{what} ({wrong[0][:200] if wrong else error}{more})") from error

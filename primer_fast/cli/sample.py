@@ -14,7 +14,7 @@ import tyro
 
 from primer_fast.cli import checkpoint
 from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, read_shape
-from primer_fast.cli.run_folder import RunFolder, read_safetensors
+from primer_fast.cli.run_folder import RunFolder, load_weights, read_safetensors
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.generation import generate
@@ -111,7 +111,8 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
         raise ValueError(f"{folder}: no such folder; it should be that of a run of `primer-fast train gpt`")
     shape = folder / SHAPE
     if not shape.exists():
-        if (folder / "config.json").exists() and "model_type" in (folder / "config.json").read_text():
+        config = folder / "config.json"
+        if config.is_file() and "model_type" in config.read_text(errors="replace"):
             return load_gpt2(folder), tokenizers.load(folder / TOKENIZER)
         raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
     model = Transformer(read_shape(shape))
@@ -123,8 +124,11 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
         tensors = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     else:
         raise ValueError(f"{folder}: no weights yet: the run has neither {run.weights.name} nor {run.checkpoint.name}")
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{file}: not the weights of the transformer in {shape.name} ({error})") from error
-    return model, tokenizers.load(folder / TOKENIZER)
+    load_weights(model, tensors, f"{file}: not the weights of the transformer in {shape.name}")
+    tokenizer = tokenizers.load(folder / TOKENIZER)
+    if tokenizer.vocab_size > model.config.vocab:
+        raise ValueError(
+            f"{folder / TOKENIZER}: must have at most the model's {model.config.vocab} tokens; "
+            f"got {tokenizer.vocab_size}"
+        )
+    return model, tokenizer

@@ -18,9 +18,10 @@ import tyro
 from primer_fast.cli import checkpoint
 from primer_fast.cli.compare_torch import Comparison
 from primer_fast.cli.console import Display, Interruption, summary
-from primer_fast.cli.run_folder import RunFolder
+from primer_fast.cli.option_types import misfit
+from primer_fast.cli.run_folder import RunFolder, WriteError, writing
 from primer_fast.cli.tasks import Task
-from primer_fast.train.common import generator
+from primer_fast.train.common import TrainState, generator
 from primer_fast.train.distributed import distribute
 from primer_fast.train.scoring import RewardError
 from primer_fast.train.supervised import SupervisedConfig
@@ -140,7 +141,7 @@ def _told(command: Command, error: BaseException) -> int:
         return 130
     if isinstance(error, FloatingPointError | ValueError | OSError | ModuleNotFoundError):
         print(f"primer-fast {command.name}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, FloatingPointError | RewardError) else 2
+        return 1 if isinstance(error, FloatingPointError | RewardError | WriteError) else 2
     traceback.print_exception(error)
     return 1
 
@@ -204,6 +205,7 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
         ValueError, OSError: what the options name cannot be used; says what and why.
         FloatingPointError: training diverged; the last checkpoint is kept.
         RewardError: a reward could not be had; the state of before it is saved.
+        WriteError: a file of the run cannot be written; the last checkpoint is kept.
     """
     config, folder = options.train, RunFolder(command.folder(options), command.name)
     if options.resume and options.overwrite:
@@ -218,16 +220,25 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
     torch.manual_seed(config.seed)
     model = command.make_model(options, task).to(options.torch_device)
     state = task.start(model, config)
-    files = task.files(model)
     strategy = "none" if world.store is None else _strategy(options)
     state.parallel = distribute(model, state.optimizer, world, strategy)
     if world.rank:  # the first process draws its dropout as a single one does
         torch.manual_seed(generator(config.seed, 5, world.rank).initial_seed())
+    with folder.held() if world.rank == 0 else contextlib.nullcontext():
+        return _run(command, options, display, folder, task, state)
+
+
+def _run(
+    command: Command, options: TrainOptions, display: Display, folder: RunFolder, task: Task, state: TrainState
+) -> Outcome:
+    config, world, model = options.train, state.world, state.model
+    files = task.files(model)
     if options.resume:
         checkpoint.restore(folder, state)
         world.first(lambda: folder.cut_metrics(state.step))
     else:
-        world.first(lambda: _begin(folder, options, files))
+        world.first(lambda: folder.begin(_to_json(options), overwrite=options.overwrite))
+    world.first(lambda: folder.write_files(files, keep=options.resume))
 
     steps = task.steps(config)
     comparison = Comparison(state, task, config) if options.compares else None
@@ -252,9 +263,9 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
                     display.print(remark)
             if state.step < steps:
                 save()
-    except FloatingPointError as error:
+    except (FloatingPointError, WriteError) as error:
         kept = f"the checkpoint in {folder.path} is of an earlier step and kept" if checkpoint.last(folder) else ""
-        raise FloatingPointError(f"{error}; {kept or 'no checkpoint had been written yet'}") from error
+        raise type(error)(f"{error}; {kept or 'no checkpoint had been written yet'}") from error
     except RewardError as error:
         save()
         raise RewardError(f"{error}; the run is saved as of step {state.step}: --resume goes on from there") from error
@@ -268,7 +279,7 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
     rows = world.first(folder.rows)
     seconds = sum(row["train/seconds"] for row in rows)
     result = f"{task.describe(model, config)}; trained in {seconds:.1f} s"
-    pictures = world.first(lambda: task.draw(folder.path, model, config, rows))
+    pictures = world.first(lambda: _draw(folder, task, model, config, rows))
     kept = world.first(lambda: checkpoint.last(folder).name)
     written = [folder.config.name, *files, folder.metrics.name, kept, folder.weights.name, *pictures]
     display.print(f"{folder.path}: {', '.join(written)}")
@@ -277,9 +288,9 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
     return Outcome(folder.path, rows, True, result, comparison, model)
 
 
-def _begin(folder: RunFolder, options: TrainOptions, files: dict[str, str]) -> None:
-    folder.begin(_to_json(options), overwrite=options.overwrite)
-    folder.write_files(files)
+def _draw(folder: RunFolder, task: Task, model: torch.nn.Module, config: Any, rows: list[dict]) -> list[str]:
+    with writing(folder.path):
+        return task.draw(folder.path, model, config, rows)
 
 
 def _to_json(options: TrainOptions) -> dict:
@@ -290,6 +301,9 @@ def _to_json(options: TrainOptions) -> dict:
 def _from_json(command: Command, values: dict, folder: Path) -> TrainOptions:
     """Inverse of ``_to_json``: the options that a run was begun with."""
     try:
+        wrong = misfit(command.options, values) or misfit(command.config, values["train"])
+        if wrong:
+            raise ValueError(wrong)
         train = {key: tuple(v) if isinstance(v, list) else v for key, v in values["train"].items()}
         rest = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key != "train"}
         return command.options(train=command.config(**train), **rest)

@@ -5,7 +5,6 @@ the one is better. Two texts that people rated apart are a preference too. Built
 lexicon, each rated from -4 to 4 by ten people (C.J. Hutto & E. Gilbert, "VADER", ICWSM 2014).
 """
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+
+from primer_fast.data.lines import read_lines, read_objects
 
 FIELDS = ("prompt", "chosen", "rejected")
 DRAWS = 50  # attempts at a division of few texts
@@ -41,11 +42,9 @@ def read_preferences(path: str | Path) -> list[Preference]:
         ValueError: a line is not such an object, or the file holds none; the message names file, line and field.
     """
     pairs = []
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
+    for number, row in read_objects(path):
         try:
-            pairs.append(_preference(line))
+            pairs.append(_preference(row))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     if not pairs:
@@ -69,8 +68,7 @@ def read_ratings(path: str | Path) -> list[RatedText]:
         FileNotFoundError: there is no such file.
         ValueError: a column is missing, or a line is not what it should be; the message names file, line and field.
     """
-    lines = _lines(path)
-    rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    rows = (line.split("\t") if line else [] for line in read_lines(path))
     head = next(rows, [])
     for column in ("mean_rating", "text"):
         if column not in head:
@@ -110,7 +108,7 @@ def load_lexicon() -> list[RatedText]:
         message = "the lexicon of rated words needs the package vaderSentiment: pip install 'primer-fast[demo]'"
         raise ModuleNotFoundError(message, name="vaderSentiment")
     folder = Path(next(iter(package.submodule_search_locations)))
-    rows = (line.split("\t") for line in _lines(folder / "vader_lexicon.txt"))
+    rows = (line.split("\t") for line in read_lines(folder / "vader_lexicon.txt"))
     found = {row[0]: float(row[1]) for row in rows if len(row) > 1 and row[0].isascii() and row[0].isalpha()}
     return [RatedText(word, rating) for word, rating in found.items() if word.islower()]
 
@@ -241,23 +239,7 @@ def _joined(links: Iterable[tuple]) -> dict:
     return {x: root(x) for x in list(parent)}
 
 
-def _lines(path: str | Path) -> list[str]:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return path.read_bytes().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: must be UTF-8 text; byte {error.start} is not") from error
-
-
-def _preference(line: str) -> Preference:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"must be a JSON object; {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"must be a JSON object; got {type(row).__name__}")
+def _preference(row: dict) -> Preference:
     for field in FIELDS:
         if field not in row:
             raise ValueError(f"{field} is missing; got {', '.join(row) or 'no fields'}")

@@ -1,7 +1,8 @@
 """Prompts, and prompts with the completions to learn, of a user's files."""
 
-import json
 from pathlib import Path
+
+from primer_fast.data.lines import read_lines, read_objects
 
 
 def read_completions(path: str | Path) -> list[tuple[str, str]]:
@@ -12,7 +13,7 @@ def read_completions(path: str | Path) -> list[tuple[str, str]]:
         ValueError: a line is not such an object, or the file holds none; the message names file, line and field.
     """
     found = []
-    for number, row in _objects(path):
+    for number, row in read_objects(path):
         field = "completion" if "completion" in row else "chosen"
         if field not in row:
             raise ValueError(f"{path}, line {number}: completion is missing; got {', '.join(row) or 'no fields'}")
@@ -23,6 +24,8 @@ def read_completions(path: str | Path) -> list[tuple[str, str]]:
         if not row[field]:
             raise ValueError(f"{path}, line {number}: {field} must not be empty")
         found.append((row["prompt"], row[field]))
+    if not found:
+        raise ValueError(f"{path}: must hold at least one JSON object; got an empty file")
     return found
 
 
@@ -33,40 +36,12 @@ def read_prompts(path: str | Path) -> list[str]:
     """
     if Path(path).suffix == ".jsonl":
         prompts = []
-        for number, row in _objects(path):
+        for number, row in read_objects(path):
             if not isinstance(row.get("prompt"), str):
                 raise ValueError(f"{path}, line {number}: prompt must be a string; got {row.get('prompt')!r}")
             prompts.append(row["prompt"])
     else:
-        prompts = [line for line in _text(path).splitlines() if line.strip()]
-        if not prompts:
-            raise ValueError(f"{path}: must hold at least one prompt; got an empty file")
+        prompts = [line for line in read_lines(path) if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path}: must hold at least one prompt; got an empty file")
     return list(dict.fromkeys(prompts))
-
-
-def _objects(path: str | Path) -> list[tuple[int, dict]]:
-    """(line number, object) of the lines that are not blank."""
-    rows = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: must be a JSON object; {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: must be a JSON object; got {type(row).__name__}")
-        rows.append((number, row))
-    if not rows:
-        raise ValueError(f"{path}: must hold at least one JSON object; got an empty file")
-    return rows
-
-
-def _text(path: str | Path) -> str:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: must be UTF-8 text; byte {error.start} is not") from error

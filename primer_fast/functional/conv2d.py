@@ -106,6 +106,9 @@ def conv2d_plain(
     activation: str | None = None,
 ) -> Tensor:
     """The same through torch's own operators."""
+    if dilation != 1 and 1 in weight.shape[2:]:  # of a single tap it means nothing, and in float16 oneDNN crashes on it
+        pair = _pair("dilation", dilation, 1)
+        dilation = tuple(1 if k == 1 else d for k, d in zip(weight.shape[2:], pair, strict=True))
     return apply_plain(torch_F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)
 
 
@@ -137,7 +140,7 @@ def _check(input, weight, bias, stride, padding, dilation, groups) -> Geometry:
     if not isinstance(groups, int) or isinstance(groups, bool):
         raise TypeError(f"conv2d: groups must be an int; got {groups!r}")
     channels, out_channels = input.shape[-3], weight.shape[0]
-    if groups < 1 or out_channels % groups or weight.shape[1] * groups != channels:
+    if groups < 1 or out_channels % groups or out_channels < groups or weight.shape[1] * groups != channels:
         raise ValueError(
             "conv2d: groups must divide the output channels, and weight have 1 / groups of the input's channels; "
             f"got groups {groups}, input {tuple(input.shape)} and weight {tuple(weight.shape)}"

@@ -61,7 +61,7 @@ def embedding(
     two runs are bitwise equal. Nothing waits for the GPU.
 
     Tables of float32, float16 and bfloat16 on a GPU run in Triton; other devices and dtypes, and gradients that are
-    themselves differentiated, take PyTorch's operators. There, an index outside its table is PyTorch's IndexError; on
+    themselves differentiated, take PyTorch's operators. There, an index outside its table is an IndexError; on
     a GPU its row of the result is NaN, and it has no gradient.
 
     Args:
@@ -77,7 +77,11 @@ def embedding(
     """
     padding_idx = _check(input, weight, padding_idx, position, position_ids)
     if not (runs_triton(weight) and (position is None or runs_triton(position))):
-        return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)
+        try:
+            return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)
+        except (IndexError, RuntimeError) as error:
+            _check_indices(error, input=(input, weight), position_ids=(position_ids, position))
+            raise
     if needs_operator(input, weight, position, position_ids):
         return library.embedding.embedding(input, weight, position, position_ids, padding_idx)
     if torch.is_grad_enabled() and (weight.requires_grad or (position is not None and position.requires_grad)):
@@ -102,6 +106,17 @@ def embedding_plain(
         whole = not torch.compiler.is_compiling() and position.shape[0] == length  # a graph would be bound to it
         return y + (position if whole else position[:length])
     return y + torch_F.embedding(position_ids, position)
+
+
+def _check_indices(error, **tables):
+    """Raise IndexError where indices are outside their table, which is why torch raised ``error``."""
+    for name, (ids, table) in tables.items():
+        if ids is None:
+            continue
+        outside = (ids < 0) | (ids >= len(table))
+        if outside.any():
+            got = int(ids[outside][0])
+            raise IndexError(f"embedding: {name} must be in [0, {len(table)}); got {got}") from error
 
 
 def _check(input, weight, padding_idx, position, position_ids):

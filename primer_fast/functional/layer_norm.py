@@ -98,9 +98,11 @@ def layer_norm(
 
     Source: Ba, Kiros, Hinton, "Layer Normalization" (2016); the primer's LayerNorm(O + X).
     """
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = _shape(normalized_shape)
     to_float32 = isinstance(input, Tensor) and input.is_cuda and torch.is_autocast_enabled("cuda")
     _check(input, shape, weight, bias, residual, to_float32)
+    if not isinstance(eps, int | float):
+        raise TypeError(f"layer_norm: eps must be a number; got {eps!r}")
     if not (runs_triton(input) and (residual is None or runs_triton(residual))):
         return layer_norm_plain(input, shape, weight, bias, eps, residual=residual, return_residual=return_residual)
     dtype = torch.float32 if to_float32 else None
@@ -128,10 +130,21 @@ def layer_norm_plain(
     return_residual: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The same through torch's own operators."""
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = _shape(normalized_shape)
     total = input if residual is None else input + residual
-    y = torch_F.layer_norm(total, shape, weight, bias, eps)
+    if weight is None and bias is not None and bias.dtype != total.dtype:  # torch takes it, but has no gradient for it
+        y = _normalize_plain(total, shape, weight, bias, eps, total.dtype)
+    else:
+        y = torch_F.layer_norm(total, shape, weight, bias, eps)
     return (y, total) if return_residual else y
+
+
+def _shape(normalized_shape) -> tuple:
+    if isinstance(normalized_shape, int):
+        return (normalized_shape,)
+    if not isinstance(normalized_shape, Sequence) or isinstance(normalized_shape, str):
+        raise TypeError(f"layer_norm: normalized_shape must be an integer or several; got {normalized_shape!r}")
+    return tuple(normalized_shape)
 
 
 def _normalize_plain(s, shape, w, b, eps, dtype):

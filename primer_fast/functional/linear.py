@@ -88,6 +88,8 @@ def linear(
 
 def linear_plain(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
     """The same through torch's own operators."""
+    if weight.dim() == 1 and bias is not None:  # which torch's own function takes for some inputs alone
+        return apply_plain(torch_F.linear(input, weight) + bias.reshape(()), activation)
     return apply_plain(torch_F.linear(input, weight, bias), activation)
 
 

@@ -100,10 +100,14 @@ def linear_cross_entropy(
         input, linear_weight, linear_bias = autocast_to(dtype, input, linear_weight, linear_bias)
     check("linear_cross_entropy", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
-        return linear_cross_entropy_plain(
-            input, linear_weight, target, linear_bias=linear_bias,
-            reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
-        )  # fmt: skip
+        try:
+            return linear_cross_entropy_plain(
+                input, linear_weight, target, linear_bias=linear_bias,
+                reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
+            )  # fmt: skip
+        except IndexError:
+            _check_target(target.reshape(-1), len(linear_weight), ignore_index)
+            raise
     x, flat_target, bias = rows_of(input, target, linear_bias)
     traced = needs_operator(x, linear_weight, bias, flat_target)
     if not runs_triton(x) and x.device.type == "cpu" and not traced:

@@ -132,10 +132,31 @@ def max_pool2d_plain(
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The same through torch's own operator."""
-    stride = [] if stride is None else stride
+    options = kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode
+    if input.requires_grad and dilation not in (1, (1, 1), [1, 1]):
+        with torch.no_grad():
+            y, indices = torch_F.max_pool2d_with_indices(input, *options)
+        y = _gathered(input, indices, *_check(input, kernel_size, stride, padding, dilation, ceil_mode))
+        return (y, indices) if return_indices else y
     if return_indices:
-        return torch_F.max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
-    return torch.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+        return torch_F.max_pool2d_with_indices(input, *options)
+    return torch.max_pool2d(input, *options)
+
+
+def _gathered(input, indices, window, size):
+    """The winners of dilated windows, differentiable: torch's gradient of a window past the image is not in the image.
+
+    On a CPU it writes there, wherever that is in memory.
+    """
+    kernel, stride, padding, dilation = window
+    inside = []
+    for axis in range(2):
+        starts = torch.arange(size[axis], device=input.device)[:, None] * stride[axis] - padding[axis]
+        taps = starts + torch.arange(kernel[axis], device=input.device) * dilation[axis]
+        inside.append(((taps >= 0) & (taps < input.shape[axis - 2])).any(dim=1))
+    there = inside[0][:, None] & inside[1]
+    values = input.flatten(-2).gather(-1, torch.where(there, indices, 0).flatten(-2)).view(indices.shape)
+    return torch.where(there, values, -torch.inf)
 
 
 def _pair(name, value):
@@ -179,6 +200,8 @@ def _check(input, kernel_size, stride, padding, dilation, ceil_mode):
             f"max_pool2d: padding must be between 0 and half of kernel_size; got padding {padding} and "
             f"kernel_size {kernel}"
         )
+    if not isinstance(ceil_mode, bool):
+        raise TypeError(f"max_pool2d: ceil_mode must be a bool; got {ceil_mode!r}")
     H, W = input.shape[-2:]
     size = (
         output_size(H, kernel[0], stride[0], padding[0], dilation[0], ceil_mode),
@@ -189,4 +212,7 @@ def _check(input, kernel_size, stride, padding, dilation, ceil_mode):
             f"max_pool2d: at least one window must fit in the image; got output size {size} for image {(H, W)}, "
             f"kernel_size {kernel}, padding {padding} and dilation {dilation}"
         )
+    # Beyond the image, a stride leaves one window; of a single tap, a dilation means nothing: neither may overflow.
+    stride = tuple(min(s, n + 2 * p) for s, n, p in zip(stride, (H, W), padding, strict=True))
+    dilation = tuple(1 if k == 1 else d for k, d in zip(kernel, dilation, strict=True))
     return (kernel, stride, padding, dilation), size

@@ -112,6 +112,16 @@ def scaled_dot_product_attention(
     Source: Vaswani et al., Attention Is All You Need (2017), equation 1; Dao, FlashAttention-2 (2023).
     """
     if isinstance(query, Tensor) and not runs_triton(query):
+        simple = (
+            attn_mask is None and dropout_p == 0
+            and window is None and softcap is None and key_lengths is None and causal_offset is None
+        )  # fmt: skip
+        empty = any(isinstance(t, Tensor) and 0 in t.shape for t in (query, key, value))
+        if not simple or empty:  # torch, and the formula, would take more than is right
+            _check(
+                query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+                window, softcap, key_lengths, causal_offset,
+            )  # fmt: skip
         try:
             return scaled_dot_product_attention_plain(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
@@ -189,8 +199,11 @@ def scaled_dot_product_attention_plain(
     *, window=None, softcap=None, key_lengths=None, causal_offset=None,
 ):  # fmt: skip
     """The same through torch's own operators."""
+    if enable_gqa and not _groups_as_torch_has_them(query, key, value):
+        key, value, enable_gqa = *_repeated(query, key, value), False
+    empty = any(0 in t.shape[:-1] for t in (query, key, value))  # torch's result then has not always the right shape
     if (
-        (attn_mask is None or not is_causal)
+        (attn_mask is None or not is_causal) and not empty
         and window is None and softcap is None and key_lengths is None and causal_offset is None
     ):  # fmt: skip
         return torchs_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
@@ -198,15 +211,16 @@ def scaled_dot_product_attention_plain(
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         visible = attn_mask if visible is None else visible & attn_mask
         attn_mask = None
-    if softcap is None:
+    if softcap is None and not empty:
         mask = visible
         if attn_mask is not None:
             mask = attn_mask if visible is None else attn_mask.masked_fill(~visible, -math.inf)
         return torchs_attention(query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
-        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+        key, value = _repeated(query, key, value)
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    scores = softcap * torch.tanh(scores / softcap)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if attn_mask is not None:
         scores = scores + attn_mask
     if visible is not None:
@@ -214,6 +228,23 @@ def scaled_dot_product_attention_plain(
     empty = (scores == -math.inf).all(dim=-1, keepdim=True)
     weights = scores.masked_fill(empty, 0).softmax(dim=-1).masked_fill(empty, 0)  # 0 before, lest gradients be NaN
     return torch.dropout(weights, dropout_p, True) @ value
+
+
+def _groups_as_torch_has_them(query, key, value):
+    if not query.dim() == key.dim() == value.dim() > 2:
+        return False
+    heads = key.shape[-3]
+    return heads == value.shape[-3] > 0 and query.shape[-3] % heads == 0 and query.shape[-3] > 0
+
+
+def _repeated(query, key, value):
+    """Key and value with as many heads as query, or as each other where query has one, or none where it has no axis."""
+    if max(key.dim(), value.dim()) < 3:
+        return key, value
+    groups = max(query.shape[-3:-2].numel() // max(key.shape[-3:-2].numel(), value.shape[-3:-2].numel(), 1), 1)
+    heads = max(t.shape[-3] for t in (key, value) if t.dim() > 2)
+    pair = (t if t.dim() < 3 else t.expand(*t.shape[:-3], heads, *t.shape[-2:]) for t in (key, value))
+    return tuple(t if t.dim() < 3 else t.repeat_interleave(groups, -3) for t in pair)
 
 
 def _visible(query, S, is_causal, window, key_lengths, causal_offset):
@@ -304,6 +335,11 @@ def _check(
                 raise wrong(ValueError, f"{name} must be on the device of query", t.device)
         elif t is not None and (name == "key_lengths" or type(t) is not int):
             raise wrong(TypeError, f"{name} must be an integer tensor{' or an int' * (name != 'key_lengths')}", t)
+    if scale is not None and not hasattr(scale, "__float__"):
+        raise wrong(TypeError, "scale must be a number or None", repr(scale))
+    for name, number in (("softcap", softcap), ("dropout_p", dropout_p)):
+        if not isinstance(number, int | float) and (number is not None or name == "dropout_p"):
+            raise wrong(TypeError, f"{name} must be a number", repr(number))
     if window is not None and (type(window) is not int or window < 1):
         raise wrong(ValueError, "window must be an integer of at least 1", window)
     if softcap is not None and not softcap > 0:

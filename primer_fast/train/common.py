@@ -126,12 +126,12 @@ def check_finite(state: TrainState, procedure: str) -> None:
     """Raise FloatingPointError with the step if a loss or gradient since the last row, or a weight, is not finite."""
     if not state.window.get("loss"):
         return
-    bad = ~torch.stack(state.window["loss"]).isfinite()
-    what = "loss"
-    if not bad.any() and not state.scaler.is_enabled():
-        bad, what = ~torch.stack(state.window["grad_norm"]).isfinite(), "gradient"
-    if bad.any():
-        step = state.step - len(bad) + int(bad.nonzero()[0]) + 1
+    watched = {"loss": "loss"} if state.scaler.is_enabled() else {"loss": "loss", "gradient": "grad_norm"}
+    bad = {what: ~torch.stack(state.window[key]).isfinite() for what, key in watched.items()}
+    first = {what: int(steps.nonzero()[0]) for what, steps in bad.items() if steps.any()}
+    if first:
+        what = min(first, key=first.get)  # a gradient spoils the losses after it
+        step = state.step - len(state.window["loss"]) + first[what] + 1
         raise FloatingPointError(
             f"{procedure}: the {what} is not finite at step {step}; a lower lr or more warm-up helps"
         )

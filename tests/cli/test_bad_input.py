@@ -1,0 +1,273 @@
+"""Files that are not what a command takes them for: it ends with one line that names the file, and the line in it."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+
+import pytest
+from cli import soak
+
+from primer_fast.cli import main
+
+PAIR = b'{"prompt": "", "chosen": "a", "rejected": "b"}\n'
+FILES = {  # name -> content, what is said of it
+    "utf16.txt": ("the cat".encode("utf-16"), "utf16.txt: not UTF-8: invalid start byte at byte 0"),
+    "latin.txt": (b"caf\xe9 " * 50, "latin.txt: not UTF-8: invalid continuation byte at byte 3"),
+    "empty.txt": (b"", "empty.txt: empty: the file has 0 bytes"),
+    "short.txt": (b"\xef\xbb\xbfab\r\n" * 2, "short.txt: the text is too short"),
+    "empty.jsonl": (b"", "empty.jsonl: must hold at least one"),
+    "latin.jsonl": (PAIR + b'{"prompt": "caf\xe9"}\n', "latin.jsonl: must be UTF-8 text; byte 62 is not"),
+    "torn.jsonl": (PAIR + PAIR[:20], "torn.jsonl, line 2: must be a JSON object; Unterminated string"),
+    "list.jsonl": (PAIR + b"\r\n[1]\r\n", "list.jsonl, line 3: must be a JSON object; got list"),
+    "deep.jsonl": (b"[" * 100_000, "deep.jsonl, line 1: must be a JSON object; maximum recursion depth"),
+    "half.jsonl": (PAIR + PAIR.replace(b'"a"', b'"\\ud800"'), "half.jsonl, line 2: must hold whole characters; got "),
+    "nan.jsonl": (PAIR[:-2] + b', "margin": NaN}\n', "nan.jsonl, line 1: margin must be a finite number"),
+    "few.jsonl": (PAIR, "few.jsonl: split_pairs: both parts need a pair; got 1 pairs"),
+    "nan.tsv": (b"mean_rating\ttext\n1.0\ta\nnan\tb\n", "nan.tsv, line 3: mean_rating must be a finite number"),
+    "torn.tsv": (b"mean_rating\ttext\n1.0\n", "torn.tsv, line 2: must have 2 columns; got 1"),
+    "latin.tsv": (b"mean_rating\ttext\n1.0\tcaf\xe9\n", "latin.tsv: must be UTF-8 text; byte 24 is not"),
+    "empty.tsv": (b"", "empty.tsv, line 1: the columns must include mean_rating; got no columns"),
+    "long.tsv": (b"mean_rating\ttext\n1.0\t" + b"a" * 200_000, "long.tsv: "),
+    "a folder": (None, "a folder: "),
+    "none.jsonl": (None, "none.jsonl: no such file"),
+}
+CALLS = {  # suffix -> commands that read such a file
+    "txt": ("train gpt --out o --data",),
+    "jsonl": (
+        "train dpo --model base --out o --data",
+        "train reward --model base --out o --data",
+        "align --out o --preferences",
+    ),
+    "tsv": ("train dpo --model base --out o --data", "align --out o --ratings"),
+}
+
+
+def of(name):
+    """The content of a file beside the run."""
+    return lambda run: (run.parent / name).read_bytes()
+
+
+def damaged(name, content):
+    """A model whose file ``name`` holds something else; None: a folder stands in its place."""
+
+    def damage(model):
+        (model / name).unlink()
+        if content is None:
+            (model / name).mkdir()
+        else:
+            (model / name).write_bytes(content(model) if callable(content) else content)
+
+    return damage
+
+
+MODELS = {
+    "weights cut": (lambda m: os.truncate(m / "model.safetensors", 5000), "model/model.safetensors: not a safetensors"),
+    "no weights": (
+        damaged("model.safetensors", b""),
+        "model/model.safetensors: not a safetensors file, or a truncated",
+    ),
+    "a folder of weights": (damaged("model.safetensors", None), "model/model.safetensors: cannot be read ("),
+    "shape": (damaged("transformer.json", b"{"), "model/transformer.json: not the shape of a transformer, or damaged"),
+    "binary shape": (damaged("transformer.json", b"\xff"), "model/transformer.json: not the shape of a transformer"),
+    "other shape": (
+        damaged("transformer.json", lambda m: (m / "../base/transformer.json").read_bytes().replace(b"16", b"32", 1)),
+        "model/model.safetensors: not the weights of the transformer in transformer.json (size mismatch for ",
+    ),
+    "tokenizer": (damaged("tokenizer.json", b"\xff\xfe"), "model/tokenizer.json: 'utf-8' codec can't decode byte 0xff"),
+    "other tokenizer": (
+        damaged("tokenizer.json", b'{"primer_fast": "bytes"}'),
+        "model/tokenizer.json: must have at most the model's 28 tokens; got 256",
+    ),
+}
+
+
+def with_option(**changes):
+    def content(run):
+        config = json.loads((run / "../good/config.json").read_text())
+        config["options"] |= changes
+        return json.dumps(config).encode()
+
+    return content
+
+
+RUNS = {  # what is wrong with a run that is to go on -> file, its content, what is said
+    "empty": ("config.json", b"", "run/config.json: not the configuration of a run, or damaged"),
+    "binary": ("config.json", b"\xff\0", "run/config.json: not the configuration of a run, or damaged"),
+    "list": ("config.json", b"[]", "run/config.json: not the configuration of a run, or damaged"),
+    "text": (
+        "config.json",
+        with_option(context="abc"),
+        "run/config.json: not the configuration of this command (context must be int; got 'abc')",
+    ),
+    "none": ("config.json", with_option(width=None), "(width must be int; got None)"),
+    "number": ("config.json", with_option(data=3), "(data must be str; got 3)"),
+    "float": ("config.json", with_option(layers=1.5), "(layers must be int; got 1.5)"),
+    "choice": (
+        "config.json",
+        with_option(preset="zzz"),
+        "(preset must be Literal['primer', 'nanogpt-cpu', 'gpt2']; got 'zzz')",
+    ),
+    "train": ("config.json", with_option(train={"lr": "x"}), "(lr must be float; got 'x')"),
+    "no train": ("config.json", with_option(train=3), "(train must be LanguageModelConfig; got 3)"),
+    "nan": ("config.json", with_option(train={"lr": float("nan")}), "lr must be positive and finite; got nan"),
+    "unknown": ("config.json", with_option(foo=1), "unexpected keyword argument 'foo'"),
+    "cut": (
+        "checkpoint.safetensors",
+        lambda run: of("good/checkpoint.safetensors")(run)[:-4],
+        "run/checkpoint.safetensors: not a safetensors",
+    ),
+    "other": (
+        "checkpoint.safetensors",
+        of("base/checkpoint.safetensors"),
+        "run/checkpoint.safetensors: made from another model: its embedding.weight is (28, 16)",
+    ),
+    "weights": (
+        "checkpoint.safetensors",
+        of("good/model.safetensors"),
+        "run/checkpoint.safetensors: not a checkpoint of this version",
+    ),
+    "folder": ("checkpoint.safetensors", None, "run/checkpoint.safetensors: cannot be read ("),
+    "tokenizer": ("tokenizer.json", b"\xff", "run/tokenizer.json: 'utf-8' codec"),
+    "shape": ("transformer.json", b"nope", "run/transformer.json: not the shape of a transformer, or damaged"),
+}
+REWARDS = {
+    "raise RuntimeError('boom')": "importing it raised RuntimeError: boom",
+    "def f(:": "importing it raised SyntaxError: ",
+    "raise SystemExit(3)": "importing it raised SystemExit: 3",
+    "f = 3": "must be a function; got int",
+    "": "has no attribute 'f'",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a small model, a finished run, and data."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.chdir(folder)
+        patch.setattr("primer_fast.backend.interpreting", False)
+        for name in ("curves", "attention", "positions", "embeddings"):
+            patch.setattr(f"primer_fast.cli.gpt_plots.{name}", lambda *_: None)
+        soak.write_inputs()
+        assert main(soak.BASE.split()) == 0
+        assert main([*soak.SETTINGS["gpt"].split(), "--steps", "4", "--out", "good"]) == 0
+    for name, (content, _) in FILES.items():
+        if content is not None:
+            (folder / name).write_bytes(content)
+    (folder / "a folder").mkdir()
+    return folder
+
+
+@pytest.fixture
+def folder(made, monkeypatch, plain_path):
+    monkeypatch.chdir(made)
+    monkeypatch.syspath_prepend(str(made))
+    yield made
+    for name in ("model", "run", "o"):
+        shutil.rmtree(made / name, ignore_errors=True)
+
+
+def refused(argv, capsys, status=2):
+    """The one line that a call ends with."""
+    assert main(argv) == status
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "Traceback" not in message, message
+    return message
+
+
+def calls_on(name):
+    suffix = name.rpartition(".")[2]
+    if name == "a folder":
+        return [*CALLS["jsonl"], *CALLS["txt"], CALLS["tsv"][1]]
+    return CALLS[suffix]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_data(name, folder, capsys):
+    for call in calls_on(name):
+        assert FILES[name][1] in refused([*call.split(), name], capsys), call
+        assert not (folder / "o").exists(), "nothing is begun with what cannot be read"
+
+
+@pytest.mark.parametrize("name", ["latin.jsonl", "torn.jsonl", "deep.jsonl", "half.jsonl", "a folder", "none.jsonl"])
+def test_completions_and_prompts(name, folder, capsys):
+    ppo = "train ppo --model base --reward rewards:length --max-new-tokens 4 --out o --prompts"
+    for call in ("train sft --model base --out o --data", ppo):
+        assert FILES[name][1] in refused([*call.split(), name], capsys), call
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_damaged_model(name, folder, capsys):
+    shutil.copytree("base", "model")
+    damage, words = MODELS[name]
+    damage(folder / "model")
+    assert words in refused(["sample", "model"], capsys)
+    assert words in refused(["train", "dpo", "--data", "pairs.jsonl", "--out", "o", "--model", "model"], capsys)
+
+
+def test_another_model_is_no_reward_model(folder, capsys):
+    argv = [
+        "train",
+        "ppo",
+        "--prompts",
+        "prompts.txt",
+        "--model",
+        "base",
+        "--reward",
+        "base",
+        "--max-new-tokens",
+        "4",
+        "--out",
+        "o",
+    ]
+    assert "base: not the weights of a reward model (Missing key(s) in state_dict: " in refused(argv, capsys)
+
+
+@pytest.mark.parametrize("code", REWARDS)
+def test_a_module_of_rewards(code, folder, monkeypatch, capsys):
+    monkeypatch.delitem(__import__("sys").modules, "broken_rewards", raising=False)
+    (folder / "broken_rewards.py").write_text(code)
+    __import__("importlib").invalidate_caches()
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    argv = [
+        "train",
+        "ppo",
+        "--prompts",
+        "prompts.txt",
+        "--model",
+        "base",
+        "--reward",
+        "broken_rewards:f",
+        "--max-new-tokens",
+        "4",
+        "--out",
+        "o",
+    ]
+    message = refused(argv, capsys)
+    assert "--reward broken_rewards:f: " in message and REWARDS[code] in message
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_damaged_run_does_not_go_on(name, folder, capsys):
+    shutil.copytree("good", "run")
+    file, content, words = RUNS[name]
+    damaged(file, content)(folder / "run")
+    assert words in refused(["train", "gpt", "--out", "run", "--resume"], capsys)
+
+
+def test_digits_of_a_file_or_of_an_empty_folder(folder, capsys):
+    assert "words.txt: no such folder" in refused(["train", "mlp", "--out", "o", "--data", "words.txt"], capsys)
+    assert "a folder/train-images-idx3-ubyte: no such file" in refused(["train", "cnn", "--data", "a folder"], capsys)
+    (folder / "idx").mkdir(exist_ok=True)
+    for part in ("train", "t10k"):
+        for kind, axes in (("images", 3), ("labels", 1)):
+            (folder / "idx" / f"{part}-{kind}-idx{axes}-ubyte").write_bytes(b"\0\0\x08")
+    message = refused(["train", "mlp", "--out", "o", "--data", "idx"], capsys)
+    assert "idx/train-images-idx3-ubyte: truncated: 3 bytes do not hold the IDX header of 16" in message
+
+
+def test_a_part_of_the_path_is_a_file(folder, capsys):
+    message = refused(["train", "gpt", "--data", "words.txt", "--out", "words.txt/run"], capsys, status=1)
+    assert "words.txt/run: cannot be written (Not a directory); a part of this path is a file" in message

@@ -1,0 +1,51 @@
+import pytest
+import torch
+from hypothesis import strategies as st
+from properties.calls import FLOATS, PATHS, SIZES, explore, near, not_a_tensor, rarely, tensors
+
+from primer_fast.functional.activation import ACTIVATIONS
+
+ACTIVATION = {
+    None: lambda z: z,
+    "relu": torch.relu,
+    "leaky_relu": torch.nn.functional.leaky_relu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda z: torch.nn.functional.gelu(z, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+@st.composite
+def calls(draw, path):
+    size = st.sampled_from(SIZES[path])
+    k, n = draw(size), draw(size)
+    dtype = draw(st.sampled_from(FLOATS[path]))
+    lead = draw(st.lists(size, max_size=2))
+    weight = draw(st.sampled_from([(n, k), (n, k), (n, k), (k,)]))
+    arguments = {
+        "input": draw(tensors((*lead, k), dtype)),
+        "weight": draw(tensors(near(draw, weight), rarely(draw, dtype, torch.float32, torch.int64, torch.complex64))),
+        "bias": None,
+        "activation": rarely(draw, draw(st.sampled_from([None, *ACTIVATIONS])), "swish", 3, torch.relu, ["relu"]),
+    }
+    if draw(st.booleans()):
+        arguments["bias"] = draw(tensors(near(draw, weight[:-1]), rarely(draw, dtype, torch.float32, torch.int32)))
+    name = draw(st.sampled_from(["input", "weight", "bias"]))
+    arguments[name] = not_a_tensor(draw, arguments[name])
+    return arguments
+
+
+def reference(input, weight, bias=None, *, activation=None):
+    if weight.dim() == 1 and bias is not None:  # torch takes this for some inputs alone
+        if bias.numel() != 1:
+            raise ValueError("a number")
+        return ACTIVATION[activation](torch.nn.functional.linear(input, weight) + bias.reshape(()))
+    return ACTIVATION[activation](torch.nn.functional.linear(input, weight, bias))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_any_call(path):
+    refused = ["bias must have one element per row", "must have one dtype"]  # torch broadcasts and converts some
+    explore("linear", path, calls(path), reference, times=4 if path == "kernels" else 1, refused=refused)

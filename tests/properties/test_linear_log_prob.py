@@ -1,0 +1,48 @@
+import math
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from properties.calls import FLOATS, PATHS, SIZES, explore, near, not_a_tensor, rarely, tensors
+
+
+@st.composite
+def calls(draw, path):
+    size = st.sampled_from(SIZES[path])
+    width, classes = draw(size), draw(st.sampled_from([1, 2, 3, 9, 17, 40]))
+    lead = tuple(draw(st.lists(size, max_size=2)))
+    dtype = draw(st.sampled_from(FLOATS[path]))
+    reach = rarely(draw, (0, classes), (-2, classes + 2))
+    of_target = tensors(near(draw, lead), rarely(draw, torch.int64, torch.int32, torch.float32), reach, False)
+    arguments = {
+        "input": draw(tensors((*lead, width), rarely(draw, dtype, torch.int64))),
+        "linear_weight": draw(tensors(near(draw, (classes, width)), rarely(draw, dtype, torch.float32))),
+        "target": draw(of_target),
+        "linear_bias": draw(tensors(near(draw, (classes,)), dtype)) if draw(st.booleans()) else None,
+        "temperature": rarely(draw, draw(st.sampled_from([1.0, 1, 0.5, 3.0])), 0, -1.0, math.nan, math.inf, "x", None),
+        "return_entropy": draw(st.booleans()),
+    }
+    name = draw(st.sampled_from(["input", "linear_weight", "target", "linear_bias"]))
+    arguments[name] = not_a_tensor(draw, arguments[name])
+    return arguments
+
+
+def reference(input, linear_weight, target, linear_bias, temperature, return_entropy):
+    if target.dtype != torch.int64 or not input.is_floating_point():
+        raise TypeError("dtype")
+    if not 0 < temperature < math.inf or len(linear_weight) == 0:
+        raise ValueError("range")
+    logits = torch.nn.functional.linear(input, linear_weight, linear_bias)
+    if target.shape != logits.shape[:-1]:
+        raise ValueError("a target a row")
+    log_probs = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(dim=-1)
+    known = (target >= 0) & (target < len(linear_weight))
+    chosen = log_probs.gather(-1, torch.where(known, target, 0)[..., None])[..., 0]
+    chosen = chosen * torch.where(known, 1.0, math.nan)
+    return (chosen, -(log_probs.exp() * log_probs).sum(dim=-1)) if return_entropy else chosen
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_any_call(path):
+    refused = ["linear_bias must have one element per row"]  # torch broadcasts it
+    explore("linear_log_prob", path, calls(path), reference, times=4 if path == "kernels" else 1, refused=refused)
