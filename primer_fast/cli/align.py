@@ -188,7 +188,7 @@ def load_material(options: Options) -> Material:
     running_text = None if options.text is None else load_text(options.text)
     source = options.preferences or options.ratings
     if source != LEXICON:
-        read = (read_ratings if options.preferences is None else read_preferences)(source)
+        read: Any = (read_ratings if options.preferences is None else read_preferences)(source)
         try:
             if options.preferences is not None:
                 return align_data.pairs(read, running_text, **texts, **shared)

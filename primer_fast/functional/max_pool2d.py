@@ -1,7 +1,7 @@
 """Differentiable max-pooling: checks here, math in kernels/max_pool2d.py."""
 
 import operator
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as torch_F
@@ -132,7 +132,7 @@ def max_pool2d_plain(
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The same through torch's own operator."""
-    options = kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode
+    options: tuple[Any, ...] = kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode
     if input.requires_grad and dilation not in (1, (1, 1), [1, 1]):
         with torch.no_grad():
             y, indices = torch_F.max_pool2d_with_indices(input, *options)

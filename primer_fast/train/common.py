@@ -130,7 +130,7 @@ def check_finite(state: TrainState, procedure: str) -> None:
     bad = {what: ~torch.stack(state.window[key]).isfinite() for what, key in watched.items()}
     first = {what: int(steps.nonzero()[0]) for what, steps in bad.items() if steps.any()}
     if first:
-        what = min(first, key=first.get)  # a gradient spoils the losses after it
+        what = min(first, key=lambda name: first[name])  # a gradient spoils the losses after it
         step = state.step - len(state.window["loss"]) + first[what] + 1
         raise FloatingPointError(
             f"{procedure}: the {what} is not finite at step {step}; a lower lr or more warm-up helps"
@@ -280,7 +280,7 @@ def _check_model(model: torch.nn.Module, saved: dict[str, Tensor]) -> None:
 
 def _optimizer_values(state: TrainState, saved: dict[str, Tensor], step: int) -> dict[int, dict[str, Tensor]]:
     """The saved values by the index that the optimizer's own state dict gives each parameter."""
-    names = {p: name for name, p in state.model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     values = {i: _part(saved, names[p]) for i, p in enumerate(parameters)}
     keys = {frozenset(v) for v in values.values()}
