@@ -25,10 +25,10 @@ CALLS = {  # a function of one sample, the samples (3, ...) of its first argumen
         lambda x, r, w, b: F.layer_norm(x, 4, w, b, residual=r), [(3, 2, 4), (3, 2, 4)], [(4,), (4,)]
     ),
     "embedding": (lambda i, w, p: F.embedding(i, w, 1, position=p), [IDS], [(5, 4), (2, 4)]),
-    "attention": (
+    "scaled_dot_product_attention": (
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), [(3, 1, 2, 4, 8)] * 3, []
     ),
-    "attention, options": (
+    "scaled_dot_product_attention, options": (
         lambda q, k, v: F.scaled_dot_product_attention(
             q, k, v, window=2, softcap=3.0, key_lengths=torch.tensor([3]), causal_offset=1, enable_gqa=True
         ),
