@@ -33,13 +33,15 @@ class Ceilings:
 
 @contextmanager
 def matmul_precision(precision: Precision):
-    """Set torch's float32 matmul precision inside a ``with`` block."""
-    before = torch.get_float32_matmul_precision()
+    """Set torch's float32 matmul precision inside a ``with`` block, and whether cuDNN's convolutions may use TF32."""
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(precision.matmul)
+    torch.backends.cudnn.allow_tf32 = precision.matmul != "highest"  # torch allows it as it comes
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def measure(

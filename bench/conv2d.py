@@ -8,6 +8,7 @@ import torch.nn.functional as torch_F
 
 from primer_fast.bench.linear import ACTIVATIONS
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target, random_arrays
+from primer_fast.bench.peers import PEERS
 from primer_fast.functional.conv2d import conv2d
 from primer_fast.reference import conv2d as reference
 from primer_fast.reference.case import Case
@@ -78,7 +79,7 @@ def _resnet(case):
 
 OP = Op(
     name="conv2d",
-    providers={OURS: conv2d, EAGER: eager},
+    providers={OURS: conv2d, EAGER: eager, **PEERS["conv2d"]},
     floor=Floor(BARE, bare, bare_backward),
     gpu_cases=[case for case in CASES if case.production],
     cpu_cases=CPU_CASES,

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import torch
 
+from primer_fast.bench import goals, memory
+from primer_fast.bench.op import OURS
+from primer_fast.bench.trial import Trial
 from primer_fast.data.completions import encode_pairs
 from primer_fast.data.preferences import Preference
 from primer_fast.models.pretrained import load_gpt2
@@ -24,6 +27,8 @@ from primer_fast.train import dpo
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.modules.setdefault("kernels", None)  # transformers looks for PyPI's package of that name; our folder is not it
 END, PAD = 0, 1
+TRL = "TRL's DPOTrainer"
+SKIPPED = 2  # first steps, which allocate; the memory of the second is what is reported
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,11 @@ def make_pairs(shape: Shape, count: int) -> list[Preference]:
 
 
 def compare(shape: Shape, steps: int, precomputed: bool) -> dict:
-    """Seconds per step of both, from turns of one step each, and how far their losses are apart."""
+    """Seconds of each step of both, in turns, their peak memory (bytes) in the second, and losses (ours, TRL's).
+
+    Raises:
+        ModuleNotFoundError: trl, transformers, tokenizers or datasets is not installed.
+    """
     import datasets
     import tokenizers
     import transformers
@@ -83,17 +92,24 @@ def compare(shape: Shape, steps: int, precomputed: bool) -> dict:
         state = dpo.start(ours, config)
         seconds: dict[str, list[float]] = {"ours": [], "trl": []}
         losses: list[tuple[float, float]] = []
+        peaks: dict[str, int | None] = {}
 
         class Turns(transformers.TrainerCallback):
             def on_step_begin(self, *args, **rest):
+                self.resident = memory.begin("cpu") if state.step < SKIPPED else None
                 self.began = time.perf_counter()
 
             def on_step_end(self, *args, **rest):
                 seconds["trl"].append(time.perf_counter() - self.began)
+                if state.step < SKIPPED:
+                    peaks["trl"] = memory.end("cpu", self.resident)
+                resident = memory.begin("cpu") if state.step < SKIPPED else None
                 began = time.perf_counter()
                 rows = torch.arange(state.step * shape.pairs, (state.step + 1) * shape.pairs)
                 dpo.train_step(state, encoded[rows], reference[rows], config, steps)
                 seconds["ours"].append(time.perf_counter() - began)
+                if state.step <= SKIPPED:
+                    peaks["ours"] = memory.end("cpu", resident)
 
             def on_log(self, *args, logs=None, **rest):
                 if "loss" in logs:
@@ -111,16 +127,44 @@ def compare(shape: Shape, steps: int, precomputed: bool) -> dict:
             processing_class=tokenizer, callbacks=[Turns()],
         )  # fmt: skip
         trainer.train()
-    skip = min(2, steps - 1)  # the first steps allocate
-    medians = {name: statistics.median(times[skip:]) for name, times in seconds.items()}
+    return {"seconds": seconds, "peaks": peaks, "losses": losses, "trl": trl.__version__}
+
+
+def summary(measured: dict, precomputed: bool) -> dict:
+    """Medians, the ratio of the turns and the largest distance of the losses."""
+    seconds = {name: times[min(SKIPPED, len(times) - 1) :] for name, times in measured["seconds"].items()}
     return {
         "reference": "precomputed in both" if precomputed else "in every step of TRL's",
-        "ours_ms": 1e3 * medians["ours"],
-        "trl_ms": 1e3 * medians["trl"],
-        "ratio": statistics.median(t / o for o, t in zip(*seconds.values(), strict=True)),
-        "largest_loss_difference": max(abs(a - b) for a, b in losses),
-        "trl": trl.__version__,
+        "ours_ms": 1e3 * statistics.median(seconds["ours"]),
+        "trl_ms": 1e3 * statistics.median(seconds["trl"]),
+        "ratio": statistics.median(t / o for o, t in zip(seconds["ours"], seconds["trl"], strict=True)),
+        "largest_loss_difference": max(abs(a - b) for a, b in measured["losses"]),
+        "trl": measured["trl"],
     }
+
+
+def trials(steps: int = 6, shape: Shape | None = None) -> list[Trial]:
+    """The same as trials: TRL as it comes, and with the reference's log-probabilities precomputed in both."""
+    shape, found = shape or Shape(), []
+    for precomputed in (False, True):
+        measured = compare(shape, steps, precomputed)
+        setting = (
+            f"{shape.layers} layers, width {shape.width}, vocabulary {shape.vocab:,}, {shape.pairs} pairs of "
+            f"{shape.prompt} + {shape.completion} tokens, TRL {measured['trl']}, reference "
+            + ("precomputed in both" if precomputed else "as each comes: TRL's in every step")
+        )
+        seconds = {name: times[min(SKIPPED, len(times) - 1) :] for name, times in measured["seconds"].items()}
+        apart = max(abs(a - b) for a, b in measured["losses"])
+        for key, provider, column in (("ours", OURS, 0), ("trl", TRL, 1)):
+            trial = Trial("dpo", setting, provider, unit="pairs", loss=measured["losses"][-1][column])
+            trial.time(seconds[key], seconds["ours"], shape.pairs)
+            peak = measured["peaks"].get(key)
+            trial.peak_mib = None if peak is None else peak / 2**20
+            found.append(trial)
+        found[-1].loss_difference = apart
+        equal = apart <= 1e-3
+        found[-1].targets.append(goals.DPO.judged(found[-1].versus) | ({} if equal else {"met": False}))
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -131,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     options = vars(parser.parse_args(argv))
     steps = options.pop("steps")
     for precomputed in (False, True):
-        print(json.dumps(compare(Shape(**options), steps, precomputed)), flush=True)
+        print(json.dumps(summary(compare(Shape(**options), steps, precomputed), precomputed)), flush=True)
     return 0
 
 

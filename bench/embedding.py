@@ -3,6 +3,7 @@
 import torch
 
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, Op, Target
+from primer_fast.bench.peers import PEERS
 from primer_fast.functional.embedding import embedding, embedding_plain
 from primer_fast.reference.case import Case
 from primer_fast.reference.embedding import CASES, bytes_moved, flops
@@ -33,7 +34,7 @@ CPU_CASES = (
 
 OP = Op(
     name="embedding",
-    providers={OURS: embedding, EAGER: embedding_plain},
+    providers={OURS: embedding, EAGER: embedding_plain, **PEERS["embedding"]},
     gpu_cases=[case for case in CASES if case.production],
     cpu_cases=CPU_CASES,
     flops=flops,

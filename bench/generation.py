@@ -12,13 +12,17 @@ import time
 
 import torch
 
+from primer_fast.bench import goals
+from primer_fast.bench.memory import peak_bytes
+from primer_fast.bench.op import OURS
 from primer_fast.bench.timing import rotated
+from primer_fast.bench.trial import WRONG, Trial
 from primer_fast.models.generation import generate
 from primer_fast.models.pretrained import load_gpt2
 from primer_fast.models.transformer import Transformer, TransformerConfig
 
 CACHE, GRAPH, NO_CACHE, TRANSFORMERS = "cache", "cache, CUDA graph", "no cache", "transformers"
-AT_LEAST = {NO_CACHE: 3.0, TRANSFORMERS: 1.5}  # our rate with the cache over theirs
+AT_LEAST = {NO_CACHE: goals.CACHE, TRANSFORMERS: goals.TRANSFORMERS}  # our rate with the cache over theirs
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -88,6 +92,42 @@ def seconds(function, device) -> float:
     return time.perf_counter() - begin
 
 
+def measure(args, ours, theirs, batch: int):
+    """By name, the tokens that were written and the seconds of each round."""
+    prompts = torch.randint(args.vocab, (batch, args.prompt), device=args.device)
+    functions = decoders(args, ours, theirs, prompts)
+    tokens = {name: function() for name, function in functions.items()}
+    times = {name: [] for name in functions}
+    for round_ in range(args.rounds):
+        for name in rotated(list(functions), round_):
+            times[name].append(seconds(functions[name], args.device))
+    return functions, tokens, times
+
+
+def trials(argv=None) -> list[Trial]:
+    """The same as trials, ours with the cache."""
+    args, found = parse(argv), []
+    ours, theirs = build(args)
+    for batch in args.batch:
+        functions, tokens, times = measure(args, ours, theirs, batch)
+        setting = (
+            f"{args.layers} layers, width {args.width}, vocabulary {args.vocab}, batch {batch}, prompt {args.prompt}, "
+            f"{args.new_tokens} new tokens, greedy"
+        )
+        for name, taken in times.items():
+            trial = Trial("generation", setting, OURS if name == CACHE else name, unit="tokens")
+            found.append(trial)
+            if not torch.equal(tokens[name], tokens[CACHE]):
+                trial.status, trial.reason = WRONG, "it writes other tokens than ours with the cache"
+                continue
+            peak = peak_bytes(functions[name], args.device)
+            trial.time(taken, times[CACHE], batch * args.new_tokens)
+            trial.peak_mib = None if peak is None else peak / 2**20
+            if name in AT_LEAST:
+                trial.targets.append(AT_LEAST[name].judged(trial.versus))
+    return found
+
+
 def main(argv=None) -> int:
     args = parse(argv)
     ours, theirs = build(args)
@@ -99,21 +139,15 @@ def main(argv=None) -> int:
         print("transformers or safetensors is not installed: its row is left out")
     missed = False
     for batch in args.batch:
-        prompts = torch.randint(args.vocab, (batch, args.prompt), device=args.device)
-        functions = decoders(args, ours, theirs, prompts)
-        tokens = {name: function() for name, function in functions.items()}
-        times = {name: [] for name in functions}
-        for round_ in range(args.rounds):
-            for name in rotated(list(functions), round_):
-                times[name].append(seconds(functions[name], args.device))
+        _, tokens, times = measure(args, ours, theirs, batch)
         print(f"\nbatch {batch:<16} tokens/s   cache is faster by   tokens")
         for name, taken in times.items():
             rate = batch * args.new_tokens / statistics.median(taken)
             faster = statistics.median(t / own for t, own in zip(taken, times[CACHE], strict=True))
             equal = torch.equal(tokens[name], tokens[CACHE])
             target = AT_LEAST.get(name)
-            missed |= target is not None and faster < target
-            note = "" if target is None else f"   (target {target:g})"
+            missed |= target is not None and faster < target.at_least
+            note = "" if target is None else f"   (target {target.at_least:g})"
             print(f"  {name:<20} {rate:>8.0f} {faster:>13.2f} x       {'equal' if equal else 'DIFFERENT'}{note}")
     return int(missed)
 

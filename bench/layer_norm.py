@@ -1,18 +1,10 @@
 """layer_norm of a residual sum: one pass against an addition followed by a layer norm."""
 
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Op, Target
+from primer_fast.bench.peers import PEERS
 from primer_fast.functional.layer_norm import layer_norm, layer_norm_plain
 from primer_fast.reference.case import Case
 from primer_fast.reference.layer_norm import CASES, bytes_moved, flops, sizes
-
-
-def liger(input, normalized_shape, weight, bias, eps=1e-5, *, residual=None, return_residual=False):
-    """Liger's layer norm, which adds no residual: torch does before it."""
-    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
-
-    total = input if residual is None else input + residual
-    y = LigerLayerNormFunction.apply(total, weight, bias, eps)
-    return (y, total) if return_residual else y
 
 
 def _case(name, why, shape, **options):
@@ -39,7 +31,7 @@ def _held(case):
 
 OP = Op(
     name="layer_norm",
-    providers={OURS: layer_norm, EAGER: layer_norm_plain, "liger": liger},
+    providers={OURS: layer_norm, EAGER: layer_norm_plain, **PEERS["layer_norm"]},
     gpu_cases=[case for case in CASES if case.production],
     cpu_cases=CPU_CASES,
     flops=flops,

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as torch_F
 
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
+from primer_fast.bench.peers import PEERS
 from primer_fast.functional.linear import linear
 from primer_fast.reference.case import Case
 from primer_fast.reference.linear import CASES, bytes_moved, flops, sizes
@@ -52,7 +53,7 @@ def _at_least(size):
 
 OP = Op(
     name="linear",
-    providers={OURS: linear, EAGER: eager},
+    providers={OURS: linear, EAGER: eager, **PEERS["linear"]},
     floor=Floor(PRODUCT, product, product_backward),
     gpu_cases=[case for case in CASES if case.production],
     cpu_cases=CPU_CASES,

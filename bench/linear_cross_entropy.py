@@ -1,32 +1,14 @@
 """linear_cross_entropy: logits never in memory against logits in memory, in chunks, and other projects' kernels."""
 
 import torch
-import torch.nn.functional as torch_F
 
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
+from primer_fast.bench.peers import CCE, LIGER, PEERS
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_plain
 from primer_fast.reference.linear_cross_entropy import CASES, bytes_moved, flops, sizes
 from primer_fast.reference.linear_log_prob import loss_case
 
-PRODUCTS, CHUNKED, LIGER, CCE = "torch.mm", "torch, chunked", "liger", "cut-cross-entropy"
-
-
-def torch_chunked(input, linear_weight, target):
-    """PyTorch's own answer to the memory of logits."""
-    options = torch.nn.LinearCrossEntropyOptions()
-    return torch_F.linear_cross_entropy(input, linear_weight, target, options=options)
-
-
-def liger(input, linear_weight, target):
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-    return liger_fused_linear_cross_entropy(input, linear_weight, target).to(input.dtype)
-
-
-def cut_cross_entropy(input, linear_weight, target):
-    from cut_cross_entropy import linear_cross_entropy as cce
-
-    return cce(input, linear_weight, target).to(input.dtype)
+PRODUCTS = "torch.mm"
 
 
 def products(input, linear_weight, target):
@@ -73,9 +55,7 @@ OP = Op(
     providers={
         OURS: linear_cross_entropy,
         EAGER: linear_cross_entropy_plain,
-        CHUNKED: torch_chunked,
-        LIGER: liger,
-        CCE: cut_cross_entropy,
+        **PEERS["linear_cross_entropy"],
     },
     floor=Floor(PRODUCTS, products, products_backward),
     gpu_cases=[case for case in CASES if case.production and not case.options],  # what every provider takes

@@ -1,25 +1,10 @@
 """linear_log_prob: log-probabilities and entropy without logits, against logits in memory and in chunks of rows."""
 
-import torch
-from torch.utils.checkpoint import checkpoint
-
 from primer_fast.bench.linear_cross_entropy import PRODUCTS, arrays, products, products_backward
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
+from primer_fast.bench.peers import CHUNKED, PEERS
 from primer_fast.functional.linear_log_prob import linear_log_prob, linear_log_prob_plain
 from primer_fast.reference.linear_log_prob import CASES, bytes_moved, flops, loss_case, sizes
-
-CHUNKED = "torch, chunked"
-
-
-def torch_chunked(input, linear_weight, target, **options):
-    """What RLHF trainers do: 1024 rows at a time, their logits made again in the backward."""
-    parts = [
-        checkpoint(linear_log_prob_plain, x, linear_weight, t, use_reentrant=False, **options)
-        for x, t in zip(input.split(1024), target.split(1024), strict=True)
-    ]
-    if options.get("return_entropy"):
-        return tuple(map(torch.cat, zip(*parts, strict=True)))
-    return torch.cat(parts)
 
 
 def _floor(function):
@@ -43,7 +28,7 @@ def _many_rows(case):
 
 OP = Op(
     name="linear_log_prob",
-    providers={OURS: linear_log_prob, EAGER: linear_log_prob_plain, CHUNKED: torch_chunked},
+    providers={OURS: linear_log_prob, EAGER: linear_log_prob_plain, **PEERS["linear_log_prob"]},
     floor=Floor(PRODUCTS, _floor(products), _floor(products_backward)),
     gpu_cases=[case for case in CASES if case.production],
     cpu_cases=CPU_CASES,

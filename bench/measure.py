@@ -9,6 +9,7 @@ from torch import Tensor
 
 from primer_fast.bench.ceilings import Ceilings, matmul_precision
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, PRECISIONS, Op, part_pass
+from primer_fast.bench.peers import NotAvailable
 from primer_fast.bench.report import Row
 from primer_fast.bench.timing import Clock, Timing, apart, ratio, time_interleaved
 from primer_fast.reference.case import Case
@@ -201,7 +202,10 @@ def _failed(error: Exception, device: str) -> dict[str, str]:
         raise DeviceLost(f"{kind}: {first_line}") from lost
     if device == "cuda":
         torch.cuda.empty_cache()  # what an out-of-memory error left behind
-    return {"status": "failed", "reason": f"{kind}: {first_line}"}
+    if isinstance(error, NotAvailable):
+        return {"status": "not available", "reason": first_line}
+    status = "not available" if isinstance(error, ModuleNotFoundError) else "failed"
+    return {"status": status, "reason": f"{kind}: {first_line}"}
 
 
 def _synchronize(device: str) -> None:
@@ -269,6 +273,8 @@ def _rows(
             rate=work / timing.median_ms,
             unit=unit,
             share=floor_ms / timing.median_ms,
+            flops=float(flops),
+            bytes_moved=float(moved),
             peak_mib=None if contender.peak_bytes is None else (contender.peak_bytes + input_bytes) / 2**20,
             noise=noise,
             versus={other: ratio(theirs, timing) for other, theirs in timed.items() if other != name},

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 SCHEMA = 1
-STATUSES = ("ok", "failed", "wrong")
+STATUSES = ("ok", "failed", "wrong", "not available")
 HEADER_KEYS = ("device", "kind", "measures", "date", "torch", "triton", "python", "ceilings")
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass
@@ -17,7 +16,8 @@ class Row:
     """One provider on one case. Figures are None where there is none; ``reason`` says why a row has no figures.
 
     ``error``: relative Frobenius error against eager PyTorch, the worst of the output and the gradients.
-    ``rate`` with ``unit``: TFLOP/s or GB/s, by the ceiling that binds; ``share``: least possible time over the median.
+    ``rate`` with ``unit``: TFLOP/s or GB/s, by the ceiling that binds; ``share``: least possible time over the median;
+    ``flops`` and ``bytes_moved``: the work that is the op's, of which both come.
     ``peak_mib``: the inputs and all that was allocated during one call. ``versus``: another's time over this one's,
     round by round. ``noise``: how far two timings of the same function were apart in this group, see timing.apart.
     ``targets``: what was asked for here, and whether it is met.
@@ -40,6 +40,8 @@ class Row:
     rate: float | None = None
     unit: str = ""
     share: float | None = None
+    flops: float | None = None
+    bytes_moved: float | None = None
     peak_mib: float | None = None
     noise: float | None = None
     versus: dict[str, float] = field(default_factory=dict)
@@ -126,13 +128,3 @@ def _checked_row(path: Path, number: int, data: dict) -> Row:
     elif not row.reason:
         raise refuse(f"is {row.status}, so it must say why")
     return row
-
-
-def committed(results: Path = RESULTS) -> dict[str, list[Report]]:
-    """Every report under bench/results/<gpu>/, by GPU, oldest first."""
-    found: dict[str, list[Report]] = {}
-    for path in sorted(results.glob("*/*.json")):
-        found.setdefault(path.parent.name, []).append(load(path))
-    for reports in found.values():
-        reports.sort(key=lambda report: report.header["date"])
-    return found

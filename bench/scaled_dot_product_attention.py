@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from primer_fast.backend import runs_triton
 from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, OURS, Op, Target
+from primer_fast.bench.peers import FLASH, PEERS, NotAvailable
 from primer_fast.functional.scaled_dot_product_attention import (
     fast_attention_backward,
     scaled_dot_product_attention,
@@ -22,24 +23,13 @@ from primer_fast.reference.scaled_dot_product_attention import (
     values,
 )
 
-FLASH, CUDNN = "flash", "cuDNN"  # of torch's backends; flash is FlashAttention 2
 ONE_PASS = f"{OURS}, one-pass backward"
-
-
-def forced(backend):
-    """torch's function on one backend alone; it raises RuntimeError where that cannot run."""
-
-    def attend(query, key, value, **options):
-        with sdpa_kernel(backend):
-            return scaled_dot_product_attention_plain(query, key, value, **options)
-
-    return attend
 
 
 def one_pass(query, key, value, **options):
     """Ours with the backward whose additions have no fixed order."""
-    if options.keys() - {"is_causal", "enable_gqa"} or not supported(query, key, value):
-        raise NotImplementedError(f"{ONE_PASS}: serves 16-bit heads to 128, all keys or causal")
+    if not runs_triton(query) or options.keys() - {"is_causal", "enable_gqa"} or not supported(query, key, value):
+        raise NotAvailable(f"{ONE_PASS}: serves Triton, 16-bit heads to 128, all keys or causal")
     with fast_attention_backward():
         return scaled_dot_product_attention(query, key, value, **options)
 
@@ -86,14 +76,13 @@ def _decodes(case):
     return sizes(case)[3] == 1
 
 
-BACKENDS = {FLASH: forced(SDPBackend.FLASH_ATTENTION), CUDNN: forced(SDPBackend.CUDNN_ATTENTION), ONE_PASS: one_pass}
-
 OP = Op(
     name="scaled_dot_product_attention",
     providers={
         OURS: scaled_dot_product_attention,
         EAGER: scaled_dot_product_attention_plain,
-        **(BACKENDS if torch.cuda.is_available() else {}),
+        **PEERS["scaled_dot_product_attention"],
+        ONE_PASS: one_pass,
     },
     gpu_cases=GPU_CASES,
     cpu_cases=CPU_CASES,

@@ -8,15 +8,15 @@ from primer_fast.bench.report import Report, Row
 
 _COLUMNS = {  # heading -> text of a row's cell
     "provider": lambda row: row.provider,
-    "ms": lambda row: _number(row.median_ms, 4) + ("*" if row.exposed else ""),
+    "ms": lambda row: number(row.median_ms, 4) + ("*" if row.exposed else ""),
     "spread": lambda row: _percent(row.spread),
-    "host us": lambda row: _number(row.host_us, 3),
-    "rate": lambda row: f"{_number(row.rate, 3)} {row.unit}".strip(),
+    "host us": lambda row: number(row.host_us, 3),
+    "rate": lambda row: f"{number(row.rate, 3)} {row.unit}".strip(),
     "of ceiling": lambda row: _percent(row.share),
-    "peak MiB": lambda row: _number(row.peak_mib, 4),
+    "peak MiB": lambda row: number(row.peak_mib, 4),
     "error": lambda row: "-" if row.error is None else f"{row.error:.0e}",
-    "x eager": lambda row: _number(row.versus.get(EAGER), 3),
-    "x compile": lambda row: _number(row.versus.get(COMPILED), 3),
+    "x eager": lambda row: number(row.versus.get(EAGER), 3),
+    "x compile": lambda row: number(row.versus.get(COMPILED), 3),
 }
 LEGEND = (
     "ms: median per call; spread: distance of the quartiles; of ceiling: least time that the measured ceilings allow "
@@ -25,7 +25,7 @@ LEGEND = (
 )
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
     """``digits`` significant digits, never an exponent."""
     if value is None:
         return "-"
@@ -40,13 +40,13 @@ def _percent(value: float | None) -> str:
 def header_lines(report: Report) -> list[str]:
     """The machine, the versions and the ceilings: what a figure needs beside it."""
     header = report.header
-    products = ", ".join(f"{name} {_number(t, 4)}" for name, t in header["ceilings"]["tflops"].items())
+    products = ", ".join(f"{name} {number(t, 4)}" for name, t in header["ceilings"]["tflops"].items())
     versions = ", ".join(f"{name} {header[name]}" for name in ("python", "torch", "triton", "cuda") if header.get(name))
     return [
         f"{header['device']} ({header['details']})" if header.get("details") else header["device"],
         f"{versions}, driver {header.get('driver') or '-'}, commit {header.get('commit') or '-'}, {header['date']}",
         f"measured: {header['measures']}",
-        f"ceilings: copy {_number(header['ceilings']['copy_gbps'], 4)} GB/s; products in TFLOP/s: {products}",
+        f"ceilings: copy {number(header['ceilings']['copy_gbps'], 4)} GB/s; products in TFLOP/s: {products}",
     ]
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from primer_fast.bench.memory import peak_bytes
+
 Function = Callable[[], object]
 
 WARMUP_ROUNDS = 2  # after the caller's first call, which compiles
@@ -135,7 +137,7 @@ class WallClock:
         return None
 
     def peak_bytes(self, function: Function) -> int | None:
-        return None
+        return peak_bytes(function, "cpu")
 
 
 class DeviceClock:
@@ -179,12 +181,7 @@ class DeviceClock:
 
     def peak_bytes(self, function: Function) -> int:
         """The most that was allocated during one call beyond what was there before it, outputs included."""
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return peak_bytes(function, "cuda")
 
 
 class _DeviceSampler:

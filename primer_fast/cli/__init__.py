@@ -19,6 +19,7 @@ COMMANDS = {  # words on the command line -> module, what it does
     ("show", "convolution"): ("show_convolution", "work a convolution and a max-pool out, number by number"),
     ("show", "attention"): ("show_attention", "work a layer of attention out, number by number"),
     ("align",): ("align", "pretrain, learn what people prefer, PPO and DPO side by side, one page of results"),
+    ("report",): ("report", "one page of everything measured, and what was not"),
     ("demo",): ("demo", "verify, train and write a report with pictures"),
 }
 

@@ -3,52 +3,13 @@
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import torch
-
+from primer_fast.bench.torch_twin import torch_twin
 from primer_fast.cli.tasks import SupervisedTask
-from primer_fast.models.cnn import CNN
-from primer_fast.models.mlp import MLP
 from primer_fast.train import supervised
 from primer_fast.train.common import TrainState
 from primer_fast.train.supervised import SupervisedConfig
-
-ACTIVATIONS = {
-    "relu": torch.nn.ReLU, "leaky_relu": torch.nn.LeakyReLU, "gelu": torch.nn.GELU,
-    "gelu_tanh": lambda: torch.nn.GELU(approximate="tanh"), "silu": torch.nn.SiLU,
-    "sigmoid": torch.nn.Sigmoid, "tanh": torch.nn.Tanh, None: torch.nn.Identity,
-}  # fmt: skip
-
-
-def torch_twin(model: MLP | CNN) -> torch.nn.Sequential:
-    """``model`` as modules of torch.nn, with copies of its weights in the same memory format.
-
-    The twin of a CNN of one channel takes (B, H, W), that of another (B, C, H, W).
-    """
-    if isinstance(model, MLP):
-        modules = [torch.nn.Flatten(), *_twins(model.layers)]
-    else:
-        channels, height, _ = model.config.image
-        modules = [torch.nn.Unflatten(1, (1, height))] if channels == 1 else []
-        for convolution in model.convolutions:
-            modules += [*_twins([convolution]), torch.nn.MaxPool2d(model.config.pool)]
-        modules += torch_twin(model.mlp)
-    return torch.nn.Sequential(*modules).to(next(model.parameters()).device)
-
-
-def _twins(layers: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
-    """torch.nn.Linear or torch.nn.Conv2d for each of ``layers``, and a module for its activation if it has one."""
-    modules = []
-    for layer in layers:
-        if isinstance(layer, torch.nn.Conv2d):
-            twin = torch.nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size)
-            twin.to(memory_format=torch.channels_last)
-        else:
-            twin = torch.nn.Linear(layer.in_features, layer.out_features)
-        twin.load_state_dict(layer.state_dict())
-        modules += [twin] if layer.activation is None else [twin, ACTIVATIONS[layer.activation]()]
-    return modules
 
 
 class Comparison:

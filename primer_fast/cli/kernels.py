@@ -1,6 +1,8 @@
 """``primer-fast kernels``: compile the kernels for GPUs that need not be here, and list what their code needs."""
 
+import datetime
 import json
+import shlex
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from primer_fast import __version__
+from primer_fast.bench.environment import commit
 from primer_fast.cli.console import Display
 from primer_fast.cli.run_folder import write_text
 from primer_fast.proof.production import Row, Unit, compile_units, plan
@@ -68,10 +71,16 @@ def main(argv: list[str]) -> int:
     console.width = console.width if console.is_terminal else _WIDTH
     _show(rows, console)
     if options.json is not None:
-        versions = {"primer_fast": __version__, "triton": triton.__version__, "torch": torch.__version__}
-        content = {**versions, "rows": [row.as_dict() for row in rows]}
+        content = {**described(argv), "rows": [row.as_dict() for row in rows]}
         write_text(options.json, json.dumps(content, indent=1) + "\n")
     return 1 if any(row.error for row in rows) else 0
+
+
+def described(argv: list[str]) -> dict:
+    """What made a table: versions, date, commit and command."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    versions = {"primer_fast": __version__, "triton": triton.__version__, "torch": torch.__version__}
+    return {**versions, "date": now, "commit": commit(), "command": shlex.join(["primer-fast", "kernels", *argv])}
 
 
 def _compile(units: list[Unit], jobs: int) -> list[Row]:

@@ -124,6 +124,8 @@ def _prepare(input, weight, bias):
 
 def _pair(name, value, least):
     """An int, or a sequence of one or two, as torch takes them -> a pair of ints of at least ``least``."""
+    if type(value) is int and value >= least:  # most calls: on a small image the rest would take longer than the op
+        return value, value
     pair = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(pair, tuple | list) or any(not isinstance(n, int) or isinstance(n, bool) for n in pair):
         raise TypeError(f"conv2d: {name} must be an int or a pair of ints; got {value!r}")
@@ -151,33 +153,31 @@ def _check(input, weight, bias, stride, padding, dilation, groups) -> Geometry:
             "conv2d: bias must have one element per output channel; "
             f"got bias {tuple(bias.shape)} and weight {tuple(weight.shape)}"
         )
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is None:
-            continue
+    for name, t in (("weight", weight),) if bias is None else (("weight", weight), ("bias", bias)):
         if t.device != input.device:
             raise ValueError(f"conv2d: all tensors must be on one device; got input {input.device}, {name} {t.device}")
         if t.dtype != input.dtype:
             raise TypeError(f"conv2d: all tensors must have one dtype; got input {input.dtype} and {name} {t.dtype}")
     stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
-    kernel, image = weight.shape[2:], input.shape[-2:]
+    (*_, R, S), (*_, H, W) = weight.shape, input.shape
     if isinstance(padding, str):
         if padding not in ("same", "valid"):
             raise ValueError(f'conv2d: padding must be "same", "valid", an int or a pair of ints; got {padding!r}')
         if padding == "same" and stride != (1, 1):
             raise ValueError(f'conv2d: padding="same" must come with stride 1; got stride {stride}')
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-        before = tuple(n // 2 for n in total)
+        zeros = (dilation[0] * (R - 1), dilation[1] * (S - 1)) if padding == "same" else (0, 0)
+        before = zeros[0] // 2, zeros[1] // 2
     else:
         before = _pair("padding", padding, 0)
-        total = [2 * n for n in before]
-    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    room = [n + t - k for n, t, k in zip(image, total, reach, strict=True)]
-    if min(room) < 0 or min(kernel) < 1:
+        zeros = 2 * before[0], 2 * before[1]
+    height, width = H + zeros[0], W + zeros[1]  # of the padded input
+    reach = dilation[0] * (R - 1) + 1, dilation[1] * (S - 1) + 1
+    if height < reach[0] or width < reach[1] or R < 1 or S < 1:
         raise ValueError(
             "conv2d: the dilated kernel must fit into the padded input; "
-            f"got kernel {reach[0]} x {reach[1]} and input {image[0] + total[0]} x {image[1] + total[1]}"
+            f"got kernel {reach[0]} x {reach[1]} and input {height} x {width}"
         )
-    size = tuple(n // s + 1 for n, s in zip(room, stride, strict=True))
+    size = (height - reach[0]) // stride[0] + 1, (width - reach[1]) // stride[1] + 1
     return Geometry(stride, before, dilation, groups, size)
 
 

@@ -329,7 +329,8 @@ def test_command_on_the_cpu(monkeypatch, capsys, tmp_path):
     assert "wall time of the CPU path" in printed
     assert "linear primer, float32, forward (noise" in printed
     found = load(path)
-    assert {row.provider for row in found.rows} == {OURS, EAGER, "torch.mm"}
+    assert {row.provider for row in found.rows if row.status == "ok"} == {OURS, EAGER, "torch.mm"}
+    assert {row.status for row in found.rows} <= {"ok", "not available"}
 
 
 def quick_command(monkeypatch):

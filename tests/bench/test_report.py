@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from primer_fast.bench import report, tables
+from primer_fast.bench import results, tables
 from primer_fast.bench.report import Report, Row, load
 
 
@@ -82,19 +82,8 @@ def test_load_refuses_what_is_no_report(tmp_path, content):
         load(path)
 
 
-def test_committed_reports_by_gpu_oldest_first(tmp_path):
-    a_report(date="2026-02-01").save(tmp_path / "h100" / "a.json")
-    a_report(date="2026-01-01").save(tmp_path / "h100" / "b.json")
-    a_report().save(tmp_path / "h200" / "c.json")
-    found = report.committed(tmp_path)
-    assert {gpu: [r.header["date"][:10] for r in reports] for gpu, reports in found.items()} == {
-        "h100": ["2026-01-01", "2026-02-01"],
-        "h200": ["2026-01-02"],
-    }
-
-
 def test_what_is_committed_can_be_read():
-    assert isinstance(report.committed(), dict)
+    assert results.read().unreadable == {}
 
 
 def test_text_says_all_of_it():
@@ -132,4 +121,4 @@ def test_markdown_rows_have_the_columns_of_the_heading():
     [(None, "-"), (0.0, "0"), (0.01234, "0.0123"), (9.999, "10.00"), (12.34, "12.3"), (4321.0, "4321")],
 )
 def test_number(value, shown):
-    assert tables._number(value, 3) == shown
+    assert tables.number(value, 3) == shown

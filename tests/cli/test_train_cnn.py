@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from primer_fast.bench.torch_twin import ACTIVATIONS, torch_twin
 from primer_fast.cli import cnn_plots, train_cnn
-from primer_fast.cli.compare_torch import ACTIVATIONS, torch_twin
 from primer_fast.cli.run_folder import RunFolder
 from primer_fast.models.cnn import CNN, CNNConfig
 

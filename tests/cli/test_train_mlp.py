@@ -178,7 +178,7 @@ def test_the_same_model_from_torch_is_trained_beside(soccer, out, capsys):
 
 
 def test_every_activation_has_its_twin():
-    from primer_fast.cli.compare_torch import ACTIVATIONS, torch_twin
+    from primer_fast.bench.torch_twin import ACTIVATIONS, torch_twin
     from primer_fast.functional.activation import ACTIVATIONS as FUSED
 
     assert set(ACTIVATIONS) == {*FUSED, None}

@@ -1,0 +1,48 @@
+"""The loss of a language model's head at GPT-2's vocabulary, forward and backward: time and memory."""
+
+import torch
+import torch.nn.functional as torch_F
+from torch import Tensor
+
+from primer_fast.bench import goals
+from primer_fast.bench.op import OURS
+from primer_fast.bench.peers import PEERS
+from primer_fast.bench.trial import OK, Trial
+from primer_fast.bench.turns import Step, take_turns
+from primer_fast.functional.linear_cross_entropy import linear_cross_entropy
+
+LOGITS = "linear + cross_entropy"
+ROWS, WIDTH, VOCAB = 1024, 256, 50257
+
+
+def logits_in_memory(input: Tensor, linear_weight: Tensor, target: Tensor) -> Tensor:
+    return torch_F.cross_entropy(torch_F.linear(input, linear_weight), target)
+
+
+def loss_head(
+    device: str, seconds: float, with_compile: bool, rows: int = ROWS, width: int = WIDTH, vocab: int = VOCAB
+) -> list[Trial]:
+    """Loss and both gradients of ``rows`` tokens; the memory goal is ours over that of logits in memory."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, width, generator=generator).to(device).requires_grad_()
+    w = torch.randn(vocab, width, generator=generator).div_(width**0.5).to(device).requires_grad_()
+    target = torch.randint(vocab, (rows,), generator=generator).to(device)
+
+    def program(function) -> Step:
+        def step():
+            loss = function(x, w, target)
+            torch.autograd.grad(loss, (x, w))
+            return loss.detach()
+
+        return step
+
+    functions = {OURS: linear_cross_entropy, LOGITS: logits_in_memory, **PEERS["linear_cross_entropy"]}
+    setting = f"{rows:,} tokens, width {width}, vocabulary {vocab:,}, float32, forward and both gradients"
+    trials = take_turns(
+        "loss_head", setting, {name: lambda f=f: program(f) for name, f in functions.items()}, work=rows,
+        unit="tokens", seconds=seconds, device=device,
+    )  # fmt: skip
+    ours, logits = trials[:2]
+    if ours.status == logits.status == OK and None not in (ours.peak_mib, logits.peak_mib):
+        ours.targets.append(goals.LOSS_MEMORY.judged(ours.peak_mib / logits.peak_mib))
+    return trials

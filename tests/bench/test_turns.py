@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from primer_fast.bench import turns
+from primer_fast.bench.op import OURS
+from primer_fast.bench.peers import NotAvailable
+from primer_fast.bench.trial import Goal
+from primer_fast.bench.turns import COMPARED, take_turns
+
+LOSSES = [3.0, 2.0, 1.5, 1.25, 1.2, 1.1]
+
+
+def program(losses=LOSSES, work=20_000, log=None):
+    """Makes a program whose steps lose ``losses``, and take about ``work`` additions each."""
+
+    def make():
+        taken = 0
+
+        def step():
+            nonlocal taken
+            torch.arange(work).sum()
+            taken += 1
+            if log is not None:
+                log.append(taken)
+            return torch.tensor(losses[min(taken, len(losses)) - 1])
+
+        return step
+
+    return make
+
+
+def raced(**steps):
+    options = {"work": 10, "unit": "tokens", "seconds": 0.001, "device": "cpu"}
+    options |= {key: steps.pop(key) for key in ("goals", "tolerance") if key in steps}
+    found = take_turns("n", "s", {OURS: program()} | steps, **options)
+    return {trial.provider: trial for trial in found}
+
+
+def test_programs_of_equal_losses_are_timed(plain_path):
+    found = raced(peer=program(work=2_000_000), goals={"peer": Goal(">= 2", at_least=2)})
+    ours, peer = found[OURS], found["peer"]
+    assert list(found) == [OURS, "peer"] and ours.status == peer.status == "ok"
+    assert ours.versus == 1 and peer.versus > 2 and peer.targets[0]["met"] is True
+    assert peer.samples == ours.samples >= 7 and peer.rate == pytest.approx(10 / peer.median_ms * 1e3)
+    assert peer.loss == ours.loss == pytest.approx(1.1) and peer.loss_difference == 0 and ours.loss_difference is None
+
+
+def test_one_that_learns_something_else_is_never_timed(plain_path):
+    log = []
+    row = raced(peer=program([*LOSSES[:3], 1.2501], log=log), tolerance=1e-5)["peer"]
+    assert row.status == "wrong" and "0.0001 apart" in row.reason and row.median_ms is None
+    assert len(log) == COMPARED
+    assert raced(peer=program([*LOSSES[:3], 1.2501, *LOSSES[4:]]), tolerance=1e-3)["peer"].status == "ok"
+    assert raced(peer=program([float("nan")]))["peer"].status == "wrong"
+
+
+def test_a_difference_that_comes_later_is_reported(plain_path):
+    assert raced(peer=program([*LOSSES[:5], 1.35]))["peer"].loss_difference == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (NotAvailable("no such GPU"), "not available", "no such GPU"),
+        (ModuleNotFoundError("No module named 'x'"), "not available", "not installed: No module named 'x'"),
+        (RuntimeError("first\nsecond"), "failed", "RuntimeError: first"),
+    ],
+)
+def test_one_that_cannot_run_says_why(plain_path, error, status, reason):
+    def make():
+        raise error
+
+    found = raced(peer=make)
+    assert (found["peer"].status, found["peer"].reason) == (status, reason) and found[OURS].status == "ok"
+
+
+def test_one_that_fails_while_timed_says_why(plain_path):
+    def make():
+        calls = []
+
+        def step():
+            calls.append(1)
+            if len(calls) > COMPARED + 2:
+                raise MemoryError("no more")
+            return torch.tensor(LOSSES[len(calls) - 1])
+
+        return step
+
+    row = raced(peer=make)["peer"]
+    assert (row.status, row.reason) == ("failed", "MemoryError: no more") and row.median_ms is None
+
+
+def test_where_ours_fails_there_is_nothing_to_compare():
+    def make():
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        take_turns("n", "s", {OURS: make}, work=1, unit="x", seconds=0.001, device="cpu")
+
+
+def test_apart():
+    assert turns._apart([1.0, 2.0], [1.0, 2.5, 9.0]) == 0.5
+    assert turns._apart([1.0, float("nan")], [1.0, 1.0]) != 0

@@ -1,0 +1,287 @@
+"""The page of what was measured: all of it, nothing that was not, and whatever is in the files is only text."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from made_reports import op_report, row, timed, trials
+
+from primer_fast.bench import results
+from primer_fast.bench.goals import CNN, NANOGPT
+from primer_fast.bench.op import EAGER, FORWARD_BACKWARD, OURS
+from primer_fast.bench.report import Row
+from primer_fast.bench.trial import Trial
+from primer_fast.cli import main, report, report_plots
+from primer_fast.cli.report_grid import figure, grid
+
+VOID = {"meta", "img", "br", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order; keeps text by section, rows of tables, and what would be loaded."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.loaded, self.rows, self.sections, self.tags = [], [], [], {}, []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == [], "every tag is closed"
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self.loaded += [attributes[name] for name in ("src", "href", "srcset", "data") if name in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append(["", attributes.get("class", "").split()])
+        if tag == "h2":
+            self.heading = ""
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "h2":
+            self.heading += data
+        elif "section" in self.open:
+            self.sections[self.heading] = self.sections.get(self.heading, "") + data
+        if self.rows and self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1][0] += data
+
+    def row(self, first, *more):
+        (found,) = [r for r in self.rows if [c[0] for c in r[: 1 + len(more)]] == [first, *more]]
+        return found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "results").mkdir()
+    return tmp_path / "results"
+
+
+def made(folder, *more):
+    out = folder.parent / "page" / "report.html"
+    assert main(["report", "--results", str(folder), "--out", str(out), *more]) == 0
+    return Page(out)
+
+
+def test_nothing_measured_is_said_and_no_figure_is_shown(folder):
+    page = made(folder)
+    assert "No GPU run is committed" in page.sections["In short"]
+    assert "no GPU run is committed" in page.sections["Targets"]
+    assert "Speed and memory of every kernel on a GPU" in page.sections["Not measured"]
+    assert "Nothing has been measured twice" in page.sections["History"]
+    assert "img" not in page.tags
+    results_of = [cells[2][0] for cells in page.rows if len(cells) == 4 and cells[2][0] != "missed"]
+    assert set(results_of) <= {"result", "not measured"} | {str(n) for n in range(200)}
+    assert not re.search(r"\d (TFLOP/s|GB/s|MiB|tokens)\b(?! )", page.sections["Single ops"])
+
+
+def fill(folder):
+    peer = Row(
+        "linear", "square", "bfloat16", "forward", "a peer", status="not available", reason="needs <b>two</b> & x"
+    )
+    backward = row(ms=5.0, pass_name=FORWARD_BACKWARD, versus={EAGER: 1.5})
+    old = op_report(4.0, row("conv2d", ms=1.0), date="2026-01-01T00:00:00+00:00")
+    new = op_report(
+        2.6, peer, backward, row("conv2d", ms=3.0), date="2026-02-01T00:00:00+00:00", device="A <GPU> & more"
+    )
+    new.left_out = ["linear odd, tf32, forward"]
+    old.save(folder / "h100" / "old.json")
+    new.save(folder / "h100" / "new.json")
+    trials(
+        timed(peak_mib=30.0), timed(provider="nanoGPT", ratio=1.1, goal=NANOGPT, loss_difference=4e-7, peak_mib=33.0),
+        timed("cnn"), timed("cnn", "torch.nn", ratio=1.02, goal=CNN),
+        Trial("ppo", "all", "TRL's", "not available", "no <such> trainer"),
+    ).save(folder / "cpu" / "a.json")  # fmt: skip
+    verified = [{"op": "linear", "case": "a", "dtype": "float32", "passed": passed} for passed in (True, True, False)]
+    (folder / "h100" / "verify.json").write_text(json.dumps(verified))
+    needs = {
+        "registers": 168, "spill_bytes": 16, "spill_instructions": 2, "shared_bytes": 2048, "matrix": {"HGMMA": 4},
+        "programs_per_processor": 2, "instructions": 1500, "loads": {}, "stores": {}, "ffma": 0,
+    }  # fmt: skip
+    launch = {"op": "linear", "case": "a", "dtype": "bfloat16", "target": "sm_90", "kernel": "_linear_kernel"}
+    launches = [launch | {"resources": needs}, launch | {"resources": None}]
+    (folder / "offline").mkdir()
+    table = {"triton": "3.7.1", "torch": "2.13.0", "command": "primer-fast kernels linear", "rows": launches}
+    (folder / "offline" / "sm_90.json").write_text(json.dumps(table))
+
+
+def test_everything_is_on_the_page(folder):
+    fill(folder)
+    page = made(folder)
+    assert "2 runs committed" in page.sections["In short"]
+    missed = page.row("GPT training step", "\u2265 1.3 x nanoGPT's tokens/s at equal loss")
+    assert missed[2] == ["missed", ["bad"]] and missed[3][0] == "1.10"
+    met = page.row("CNN training step", "\u2265 1.0 x torch.nn's images/s")
+    assert met[2] == ["met", ["met"]] and met[3][0] == "1.02"
+    assert page.row("linear", "time of torch.compile over ours \u2265 1")[2][0] == "missed"
+    assert page.row("layer_norm", "host time of a call (us) \u2264 25")[2:] == [
+        ["not measured", ["none"]], ["no committed run measures it", ["wide"]]
+    ]  # fmt: skip
+    assert "Missed: GPT training step, \u2265 1.3 x nanoGPT's tokens/s at equal loss: 1.10" in page.sections["In short"]
+    for words in ("python -m primer_fast.bench for a cpu", "abc123", "2026-01-02", "load average before 0.2"):
+        assert words in page.sections["Whole programs"], words
+    assert [cells[0] for cells in page.row("nanoGPT")] == [
+        "nanoGPT", "22.00", "22.0 to 22.0", "34,909 tokens", "1.10", "33.0", "4e-07"
+    ]  # fmt: skip
+    ours = [cells for cells in page.rows if cells[0][0] == OURS and cells[1][0] == "2.600"]
+    assert [cell[0] for cell in ours[0]][3:7] == ["154 TFLOP/s", "31 %", "96.0", "17.5"]
+    assert all("n" in cell[1] for cell in ours[0][1:]) and "n" not in ours[0][0][1], "figures stand to the right"
+    assert page.row("h100/verify.json")[2:] == [["2", ["n"]], ["1", ["n", "bad"]]]
+    compiled = [cell[0] for cell in page.row("linear", "linear", "bfloat16, sm_90")]
+    assert compiled[3:] == ["HGMMA", "2", "1", "168", "1", "16", "2", "2", "1,500"]
+    for words in ("linear odd, tf32, forward", "no <such> trainer", "Training steps and generation on a GPU"):
+        assert words in page.sections["Not measured"], words
+    assert "primer-fast kernels linear" in page.sections["Compiled code"]
+
+
+def test_a_gpu_that_ran_whole_programs_alone_is_no_lack_of_one(folder):
+    trials(timed("gpt2"), kind="cuda", device="A GPU").save(folder / "h100" / "models.json")
+    page = made(folder)
+    assert "1 run committed, on A GPU" in page.sections["In short"]
+    assert "Speed and memory of every kernel on a GPU" in page.sections["Not measured"]
+    assert "Training steps and generation on a GPU" not in page.sections["Not measured"]
+
+
+def test_the_reason_of_a_missed_target_stands_beside_it(folder):
+    fill(folder)
+    (folder / "reasons.json").write_text(json.dumps({"nanogpt": {NANOGPT.what: "The same <products>."}}))
+    missed = made(folder).row("GPT training step", "\u2265 1.3 x nanoGPT's tokens/s at equal loss")
+    assert missed[3][0] == "1.10. The same <products>."
+
+
+def test_history_shows_what_became_slower(folder):
+    fill(folder)
+    page = made(folder)
+    assert "h100: 2 runs" in page.sections["History"]
+    changes = [cells for cells in page.rows if cells[0][0].endswith("bfloat16 forward") and len(cells) == 5]
+    assert [(c[0][0].split()[0], c[3][0]) for c in changes] == [("conv2d", "3.00"), ("linear", "0.650")]
+
+
+def test_the_page_loads_nothing_and_runs_nothing(folder):
+    fill(folder)
+    page = made(folder)
+    assert page.loaded and all(
+        source.startswith("data:image/png;base64,") or source[0] == "#" for source in page.loaded
+    )
+    text = (folder.parent / "page" / "report.html").read_text()
+    assert not {"script", "link", "iframe", "object"} & set(page.tags) and "@import" not in text
+    assert "url(" not in text.split("</style>")[0]
+    assert "needs &lt;b&gt;two&lt;/b&gt; &amp; x" in text and "A &lt;GPU&gt; &amp; more" in text
+
+
+def test_a_file_that_cannot_be_read_is_named(folder, capsys):
+    fill(folder)
+    (folder / "h100" / "broken.json").write_text("{")
+    page = made(folder)
+    assert "Not readable: h100/broken.json" in page.sections["Where the figures come from"]
+    assert "h100/broken.json" in capsys.readouterr().err
+
+
+def test_pictures_are_kept_where_asked_for(folder, tmp_path):
+    fill(folder)
+    made(folder, "--pictures", str(tmp_path / "png"))
+    names = {path.name for path in (tmp_path / "png").iterdir()}
+    assert names == {
+        "programs-cpu.png", "roofline-h100-bfloat16.png", "speedups-h100-bfloat16-forward.png",
+        "speedups-h100-bfloat16-forward-backward.png", "history-h100.png",
+    }  # fmt: skip
+    assert all((tmp_path / "png" / name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "report.html"
+    out.write_text("old")
+
+    def full(*arguments):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(report, "write_text", full)
+    assert main(["report", "--results", str(folder), "--out", str(out)]) == 2
+    assert out.read_text() == "old" and "No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--results", "nowhere"], ["--out", "."]])
+def test_a_wrong_call(arguments, capsys):
+    assert main(["report", *arguments]) == 2
+    assert "primer-fast report: " in capsys.readouterr().err
+
+
+def test_kernels_can_be_compiled_on_the_spot(folder, monkeypatch):
+    needs = {"op": "conv2d", "case": "a", "dtype": "bfloat16", "target": "sm_90", "kernel": "_now", "resources": None}
+    monkeypatch.setattr(report, "compiled", lambda jobs: {"triton": "3", "torch": "2", "rows": [needs]})
+    assert made(folder, "--compile").row("conv2d", "now")
+
+
+class Axes:
+    """The lines and points that a picture draws, by panel."""
+
+    def __init__(self, monkeypatch):
+        self.figures = []
+        whole = report_plots.Figure.savefig
+        monkeypatch.setattr(
+            report_plots.Figure, "savefig", lambda f, *a, **o: (self.figures.append(f), whole(f, *a, **o))
+        )
+
+    def panels(self):
+        return {axes.get_title(loc="left"): axes for axes in self.figures[-1].axes if axes.get_visible()}
+
+
+def test_roofline_draws_the_ceilings_and_the_points_below(tmp_path, monkeypatch):
+    drawn = Axes(monkeypatch)
+    found = op_report(2.0, row("conv2d", flops=1e10, bytes_moved=1e8, ms=1.0))
+    assert report_plots.roofline(tmp_path / "a.png", found, "bfloat16", "title")
+    panels = drawn.panels()
+    assert list(panels) == ["linear", "conv2d"]
+    roof, *marks = panels["linear"].lines
+    x, y = roof.get_data()
+    assert (x[1], y[1], y[2]) == (250, 500, 500) and y[0] == pytest.approx(x[0] * 2)
+    assert sorted(float(mark.get_ydata()[0]) for mark in marks) == pytest.approx([400 / 3, 160, 200])
+    assert all(float(mark.get_xdata()[0]) == 4000 for mark in marks)
+    (point,) = panels["conv2d"].lines[1:]
+    assert (float(point.get_xdata()[0]), float(point.get_ydata()[0])) == (100, 10)
+    labels = panels["linear"].get_xlabel(), panels["linear"].get_ylabel()
+    assert "FLOP/byte" in labels[0] and "TFLOP/s" in labels[1]
+    assert not report_plots.roofline(tmp_path / "b.png", found, "float32", "title")
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_programs_are_coloured_by_their_targets(tmp_path, monkeypatch):
+    drawn = Axes(monkeypatch)
+    comparison = [
+        timed(), timed(provider="missed", ratio=1.1, goal=NANOGPT), timed(provider="met", ratio=1.5, goal=NANOGPT),
+        timed(provider="none", ratio=0.5), Trial("nanogpt", "small", "broken", "failed", "x"),
+    ]  # fmt: skip
+    assert report_plots.programs(tmp_path / "a.png", [comparison], ["GPT"], "title")
+    (axes,) = drawn.panels().values()
+    points = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [p.get_color() for p in points] == [report_plots.TEST, report_plots.TRAIN, report_plots.MUTED]
+    assert [float(p.get_xdata()[0]) for p in points] == pytest.approx([1.1, 1.5, 0.5])
+    assert not report_plots.programs(tmp_path / "b.png", [[timed()]], ["GPT"], "title")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"),
+    [(None, 3, "\u2013"), (0.0, 3, "0"), (0.012345, 3, "0.0123"), (-0.5, 2, "-0.50"), (12.34, 3, "12.3"),
+     (38984.4, 4, "38,984"), (1.1, 3, "1.10")],
+)  # fmt: skip
+def test_figures(value, digits, shown):
+    assert figure(value, digits) == shown
+
+
+def test_a_short_row_ends_in_words():
+    html = grid(("by", "ms", "GB/s"), [("ours", "1", "2"), ("peer", ("why <not>", "none"))], titles={1: "a & b"})
+    assert '<td class="n">2</td>' in html and '<td class="none" colspan="2">why &lt;not&gt;</td>' in html
+    assert '<td colspan="3">a &amp; b</td></tr><tr><td>peer</td>' in html
+
+
+def test_the_committed_results_make_a_page(tmp_path):
+    assert main(["report", "--out", str(tmp_path / "report.html")]) == 0
+    page = Page(tmp_path / "report.html")
+    gpu = any(found.content.header["kind"] == "cuda" for found in results.read().ops)
+    assert ("No GPU run is committed" in page.sections["In short"]) is not gpu
