@@ -2,6 +2,12 @@
 
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from primer_fast.attention import register_attention as register_attention
+    from primer_fast.attention import sdpa as sdpa
+    from primer_fast.replace import replace_modules as replace_modules
 
 if find_spec("primer_fast.kernels") is None:
     raise ImportError("primer_fast.kernels is missing: run `pip install -e .` in the repository root")

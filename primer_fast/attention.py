@@ -2,6 +2,7 @@
 
 from contextlib import ContextDecorator, suppress
 from threading import Lock
+from typing import Any
 
 import torch
 import torch.nn.functional as torch_F
@@ -29,13 +30,13 @@ class sdpa(ContextDecorator):
 
     _lock = Lock()
     _open = 0
-    _torchs = None
+    _torchs: Any = None
 
     def __enter__(self):
         with sdpa._lock:
             if sdpa._open == 0:
                 sdpa._torchs = torch_F.scaled_dot_product_attention
-                torch_F.scaled_dot_product_attention = _routed
+                torch_F.scaled_dot_product_attention = _routed  # type: ignore[assignment]
             sdpa._open += 1
         return self
 

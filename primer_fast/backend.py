@@ -1,5 +1,7 @@
 """Which tensors the Triton kernels run on; every other tensor takes plain PyTorch."""
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -46,7 +48,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-def autocast_to(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast_to(dtype: torch.dtype, *tensors: Any) -> tuple[Any, ...]:
     """As torch.autocast casts: float64, integers, and what is no tensor stay as they are."""
     return tuple(
         t.to(dtype)

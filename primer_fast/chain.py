@@ -9,6 +9,7 @@ import inspect
 import textwrap
 from functools import cache
 from types import CodeType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def derived(mixin: type, kind: type) -> type:
 
 
 def _rebuild(mixin, kind):
-    made = derived(mixin, kind)
+    made: Any = derived(mixin, kind)
     return made.__new__(made)
 
 
@@ -68,6 +69,8 @@ class TransposedLinear(Derived):
     """A linear layer whose weight is (in, out), as transformers' Conv1D has it: read in place, and never copied."""
 
     activation = None
+    weight: Tensor  # (in, out)
+    bias: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activated(x, self.activation)
@@ -104,15 +107,16 @@ def _only_forward(module):
 class Chain(Derived):
     """A module whose ``forward`` calls its children one after another."""
 
+    _order: ClassVar[tuple[str, ...] | None]
+
     def __init_subclass__(cls):
         if Chain in cls.__bases__:  # read once: torch.compile does not trace how a source is read
             cls._order = _order_of(cls.__bases__[1])
 
     def forward(self, *args, **kwargs):
-        if len(args) != 1 or kwargs:
-            return super().forward(*args, **kwargs)
+        if len(args) != 1 or kwargs or (modules := children_in_order(self)) is None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]  # of the module's own class
         (x,) = args
-        modules = children_in_order(self)
         i = 0
         while i < len(modules):
             name = fused_activation(modules[i], modules[i + 1]) if i + 1 < len(modules) else None
@@ -162,7 +166,7 @@ def _called_in_order(function) -> tuple[str, ...] | None:
 
 def _nested_calls(expression, me, x):
     """``self.b(self.a(x))`` -> ["a", "b"]; None for any other expression."""
-    names = []
+    names: list[str] = []
     while isinstance(expression, ast.Call):
         child = expression.func
         if not (isinstance(child, ast.Attribute) and isinstance(child.value, ast.Name) and child.value.id == me):

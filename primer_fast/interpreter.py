@@ -9,6 +9,8 @@ interpreter_memory.py. Known to work with Triton 3.6 to 3.9.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import triton
@@ -18,7 +20,7 @@ from triton.runtime import interpreter as runtime
 from triton.runtime.interpreter import TensorHandle
 
 BUILDER = "InterpreterBuilder"  # the class whose methods carry out what a kernel calls
-_replacements = {}  # (class, method) -> function from the method to its replacement
+_replacements: dict[tuple[str, str], Callable] = {}  # (class, method) -> function from the method to its replacement
 
 
 def replaces(owner: str, *methods: str):
@@ -39,14 +41,16 @@ def mend() -> None:
     """
     from primer_fast import interpreter_memory  # registers its replacements
 
-    builder = getattr(runtime, BUILDER, None)
+    builder: Any = getattr(runtime, BUILDER, None)
     if getattr(builder, "mended_by_primer_fast", False):
         return
     try:  # tl.device_assert, and the overflow checks of int32 arithmetic that stand on it, are off by default
         options = dataclasses.replace(runtime.interpreter_builder.options, debug=True)
     except (AttributeError, TypeError) as error:
         raise _unknown("has no option `debug`") from error
-    originals = {key: getattr(getattr(runtime, key[0], None), key[1], None) for key in _replacements}
+    originals: dict[tuple[str, str], Any] = {
+        key: getattr(getattr(runtime, key[0], None), key[1], None) for key in _replacements
+    }
     missing = [".".join(key) for key, method in originals.items() if method is None]
     if missing:
         raise _unknown(f"has no {', '.join(missing)}")

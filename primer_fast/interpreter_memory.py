@@ -12,7 +12,8 @@ from triton.runtime.interpreter import TensorHandle
 
 from primer_fast.interpreter import BUILDER, is_bfloat16, narrow_values, replaces, widen_bits
 
-_extents = []  # (first byte, byte past the last, name) of each tensor argument of the launch under way
+# (first byte, byte past the last, name) of each tensor argument of the launch under way
+_extents: list[tuple[int, int, str]] = []
 
 
 @replaces("GridExecutor", "_init_args_hst")

@@ -58,7 +58,7 @@ class Report:
 
 def _table(rows: Iterable[tuple[tuple[str, str], str]]) -> Iterator[str]:
     """Rows of one kind and outcome share a line, which names the first."""
-    groups = {}
+    groups: dict[tuple[str, str], list[str]] = {}
     for group, name in rows:
         groups.setdefault(group, []).append(name or "the model")
     widths = [max((len(group[i]) for group in groups), default=0) for i in (0, 1)]
@@ -109,13 +109,15 @@ def replace_modules(
         if target and id(module) in chosen and id(module) not in replaced and refusal(module) is None:
             replaced[id(module)] = type(module), target
             undo.append(_become(module, target))
-    fused, absorbed = {}, set()  # id of a product -> activation; ids of a parent and of an activation in it
+    fused: dict[int, str] = {}  # id of a product -> activation
+    absorbed = set()  # ids of a parent and of an activation in it
     if fuse_activations:
         for place in walked:
             if id(place.module) in chosen and (pairs := _pairs(place.module, chosen)):
-                undo.append(_become(place.module, derived(Chain, type(place.module))))
+                kind: type = type(place.module)
+                undo.append(_become(place.module, derived(Chain, kind)))
                 fused |= {id(product): name for product, _, name in pairs}
-                order = children_in_order(place.module)
+                order = children_in_order(place.module) or []
                 for _, activation, _ in pairs:
                     if order.count(activation) == sum(activation is other for _, other, _ in pairs):
                         absorbed.add((id(place.module), id(activation)))
@@ -131,7 +133,8 @@ def replace_modules(
             results.append(Swapped(place.name, before.__name__, _title(after), fused.get(one)))
         elif reason := why_left(place.module, place.parent, one in chosen, fuse_activations):
             results.append(Left(place.name, type(place.module).__name__, reason))
-    swapped, left = (tuple(r for r in results if isinstance(r, kind)) for kind in (Swapped, Left))
+    swapped = tuple(r for r in results if isinstance(r, Swapped))
+    left = tuple(r for r in results if isinstance(r, Left))
     return Report(swapped, left, tuple(undo))
 
 
@@ -201,15 +204,15 @@ def _pairs(parent, chosen) -> list[tuple]:
     """Products, the activations after them and what those compute, if ``parent`` can and shall run both as one."""
     if isinstance(parent, Chain) or "forward" in parent.__dict__ or not any(map(activation_of, parent.children())):
         return []
-    pairs = ((a, b, fused_activation(a, b)) for a, b in pairwise(children_in_order(parent) or []))
-    pairs = [pair for pair in pairs if pair[2]]
+    found = ((a, b, fused_activation(a, b)) for a, b in pairwise(children_in_order(parent) or []))
+    pairs = [pair for pair in found if pair[2]]
     return pairs if all(id(activation) in chosen for _, activation, _ in pairs) else []
 
 
 def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
     """The attention of transformers' models, those that are in no other."""
     base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
-    results = []
+    results: list[Swapped | Left] = []
     for name, model, around in walked:
         if not isinstance(model, base) or any(isinstance(p.module, base) for p in around):
             continue

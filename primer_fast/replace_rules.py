@@ -31,7 +31,7 @@ _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"
 
 def target_of(module) -> type | None:
     """The class of ours for a module of exactly one of torch's."""
-    kind = type(module)
+    kind: type = type(module)
     if isinstance(module, Derived):
         return None
     if kind.__module__ == "transformers.pytorch_utils" and kind.__name__ == "Conv1D":

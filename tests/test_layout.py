@@ -33,6 +33,7 @@ BESIDE = {
     "library": {"backend"},
     "kernels": set(),
     "reference": set(),
+    "__init__": {"attention", "replace"},
     "replace": {"attention", "chain", "nn", "replace_rules"},
     "replace_rules": {"chain", "nn"},
     "chain": {"functional", "nn"},

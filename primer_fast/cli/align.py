@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -181,13 +182,13 @@ def _from_json(values: dict, out: Path) -> Options:
 
 def load_material(options: Options) -> Material:
     """Errors as the readers of the files raise them."""
-    shared = {"held_out": options.held_out, "seed": options.seed}
-    texts = {"tokenizer": options.tokenizer, "context": options.context}
-    rated = {"pairs": options.pairs, "minimum_gap": options.minimum_gap}
+    shared: dict[str, Any] = {"held_out": options.held_out, "seed": options.seed}
+    texts: dict[str, Any] = {"tokenizer": options.tokenizer, "context": options.context}
+    rated: dict[str, Any] = {"pairs": options.pairs, "minimum_gap": options.minimum_gap}
     running_text = None if options.text is None else load_text(options.text)
     source = options.preferences or options.ratings
     if source != LEXICON:
-        read = (read_ratings if options.preferences is None else read_preferences)(source)
+        read: Any = (read_ratings if options.preferences is None else read_preferences)(source)
         try:
             if options.preferences is not None:
                 return align_data.pairs(read, running_text, **texts, **shared)

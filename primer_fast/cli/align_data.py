@@ -62,17 +62,18 @@ def words(rated: Sequence[RatedText], *, pairs: int, minimum_gap: float, held_ou
     end = tokenizer.encode(END)[0]
     context = max(map(len, every)) + 2
     start = torch.tensor([end])
+    train_pairs, test_pairs = (
+        encode_pairs(
+            preferences.pair_texts(part, count, minimum_gap=minimum_gap, seed=seed),
+            tokenizer.encode, end=end, context=context,
+        )
+        for part, count in ((train, pairs), (test, max(1, pairs // 5)))
+    )  # fmt: skip
     return Material(
         "the lexicon's words", "word", tokenizer, end, context, None,
         encode_completions([("", word) for word in every], tokenizer.encode, end=end, context=context),
-        *(
-            encode_pairs(
-                preferences.pair_texts(part, count, minimum_gap=minimum_gap, seed=seed),
-                tokenizer.encode, end=end, context=context,
-            )
-            for part, count in ((train, pairs), (test, max(1, pairs // 5)))
-        ),
-        [start], [start], {t.text: t.rating for t in (*train, *test)}, frozenset(t.text for t in test),
+        train_pairs, test_pairs, [start], [start],
+        {t.text: t.rating for t in (*train, *test)}, frozenset(t.text for t in test),
         frozenset().union(*map(_trigrams, every)),
     )  # fmt: skip
 
@@ -108,8 +109,8 @@ def pairs(
     """Preference pairs of a file; some are held out, so that no completion is on both sides."""
     train, test = preferences.split_pairs(given, held_out, seed)
     sides = [[((p.prompt, p.chosen), (p.prompt, p.rejected), p.margin) for p in part] for part in (train, test)]
-    texts = [list(dict.fromkeys(side for pair in part for side in pair[:2])) for part in sides]
-    return _prompted("preference pairs", "completion", *texts, sides, running_text, tokenizer, context)
+    of_train, of_test = (list(dict.fromkeys(side for pair in part for side in pair[:2])) for part in sides)
+    return _prompted("preference pairs", "completion", of_train, of_test, sides, running_text, tokenizer, context)
 
 
 def _cut(sentence: str) -> tuple[str, str]:
@@ -139,15 +140,18 @@ def _prompted(name, unit, train, test, pair_texts, running_text, tokenizer_name,
     def encode(texts):
         return encode_completions([fit(*t) for t in texts], list, end=None, context=context)
 
-    sides = [
+    train_pairs, test_pairs = (
         CompletionPairs(
             encode([chosen for chosen, _, _ in part]), encode([rejected for _, rejected, _ in part]),
             torch.tensor([margin for *_, margin in part], dtype=torch.float32),
         )
         for part in pair_texts
-    ]  # fmt: skip
-    prompts = [_prompts([prompt for prompt, _ in part], tokenizer, end, context) for part in (train, test)]
+    )  # fmt: skip
+    prompts, test_prompts = (
+        _prompts([prompt for prompt, _ in part], tokenizer, end, context) for part in (train, test)
+    )
     tokens = text.tokenize(running_text, tokenizer, context) if running_text else None
     return Material(
-        name, unit, tokenizer, end, context, tokens, encode(train), *sides, *prompts, {}, frozenset(), frozenset()
-    )
+        name, unit, tokenizer, end, context, tokens, encode(train), train_pairs, test_pairs, prompts, test_prompts,
+        {}, frozenset(), frozenset(),
+    )  # fmt: skip

@@ -11,6 +11,8 @@ from torch import Tensor
 from primer_fast.cli.align_data import Material
 from primer_fast.cli.run_folder import RunFolder, load_weights, read_safetensors
 from primer_fast.data.tokenizers import Tokenizer
+from primer_fast.models.reward import RewardModel
+from primer_fast.models.transformer import Transformer
 from primer_fast.train.common import TrainState, pack, unpack
 
 CHECKPOINTS = 5  # of a stage
@@ -59,7 +61,7 @@ class Stage:
         tensors |= {KEPT + name: t.detach().to("cpu", copy=True).contiguous() for name, t in kept.items()}
         self.run.save_checkpoint(tensors, metadata | {NOTES: json.dumps(notes)})
 
-    def finish(self, model: torch.nn.Module, tokenizer: Tokenizer, notes: dict) -> None:
+    def finish(self, model: Transformer | RewardModel, tokenizer: Tokenizer, notes: dict) -> None:
         """Write the weights and all that others need to use them; from here on the stage is finished."""
         self.run.write_files({
             "transformer.json": json.dumps(dataclasses.asdict(model.config), indent=2) + "\n",

@@ -31,8 +31,8 @@ class Mean:
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float] | Tensor) -> "Mean":
-        values = np.asarray(values, dtype=np.float64)
+    def of(cls, samples: Sequence[float] | np.ndarray | Tensor) -> "Mean":
+        values = np.asarray(samples, dtype=np.float64)
         if len(values) < 2:
             return cls(float(values.mean()) if len(values) else math.nan, math.nan, len(values))
         return cls(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))), len(values))
@@ -151,9 +151,11 @@ class Measured:
         ratings = material.ratings
         known = [t for t in samples.texts if t in ratings]
         held_out = [t for t in known if t in material.held_out]
+        rated, rated_held_out = (
+            Mean.of([ratings[t] for t in texts]) if ratings else None for texts in (known, held_out)
+        )
         return cls(
-            name, samples, Mean.of(samples.kl), Mean.of(samples.rewards),
-            *(Mean.of([ratings[t] for t in texts]) if ratings else None for texts in (known, held_out)),
+            name, samples, Mean.of(samples.kl), Mean.of(samples.rewards), rated, rated_held_out,
             len(set(known)), len(set(held_out)),
             float(np.mean([material.is_plausible(t) for t in samples.texts])) if ratings else None,
             float(samples.ended.mean()), len(set(zip(samples.prompts, samples.texts, strict=True))) / len(samples),

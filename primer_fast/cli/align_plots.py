@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from primer_fast.cli.align_stages import Result
-from primer_fast.cli.plots import INK, MUTED, STYLE, TEST, TRAIN
+from primer_fast.cli.plots import INK, MUTED, TEST, TRAIN, picture
 
 DPO_COLOURS = (TEST, "#6d28d9", "#0f766e", "#a16207", "#be185d")  # of its betas; PPO is TRAIN
 DPO_MARKERS = "s^Dvo"
@@ -23,8 +21,7 @@ def draw(folder: Path, result: Result) -> None:
 
 def frontier(path: Path, result: Result) -> None:
     """The way of each policy in the plane of KL and reward, the most that can be had, the budget."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 4.6))
+    with picture(path, 8.6, 4.6) as figure:
         axes = figure.subplots()
         budget = result.options.kl_budget
         best = [point for point in result.best_possible if point[0] <= 1.05 * budget]
@@ -49,7 +46,6 @@ def frontier(path: Path, result: Result) -> None:
         )
         axes.set_xlim(-0.03 * budget, 1.05 * budget)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        figure.savefig(path)
 
 
 def histograms(path: Path, result: Result) -> None:
@@ -61,10 +57,8 @@ def histograms(path: Path, result: Result) -> None:
     ]
     low, high = (-4, 4) if ratings else (min(map(np.min, values)), max(map(np.max, values)))
     bins = np.linspace(low, high, 33)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.4))
-        what = "Human ratings of the sampled words that the lexicon knows" if ratings else "Rewards of the samples"
-        figure.suptitle(what, x=0.01, ha="left", fontweight="bold")
+    what = "Human ratings of the sampled words that the lexicon knows" if ratings else "Rewards of the samples"
+    with picture(path, 9.6, 3.4, what) as figure:
         cells = figure.subplots(1, 3, sharex=True, sharey=True)
         for axes, policy, found, colour in zip(cells, result.policies, values, (MUTED, TRAIN, TEST), strict=True):
             title = {"before": "before"}.get(policy.name, f"after {policy.name}")
@@ -78,15 +72,13 @@ def histograms(path: Path, result: Result) -> None:
         cells[0].set_xlim(low, high)
         cells[0].set_ylabel("share of samples")
         cells[0].yaxis.set_major_formatter(PercentFormatter(1))
-        figure.savefig(path)
 
 
 def curves(path: Path, result: Result) -> None:
     """Every stage against its steps."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 6.4))
+    with picture(path, 9.6, 6.4) as figure:
         ((first, accuracy), (reward, margins)) = figure.subplots(2, 2)
-        offset = 0
+        offset = 0.0
         for key, colour, name in (("train/loss", MUTED, "on running text"), ("loss", TRAIN, "on completions")):
             rows = [row for row in result.pretraining if key in row]
             if rows:
@@ -130,4 +122,3 @@ def curves(path: Path, result: Result) -> None:
         for axes in (first, accuracy, reward, margins):
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.margins(x=0.03)
-        figure.savefig(path)

@@ -174,19 +174,19 @@ def _figures(policy: Measured) -> tuple[str, ...]:
 
 
 def _human(folder: Path, result: Result) -> str:
-    policies = _every(result)
+    rated = [(p, p.known, p.known_held_out) for p in _every(result) if p.known and p.known_held_out]
 
     def gain(policy: Measured, what: str) -> str:
         return "" if policy is result.before else str(result.gain(policy, what))
 
     rows = [
-        (p.name, f"{p.known.count:,} of {p.words:,}", str(p.known), gain(p, "known"),
-         f"{p.known_held_out.count:,} of {p.words_held_out:,}",
-         str(p.known_held_out), gain(p, "known_held_out"))
-        for p in policies
+        (p.name, f"{known.count:,} of {p.words:,}", str(known), gain(p, "known"),
+         f"{held_out.count:,} of {p.words_held_out:,}", str(held_out), gain(p, "known_held_out"))
+        for p, known, held_out in rated
     ]  # fmt: skip
     shares = [
-        (p.name, f"{p.known.count / len(p.samples):.1%}", f"{p.plausible:.1%}", f"{p.distinct:.0%}") for p in policies
+        (p.name, f"{known.count / len(p.samples):.1%}", f"{p.plausible:.1%}", f"{p.distinct:.0%}")
+        for p, known, _ in rated
     ]
     return page.section(
         "What people think of what it writes",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from primer_fast.cli.align_data import Material
 from primer_fast.cli.align_folder import CHECKPOINTS, Stage
@@ -158,12 +159,12 @@ class Stages:
         """On running text where there is some, then on the completions; ratings play no part."""
         rows = []
         if self.material.running_text is not None:
-            stage, config = self._stage("text"), dataclasses.replace(self.options.language, seed=self.options.seed)
+            stage, language = self._stage("text"), dataclasses.replace(self.options.language, seed=self.options.seed)
             if stage.finished(model) is None:
-                state = language_model.start(model, config)
+                state = language_model.start(model, language)
                 stage.begin(state)
-                train = language_model.train(state, self.material.running_text, config)
-                self._train("pretrain on text", stage, state, train, config.steps, "train/loss")
+                train = language_model.train(state, self.material.running_text, language)
+                self._train("pretrain on text", stage, state, train, language.steps, "train/loss")
                 stage.finish(model, self.material.tokenizer, {})
             rows += stage.run.rows()
         stage, corpus = self._stage("language"), self.material.corpus
@@ -232,7 +233,8 @@ class Stages:
         """Train; measure now and then; where the KL reaches the budget go back to the measurement before and end."""
         options, device, stage = self.options, next(policy.parameters()).device, self._stage(folder)
         path: list[Point] = []
-        kept, spent, due = None, False, 0.0
+        kept: dict[str, Tensor] = {}
+        spent, due = False, 0.0
         found = stage.finished(policy)
         if found is not None:
             return self._measured(name, stage, policy, language, reward, found)

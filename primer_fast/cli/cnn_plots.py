@@ -1,15 +1,16 @@
 """Pictures of a convolutional network: its kernels, its feature maps of one image, what max-pool keeps."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, STYLE, TEST, TRAIN
+from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, TEST, TRAIN, frame, picture
 
 COLUMNS, ROWS = 16, 8  # the most tiles across, and down
 STEP = 1.15  # from a tile to the next, in widths of a tile
@@ -18,8 +19,7 @@ INCHES = 0.58  # width of a tile
 
 def kernels(path: Path, weights: list[np.ndarray], title: str) -> None:
     """Kernels (O, C, K, K) of each convolution: the first's side by side, of a later one a line per output channel."""
-    with rc_context(STYLE):
-        figure, places = _lines(title, [_line_count(w) for w in weights])
+    with _lines(path, title, [_line_count(w) for w in weights]) as (figure, places):
         for i, (axes, w) in enumerate(zip(places, weights, strict=True), 1):
             heading = f"convolution {i}: {w.shape[0]} kernels over {w.shape[1]} input {_plural('channel', w.shape[1])}"
             if w.shape[1] == 1:
@@ -35,7 +35,6 @@ def kernels(path: Path, weights: list[np.ndarray], title: str) -> None:
             axes.set_title(heading, fontsize=10, fontweight="normal")
             bar = figure.colorbar(drawn, ax=axes, fraction=0.02, aspect=12, ticks=[-bound, 0, bound], format="%.2f")
             bar.outline.set_visible(False)
-        figure.savefig(path)
 
 
 def _line_count(w: np.ndarray) -> int:
@@ -44,8 +43,7 @@ def _line_count(w: np.ndarray) -> int:
 
 def feature_maps(path: Path, maps: dict[str, np.ndarray], probability: np.ndarray, truth: int, title: str) -> None:
     """Maps (C, H, W) of one image by layer, the first 32 of each, and the probability (classes,) that ends the way."""
-    with rc_context(STYLE):
-        figure, places = _lines(title, [min(2, -(-len(m) // COLUMNS)) for m in maps.values()], last=1.7)
+    with _lines(path, title, [min(2, -(-len(m) // COLUMNS)) for m in maps.values()], last=1.7) as (_, places):
         for axes, (name, images) in zip(places, maps.items(), strict=False):
             count, height, width = images.shape
             tiles = images[: 2 * COLUMNS]
@@ -63,15 +61,14 @@ def feature_maps(path: Path, maps: dict[str, np.ndarray], probability: np.ndarra
         axes.set(ylim=(0, 1.15), ylabel="probability", xticks=range(len(probability)), yticks=(0, 0.5, 1))
         axes.set_title(f"answer: {probability.argmax()} ({probability.max():.1%}); the digit is a {truth}", fontsize=10)
         axes.grid(False)
-        figure.savefig(path)
 
 
-def _lines(title: str, counts: list[int], last: float | None = None) -> tuple[Figure, list[Axes]]:
-    """A figure with axes for each number of lines of tiles, and for a ``last`` part of so many inches."""
+@contextmanager
+def _lines(path: Path, title: str, counts: list[int], last: float | None = None) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A picture with axes for each number of lines of tiles, and for a ``last`` part of so many inches."""
     heights = [0.35 + INCHES * STEP * n for n in counts] + ([last] if last else [])
-    figure = Figure(figsize=(INCHES * STEP * COLUMNS, 0.5 + sum(heights)))
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    return figure, list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+    with picture(path, INCHES * STEP * COLUMNS, 0.5 + sum(heights), title) as figure:
+        yield figure, list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
 
 
 def _mosaic(axes: Axes, tiles: np.ndarray, columns: int, colours, low: float, high: float) -> AxesImage:
@@ -92,9 +89,7 @@ def max_pool(
     path: Path, image: np.ndarray, before: np.ndarray, after: np.ndarray, kept: np.ndarray, pool: int, title: str
 ) -> None:
     """The image, a feature map (H, W) with the ``kept`` positions h * W + w marked, the pooled map (OH, OW)."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.6))
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    with picture(path, 11, 4.6, title) as figure:
         first, left, right = figure.subplots(1, 3, width_ratios=(1, 2, 2))
         _tile(first, image, "gray_r", 0, image.max())
         height, width = before.shape
@@ -114,15 +109,12 @@ def max_pool(
         left.set_xlabel(f"lines: windows of {pool} x {pool}; dots: what is kept of each", fontsize=9, color=INK)
         right.set_xlabel("the same, with a quarter of the numbers" if pool == 2 else "the same, smaller", fontsize=9)
         figure.colorbar(drawn, ax=right, fraction=0.046).outline.set_visible(False)
-        figure.savefig(path)
 
 
 def _tile(axes: Axes, image: np.ndarray, colours, low: float, high: float) -> AxesImage:
     """One image without axes in a thin frame."""
     axes.set(xticks=[], yticks=[])
-    axes.grid(False)
-    for side in axes.spines.values():
-        side.set(visible=True, color=MUTED, linewidth=0.5)
+    frame(axes)
     return axes.imshow(image, cmap=colours, vmin=low, vmax=high)
 
 

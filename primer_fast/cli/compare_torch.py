@@ -50,8 +50,8 @@ class Comparison:
 def seconds_per_epoch(rows: Sequence[dict]) -> list[float]:
     """Training time of each epoch, or where a row covers several, their mean."""
     seconds, end = [], 0.0
-    for _, windows in itertools.groupby(rows, key=lambda row: math.ceil(row["epoch"])):
-        windows = list(windows)
+    for _, group in itertools.groupby(rows, key=lambda row: math.ceil(row["epoch"])):
+        windows = list(group)
         seconds.append(sum(row["train/seconds"] for row in windows) / (windows[-1]["epoch"] - end))
         end = windows[-1]["epoch"]
     return seconds

@@ -36,7 +36,11 @@ class Display:
         """Begin a task of ``total`` steps; the function returned says how many are done, with a note."""
         if self.console.is_terminal:
             bar = self.bars.add_task(name, total=total, completed=completed, note="")
-            return lambda done, note="": self.bars.update(bar, completed=done, note=note)
+
+            def update(done: int, note: str = "") -> None:
+                self.bars.update(bar, completed=done, note=note)
+
+            return update
         tenth = completed * 10 // total
 
         def advance(done: int, note: str = "") -> None:

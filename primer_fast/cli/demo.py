@@ -170,7 +170,7 @@ class Verification:
             process.wait()
 
     def _read(self, dtype: str, process: subprocess.Popen) -> None:
-        for line in process.stdout:
+        for line in process.stdout or ():
             self.lines.append(f"{dtype}: {line}")
             if match := re.search(r"verifying (\d+)/(\d+)", line):
                 self.done[dtype] = int(match[1]) / int(match[2])

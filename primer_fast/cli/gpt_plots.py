@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, STYLE, TEST, TRAIN
+from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, TEST, TRAIN, picture
 
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "←", "": "∅"}
 KINDS = (  # what a token begins with, its colour
@@ -38,9 +36,7 @@ def _font():
 
 def curves(path: Path, rows: list[dict], title: str, unit: str) -> None:
     """Training and validation loss against steps, and the learning rate."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9, 3.8))
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    with picture(path, 9, 3.8, title) as figure:
         loss, rate = figure.subplots(1, 2, width_ratios=(3, 2))
         for key, colour, name in (("train/loss", TRAIN, "training"), ("validation/loss", TEST, "validation")):
             points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
@@ -57,7 +53,6 @@ def curves(path: Path, rows: list[dict], title: str, unit: str) -> None:
         for axes in (loss, rate):
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.margins(x=0.02)
-        figure.savefig(path)
 
 
 def attention(path: Path, weights: Sequence[np.ndarray], names: list[str], title: str) -> None:
@@ -66,12 +61,9 @@ def attention(path: Path, weights: Sequence[np.ndarray], names: list[str], title
     lines, columns = len(weights), max(map(len, weights))
     side = max(1.8, 0.13 * len(names))
     turned = max(map(len, names)) > 2
-    with rc_context(STYLE):
-        figure = Figure(figsize=(columns * side + 0.9, lines * (side + 0.5 + 0.4 * turned) + 0.5))
-        figure.suptitle(
-            f"{title}: a line per token, dark where it looks at the token of the column",
-            x=0.01, ha="left", fontweight="bold",
-        )  # fmt: skip
+    width, height = columns * side + 0.9, lines * (side + 0.5 + 0.4 * turned) + 0.5
+    heading = f"{title}: a line per token, dark where it looks at the token of the column"
+    with picture(path, width, height, heading) as figure:
         grid = figure.subplots(lines, columns, squeeze=False)
         for i, j in np.ndindex(lines, columns):
             axes = grid[i, j]
@@ -85,15 +77,13 @@ def attention(path: Path, weights: Sequence[np.ndarray], names: list[str], title
             )
             axes.tick_params(length=0, pad=2)
             axes.grid(False)
-        figure.savefig(path)
 
 
 def positions(path: Path, table: np.ndarray, kind: str) -> None:
     """What is added at each position (lines) to each dimension (columns) of the embedding, table (P, W)."""
     some = table[:POSITIONS, :DIMENSIONS]
     bound = np.abs(some).max()
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9, 4.6))
+    with picture(path, 9, 4.6, f"Positional encoding, {kind}") as figure:
         image, waves = figure.subplots(1, 2, width_ratios=(3, 2))
         drawn = image.imshow(some, cmap=SIDES, vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
         image.set(xlabel="dimension", ylabel="position")
@@ -103,14 +93,11 @@ def positions(path: Path, table: np.ndarray, kind: str) -> None:
             waves.plot(some[:, dimension], color=colour, lw=1.4, label=f"dimension {dimension}")
         waves.set(xlabel="position", title="three of its columns")
         waves.legend(loc="upper left", bbox_to_anchor=(-0.1, -0.13), ncols=3, fontsize=8, columnspacing=1)
-        title = f"Positional encoding, {kind}"
         if kind == "sinusoidal":
             width = table.shape[1]
             angle = rf"(t\,/\,10000^{{\,2i/{width}}})"
             formula = rf"$P_{{t,2i}} = c\,\sin{angle},\quad P_{{t,2i+1}} = c\,\cos{angle}$"
             image.set_title(f"{formula},  c = {bound:.3g}", fontweight="normal", fontsize=10)
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-        figure.savefig(path)
 
 
 def _some_dimensions(width: int) -> list[int]:
@@ -122,23 +109,16 @@ def _some_dimensions(width: int) -> list[int]:
 def embeddings(path: Path, rows: np.ndarray, names: list[str], unit: str) -> None:
     """The embeddings (N, W) of N tokens in the plane that shows most of their variance (PCA), each by its name."""
     flat, share = principal_plane(rows)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(8, 6.4))
+    with picture(path, 8, 6.4) as figure:
         axes = figure.subplots()
         left = set(range(len(names)))
         for kind, belongs, colour in KINDS:
             chosen = sorted(i for i in left if belongs(names[i].lstrip("␣")[:1]))
             left -= set(chosen)
             for i in chosen:
+                x, y = flat[i]
                 axes.text(
-                    *flat[i],
-                    names[i],
-                    color=colour,
-                    ha="center",
-                    va="center",
-                    fontsize=9,
-                    clip_on=True,
-                    parse_math=False,
+                    x, y, names[i], color=colour, ha="center", va="center", fontsize=9, clip_on=True, parse_math=False
                 )
             if chosen:
                 axes.scatter([], [], color=colour, s=22, label=kind)
@@ -148,7 +128,6 @@ def embeddings(path: Path, rows: np.ndarray, names: list[str], unit: str) -> Non
         axes.set(xlabel=f"first direction, {share[0]:.0%} of the variance", ylabel=f"second, {share[1]:.0%}")
         axes.set_title(f"Embeddings of the {len(names)} most frequent {unit}s, projected to a plane")
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.1), ncols=4)
-        figure.savefig(path)
 
 
 def principal_plane(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

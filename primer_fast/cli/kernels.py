@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     try:
         options = tyro.cli(Options, args=argv, prog="primer-fast kernels")
     except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
-        return leave.code
+        return leave.code if isinstance(leave.code, int) else 2
     try:
         if options.jobs < 1:
             raise ValueError(f"kernels: jobs must be at least 1; got {options.jobs}")
@@ -131,9 +131,9 @@ def _cells(row: Row) -> list[str]:
     splits = row.constexprs.get("SPLITS", 1)
     tile = "x".join(blocks) + (f" /{splits}" if splits != 1 else "")
     cells = [_PASS[row.direction], kernel, f"{row.programs:,}", tile, f"{row.warps}/{row.stages or '-'}"]
-    if row.error:
-        return [*cells, "[red]failed[/red]", *[""] * 6]
     r = row.resources
+    if row.error or r is None:
+        return [*cells, "[red]failed[/red]", *[""] * 6]
     spill = f"[red]{r.spill_bytes or f'{r.spill_instructions} ops'}[/red]" if r.spills else "0"
     matrix = _counts(r.matrix) or (f"FFMA {r.ffma}" if r.ffma else "")
     memory = [str(r.registers), spill, f"{r.shared_bytes / 1024:.0f}", str(r.programs_per_processor)]
@@ -145,7 +145,7 @@ _WORDS = {"tma": "TMA", "async wide": "async", "wide": "16B", "async narrow": "s
 
 def _counts(counts: dict[str, int]) -> str:
     """{"tma": 8, "narrow": 1} -> "TMA 8 small 1"."""
-    words = Counter()
+    words: Counter[str] = Counter()
     for name in sorted(counts, key=[*_WORDS, *counts].index):
         words[_WORDS.get(name, name)] += counts[name]
     return " ".join(f"{word} {n}" for word, n in words.items())

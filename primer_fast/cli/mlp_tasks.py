@@ -6,6 +6,7 @@ import torch
 from primer_fast.cli import plots
 from primer_fast.cli.tasks import DigitsTask, SupervisedTask, check_loss, read_digits
 from primer_fast.data.soccer import Soccer, load_soccer
+from primer_fast.models.mlp import MLP
 from primer_fast.train.supervised import SupervisedConfig, correct_count, evaluate, predict
 
 
@@ -55,5 +56,5 @@ def load_task(data: str, config: SupervisedConfig) -> SupervisedTask:
     return DigitsForMLP(read_digits(data, config))
 
 
-def _sizes(model: torch.nn.Module) -> str:
+def _sizes(model: MLP) -> str:
     return "-".join(map(str, model.config.sizes))

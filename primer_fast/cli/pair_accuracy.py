@@ -36,20 +36,20 @@ class Accuracy:
 
 def accuracy_of(right: Tensor, pairs: CompletionPairs, seed: int = 0) -> Accuracy:  # (N,) bool
     """Of judgements on pairs that were not trained on."""
-    both, right = pairs.stacked(), right.cpu().numpy()
+    both, met = pairs.stacked(), right.cpu().numpy()
     rows = zip(both.tokens.tolist(), both.lengths.tolist(), strict=True)
     _, ids = np.unique([" ".join(map(str, row[:length])) for row, length in rows], return_inverse=True)
     if ids.max() + 1 == len(ids):
-        return Accuracy(int(right.sum()), len(pairs), wilson_interval(int(right.sum()), len(pairs)))
+        return Accuracy(int(met.sum()), len(pairs), wilson_interval(int(met.sum()), len(pairs)))
     a, b = np.split(ids, 2)
     rng, shares = np.random.default_rng(seed), []
     for _ in range(RESAMPLES):
         times = rng.multinomial(ids.max() + 1, np.full(ids.max() + 1, 1 / (ids.max() + 1)))
         weights = times[a] * times[b]
         if weights.sum():
-            shares.append((weights * right).sum() / weights.sum())
+            shares.append((weights * met).sum() / weights.sum())
     low, high = np.quantile(shares, (0.025, 0.975)) if shares else (0.0, 1.0)
-    return Accuracy(int(right.sum()), len(pairs), (float(low), float(high)))
+    return Accuracy(int(met.sum()), len(pairs), (float(low), float(high)))
 
 
 def reward_accuracy(model: RewardModel, pairs: CompletionPairs, seed: int = 0) -> Accuracy:

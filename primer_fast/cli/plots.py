@@ -1,16 +1,20 @@
 """Pictures of a run, as PNG files; one style for all of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 TRAIN, TEST = "#2563a8", "#d9480f"  # blue and orange, told apart by every kind of colour vision
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "axes.labelcolor": INK,
     "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "axes.grid": True, "axes.axisbelow": True,
@@ -20,11 +24,27 @@ BLUES = LinearSegmentedColormap.from_list("blues", ["#ffffff", "#c6dbef", TRAIN]
 SIDES = LinearSegmentedColormap.from_list("sides", [TEST, "#fde8d8", "#ffffff", "#d6e6f4", TRAIN])
 
 
+@contextmanager
+def picture(path: Path, width: float, height: float, title: str | None = None) -> Iterator[Figure]:
+    """A figure of so many inches in the style of all, which is written to ``path`` at the end."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        if title is not None:
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        yield figure
+        figure.savefig(path)
+
+
+def frame(axes: Axes) -> None:
+    """A thin line around an image instead of grid and spines."""
+    axes.grid(False)
+    for side in axes.spines.values():
+        side.set(visible=True, color=MUTED, linewidth=0.5)
+
+
 def curves(path: Path, rows: list[dict], title: str) -> None:
     """Loss and accuracy against epochs, in training and on the test set where it was measured."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9, 3.6))
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    with picture(path, 9, 3.6, title) as figure:
         loss, accuracy = figure.subplots(1, 2)
         for axes, key, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
             for part, colour, name in (("train", TRAIN, "training"), ("test", TEST, "test")):
@@ -43,7 +63,6 @@ def curves(path: Path, rows: list[dict], title: str) -> None:
         accuracy.legend(loc="lower right")
         values = [100 * r[k] for r in rows for k in ("train/accuracy", "test/accuracy") if r.get(k) is not None]
         accuracy.set_ylim(max(0.0, _floor_of(values)), min(100.5, max(values) + 2))
-        figure.savefig(path)
 
 
 def _floor_of(values: list[float]) -> float:
@@ -56,9 +75,8 @@ def confusion_matrix(path: Path, truth: np.ndarray, predicted: np.ndarray, names
     counts = np.zeros((len(names), len(names)), dtype=int)
     np.add.at(counts, (truth, predicted), 1)
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    with rc_context(STYLE):
-        side = 2.6 + 0.42 * len(names)
-        figure = Figure(figsize=(side + 0.6, side))
+    side = 2.6 + 0.42 * len(names)
+    with picture(path, side + 0.6, side) as figure:
         axes = figure.subplots()
         axes.imshow(np.sqrt(share), cmap=BLUES, vmin=0, vmax=1)  # the root makes rare mistakes visible
         for (i, j), count in np.ndenumerate(counts):
@@ -73,7 +91,6 @@ def confusion_matrix(path: Path, truth: np.ndarray, predicted: np.ndarray, names
             f"{title}\n{np.trace(counts):,} of {counts.sum():,} right ({np.trace(counts) / counts.sum():.2%})"
         )
         axes.grid(False)
-        figure.savefig(path)
 
 
 def mistakes(
@@ -84,11 +101,9 @@ def mistakes(
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:40]
     columns = 10
     rows = max(1, -(-len(shown) // columns))
-    with rc_context(STYLE):
-        figure = Figure(figsize=(10, 0.7 + 1.35 * rows))
-        what = f", the {len(shown)} most confident" if len(shown) < len(wrong) else ""
-        heading = f"{title}: {len(wrong):,} of {len(truth):,} wrong{what}\ntrue → predicted, confidence"
-        figure.suptitle(heading, x=0.01, ha="left", fontweight="bold")
+    what = f", the {len(shown)} most confident" if len(shown) < len(wrong) else ""
+    heading = f"{title}: {len(wrong):,} of {len(truth):,} wrong{what}\ntrue → predicted, confidence"
+    with picture(path, 10, 0.7 + 1.35 * rows, heading) as figure:
         for cell, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
             axes.axis("off")
             if cell < len(shown):
@@ -97,7 +112,6 @@ def mistakes(
                 axes.set_title(
                     f"{truth[i]} → {predicted[i]}  {confidence[i]:.0%}", fontsize=9, fontweight="normal", loc="center"
                 )
-        figure.savefig(path)
 
 
 def decision_surface(
@@ -105,8 +119,7 @@ def decision_surface(
     labels: tuple[str, str], classes: tuple[str, str], title: str,
 ) -> None:  # fmt: skip
     """P(class 1) over a grid, x (W,), y (H,), probability (H, W), with the samples (N, 2) and their classes on it."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 5.2))
+    with picture(path, 7.2, 5.2) as figure:
         axes = figure.subplots()
         surface = axes.contourf(x, y, probability, levels=np.linspace(0, 1, 21), cmap=SIDES, alpha=0.6)
         if probability.min() < 0.5 < probability.max():
@@ -114,11 +127,11 @@ def decision_surface(
         for value, marker, colour in ((0, "X", TEST), (1, "o", TRAIN)):
             chosen = points[truth == value]
             axes.scatter(
-                *chosen.T, marker=marker, s=55, color=colour, edgecolor="white", linewidth=0.8, label=classes[value]
-            )
+                chosen[:, 0], chosen[:, 1], marker=marker, s=55, color=colour, edgecolor="white", linewidth=0.8,
+                label=classes[value],
+            )  # fmt: skip
         axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2)
         axes.grid(False)
         bar = figure.colorbar(surface, ax=axes, ticks=[0, 0.25, 0.5, 0.75, 1])
         bar.set_label(f"predicted probability of being {classes[1]}; the line is 0.5")
-        figure.savefig(path)

@@ -49,11 +49,11 @@ def load_pairs(
     read = _read(options)
     try:
         train, test = _parts(read, options)
-        pairs = [encode_pairs(part, tokenizer.encode, end=end, context=context) for part in (train, test)]
+        pairs, held_out = (encode_pairs(part, tokenizer.encode, end=end, context=context) for part in (train, test))
     except ValueError as error:
         raise ValueError(f"{options.data}: {error}") from error
     prompts = [torch.tensor(tokenizer.encode(p) or [end]) for p in dict.fromkeys(p.prompt for p in test)]
-    return *pairs, prompts
+    return pairs, held_out, prompts
 
 
 def _read(options: PairOptions) -> list[Preference] | list[RatedText]:

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from primer_fast.cli.plots import MUTED, STYLE, TEST, TRAIN
+from primer_fast.cli.plots import MUTED, TEST, TRAIN, picture
 
 NAMES = {  # of metrics, where the last part of the key does not say it
     "objective/scores": "score", "objective/rlhf_reward": "score less KL penalty",
@@ -17,9 +15,7 @@ NAMES = {  # of metrics, where the last part of the key does not say it
 
 def curves(path: Path, rows: list[dict], title: str, panels: list[tuple[str, tuple[str, ...]]], step: str) -> None:
     """A panel for each (label of its axis, metrics in it) against ``step``."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(3.6 * len(panels) + 0.4, 3.6))
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    with picture(path, 3.6 * len(panels) + 0.4, 3.6, title) as figure:
         for axes, (label, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for key, colour in zip(keys, (TRAIN, TEST, MUTED), strict=False):
                 points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
@@ -33,4 +29,3 @@ def curves(path: Path, rows: list[dict], title: str, panels: list[tuple[str, tup
             axes.margins(x=0.03)
             if len(keys) > 1:
                 axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(keys), fontsize=8, columnspacing=1)
-        figure.savefig(path)

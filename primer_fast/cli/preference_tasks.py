@@ -6,6 +6,7 @@ import hashlib
 import json
 import textwrap
 from pathlib import Path
+from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
@@ -17,7 +18,6 @@ from primer_fast.cli.run_folder import read_safetensors, write_bytes, write_text
 from primer_fast.cli.tasks import Task
 from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.data.tokenizers import Tokenizer
-from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.generation import generate
 from primer_fast.models.transformer import Transformer
 from primer_fast.train import dpo, ppo, sft
@@ -41,7 +41,10 @@ class CompletionTask(Task):
     end: int
     prompts: list[Tensor]
     seed: int
+    config: Any = dataclasses.field(init=False, repr=False, compare=False)  # of the procedure; set by ``start``
+    title: ClassVar[str]
     temperature = 1.0
+    step_name = "optimizer step"
 
     def is_saved(self, step, config):
         last = self.steps(config)
@@ -51,12 +54,12 @@ class CompletionTask(Task):
         shape = json.dumps(dataclasses.asdict(self.base.config), indent=2) + "\n"
         return {"transformer.json": shape, "tokenizer.json": self.tokenizer.to_json()}
 
-    def policy(self, model: torch.nn.Module) -> Transformer | None:
+    def policy(self, model: Any) -> Transformer:
         """The part of ``model`` that writes."""
         return model
 
     def remark(self, model, row):
-        if self.policy(model) is None or not self.is_saved(row["step"], self.config):
+        if not self.is_saved(row["step"], self.config):
             return None
         return textwrap.indent("\n".join(self.sample(model, SHOWN)), "    ")
 
@@ -88,8 +91,6 @@ class CompletionTask(Task):
     def lines(self, model: torch.nn.Module) -> list[str]:
         """Of sample.txt."""
         return self.sample(model, WRITTEN)
-
-    step_name = "optimizer step"
 
 
 @dataclasses.dataclass
@@ -138,8 +139,8 @@ class PairTask(CompletionTask):
 class RewardTask(PairTask):
     title = "Reward model"
 
-    def policy(self, model):
-        return None
+    def remark(self, model, row):
+        return None  # it writes nothing
 
     def start(self, model, config):
         self.config = config
@@ -217,7 +218,7 @@ class PPOTask(CompletionTask):
         return self.state
 
     def reference(self) -> Transformer:
-        return copy.deepcopy(self.base).to(self.state.model.kl_coefficient.device).requires_grad_(False)
+        return copy.deepcopy(self.base).to(next(self.state.model.parameters()).device).requires_grad_(False)
 
     def steps(self, config):
         return config.steps
@@ -230,7 +231,7 @@ class PPOTask(CompletionTask):
             state, self.prompts, self.reference(), self.reward, config, end=self.end, should_stop=should_stop
         )
 
-    def policy(self, model: ActorCritic):
+    def policy(self, model: Any) -> Transformer:
         return model.policy
 
     def weights(self, model):
@@ -265,7 +266,8 @@ def cached_reference(
             tensors, metadata = {}, {}
         if metadata.get("sha256") == key and tensors["log_probs"].shape == (len(pairs), 2):
             kept = tensors["log_probs"]
-    if not world.any(kept is None):
+    missing = world.any(kept is None)
+    if kept is not None and not missing:
         return kept
     log_probs = dpo.reference_log_probs(model, pairs, config, world)
     content = safetensors.torch.save({"log_probs": log_probs.contiguous()}, {"sha256": key})

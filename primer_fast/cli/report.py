@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     try:
         options = tyro.cli(Options, args=argv, prog="primer-fast report")
     except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
-        return leave.code
+        return leave.code if isinstance(leave.code, int) else 2
     try:
         if not options.results.is_dir() and options.results != results.FOLDER:
             raise ValueError(f"report: results must be a folder; got {options.results}")

@@ -99,7 +99,8 @@ def _programs(results: Results, drawn: dict[str, Path]) -> str:
         parts.append(page.text(_machine(header)))
         if path := drawn.get(f"programs {machine}"):
             parts.append(page.picture(path, "Each program's time over ours, of the same step in turns"))
-        rows, titles = [], {}
+        rows: list[tuple[Cell, ...]] = []
+        titles: dict[int, str] = {}
         for (name, setting), (_, comparison) in mine.items():
             titles[len(rows)] = f"{program(name)}: {setting}"
             rows += map(_trial_cells, comparison)
@@ -165,7 +166,8 @@ def _op_table(op: str, rows: list[Row]) -> str:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
-    lines, titles = [], {}
+    lines: list[tuple[Cell, ...]] = []
+    titles: dict[int, str] = {}
     for (_, case, precision, pass_name), group in groups.items():
         noise = next((row.noise for row in group if row.noise is not None), None)
         titles[len(lines)] = f"{case}, {precision}, {pass_name} (noise {percent(noise)})"
@@ -204,12 +206,12 @@ def _history(results: Results, drawn: dict[str, Path]) -> str:
     series = history.ratios([found.content for found in results.trials])
     repeated = [(key, runs) for key, runs in series.items() if len(runs) > 1 and key[2] != OURS]
     if repeated:
-        rows = [
+        lines = [
             (f"{name}, {provider}", f"{runs[0][0][:10]} to {runs[-1][0][:10]}",
              " \u2192 ".join(figure(value) for _, value in runs[-6:]))
             for (name, _, provider), runs in repeated
         ]  # fmt: skip
-        parts += ["<h3>Whole programs</h3>", grid(("program, by", "runs", "its time over ours"), rows, left=2)]
+        parts += ["<h3>Whole programs</h3>", grid(("program, by", "runs", "its time over ours"), lines, left=2)]
     if not parts:
         parts = [page.text("Nothing has been measured twice on one machine yet.")]
     return page.section("History", *parts)

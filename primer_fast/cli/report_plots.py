@@ -3,6 +3,7 @@
 import math
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
@@ -154,8 +155,9 @@ def history(path: Path, series: dict[str, list[tuple[str, float]]], title: str, 
         shades = [TRAIN, TEST, *OTHERS, MUTED]
         for i, (name, runs) in enumerate(series.items()):
             dates, values = zip(*runs, strict=True)
+            when: Any = [datetime.fromisoformat(date) for date in dates]
             axes.plot(
-                [datetime.fromisoformat(date) for date in dates], values, marker="o", ms=4, lw=1.4, label=name,
+                when, values, marker="o", ms=4, lw=1.4, label=name,
                 color=shades[i % len(shades)], ls="-" if i < len(shades) else "--",
             )  # fmt: skip
         locator = AutoDateLocator()

@@ -17,6 +17,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -25,13 +26,14 @@ from torch import Tensor
 
 import primer_fast
 
+fcntl: Any  # None where there is none
 try:
     import fcntl
 except ImportError:  # not POSIX: nothing keeps two runs apart
     fcntl = None
 
 TEMPORARY = ".tmp"  # added to a file's name while it is written
-_REMEDIES = {
+_REMEDIES: dict[int | None, str] = {
     errno.ENOSPC: "make room on that disk", errno.EDQUOT: "make room in the quota",
     errno.EFBIG: "raise the limit of the size of files", errno.EROFS: "choose an --out that can be written to",
     errno.EACCES: "choose an --out that can be written to", errno.EPERM: "choose an --out that can be written to",
@@ -166,10 +168,10 @@ class RunFolder:
 
     def log(self, row: dict[str, float]) -> None:
         """Append one line of metrics; a value that is not finite is written as null."""
-        row = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        line = {key: value if math.isfinite(value) else None for key, value in row.items()}
         self._must_be_there()
         with writing(self.metrics), self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(line) + "\n")
 
     def rows(self, last_step: int | None = None) -> list[dict]:
         """The metrics, oldest first, up to ``last_step``; a line cut short by a kill ends them."""

@@ -117,6 +117,7 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
         raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
     model = Transformer(read_shape(shape))
     run = RunFolder(folder, "train gpt")
+    file: Path | None
     if run.weights.exists():
         file, (tensors, _) = run.weights, read_safetensors(run.weights)
     elif (file := checkpoint.last(run)) is not None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -61,14 +62,16 @@ def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor]
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    ours, sharded = {}, state is not None and state.parallel.is_sharded
-    if sharded:  # of the optimizer's values a new state has none; they lie as the weights do
+    ours: dict[str, Tensor] = {}
+    if state is not None and state.parallel.is_sharded:
+        # Of the optimizer's values a new state has none; they lie as the weights do.
         ours = state_tensors(state) | {f"optimizer.{n}.": p for n, p in state.model.named_parameters()}
     try:
         metadata = json.loads((path / STATE).read_text())
         reader = dcp.HuggingFaceStorageReader(str(path))
         tensors = {}
-        for name, saved in reader.read_metadata().state_dict_metadata.items():
+        content: dict[str, Any] = reader.read_metadata().state_dict_metadata
+        for name, saved in content.items():
             like = ours.get(name if name.startswith("model.") else name.rpartition(".")[0] + ".")
             if like is not None and is_sharded(like) and like.shape == saved.size:
                 tensors[name] = torch.empty_like(like, dtype=saved.properties.dtype)
@@ -76,7 +79,7 @@ def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor]
                 tensors[name] = torch.empty(saved.size, dtype=saved.properties.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(tensors, storage_reader=reader, no_dist=not sharded)
+            dcp.load(tensors, storage_reader=reader, no_dist=not ours)
     except (OSError, ValueError, safetensors.SafetensorError, CheckpointException) as error:
         raise ValueError(f"{path}: not a checkpoint, or a damaged one ({_cause(error)})") from error
     return tensors, metadata

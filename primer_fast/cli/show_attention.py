@@ -5,22 +5,19 @@ from primer_fast.cli import threads  # noqa: F401
 # isort: split
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from primer_fast import functional as F
-from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, STYLE
+from primer_fast.cli import worked_example
+from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, frame, picture
 from primer_fast.models.transformer import sinusoids
 
 WORDS = ("What", "is", "your", "name")
@@ -78,24 +75,6 @@ def compute() -> Example:
 
 def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # (T, d), (T, d), (T, e) -> (T, e)
     return F.scaled_dot_product_attention(query[None, None], key[None, None], value[None, None], is_causal=True)[0, 0]
-
-
-def main(argv: list[str]) -> int:
-    try:
-        options = tyro.cli(Options, args=argv, prog="primer-fast show attention")
-        example = compute()
-        console = Console(highlight=False, soft_wrap=True)
-        console.width = max(console.width, 96)  # that the tables need
-        report(example, console)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        draw(options.out, example)
-    except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
-        return stop.code if isinstance(stop.code, int) else 2
-    except (ValueError, OSError) as error:
-        print(f"primer-fast show attention: {error}", file=sys.stderr)
-        return 2
-    console.print(f"drawn in {options.out}", markup=False)
-    return 0
 
 
 def report(example: Example, console: Console) -> None:
@@ -177,13 +156,9 @@ def draw(path: Path, example: Example) -> None:
         ("$A$ = softmax($S$)", example.weights), ("$O = A V$", example.attended),
         ("$Y$ = LayerNorm($O + X$)", example.normed),
     ]  # fmt: skip
-    with rc_context(STYLE):
-        figure = Figure(figsize=(12.5, 6.2))
-        title = f'One layer of causal attention: "{" ".join(WORDS)}"'
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    with picture(path, 12.5, 6.2, f'One layer of causal attention: "{" ".join(WORDS)}"') as figure:
         for axes, (name, t) in zip(figure.subplots(2, 4).flat, panels, strict=True):
             _numbers(axes, t, name, keys=name[1] in "SA")
-        figure.savefig(path)
 
 
 def _numbers(axes: Axes, t: Tensor, name: str, keys: bool) -> None:
@@ -202,6 +177,11 @@ def _numbers(axes: Axes, t: Tensor, name: str, keys: bool) -> None:
     axes.set_xticks(range(len(WORDS)) if keys else [], WORDS if keys else [], color=INK)
     axes.tick_params(length=0)
     axes.set_title(name, fontsize=11, loc="center")
-    axes.grid(False)
-    for side in axes.spines.values():
-        side.set(visible=True, color=MUTED, linewidth=0.5)
+    frame(axes)
+
+
+COMMAND = worked_example.Command("attention", Options, compute, report, draw, columns=96)
+
+
+def main(argv: list[str]) -> int:
+    return worked_example.main(COMMAND, argv)

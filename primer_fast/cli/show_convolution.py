@@ -4,15 +4,11 @@ from primer_fast.cli import threads  # noqa: F401
 
 # isort: split
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich import box
 from rich.console import Console
@@ -20,7 +16,8 @@ from rich.table import Table
 from torch import Tensor
 
 from primer_fast import functional as F
-from primer_fast.cli.plots import INK, MUTED, SIDES, STYLE
+from primer_fast.cli import worked_example
+from primer_fast.cli.plots import INK, SIDES, frame, picture
 
 IMAGE = [  # a "0": 1 where there is ink
     [0, 1, 1, 1, 0],
@@ -70,24 +67,6 @@ def compute() -> Example:
     return Example(*(t.cpu() for t in (image, kernel, *results)))
 
 
-def main(argv: list[str]) -> int:
-    try:
-        options = tyro.cli(Options, args=argv, prog="primer-fast show convolution")
-        example = compute()
-        console = Console(highlight=False, soft_wrap=True)
-        console.width = max(console.width, 80)  # that the tables need
-        report(example, console)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        draw(options.out, example)
-    except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
-        return stop.code if isinstance(stop.code, int) else 2
-    except (ValueError, OSError) as error:
-        print(f"primer-fast show convolution: {error}", file=sys.stderr)
-        return 2
-    console.print(f"drawn in {options.out}", markup=False)
-    return 0
-
-
 def report(example: Example, console: Console) -> None:
     """The example in the terminal: the matrices, a line per output number, what ReLU and max-pool make of them."""
     console.print('A "0" of 5 x 5 pixels (1 is ink) and the kernel for horizontal edges:\n')
@@ -96,9 +75,9 @@ def report(example: Example, console: Console) -> None:
         "The kernel slides over the image; each number is the sum of patch times kernel, place by place:\n",
     )
     table = Table(box=box.SIMPLE_HEAD, show_lines=True)
-    for name, justify in (("line, column", "center"), ("patch", "right"), ("kernel", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)
-    table.add_column("products", justify="right", no_wrap=True)
+    table.add_column("line, column", justify="center", no_wrap=True)
+    for name in ("patch", "kernel", "products"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("their sum", justify="right", no_wrap=True, style="bold")
     for line, row in enumerate(example.convolved):
         for column, value in enumerate(row):
@@ -153,9 +132,7 @@ def draw(path: Path, example: Example) -> None:
     patch = example.patch(line, column)
     by_lines = [(f"({number(a)})" if a < 0 else number(a)) for a in (patch * example.kernel).sum(dim=1)]
     working = f"framed: {' + '.join(by_lines)} = {number(example.convolved[line, column])}, line by line of the kernel"
-    with rc_context(STYLE):
-        figure = Figure(figsize=(12, 3.5))
-        figure.suptitle(f'Horizontal edges of a "0"; {working}', x=0.01, ha="left", fontweight="bold")
+    with picture(path, 12, 3.5, f'Horizontal edges of a "0"; {working}') as figure:
         widths = [t.shape[1] for _, t in panels]
         axes = figure.subplots(1, len(panels), width_ratios=widths)
         for place, (name, t), sign in zip(axes, panels, ("", "*", "=", "→", "→"), strict=True):
@@ -167,7 +144,6 @@ def draw(path: Path, example: Example) -> None:
         _frame(axes[2], line, column, 1, CONVOLUTION)
         _frame(axes[3], 0, 0, POOL, POOLING)
         _frame(axes[4], 0, 0, 1, POOLING)
-        figure.savefig(path)
 
 
 def _numbers(axes: Axes, t: Tensor, name: str) -> None:
@@ -178,12 +154,17 @@ def _numbers(axes: Axes, t: Tensor, name: str) -> None:
         axes.text(j, i, number(value), ha="center", va="center", color=INK, size=13)
     axes.set(xticks=[], yticks=[])
     axes.set_title(f"{name}, {t.shape[0]} x {t.shape[1]}" if "x" not in name else name, fontsize=10, loc="center")
-    axes.grid(False)
-    for side in axes.spines.values():
-        side.set(visible=True, color=MUTED, linewidth=0.5)
+    frame(axes)
 
 
 def _frame(axes: Axes, line: int, column: int, size: int, colour: str) -> None:
     axes.add_patch(
         Rectangle((column - 0.5, line - 0.5), size, size, fill=False, edgecolor=colour, linewidth=3, clip_on=False)
     )
+
+
+COMMAND = worked_example.Command("convolution", Options, compute, report, draw, columns=80)
+
+
+def main(argv: list[str]) -> int:
+    return worked_example.main(COMMAND, argv)

@@ -95,6 +95,8 @@ class SupervisedTask(Task):
 class DigitsTask(SupervisedTask):
     """Digits 0 to 9, whatever the model; a subclass says how a model is called."""
 
+    test: tuple[Tensor, Tensor]
+
     def __init__(self, digits: Digits):
         images = digits.train_images
         test = (digits.test_images, digits.test_labels)
@@ -111,8 +113,8 @@ class DigitsTask(SupervisedTask):
 
     def draw(self, folder, model, config, rows):
         images, truth = self.test[0].numpy(), self.test[1].numpy()
-        confidence, predicted = predict(model, self.test[0], config).softmax(dim=1).cpu().max(dim=1)
-        predicted, confidence = predicted.numpy(), confidence.numpy()
+        best = predict(model, self.test[0], config).softmax(dim=1).cpu().max(dim=1)
+        confidence, predicted = best.values.numpy(), best.indices.numpy()
         names = [str(digit) for digit in range(10)]
         plots.curves(folder / "curves.png", rows, f"{self.title(model)} on {self.samples:,} digits")
         plots.confusion_matrix(folder / "confusion.png", truth, predicted, names, "Test digits")

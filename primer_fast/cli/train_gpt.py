@@ -6,7 +6,7 @@ from primer_fast.cli import threads  # noqa: F401
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -20,6 +20,8 @@ from primer_fast.models.pretrained import load_gpt2
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train.language_model import LanguageModelConfig
 
+Preset = Literal["primer", "nanogpt-cpu", "gpt2"]
+
 
 @dataclass(frozen=True)
 class Options(TrainOptions):
@@ -27,7 +29,7 @@ class Options(TrainOptions):
 
     data: str  # a UTF-8 text file, a folder of .md, .rst, .txt files, or "builtin": Python's language reference
     train: Annotated[LanguageModelConfig, tyro.conf.arg(name="")]
-    preset: Literal["primer", "nanogpt-cpu", "gpt2"] = "primer"  # what the other options are where they are not given
+    preset: Preset = "primer"  # what the other options are where they are not given
     init_from: str | None = None  # folder of a Hugging Face GPT-2 checkpoint to begin with: weights, shape, tokenizer
     tokenizer: str = "characters"  # "characters" (of the text), "bytes", or a JSON file of Hugging Face's tokenizers
     context: int = 64  # tokens of a window: what a token can look back on
@@ -53,7 +55,7 @@ OF_THE_MODEL = (  # the options that are TransformerConfig's
     "context", "width", "layers", "heads", "kv_heads", "mlp_width", "activation", "norm", "positions", "dropout",
     "bias", "tied",
 )  # fmt: skip
-PRESETS = {
+PRESETS: dict[Preset, dict[str, Any]] = {
     "primer": {"train": LanguageModelConfig(warmup_steps=200)},  # post-LN needs the longer warm-up
     "nanogpt-cpu": {"train": LanguageModelConfig(), "norm": "pre", "positions": "learned"},
     "gpt2": {  # the 124M shape, with nanoGPT's settings for it
@@ -68,7 +70,7 @@ PRESETS = {
 FINE_TUNING = LanguageModelConfig(lr=3e-5, min_lr=3e-6, steps=500, batch_size=8, eval_every=100)
 
 
-def default_options(data: str, preset: str = "primer", init_from: str | None = None) -> Options:
+def default_options(data: str, preset: Preset = "primer", init_from: str | None = None) -> Options:
     """The settings of a preset, or those of a checkpoint to begin with."""
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import shlex
 import sys
@@ -10,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal
 
 import torch
 import tyro
@@ -20,8 +21,8 @@ from primer_fast.cli.compare_torch import Comparison
 from primer_fast.cli.console import Display, Interruption, summary
 from primer_fast.cli.option_types import misfit
 from primer_fast.cli.run_folder import RunFolder, WriteError, writing
-from primer_fast.cli.tasks import Task
-from primer_fast.train.common import TrainState, generator
+from primer_fast.cli.tasks import SupervisedTask, Task
+from primer_fast.train.common import Model, TrainState, generator
 from primer_fast.train.distributed import distribute
 from primer_fast.train.scoring import RewardError
 from primer_fast.train.supervised import SupervisedConfig
@@ -84,7 +85,7 @@ class Command:
 
 
 @dataclass
-class Outcome:
+class Outcome(Generic[Model]):
     """What a call did: the rows of metrics, where the files are, how the last row reads."""
 
     folder: Path
@@ -92,7 +93,7 @@ class Outcome:
     finished: bool
     result: str  # one line
     comparison: Comparison | None
-    model: torch.nn.Module
+    model: Model
 
 
 def data_name(data: str) -> str:
@@ -116,7 +117,7 @@ def main(command: Command, argv: list[str]) -> int:
             except BaseException as error:
                 if world.size == 1:
                     raise
-                world.fail(lambda error=error: _told(command, error))
+                world.fail(functools.partial(_told, command, error))
     except (SystemExit, KeyboardInterrupt, FloatingPointError, ValueError, OSError, ModuleNotFoundError) as error:
         with _silent() if started("LOCAL_RANK", 0) else contextlib.nullcontext():
             return _told(command, error)
@@ -241,7 +242,9 @@ def _run(
     world.first(lambda: folder.write_files(files, keep=options.resume))
 
     steps = task.steps(config)
-    comparison = Comparison(state, task, config) if options.compares else None
+    comparison = None
+    if options.compares and isinstance(task, SupervisedTask):
+        comparison = Comparison(state, task, config)
     advance = display.task(f"{command.model} on {data_name(options.data)}", steps, state.step)
 
     def save() -> None:
@@ -253,14 +256,15 @@ def _run(
         ) as interruption:
             rows = task.train(state, config, lambda: world.any(interruption.requested()))
             for row in comparison.beside(rows) if comparison else rows:
-                world.first(lambda row=row: folder.log(row))
+                world.first(functools.partial(folder.log, row))
                 due = task.is_saved(state.step, config)
                 if due:
                     save()
                 advance(state.step, summary(row))
-                shown = state.whole() if due else None
-                if due and world.rank == 0 and (remark := task.remark(shown, row)):
-                    display.print(remark)
+                if due:
+                    shown = state.whole()
+                    if world.rank == 0 and (remark := task.remark(shown, row)):
+                        display.print(remark)
             if state.step < steps:
                 save()
     except (FloatingPointError, WriteError) as error:
@@ -280,8 +284,8 @@ def _run(
     seconds = sum(row["train/seconds"] for row in rows)
     result = f"{task.describe(model, config)}; trained in {seconds:.1f} s"
     pictures = world.first(lambda: _draw(folder, task, model, config, rows))
-    kept = world.first(lambda: checkpoint.last(folder).name)
-    written = [folder.config.name, *files, folder.metrics.name, kept, folder.weights.name, *pictures]
+    saved = world.first(lambda: checkpoint.last(folder))
+    written = [folder.config.name, *files, folder.metrics.name, saved.name, folder.weights.name, *pictures]
     display.print(f"{folder.path}: {', '.join(written)}")
     if comparison:
         display.print(comparison.report())
@@ -305,7 +309,9 @@ def _from_json(command: Command, values: dict, folder: Path) -> TrainOptions:
         if wrong:
             raise ValueError(wrong)
         train = {key: tuple(v) if isinstance(v, list) else v for key, v in values["train"].items()}
-        rest = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key != "train"}
+        rest: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key != "train"
+        }
         return command.options(train=command.config(**train), **rest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'}: not the configuration of this command ({error})") from error

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     try:
         options = tyro.cli(Options, args=argv, prog="primer-fast tune")
     except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
-        return leave.code
+        return leave.code if isinstance(leave.code, int) else 2
     begin = time.monotonic()
     try:
         check(options.minutes, options.jobs, options.dry_run, options.target)
@@ -94,5 +94,5 @@ def _show(rows: list[session.Row], console: Console) -> None:
     table.add_row(*lines[-1], style="bold")
     console.print(table)
     for row in rows:
-        if row.failure or (row.gain is not None and row.outcome.settings != row.default):
+        if row.failure or (row.outcome is not None and row.outcome.settings != row.default):
             console.print(report.line(row), markup=False, soft_wrap=True, style="red" if row.failure else None)

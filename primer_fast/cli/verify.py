@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     try:
         options = tyro.cli(Options, args=argv, prog="primer-fast verify")
     except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
-        return leave.code
+        return leave.code if isinstance(leave.code, int) else 2
     try:
         if options.json is not None and not options.json.absolute().parent.is_dir():
             raise ValueError(f"verify: json must be a file in a folder that exists; got {options.json}")

@@ -6,11 +6,14 @@ end token included, which counts as a token of the completion where it ends one.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from primer_fast.data.preferences import Preference
+
+Text = TypeVar("Text")
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Completions:
 
 
 def encode_completions(
-    texts: Sequence[tuple[str, str]],  # (prompt, completion)
-    encode: Callable[[str], Sequence[int]],
+    texts: Sequence[tuple[Text, Text]],  # (prompt, completion)
+    encode: Callable[[Text], Sequence[int]],
     *,
     end: int | None,  # closes every completion; also what an empty prompt is encoded as
     context: int,

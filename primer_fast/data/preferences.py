@@ -104,10 +104,10 @@ def load_lexicon() -> list[RatedText]:
         ModuleNotFoundError: vaderSentiment is not installed.
     """
     package = find_spec("vaderSentiment")
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         message = "the lexicon of rated words needs the package vaderSentiment: pip install 'primer-fast[demo]'"
         raise ModuleNotFoundError(message, name="vaderSentiment")
-    folder = Path(next(iter(package.submodule_search_locations)))
+    folder = Path(package.submodule_search_locations[0])
     rows = (line.split("\t") for line in read_lines(folder / "vader_lexicon.txt"))
     found = {row[0]: float(row[1]) for row in rows if len(row) > 1 and row[0].isascii() and row[0].isalpha()}
     return [RatedText(word, rating) for word, rating in found.items() if word.islower()]

@@ -29,7 +29,8 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """UTF-8: every text can be encoded. Bytes that form no character, as where one is cut, are decoded as U+FFFD."""
 
-    name, unit, vocab_size, stop_tokens = "bytes", "byte", 256, ()
+    name, unit, vocab_size = "bytes", "byte", 256
+    stop_tokens: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -48,7 +49,8 @@ class CharacterTokenizer:
         ValueError: an alphabet without characters; from ``encode``, characters outside it, which it names.
     """
 
-    name, unit, stop_tokens = "characters", "character", ()
+    name, unit = "characters", "character"
+    stop_tokens: tuple[int, ...] = ()
 
     def __init__(self, alphabet: str):
         if not alphabet:

@@ -73,7 +73,8 @@ def conv2d(
         try:
             return conv2d_plain(input, weight, bias, *options, activation=activation)
         except (RuntimeError, TypeError, ValueError):  # checked only now: a small image costs less than the checks
-            _check(*_prepare(input, weight, bias), *options)
+            input, weight, bias = _prepare(input, weight, bias)
+            _check(input, weight, bias, *options)
             raise
     input, weight, bias = _prepare(input, weight, bias)
     geometry = _check(input, weight, bias, *options)
@@ -107,8 +108,8 @@ def conv2d_plain(
 ) -> Tensor:
     """The same through torch's own operators."""
     if dilation != 1 and 1 in weight.shape[2:]:  # of a single tap it means nothing, and in float16 oneDNN crashes on it
-        pair = _pair("dilation", dilation, 1)
-        dilation = tuple(1 if k == 1 else d for k, d in zip(weight.shape[2:], pair, strict=True))
+        (height, width), (R, S) = _pair("dilation", dilation, 1), weight.shape[2:]
+        dilation = 1 if R == 1 else height, 1 if S == 1 else width
     return apply_plain(torch_F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)
 
 

@@ -25,7 +25,8 @@ class _Embedding(torch.autograd.Function):
         table = _differentiable_grad if torch.is_grad_enabled() else embedding_bwd
         dweight = dposition = None
         if ctx.needs_input_grad[0]:
-            dweight = table(dy, ids, *ctx.tables[0], ctx.padding)
+            rows, dtype = ctx.tables[0]
+            dweight = table(dy, ids, rows, dtype, ctx.padding)
         if ctx.needs_input_grad[1]:
             if position_ids is not None:
                 dposition = table(dy, position_ids.expand(ids.shape), *ctx.tables[1])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as torch_F
@@ -54,6 +55,21 @@ def _differentiable_grads(s, w, b, ctx, dy, dsum, needed):
     return ds if ds is None or dsum is None else ds + dsum, dw, db
 
 
+@overload
+def layer_norm(
+    input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, *, residual: Tensor | None = None, return_residual: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def layer_norm(
+    input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, *, residual: Tensor | None = None, return_residual: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def layer_norm(
+    input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, *, residual: Tensor | None = None, return_residual: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def layer_norm(
     input: Tensor,  # (..., *normalized_shape)
     normalized_shape: int | Sequence[int],
@@ -97,7 +113,7 @@ def layer_norm(
         y, s, *_ = library.layer_norm.layer_norm(*leaves, math.prod(shape), eps, dtype, keep_sum, any(needed))
     elif any(needed):
         y = _LayerNorm.apply(*leaves, shape, eps, dtype, return_residual)
-        y, s = (y, None) if residual is None else y
+        y, s = (y, input) if residual is None else y
     else:
         y, s, _, _ = layer_norm_fwd(*leaves, math.prod(shape), eps, dtype=dtype, keep_sum=return_residual, keep=False)
     return (y, input if residual is None else s) if return_residual else y

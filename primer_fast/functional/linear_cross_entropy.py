@@ -112,19 +112,19 @@ def linear_cross_entropy(
     traced = needs_operator(x, linear_weight, bias, flat_target)
     if not runs_triton(x) and x.device.type == "cpu" and not traced:
         _check_target(flat_target, len(linear_weight), ignore_index)
-    options, loss_dtype = (
+    settings, loss_dtype = (
         (reduction, ignore_index, float(label_smoothing)),
         input.dtype if dtype is None else torch.float32,
     )
-    rows = x, linear_weight, bias, flat_target, *options[1:]
+    rows = x, linear_weight, bias, flat_target, *settings[1:]
     if traced:
         losses, _ = library.linear_cross_entropy.linear_cross_entropy(*rows)
-        loss = _reduce(losses, flat_target, options)[0].to(loss_dtype)
+        loss = _reduce(losses, flat_target, settings)[0].to(loss_dtype)
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, linear_weight, bias)):
-        loss = _LinearCrossEntropy.apply(x, linear_weight, bias, flat_target, options, loss_dtype)
+        loss = _LinearCrossEntropy.apply(x, linear_weight, bias, flat_target, settings, loss_dtype)
     else:
         losses, _ = library.linear_cross_entropy.forward(*rows)
-        loss = _reduce(losses, flat_target, options)[0].to(loss_dtype)
+        loss = _reduce(losses, flat_target, settings)[0].to(loss_dtype)
     return loss.view(target.shape) if reduction == "none" else loss
 
 

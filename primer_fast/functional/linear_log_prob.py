@@ -1,6 +1,7 @@
 """Differentiable log-probability of a target under a linear layer's softmax: checks here, math in kernels/."""
 
 import math
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as torch_F
@@ -41,6 +42,21 @@ def _differentiable_grads(x, w, b, target, temperature, dy, dentropy, needed):
     return [next(grads) if need else None for need in needed]
 
 
+@overload
+def linear_log_prob(
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None,
+    temperature: float = 1.0, return_entropy: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def linear_log_prob(
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None,
+    temperature: float = 1.0, return_entropy: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def linear_log_prob(
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None,
+    temperature: float = 1.0, return_entropy: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def linear_log_prob(
     input: Tensor,  # (..., D)
     linear_weight: Tensor,  # (V, D)

@@ -1,6 +1,7 @@
 """Differentiable max-pooling: checks here, math in kernels/max_pool2d.py."""
 
 import operator
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as torch_F
@@ -58,6 +59,21 @@ def _winners(kept, kernel, stride, padding, dilation):
     return top + kept // kernel[1] * dilation[0], left + kept % kernel[1] * dilation[1]
 
 
+@overload
+def max_pool2d(
+    input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0, dilation: Size = 1,
+    ceil_mode: bool = False, return_indices: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def max_pool2d(
+    input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0, dilation: Size = 1,
+    ceil_mode: bool = False, *, return_indices: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def max_pool2d(
+    input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0, dilation: Size = 1,
+    ceil_mode: bool = False, return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def max_pool2d(
     input: Tensor,  # (N, C, H, W) or (C, H, W)
     kernel_size: Size,
@@ -116,7 +132,7 @@ def max_pool2d_plain(
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The same through torch's own operator."""
-    options = kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode
+    options: tuple[Any, ...] = kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode
     if input.requires_grad and dilation not in (1, (1, 1), [1, 1]):
         with torch.no_grad():
             y, indices = torch_F.max_pool2d_with_indices(input, *options)

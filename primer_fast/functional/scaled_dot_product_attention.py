@@ -200,7 +200,8 @@ def scaled_dot_product_attention_plain(
 ):  # fmt: skip
     """The same through torch's own operators."""
     if enable_gqa and not _groups_as_torch_has_them(query, key, value):
-        key, value, enable_gqa = *_repeated(query, key, value), False
+        key, value = _repeated(query, key, value)
+        enable_gqa = False
     empty = any(0 in t.shape[:-1] for t in (query, key, value))  # torch's result then has not always the right shape
     if (
         (attn_mask is None or not is_causal) and not empty

@@ -26,8 +26,8 @@ def sums_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _wide(t: Tensor | None) -> Tensor | None:
-    return t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t
+def _wide(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def _steps(length: int, step: int):
@@ -113,8 +113,8 @@ def chunked_bwd(score_grad, entropy_grad, x, w, bias, target, lse, entropy, head
     total = log_total.exp()
     for classes in chunks.classes:
         w_chunk, bias_chunk = _wide(w[classes]), None if bias is None else _wide(bias[classes])
-        dw_sum = dw[classes] if need_w and dw.dtype == wide else None
-        if need_w and dw_sum is None:
+        dw_sum = dw[classes] if dw is not None and dw.dtype == wide else None
+        if dw is not None and dw_sum is None:
             dw_sum = torch.empty(w_chunk.shape, dtype=wide, device=w.device)
         db_sum = torch.zeros(len(w_chunk), dtype=wide, device=w.device)
         for rows in chunks.rows:
@@ -132,14 +132,14 @@ def chunked_bwd(score_grad, entropy_grad, x, w, bias, target, lse, entropy, head
             if head.smoothing:
                 g.add_(scale * (head.smoothing / len(w)))
             g.scatter_add_(1, index, torch.where(there.unsqueeze(1), scale * (1 - head.smoothing), 0))
-            if need_x:
+            if dx is not None:
                 dx[rows].addmm_(g, w_chunk)
-            if need_w:
+            if dw_sum is not None:
                 torch.addmm(dw_sum, g.t(), x_rows, beta=1 if rows.start else 0, out=dw_sum)
             if need_b:
                 db_sum += g.sum(dim=0)
-        if need_w and dw.dtype != wide:
+        if dw is not None and dw_sum is not None and dw.dtype != wide:
             dw[classes] = dw_sum
-        if need_b:
+        if db is not None:
             db[classes] = db_sum
     return dx if dx is None else dx.to(x.dtype), dw, db

@@ -25,6 +25,9 @@ class ActorCritic(nn.Module):
         kl_coefficient: beta of the penalty.
     """
 
+    trunk: Transformer | None  # of the critic; None: the policy's
+    kl_coefficient: Tensor  # () float64
+
     def __init__(self, policy: Transformer, critic: RewardModel | str | None = None, kl_coefficient: float = 0.05):
         super().__init__()
         if isinstance(critic, str) and critic != "shared":

@@ -89,7 +89,7 @@ class CNN(nn.Module):
         self.mlp = MLP(MLPConfig((channels * height * width, *config.hidden, config.classes), config.activation))
         for layer in self.convolutions:
             reset_layer(layer)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) or (B, H, W) -> (B, classes)
         x = self._images(x)

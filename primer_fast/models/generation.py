@@ -182,7 +182,7 @@ class DecodeStep:
         self.model, self.cache, self.sampling, self.generator = model, cache, sampling, generator
         self.token = torch.zeros(batch, dtype=torch.int64, device=device)
         self.log_prob = torch.zeros(batch, device=device) if log_prob else None
-        self.graph = None
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
         if self.graph is not None:
@@ -199,8 +199,11 @@ class DecodeStep:
 
     def record(self) -> None:
         """Capture the step after trial runs, and leave token, cache and generator as they were."""
-        state = [self.token, self.cache.lengths]
-        before, longest = [t.clone() for t in state], self.cache.longest
+        cache = self.cache
+        if cache is None or not cache.fixed:
+            raise ValueError(f"DecodeStep: cache must be a fixed one; got {'fixed=False' if cache else None}")
+        state = [self.token, cache.lengths]
+        before, longest = [t.clone() for t in state], cache.longest
         device = self.token.device
         generator = torch.cuda.default_generators[device.index] if self.generator is None else self.generator
         noise = generator.get_state()
@@ -209,7 +212,7 @@ class DecodeStep:
         with torch.cuda.stream(side):
             for _ in range(3):  # kernels are compiled and libraries initialised outside of the capture
                 self()
-                self._restore(state, before, longest)
+                self._restore(cache, state, before, longest)
         torch.cuda.current_stream(device).wait_stream(side)
         generator.set_state(noise)
         graph = torch.cuda.CUDAGraph()
@@ -217,13 +220,13 @@ class DecodeStep:
             graph.register_generator_state(self.generator)
         with torch.cuda.graph(graph, stream=side):  # the default one may be another GPU's
             self()
-        self._restore(state, before, longest)
+        self._restore(cache, state, before, longest)
         self.graph = graph
 
-    def _restore(self, state, before, longest):
+    def _restore(self, cache, state, before, longest):
         for t, value in zip(state, before, strict=True):
             t.copy_(value)
-        self.cache.longest = longest
+        cache.longest = longest
 
 
 def _continue(model, prompts, host_lengths, N, sampling, generator, log_probs, stops, cached, cuda_graph, place):
@@ -249,7 +252,7 @@ def _continue(model, prompts, host_lengths, N, sampling, generator, log_probs, s
         else:
             step()
         new[:, t] = step.token
-        if log_probs:
+        if chosen is not None and step.log_prob is not None:
             chosen[:, t] = step.log_prob
         if len(stops):
             stopped |= (step.token[:, None] == stops).any(dim=1)

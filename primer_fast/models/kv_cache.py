@@ -5,6 +5,8 @@ keys each row has. Buffers have their final size from the first token on.
 Legend: B batch, T new tokens, S capacity, Hk key heads, d head width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,11 +34,11 @@ class KVCache:
         self.shape = (config.layers, batch, capacity, 2 * config.key_heads, config.head_width)
         self.fixed = fixed
         self.store: Tensor | None = None  # (layers, B, S, 2 Hk, d): keys, then values
-        self.lengths: Tensor | None = None  # (B,) int64
+        self.lengths: Tensor  # (B,) int64; there from the first tokens on, whose device it is on
         self.longest = 0  # an upper bound of lengths that needs no look at the device
         self.uneven = False  # rows may have different lengths
 
-    def place(self, positions: Tensor, T: int):
+    def place(self, positions: Tensor, T: int) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         """Of T new tokens: rows of the position table, their numbers, and the keys that attention may see."""
         _, batch, capacity, _, _ = self.shape
         end = self.longest + T
@@ -64,12 +66,12 @@ class KVCache:
         memory, end = self.store[layer], self.longest + new.shape[1]
         if self.longest == 0:
             memory[:, :end].copy_(new)
-            return new.chunk(2, dim=2)
+            return _halves(new)
         if self.uneven or self.fixed:
             memory.index_put_((self._rows, self._places), new)
         else:
             memory[:, self.longest : end].copy_(new)
-        return (memory if self.fixed else memory[:, :end]).chunk(2, dim=2)
+        return _halves(memory if self.fixed else memory[:, :end])
 
     def advance(self, T: int, lengths: Tensor | None = None) -> None:
         """Count T new tokens for every row, or ``lengths`` (B,) of the first ones."""
@@ -81,3 +83,8 @@ class KVCache:
             self.lengths.copy_(lengths)
             self.uneven = True
         self.longest += T
+
+
+def _halves(memory: Tensor) -> tuple[Tensor, Tensor]:  # (B, keys, 2 Hk, d) -> keys and values (B, keys, Hk, d)
+    keys, values = memory.chunk(2, dim=2)
+    return keys, values

@@ -74,4 +74,5 @@ def reset_layer(layer: nn.Linear | nn.Conv2d) -> None:
         torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     else:
         torch.nn.init.xavier_normal_(layer.weight, gain=4.0 if layer.activation == "sigmoid" else 1.0)
-    torch.nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        torch.nn.init.zeros_(layer.bias)

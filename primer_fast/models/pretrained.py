@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,7 +168,7 @@ class _Settings:
 class _Stored:
     file: Path
     key: str  # as the file spells it
-    read: object  # an open safetensors file
+    read: Any  # an open safetensors file
 
 
 class _Checkpoint:

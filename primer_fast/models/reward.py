@@ -30,6 +30,9 @@ class RewardModel(nn.Module):
         ValueError: the transformer is an encoder, whose last token is no summary of those before it.
     """
 
+    mean: Tensor  # ()
+    std: Tensor  # ()
+
     def __init__(self, config: TransformerConfig, trunk: Transformer | None = None):
         super().__init__()
         if not config.causal:

@@ -12,7 +12,9 @@ Legend: B batch, T tokens, W width, H heads, Hk key heads, d = W / H, V vocabula
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.nn.functional as torch_F
@@ -20,6 +22,9 @@ from torch import Tensor
 
 from primer_fast import functional as F
 from primer_fast import nn
+
+if TYPE_CHECKING:
+    from primer_fast.models.kv_cache import KVCache
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 NORMS = ("post", "pre")
@@ -35,9 +40,11 @@ class TransformerConfig:
     heads: int = 12
     kv_heads: int | None = None  # heads of keys and values, each shared by heads / kv_heads queries; None: heads
     mlp_width: int | None = None  # None: 4 * width
-    activation: str = "gelu"  # of the perceptron: "gelu", "gelu_tanh" or "relu"
-    norm: str = "post"  # "post": LayerNorm(O + X); "pre": X + O(LayerNorm(X)), and a norm before the logits
-    positions: str = "sinusoidal"  # or "learned"
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"  # of the perceptron
+    norm: Literal["post", "pre"] = (
+        "post"  # "post": LayerNorm(O + X); "pre": X + O(LayerNorm(X)), and a norm before the logits
+    )
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     causal: bool = True  # False: an encoder, every token sees every token
     dropout: float = 0.0  # of the embedding, the attention's weights and the residual branches
     bias: bool = True  # of the linear layers and the norms
@@ -97,7 +104,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, (self.heads + 2 * self.key_heads) * self.head_width, config.bias)
         self.out = nn.Linear(config.width, config.width, config.bias)
 
-    def forward(self, x: Tensor, visible: dict, cache=None, layer: int = 0) -> Tensor:  # (B, T, W) -> (B, T, W)
+    def forward(
+        self, x: Tensor, visible: dict[str, Any], cache: "KVCache | None" = None, layer: int = 0
+    ) -> Tensor:  # (B, T, W) -> (B, T, W)
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_width))  # (B, T, H + 2 Hk, d)
         if cache is not None:
             key, value = cache.write(layer, qkv[:, :, self.heads :])
@@ -131,7 +140,7 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, config.width, config.bias)
         self.mlp_norm = nn.LayerNorm(config.width, config.norm_eps, bias=config.bias)
 
-    def attend(self, x: Tensor, visible: dict, cache, layer: int) -> Tensor:
+    def attend(self, x: Tensor, visible: dict[str, Any], cache: "KVCache | None", layer: int) -> Tensor:
         return self.drop(self.attention(x, visible, cache, layer))
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -149,14 +158,18 @@ class Block(nn.Module):
             torch.nn.init.xavier_uniform_(matrix)
 
 
-def post_norm(blocks, x: Tensor, visible: dict, cache=None) -> Tensor:  # (B, T, W) -> (B, T, W)
+def post_norm(
+    blocks: Iterable[Block], x: Tensor, visible: dict[str, Any], cache: "KVCache | None" = None
+) -> Tensor:  # (B, T, W) -> (B, T, W)
     for i, block in enumerate(blocks):
         x = block.attention_norm(block.attend(x, visible, cache, i), x)
         x = block.mlp_norm(block.mlp(x), x)
     return x
 
 
-def pre_norm(blocks, norm: nn.LayerNorm, x: Tensor, visible: dict, cache=None) -> Tensor:  # (B, T, W) -> (B, T, W)
+def pre_norm(
+    blocks: Iterable[Block], norm: nn.LayerNorm, x: Tensor, visible: dict[str, Any], cache: "KVCache | None" = None
+) -> Tensor:  # (B, T, W) -> (B, T, W)
     """With the last ``norm``. The sum of a branch and the residual is taken in the next norm's kernel."""
     branch = None
     for i, block in enumerate(blocks):
@@ -180,6 +193,10 @@ class Transformer(nn.Module):
     Raises:
         ValueError: tokens of another shape, or more than ``config.context`` of them.
     """
+
+    positions: Tensor  # (context, W): a parameter, or the buffer of sinusoids
+    head: nn.Linear | None
+    head_norm: nn.LayerNorm | None
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -237,7 +254,7 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,  # (B, T) bool: True is a token, False padding, on either side
         lengths: Tensor | None = None,  # (B,) int64: tokens from there on are padding
         segments: Tensor | None = None,  # (B, T) int64: BERT's token types; None: all 0
-        cache=None,  # models/kv_cache.py: what came before these tokens; they are appended
+        cache: "KVCache | None" = None,  # what came before these tokens; they are appended
     ) -> Tensor:  # (B, T, W)
         """What the logits are made of, after the last norm; undefined where there is padding.
 
@@ -303,6 +320,19 @@ class Transformer(nn.Module):
             ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction,
         )  # fmt: skip
 
+    @overload
+    def log_prob(
+        self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0,
+        return_entropy: Literal[False] = False, **options,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def log_prob(
+        self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: Literal[True], **options
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def log_prob(
+        self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool, **options
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
     def log_prob(
         self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool = False, **options
     ) -> Tensor | tuple[Tensor, Tensor]:  # (B, T), (B, T) -> (B, T) float32, with return_entropy twice
@@ -311,6 +341,18 @@ class Transformer(nn.Module):
             self.hidden(tokens, **options), targets, temperature=temperature, return_entropy=return_entropy
         )
 
+    @overload
+    def log_prob_of(
+        self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: Literal[False] = False
+    ) -> Tensor: ...
+    @overload
+    def log_prob_of(
+        self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def log_prob_of(
+        self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
     def log_prob_of(
         self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:  # (..., W), (...) -> (...) float32, with return_entropy twice
@@ -321,7 +363,9 @@ class Transformer(nn.Module):
         )  # fmt: skip
 
     def _features(self, hidden):
-        return hidden if self.head is None else self.head_norm(self.head(hidden))
+        if self.head is None or self.head_norm is None:
+            return hidden
+        return self.head_norm(self.head(hidden))
 
     def _unembedding(self):
         return (self.embedding if self.unembedding is None else self.unembedding).weight

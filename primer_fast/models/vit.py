@@ -8,6 +8,7 @@ Legend: B batch, C channels, p patch size, N patches, W width.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as torch_F
@@ -28,8 +29,10 @@ class ViTConfig:
     heads: int = 4
     mlp_width: int | None = None  # None: 4 * width
     classes: int = 10
-    pool: str = "class"  # the class token's last state; "mean": the mean of all patches', without a class token
-    activation: str = "gelu"
+    pool: Literal["class", "mean"] = (
+        "class"  # the class token's last state; "mean": the mean of all patches', without a class token
+    )
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     dropout: float = 0.0
     norm_eps: float = 1e-6
 

@@ -4,10 +4,10 @@ torch's containers are re-exported by name, so that a model file imports one ``n
 """
 
 from torch.nn import Module as Module
-from torch.nn import ModuleList as ModuleList
 from torch.nn import Sequential as Sequential
 
 from primer_fast.nn.attention import MultiheadAttention as MultiheadAttention
+from primer_fast.nn.containers import ModuleList as ModuleList
 from primer_fast.nn.conv import Conv2d as Conv2d
 from primer_fast.nn.embedding import Embedding as Embedding
 from primer_fast.nn.linear import Linear as Linear

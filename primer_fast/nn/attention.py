@@ -91,6 +91,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     def _project(self, query, key, value):  # each (N, T or S, E of it) -> three of (N, T or S, E)
         bias = self.in_proj_bias
+        weights: tuple[Tensor, ...]
         if not self._qkv_same_embed_dim:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         elif query is key and key is value:

@@ -1,5 +1,7 @@
 """Convolution with a fused activation."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
@@ -20,6 +22,11 @@ class Conv2d(torch.nn.Conv2d):
         ValueError: ``activation`` is none of these.
     """
 
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+
     def __init__(
         self,
         in_channels: int,
@@ -30,7 +37,7 @@ class Conv2d(torch.nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device=None,
         dtype=None,
         *,
@@ -46,7 +53,7 @@ class Conv2d(torch.nn.Conv2d):
 
     def activated(self, input: Tensor, activation: str | None) -> Tensor:
         """``forward`` with another activation."""
-        padding = self.padding
+        padding: int | tuple[int, int] | str = self.padding
         if self.padding_mode != "zeros":
             input = torch_F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0

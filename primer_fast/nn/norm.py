@@ -1,5 +1,7 @@
 """Normalisation layers."""
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,18 @@ from primer_fast import functional as F
 class LayerNorm(torch.nn.LayerNorm):
     """``torch.nn.LayerNorm`` of ``input + residual``, in one pass; same parameters, same state dict."""
 
+    @overload
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, return_residual: Literal[False] = False
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, return_residual: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, return_residual: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
     def forward(
         self,
         input: Tensor,  # (..., *normalized_shape)

@@ -26,8 +26,8 @@ def allocate(shape: tuple[int, ...], layout: str | None, dtype: torch.dtype, dev
         return torch.empty(sizes, dtype=dtype, device=device)
 
     four = len(shape) == 4
-    axes = {"transposed": len(shape) >= 2, "channels_last": four, "heads_last": four}.get(layout, len(shape) >= 1)
-    if layout is not None and (layout not in LAYOUTS or not axes):
+    fits = {"transposed": len(shape) >= 2, "channels_last": four, "heads_last": four}
+    if layout is not None and (layout not in LAYOUTS or not fits.get(layout, len(shape) >= 1)):
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)} and fit the shape; got {layout!r} for {shape}")
     match layout:
         case None:
@@ -42,7 +42,7 @@ def allocate(shape: tuple[int, ...], layout: str | None, dtype: torch.dtype, dev
             return empty(*(shape[i] for i in (0, 2, 1, 3))).transpose(1, 2)
         case "expanded":
             return empty(1, *shape[1:]).expand(shape)
-        case "offset":
+        case _:  # "offset"
             return empty(int(np.prod(shape)) + 1)[1:].view(shape)
 
 

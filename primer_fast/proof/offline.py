@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import triton
 from triton.runtime.jit import JITFunction
@@ -30,10 +31,10 @@ class Launch:
 
     kernel: str
     grid: tuple[int, ...]
-    constexprs: dict[str, object]  # argument -> value
-    options: dict[str, object]  # num_warps, num_stages, ... as given at the launch
+    constexprs: dict[str, Any]  # argument -> value
+    options: dict[str, Any]  # num_warps, num_stages, ... as given at the launch
     target: Target
-    compiled: object = None  # triton.compiler.CompiledKernel; None where ``error`` says why
+    compiled: Any = None  # triton.compiler.CompiledKernel; None where ``error`` says why
     error: str | None = None
 
     @property
@@ -80,7 +81,7 @@ def offline(
             caches[self], self.device_caches = self.device_caches, type(self.device_caches)(self.create_binder)
         launch = _describe(self, args, kwargs, grid, chip)
         launches.append(launch)
-        output = []
+        output: list[str] = []
         try:
             with _captured(output):
                 launch.compiled = run(self, *args, grid=grid, warmup=True, **kwargs)

@@ -97,14 +97,6 @@ def compile_units(units: list[Unit], jobs: int = 2) -> Iterator[list[Row]]:
         pool.shutdown(cancel_futures=True)
 
 
-def compile_cases(
-    op: str, case_names: Iterable[str] | None, dtypes: Iterable[str], targets: Iterable[str], jobs: int = 2
-) -> list[Row]:
-    """All rows of one op; ``case_names`` None means its production cases. Errors as ``plan``, ``compile_units``."""
-    units = plan([op], case_names or (), dtypes, targets)
-    return [row for rows in compile_units(units, jobs) for row in rows]
-
-
 def compile_unit(unit: Unit) -> list[Row]:
     """Run a case's forward and backward on tensors without memory; what fails is a row with an ``error``."""
     case, error = unit.case, None

@@ -67,22 +67,28 @@ def read_resources(kernel, target: Target) -> Resources:
 
 def registers_and_spills(kernel, target: Target) -> tuple[int, int]:
     """Registers and spilled bytes per thread, without taking the code apart: some ten times as fast."""
-    return _usage(kernel.asm["amdgcn"] if target.is_amd else kernel.asm["cubin"], target)
+    return _usage(kernel.asm["amdgcn"] if target.is_amd else kernel.asm["cubin"])
 
 
-def _usage(code: str | bytes, target: Target) -> tuple[int, int]:
-    if target.is_amd:  # accumulation registers included: on CDNA3 they share one file
-        found, names, form = code, ("vgpr_count", "private_segment_fixed_size"), r"\.{}:\s*(\d+)"
-    else:
-        found, names, form = _run_tool("cuobjdump", "--dump-resource-usage", code), ("REG", "STACK"), r"{}:(\d+)"
-    registers, spill_bytes = (int(re.search(form.format(name), found)[1]) for name in names)
-    return registers, spill_bytes
+def _usage(code: str | bytes) -> tuple[int, int]:
+    if isinstance(code, str):  # AMD's; accumulation registers included: on CDNA3 they share one file
+        return _number(r"\.vgpr_count:\s*", code), _number(r"\.private_segment_fixed_size:\s*", code)
+    usage = _run_tool("cuobjdump", "--dump-resource-usage", code)
+    return _number("REG:", usage), _number("STACK:", usage)
+
+
+def _number(label: str, text: str) -> int:
+    """The number after the first match of ``label``."""
+    found = re.search(rf"{label}(\d+)", text)
+    if found is None:
+        raise ValueError(f"resources: a compiled kernel must come with a number after {label!r}; got none")
+    return int(found[1])
 
 
 @functools.lru_cache(maxsize=1024)
 def _read(code: str | bytes, target: Target, warps: int, shared: int, tensor_columns: int) -> Resources:
-    registers, spill_bytes = _usage(code, target)
-    if target.is_amd:
+    registers, spill_bytes = _usage(code)
+    if isinstance(code, str):
         lines = [line.strip() for line in code.splitlines() if re.match(r"\s+[a-z]\w*_\w+(\s|$)", line)]
         patterns = _AMDGCN
     else:
@@ -97,8 +103,9 @@ def _read(code: str | bytes, target: Target, warps: int, shared: int, tensor_col
     )  # fmt: skip
 
 
-def _count(lines: list[str], patterns: list[tuple[str, str]]) -> tuple[Counter, dict[str, int]]:
-    counts, matrix = Counter(), Counter()
+def _count(lines: list[str], patterns: list[tuple[str, str]]) -> tuple[Counter[str], dict[str, int]]:
+    counts: Counter[str] = Counter()
+    matrix: Counter[str] = Counter()
     compiled = [(kind, re.compile(pattern)) for kind, pattern in patterns]
     for line in lines:
         for kind, pattern in compiled:

@@ -62,7 +62,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
     """input (N, C, H, W) or (C, H, W), weight (O, C / groups, R, S), bias (O,) -> (N, O, P, Q) or (O, P, Q)."""
     padded, taps = _taps(_batched(input), weight, stride, padding, dilation)
     filters = _grouped(weight, groups, 0)
-    z = 0.0 if bias is None else bias[:, None, None]
+    z = np.zeros(()) if bias is None else bias[:, None, None]
     for (r, s), (rows, columns) in taps.items():
         x = _grouped(padded[:, :, rows, columns], groups, 1)
         z = z + np.einsum("ngchw,goc->ngohw", x, filters[..., r, s], optimize=True).reshape(

@@ -69,10 +69,10 @@ def linear_log_prob_magnitude(
 ):
     """Largest sum of absolute terms behind each result by name."""
     log_p = log_softmax(logits_of(input, linear_weight, linear_bias, temperature))
-    absolute = [None if a is None else np.abs(a) for a in (input, linear_weight, linear_bias)]
-    behind = float(logits_of(*absolute, temperature).max(initial=0.0))
+    x, weight, bias = (None if a is None else np.abs(a) for a in (input, linear_weight, linear_bias))
+    behind = float(logits_of(x, weight, bias, temperature).max(initial=0.0))
     upstream = tuple(map(np.abs, upstream)) if isinstance(upstream, tuple) else np.abs(upstream)
-    grads = linear_grads(_logit_gradient(upstream, log_p, target, temperature, sign=1.0), *absolute)
+    grads = linear_grads(_logit_gradient(upstream, log_p, target, temperature, sign=1.0), x, weight, bias)
     return {"output": behind, "entropy": behind} | {name: float(a.max(initial=0.0)) for name, a in grads.items()}
 
 

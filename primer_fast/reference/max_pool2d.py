@@ -27,7 +27,7 @@ def _windows(size, kernel, stride, padding, dilation, ceil_mode):
 
 def _axes(shape, kernel_size, stride, padding, dilation, ceil_mode):
     settings = (_pair(v) for v in (kernel_size, kernel_size if stride is None else stride, padding, dilation))
-    return [_windows(n, *axis, ceil_mode) for n, *axis in zip(shape[-2:], *settings, strict=True)]
+    return [_windows(n, k, s, p, d, ceil_mode) for n, k, s, p, d in zip(shape[-2:], *settings, strict=True)]
 
 
 def _winners(input, rows, columns):

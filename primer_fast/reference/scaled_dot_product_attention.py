@@ -179,7 +179,7 @@ def values(case, rng):
 def _case(name, why, B, H, T, D, S=None, HK=None, DV=None, *, mask=None, mask_dtype=None, lengths=False, offsets=None,
           layouts=None, production=False, gradients=True, **options):  # fmt: skip
     S, HK, DV = T if S is None else S, HK or H, DV or D
-    shapes = {"query": (B, H, T, D), "key": (B, HK, S, D), "value": (B, HK, S, DV)}
+    shapes: dict[str, tuple[int, ...]] = {"query": (B, H, T, D), "key": (B, HK, S, D), "value": (B, HK, S, DV)}
     dtypes = {}
     if mask is not None:
         shapes["attn_mask"] = mask

@@ -5,13 +5,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from primer_fast.train.distributed import Parallel, local, placed_like, whole
+from primer_fast.train.distributed import Model, Parallel, local, placed_like, whole
 from primer_fast.train.world import Share, World
 
 FORMAT = "primer_fast checkpoint 1"
@@ -20,10 +20,10 @@ PRECISIONS = ("float32", *AUTOCAST)
 
 
 @dataclass
-class TrainState:
+class TrainState(Generic[Model]):
     """Everything that the next step depends on, apart from the data and the configuration."""
 
-    model: torch.nn.Module
+    model: Model
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0  # optimizer steps made
@@ -38,7 +38,7 @@ class TrainState:
         """``function(model, *args)`` as the forward pass of a training step."""
         return self.parallel.forward(self.model, function, *args, **options)
 
-    def whole(self) -> torch.nn.Module:
+    def whole(self) -> Model:
         """The model with all its weights in this process, for other use than training steps: all processes call it."""
         return self.parallel.whole(self.model)
 
@@ -100,7 +100,7 @@ def autocast(device: str, precision: str) -> AbstractContextManager:
 def clip_gradient(model: torch.nn.Module, clip_norm: float | None) -> Tensor:  # -> () norm of the whole gradient
     """Scale the gradient down to ``clip_norm`` where its norm is larger; the norm returned is that of before."""
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     return norm
@@ -130,7 +130,7 @@ def check_finite(state: TrainState, procedure: str) -> None:
     bad = {what: ~torch.stack(state.window[key]).isfinite() for what, key in watched.items()}
     first = {what: int(steps.nonzero()[0]) for what, steps in bad.items() if steps.any()}
     if first:
-        what = min(first, key=first.get)  # a gradient spoils the losses after it
+        what = min(first, key=lambda name: first[name])  # a gradient spoils the losses after it
         step = state.step - len(state.window["loss"]) + first[what] + 1
         raise FloatingPointError(
             f"{procedure}: the {what} is not finite at step {step}; a lower lr or more warm-up helps"
@@ -147,9 +147,9 @@ def weights_are_finite(state: TrainState) -> bool:
 
 def mean_norm(norms: list[Tensor]) -> float:
     """The mean of the gradient norms that are finite: a loss scaler skips steps whose gradient overflows."""
-    norms = torch.stack(norms).double().cpu()
-    norms = norms[norms.isfinite()]
-    return norms.mean().item() if len(norms) else math.inf
+    stacked = torch.stack(norms).double().cpu()
+    finite = stacked[stacked.isfinite()]
+    return finite.mean().item() if len(finite) else math.inf
 
 
 def generator(seed: int, *stream: int) -> torch.Generator:
@@ -182,7 +182,7 @@ def pack(state: TrainState, config: dict, epoch: float) -> tuple[dict[str, Tenso
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
     """The state but for the random numbers, as it lies in this process."""
-    names = {p: name for name, p in state.model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
     for p, values in state.optimizer.state.items():
         tensors |= {f"optimizer.{names[p]}.{key}": v for key, v in values.items() if v is not None}
@@ -280,7 +280,7 @@ def _check_model(model: torch.nn.Module, saved: dict[str, Tensor]) -> None:
 
 def _optimizer_values(state: TrainState, saved: dict[str, Tensor], step: int) -> dict[int, dict[str, Tensor]]:
     """The saved values by the index that the optimizer's own state dict gives each parameter."""
-    names = {p: name for name, p in state.model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     values = {i: _part(saved, names[p]) for i, p in enumerate(parameters)}
     keys = {frozenset(v) for v in values.values()}

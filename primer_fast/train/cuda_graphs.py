@@ -112,7 +112,9 @@ class RecordedUpdate:
     def __init__(self, update: Update, state: TrainState, batch: int, procedure: str):
         self.update, self.batch, self.procedure = update, batch, procedure
         device = next(state.model.parameters()).device
-        self.graph, self.warmed, self.buffers, self.measured = CudaGraph(device), 0, None, {}
+        self.graph, self.warmed = CudaGraph(device), 0
+        self.buffers: list[Tensor] | None = None
+        self.measured: dict[str, Tensor] = {}
         for group in state.optimizer.param_groups:
             group["lr"] = torch.as_tensor(group["lr"]).to(device, self.graph.rate, copy=True)
 
@@ -126,14 +128,14 @@ class RecordedUpdate:
             self.warmed += 1
             return
         if self.buffers is None:
-            self._record(state, arguments)
+            self.buffers = self._record(state, arguments)
         for buffer, tensor in zip(self.buffers, tensors, strict=True):
             buffer.copy_(tensor)
         self.graph.replay()
         state.step += 1
         record(state, **{name: value.clone() for name, value in self.measured.items()})
 
-    def _record(self, state: TrainState, arguments) -> None:
+    def _record(self, state: TrainState, arguments) -> list[Tensor]:
         buffers = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
         step, window, state.window = state.step, state.window, {}
         capturable = [group for group in state.optimizer.param_groups if "capturable" in group]
@@ -150,4 +152,4 @@ class RecordedUpdate:
             state.step, state.window = step, window
             for group in capturable:
                 group["capturable"] = False  # in steps that are run it would only warn
-        self.buffers = [b for b in buffers if isinstance(b, Tensor)]
+        return [b for b in buffers if isinstance(b, Tensor)]

@@ -10,13 +10,18 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from primer_fast.train.world import Share, World
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 STRATEGIES = ("none", "ddp", "fsdp")
 
@@ -42,7 +47,7 @@ class Parallel:
 
     world: World = field(default_factory=World)
     entry: torch.nn.Module | None = None  # an Entry under DDP or FSDP
-    template: torch.nn.Module | None = None  # of FSDP: the model without weights
+    template: Any = None  # of FSDP: the model without weights
 
     @property
     def is_sharded(self) -> bool:
@@ -53,19 +58,22 @@ class Parallel:
 
     def shares(self, count: int, accumulate: int) -> Iterator[Share]:
         """``World.shares``; DDP sums the gradients after the last of them, FSDP, which keeps only parts, after each."""
-        shares = list(self.world.shares(count, accumulate))
+        shares, entry = list(self.world.shares(count, accumulate)), self.entry
         for share in shares:
-            waits = isinstance(self.entry, DistributedDataParallel) and share is not shares[-1]
-            with self.entry.no_sync() if waits else nullcontext():
+            with (
+                entry.no_sync()
+                if isinstance(entry, DistributedDataParallel) and share is not shares[-1]
+                else nullcontext()
+            ):
                 yield share
 
     def scaled(self, loss: Tensor) -> Tensor:
         """What has as the mean of its gradients over the processes, which DDP and FSDP take, the sum of ``loss``'s."""
         return loss if self.entry is None else loss * self.world.size
 
-    def whole(self, model: torch.nn.Module) -> torch.nn.Module:
+    def whole(self, model: Model) -> Model:
         """``model``, or under FSDP a copy of it with all its weights, which goes when the caller lets it go."""
-        if not self.is_sharded:
+        if self.template is None:
             return model
         gathered = copy.deepcopy(self.template)
         gathered.load_state_dict({name: whole(t).detach() for name, t in model.state_dict().items()}, assign=True)
@@ -92,9 +100,11 @@ def distribute(model: torch.nn.Module, optimizer: torch.optim.Optimizer, world: 
     if strategy == "ddp":
         # Buffers are the same in all processes without a broadcast in every forward; newer versions rename the option.
         options = inspect.signature(DistributedDataParallel).parameters
-        buffers = {"forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers": False}
-        entry = DistributedDataParallel(entry, find_unused_parameters=_leaves_unused(model), **buffers)
-        return Parallel(world, entry)
+        buffers: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers": False
+        }
+        unused = _leaves_unused(model)
+        return Parallel(world, DistributedDataParallel(entry, find_unused_parameters=unused, **buffers))
     # Imported here: it takes a second, which one process need not wait for.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -126,7 +136,7 @@ def _leaves_unused(model: torch.nn.Module) -> bool:
     return trunk is not None and any(x is not None for x in (trunk.unembedding, trunk.head, trunk.head_bias))
 
 
-def is_sharded(t: Tensor) -> bool:
+def is_sharded(t: Tensor) -> "TypeGuard[DTensor]":
     return hasattr(t, "full_tensor")  # a DTensor, whose module is not imported where there is none
 
 

@@ -13,13 +13,14 @@ Legend: B pairs, T tokens; w won (chosen), l lost (rejected).
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast.data.completions import CompletionPairs
+from primer_fast.models.transformer import Transformer
 from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
 from primer_fast.train.epochs import (
     check_optimizer_options,
@@ -87,15 +88,13 @@ def preference_loss(h: Tensor, beta: float, kind: str = "sigmoid", label_smoothi
     raise ValueError(f"dpo: loss must be one of {', '.join(LOSSES)}; got {kind!r}")
 
 
-def start(model: torch.nn.Module, config: DPOConfig) -> TrainState:
+def start(model: Transformer, config: DPOConfig) -> TrainState[Transformer]:
     """The state before the first step of training ``model``, a causal Transformer, on the device that it is on."""
     return start_adamw(model, config)
 
 
 @torch.no_grad()
-def reference_log_probs(
-    model: torch.nn.Module, pairs: CompletionPairs, config: DPOConfig, world: World = ALONE
-) -> Tensor:
+def reference_log_probs(model: Transformer, pairs: CompletionPairs, config: DPOConfig, world: World = ALONE) -> Tensor:
     """Log-probabilities (N, 2) of chosen and rejected completions under the reference: computed once, then kept.
 
     world: of processes, each of which has ``model`` and takes a part of the pairs; all get all.
@@ -113,7 +112,7 @@ def reference_log_probs(
 
 
 def train(
-    state: TrainState,
+    state: TrainState[Transformer],
     pairs: CompletionPairs,
     reference: Tensor,  # (N, 2): reference_log_probs of the same pairs
     config: DPOConfig,
@@ -140,10 +139,12 @@ def train(
         lambda chosen: train_step(state, pairs[chosen], reference[chosen], config, last), should_stop,
     )  # fmt: skip
     for row in rows:
-        yield row | {"num_tokens": int(seen_before(lengths, row["step"], config))}
+        yield row | {"num_tokens": int(seen_before(lengths, int(row["step"]), config))}
 
 
-def train_step(state: TrainState, pairs: CompletionPairs, reference: Tensor, config: DPOConfig, last: int) -> None:
+def train_step(
+    state: TrainState[Transformer], pairs: CompletionPairs, reference: Tensor, config: DPOConfig, last: int
+) -> None:
     """One optimizer step on one batch of pairs; what it measured is appended to ``state.window``."""
     device = next(state.model.parameters()).device
     set_learning_rate(state.optimizer, scheduled(state.step, config, last))
@@ -170,7 +171,7 @@ def train_step(state: TrainState, pairs: CompletionPairs, reference: Tensor, con
             }  # fmt: skip
             measured.append({key: share.of(x) for key, x in found.items()})
     norm = apply_gradient(state, config.clip_norm)
-    total = {key: sum(part[key].detach().float() for part in measured) for key in measured[0]}
-    total = state.world.sum(**total)
+    parts: dict[str, Any] = {key: sum(part[key].detach().float() for part in measured) for key in measured[0]}
+    total = state.world.sum(**parts)
     tokens = total.pop("tokens")
     record(state, **{key: x / (tokens if key == "entropy" else count) for key, x in total.items()}, grad_norm=norm)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from primer_fast.train.common import (
     PRECISIONS,
+    Model,
     TrainState,
     check_finite,
     epoch_order,
@@ -25,20 +26,36 @@ from primer_fast.train.common import (
 class OptimizerOptions(Protocol):
     """The part of a configuration that these procedures have in common; the classes say what each is."""
 
-    lr: float
-    min_lr: float
-    schedule: str
-    warmup_steps: int
-    batch_size: int
-    accumulate: int
-    epochs: int
-    steps: int | None
-    betas: tuple[float, float]
-    weight_decay: float
-    clip_norm: float | None
-    precision: str
-    seed: int
-    log_every: int
+    # fmt: off
+    @property
+    def lr(self) -> float: ...
+    @property
+    def min_lr(self) -> float: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def steps(self) -> int | None: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def clip_norm(self) -> float | None: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def log_every(self) -> int: ...
+    # fmt: on
 
 
 def check_optimizer_options(config: OptimizerOptions, must: Callable[[bool, str, object], None]) -> None:
@@ -58,7 +75,7 @@ def check_optimizer_options(config: OptimizerOptions, must: Callable[[bool, str,
         must(optional or (type(value) is int and value >= 1), f"{name} must be a positive integer", value)
 
 
-def start_adamw(model: torch.nn.Module, config: OptimizerOptions) -> TrainState:
+def start_adamw(model: Model, config: OptimizerOptions) -> TrainState[Model]:
     """The state before the first step of training ``model`` on the device that it is on."""
     optimizer = make_optimizer(
         model, "adamw", lr=config.lr, weight_decay=config.weight_decay, betas=config.betas, momentum=0.0

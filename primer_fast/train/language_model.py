@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ def update(state: TrainState, windows: Tensor, config: LanguageModelConfig) -> N
     """One optimizer step on one batch; its loss and gradient norm are appended to ``state.window``."""
     state.optimizer.zero_grad()
     count = windows[:, 1:].numel()
-    loss = 0
+    loss: Any = 0
     for share in state.shares(len(windows), config.accumulate):
         # The sum over the micro-batch divided by the tokens of the whole batch: a mean of means would overweight a
         # short last one.
@@ -180,7 +180,7 @@ def loss_sum(model: LanguageModel, windows: Tensor, config: LanguageModelConfig)
 
 @torch.no_grad()
 def evaluate(
-    model: torch.nn.Module,
+    model: Any,  # a module that is a LanguageModel
     tokens: Tensor,
     config: LanguageModelConfig,
     batches: int | None = None,

@@ -1,13 +1,27 @@
 """Log-probabilities of completions under a language model: what supervised fine-tuning, DPO and PPO stand on."""
 
-import torch
+from typing import Literal, overload
+
 from torch import Tensor
 
 from primer_fast.data.completions import Completions
+from primer_fast.models.transformer import Transformer
 
 
+@overload
 def token_log_probs(
-    model: torch.nn.Module,  # a causal Transformer
+    model: Transformer, batch: Completions, *, temperature: float = 1.0, return_entropy: Literal[False] = False
+) -> Tensor: ...
+@overload
+def token_log_probs(
+    model: Transformer, batch: Completions, *, temperature: float = 1.0, return_entropy: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def token_log_probs(
+    model: Transformer, batch: Completions, *, temperature: float = 1.0, return_entropy: bool
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def token_log_probs(
+    model: Transformer,  # causal
     batch: Completions,
     *,
     temperature: float = 1.0,
@@ -23,8 +37,22 @@ def token_log_probs(
     )
 
 
+@overload
 def spread_log_probs(
-    model: torch.nn.Module,
+    model: Transformer, hidden: Tensor, batch: Completions, *,
+    temperature: float = 1.0, return_entropy: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def spread_log_probs(
+    model: Transformer, hidden: Tensor, batch: Completions, *,
+    temperature: float = 1.0, return_entropy: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def spread_log_probs(
+    model: Transformer, hidden: Tensor, batch: Completions, *, temperature: float = 1.0, return_entropy: bool
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def spread_log_probs(
+    model: Transformer,
     hidden: Tensor,  # (N, T - 1, W): model.hidden(batch.tokens[:, :-1])
     batch: Completions,
     *,
@@ -36,8 +64,8 @@ def spread_log_probs(
     rows = hidden.flatten(0, 1).index_select(0, index)
     targets = batch.tokens[:, 1:].flatten().index_select(0, index)
     found = model.log_prob_of(rows, targets, temperature=temperature, return_entropy=return_entropy)
-    spread = [
-        x.new_zeros(hidden.shape[0] * hidden.shape[1]).index_put((index,), x).view(hidden.shape[:2])
-        for x in (found if return_entropy else (found,))
-    ]
-    return tuple(spread) if return_entropy else spread[0]
+
+    def spread(x: Tensor) -> Tensor:
+        return x.new_zeros(hidden.shape[0] * hidden.shape[1]).index_put((index,), x).view(hidden.shape[:2])
+
+    return (spread(found[0]), spread(found[1])) if isinstance(found, tuple) else spread(found)

@@ -205,14 +205,14 @@ class Rollout:
         return Rollout(batch, *(x[rows, :width] for x in rest))
 
 
-def start(model: ActorCritic, config: PPOConfig) -> TrainState:
+def start(model: ActorCritic, config: PPOConfig) -> TrainState[ActorCritic]:
     """The state before the first rollout of ``model`` on the device that it is on."""
     model.kl_coefficient.fill_(config.kl_coefficient)
     return start_adamw(model, config)
 
 
 def train(
-    state: TrainState,  # of an ActorCritic
+    state: TrainState[ActorCritic],
     prompts: Sequence[Tensor],  # (P,) int64 each, on the CPU
     reference: Transformer,  # frozen; what the KL penalty is against
     reward: Reward,
@@ -272,7 +272,12 @@ def train(
 
 @torch.no_grad()
 def roll_out(
-    state: TrainState, prompts: Sequence[Tensor], reference: Transformer, reward: Reward, config: PPOConfig, end: int
+    state: TrainState[ActorCritic],
+    prompts: Sequence[Tensor],
+    reference: Transformer,
+    reward: Reward,
+    config: PPOConfig,
+    end: int,
 ) -> tuple[Rollout, dict[str, float]]:
     """Let the policy complete a batch of prompts; score, penalise, estimate advantages. -> rollout, ``objective/``"""
     device = state.model.kl_coefficient.device
@@ -320,7 +325,7 @@ def roll_out(
     return Rollout(batch, mask, log_prob, values, whiten(advantages, mask), returns), row
 
 
-def update(state: TrainState, rollout: Rollout, config: PPOConfig) -> dict[str, float]:
+def update(state: TrainState[ActorCritic], rollout: Rollout, config: PPOConfig) -> dict[str, float]:
     """``epochs`` passes over a rollout in minibatches. -> ``policy/``, ``loss/``, ``val/``: means over these."""
     rows_of = np.array_split(np.arange(config.batch_size), config.minibatches)
     measured: list[dict[str, Tensor]] = []
@@ -344,7 +349,9 @@ def update(state: TrainState, rollout: Rollout, config: PPOConfig) -> dict[str, 
     }  # fmt: skip
 
 
-def _minibatch_step(state: TrainState, rollout: Rollout, rows: Tensor, config: PPOConfig) -> dict[str, Tensor]:
+def _minibatch_step(
+    state: TrainState[ActorCritic], rollout: Rollout, rows: Tensor, config: PPOConfig
+) -> dict[str, Tensor]:
     """One optimizer step on some completions of a rollout; -> what it measured, () each."""
     count = rollout.mask[rows].sum()
     state.optimizer.zero_grad()
@@ -375,7 +382,7 @@ def _evaluate(model: ActorCritic, batch: Completions, temperature: float) -> tup
     return *found, values
 
 
-def _check_finite(state: TrainState) -> None:
+def _check_finite(state: TrainState[ActorCritic]) -> None:
     """Raise FloatingPointError if anything of the last rollout's updates is not finite."""
     for what, values in state.window.items():
         if not torch.stack(values).isfinite().all():

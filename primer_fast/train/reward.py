@@ -10,7 +10,7 @@ Legend: B pairs; w won (chosen), l lost (rejected).
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as torch_F
@@ -69,13 +69,13 @@ def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float,
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def start(model: RewardModel, config: RewardConfig) -> TrainState:
+def start(model: RewardModel, config: RewardConfig) -> TrainState[RewardModel]:
     """The state before the first step of training ``model`` on the device that it is on."""
     return start_adamw(model, config)
 
 
 def train(
-    state: TrainState,
+    state: TrainState[RewardModel],
     pairs: CompletionPairs,
     config: RewardConfig,
     *,
@@ -98,12 +98,13 @@ def train(
     state.model.eval()
 
 
-def train_step(state: TrainState, pairs: CompletionPairs, config: RewardConfig, last: int) -> None:
+def train_step(state: TrainState[RewardModel], pairs: CompletionPairs, config: RewardConfig, last: int) -> None:
     """One optimizer step on one batch of pairs; what it measured is appended to ``state.window``."""
     device = next(state.model.parameters()).device
     set_learning_rate(state.optimizer, scheduled(state.step, config, last))
     state.optimizer.zero_grad()
-    loss, both = 0, torch.zeros(2, len(pairs), device=device)
+    loss: Any = 0
+    both = torch.zeros(2, len(pairs), device=device)
     for share in state.shares(len(pairs), config.accumulate):
         batch = pairs[share.rows]
         with autocast(device.type, config.precision):

@@ -7,11 +7,12 @@ Source: Ouyang et al. 2022, arXiv:2203.02155, step 1.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from primer_fast.data.completions import Completions
+from primer_fast.models.transformer import Transformer
 from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
 from primer_fast.train.epochs import check_optimizer_options, run_epochs, scheduled, start_adamw, total_steps
 from primer_fast.train.log_probs import token_log_probs
@@ -42,13 +43,13 @@ class SFTConfig:
         check_optimizer_options(self, must)
 
 
-def start(model: torch.nn.Module, config: SFTConfig) -> TrainState:
-    """The state before the first step of training ``model``, a causal Transformer, on the device that it is on."""
+def start(model: Transformer, config: SFTConfig) -> TrainState[Transformer]:
+    """The state before the first step of training ``model``, which must be causal, on the device that it is on."""
     return start_adamw(model, config)
 
 
 def train(
-    state: TrainState,
+    state: TrainState[Transformer],
     completions: Completions,
     config: SFTConfig,
     *,
@@ -71,13 +72,13 @@ def train(
     state.model.eval()
 
 
-def train_step(state: TrainState, batch: Completions, config: SFTConfig, last: int) -> None:
+def train_step(state: TrainState[Transformer], batch: Completions, config: SFTConfig, last: int) -> None:
     """One optimizer step on one batch; its loss and gradient norm are appended to ``state.window``."""
     device = next(state.model.parameters()).device
     set_learning_rate(state.optimizer, scheduled(state.step, config, last))
     state.optimizer.zero_grad()
     count = batch.mask().sum()  # of the whole batch: a mean of means would overweight short completions
-    loss = 0
+    loss: Any = 0
     for share in state.shares(len(batch), config.accumulate):
         part = batch[share.rows].to(device)
         with autocast(device.type, config.precision):
@@ -88,7 +89,7 @@ def train_step(state: TrainState, batch: Completions, config: SFTConfig, last: i
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, completions: Completions, batch_size: int = 256) -> float:
+def evaluate(model: Transformer, completions: Completions, batch_size: int = 256) -> float:
     """Mean loss in nats per completion token."""
     device, training = next(model.parameters()).device, model.training
     model.eval()

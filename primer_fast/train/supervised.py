@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -195,7 +195,7 @@ def train(
             offsets = augment.offsets(config.seed, epoch) if augment else None
         chosen = slice(position * batch, (position + 1) * batch)
         index = order[chosen]
-        x = augment(index, offsets[chosen]) if augment else inputs.index_select(0, index)
+        x = augment(index, offsets[chosen]) if augment and offsets is not None else inputs.index_select(0, index)
         train_step(state, scaled(x), targets.index_select(0, index), config, last, step)
         seen += len(index)
         if is_logged(state.step, samples, config):
@@ -212,7 +212,8 @@ def train(
 def update(state: TrainState, x: Tensor, target: Tensor, config: SupervisedConfig) -> None:
     """One optimizer step on one batch; its loss, right answers and gradient norm are appended to ``state.window``."""
     state.optimizer.zero_grad()
-    loss = correct = 0
+    loss: Any = 0
+    correct: Any = 0
     for share in state.shares(len(x), config.accumulate):
         with autocast(x.device.type, config.precision):
             logits = state.forward(torch.nn.Module.__call__, x[share.rows])

@@ -110,14 +110,15 @@ class World:
         """
         if self.size == 1:
             return action()
+        mine: tuple[Any, Exception | None]
         try:
             mine = action(), None
         except Exception as error:
             mine = None, error
         found = self.collect(mine if share or mine[1] else (None, None))
-        for rank, (_, error) in enumerate(found):
-            if error is not None:
-                raise mine[1] if rank == self.rank else error
+        for rank, (_, raised) in enumerate(found):
+            if raised is not None:
+                raise raised if mine[1] is None or rank != self.rank else mine[1]
         return found[0][0] if share else mine[0]
 
     def fail(self, tell: Callable[[], int]) -> NoReturn:
@@ -126,13 +127,16 @@ class World:
         The first process to fail calls ``tell``; the others wait for it and say nothing: they fail alike, or because
         the first is gone. It ends at once, since a pending collective may hold up any clean end.
         """
-        if self.store.add(REPORTERS, 1) == 1:
+        store = self.store
+        if store is None:
+            raise ValueError("World.fail: there must be several processes; got one")
+        if store.add(REPORTERS, 1) == 1:
             code = tell()
-            self.store.set(FAILED, str(code))
+            store.set(FAILED, str(code))
         else:
             try:
-                self.store.wait([FAILED], PATIENCE)
-                code = int(self.store.get(FAILED))
+                store.wait([FAILED], PATIENCE)
+                code = int(store.get(FAILED))
             except RuntimeError:  # the one to tell did not come to it
                 code = 1
         sys.stdout.flush()

@@ -1,6 +1,6 @@
 """Spaces of attention's kernels: forward, the two of the backward, decoding."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 
 from primer_fast.kernels.attention_decode import Decode, DecodeSettings, decode_choice
@@ -12,6 +12,7 @@ from primer_fast.kernels.attention_settings import (
     queries_choice,
 )
 from primer_fast.kernels.launch import Chip, cdiv
+from primer_fast.kernels.tunable import Choice
 from primer_fast.tuning.space import Space, streaming
 
 _CLOCK = 1.7e9  # of Hopper; ratios alone matter
@@ -21,7 +22,7 @@ _STEP_LATENCY = 0.7e-6  # of a tile from L2, with its barriers
 _TILE_SECONDS = 2e-6  # beginning and end of one program
 
 
-def tiles(gpu: Chip, p: Attention, choice: Callable) -> Iterator[TileSettings]:
+def tiles(gpu: Chip, p: Attention, choice: Choice) -> Iterator[TileSettings]:
     columns = choice.default(gpu, p).COLUMNS
     for block_m, block_n, warps, stages in product((16, 32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (1, 2, 3, 4)):
         for part in (columns,) if columns == 0 else (16, 32, 64):

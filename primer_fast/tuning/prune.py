@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from primer_fast.kernels.launch import Chip
 from primer_fast.tuning.problems import Site
@@ -16,7 +16,7 @@ SPILLED = 16  # bytes per thread: a few addresses that are parked around a loop;
 class Compiled(NamedTuple):
     """What the compiler says of a candidate; figures are the largest of its launches."""
 
-    settings: tuple
+    settings: Any  # the candidate's
     error: str | None = None
     registers: int = 0  # per thread
     spill_bytes: int = 0  # per thread

@@ -42,7 +42,7 @@ def line(row: Row) -> str:
     """One problem: what became of it."""
     stages = " > ".join("-" if n is None else str(n) for n in (row.candidates, row.legal, row.estimated, row.compiled))
     found = ""
-    if row.outcome is not None and row.outcome.settings != row.default:
+    if row.outcome is not None and row.default is not None and row.outcome.settings != row.default:
         found = f"  {tuple(row.outcome.settings)} for {tuple(row.default)}"
     return f"{row.site}  {stages}  {row.status}{found}"
 
@@ -51,7 +51,7 @@ def closing(todo: Plan, rows: list[Row], seconds: float, jobs: int) -> str:
     """How far it came, in a sentence or two."""
     reached = [row for row in rows if row.compiled is not None]
     timed = [row for row in rows if row.outcome is not None]
-    faster = [row for row in timed if row.outcome.settings != row.default]
+    faster = [row for row in rows if row.outcome is not None and row.outcome.settings != row.default]
     compiled = sum(row.estimated for row in reached)
     work = sum(row.compile_seconds for row in reached)
     parts = [f"{todo.gpu.name}: {len(reached)} of {len(rows)} buckets compiled in {seconds:.0f} s"]

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from primer_fast.bench.timing import Timing, apart, ratio, rotated
 
@@ -17,7 +17,7 @@ Sampler = Callable[[], float]  # one call -> its milliseconds
 class Outcome(NamedTuple):
     """The winner, which is the default where nothing beat it beyond noise; seconds of a call."""
 
-    settings: Hashable
+    settings: Any  # hashable
     seconds: float
     default_seconds: float
     noise: float  # how far two timings of the default were apart, as a part of the time

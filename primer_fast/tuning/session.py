@@ -1,7 +1,7 @@
 """One search: problems in order of importance, pruned, compiled, timed and written within a number of minutes."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from primer_fast.tuning import prune, tuned_file
 from primer_fast.tuning.compile import Compilers, Task, chip_of, compiling, target_of
 from primer_fast.tuning.problems import Site, arrays_of, sites, units
 from primer_fast.tuning.replay import launches_of
-from primer_fast.tuning.search import Outcome, fastest
+from primer_fast.tuning.search import Outcome, Sampler, fastest
 
 _CLOSING = 10.0  # seconds kept for ending
 _FAIR = 4.0  # times its even share of the time that one problem may take
@@ -148,7 +148,7 @@ def work_on(
     row.compiled = len(kept)
     row.compile_seconds = sum(c.seconds for c in compiled)
     row.registers = max(c.registers for c in compiled if c.settings in kept)
-    if clock is None:
+    if clock is None or out is None:
         return
     if row.site in todo.firsts:
         compilers.result(row.site, None, end - now())
@@ -185,7 +185,7 @@ def time_site(site: Site, kept: list[tuple], clock: Clock, until: float, now: Ca
         torch.cuda.empty_cache()  # the last problem's tensors had other sizes
     arrays = arrays_of(site.unit, device)
     replay, want = launches_of(site, kept[0], arrays)
-    samplers = {kept[0]: clock.sampler(replay)}
+    samplers: dict[Hashable, Sampler] = {kept[0]: clock.sampler(replay)}
     for settings in kept[1:]:
         if now() >= until:
             break

@@ -114,8 +114,8 @@ def test_the_budget_ends_a_policy_within_it(lexicon, tmp_path):
     assert result.ppo.path[-1].step < 12 and all(p.kl.interval[1] <= 0.3 for p in result.ppo.path)
     assert result.ppo.measured.kl.interval[0] <= 0.3 < result.ppo.rows[-1]["objective/kl"]
     assert demo_align.options(tmp_path).out == tmp_path
-    html = demo_align.chapter(tmp_path, result)
-    assert "Preferences: PPO and DPO" in html and "look like words" in html
+    rlhf, dpo = demo_align.rlhf(tmp_path, result), demo_align.dpo(tmp_path, result)
+    assert "RLHF: a reward model and PPO" in rlhf.html and "look like words" in dpo.html
 
 
 def test_words_held_out_are_in_no_pair_learned_from():

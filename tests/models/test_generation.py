@@ -212,6 +212,13 @@ def test_the_step_of_a_graph_works_on_the_same_addresses(plain_path, device):
     torch.testing.assert_close(torch.stack(log_probs, 1), expected.log_probs, rtol=1e-4, atol=1e-4)
 
 
+def test_only_a_step_on_a_fixed_cache_is_recorded():
+    model = build()
+    for cache, got in ((None, "None"), (KVCache(model.config, 2, 16), "fixed=False")):
+        with pytest.raises(ValueError, match=f"DecodeStep: cache must be a fixed one; got {got}"):
+            DecodeStep(model, cache, 2, Sampling()).record()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 3, "top_k": 9, "log_probs": True}], ids=str)
 def test_cuda_graph(options):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from primer_fast import backend
+from primer_fast.proof import resources
 from primer_fast.proof.offline import offline
 from primer_fast.proof.targets import TARGETS
 
@@ -291,3 +292,9 @@ def test_programs_fit_the_chip(table):
     too_large = [row for row in rows if row["resources"]["shared_bytes"] > TARGETS[row["target"]].shared_per_program]
     too_large += [row for row in rows if row["resources"]["programs_per_processor"] < 1]
     assert rows and not too_large, names(too_large)
+
+
+def test_a_number_that_a_tool_does_not_give():
+    assert resources._number("REG:", "STACK:8 REG:24") == 24
+    with pytest.raises(ValueError, match="with a number after 'REG:'; got none"):
+        resources._number("REG:", "STACK:8")

@@ -235,3 +235,8 @@ def test_several_processes_need_a_strategy():
     state = supervised.start(MLP(MLPConfig((2, 2))), supervised.SupervisedConfig())
     with pytest.raises(ValueError, match="strategy must be ddp or fsdp, or none for one process; got 'none'"):
         distribute(state.model, state.optimizer, World(0, 2), "none")
+
+
+def test_one_process_has_no_other_to_end():
+    with pytest.raises(ValueError, match="there must be several processes; got one"):
+        World().fail(lambda: 1)
