@@ -36,7 +36,7 @@ def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor]
     Raises:
         ValueError: the checkpoint is damaged; names it.
     """
-    return sharded_checkpoint.load(path, state) if path.is_dir() else read_safetensors(path)
+    return read_safetensors(path) if path.suffix else sharded_checkpoint.load(path, state)
 
 
 def restore(folder: RunFolder, state: TrainState) -> None:

@@ -118,7 +118,7 @@ def scaled_dot_product_attention(
         )  # fmt: skip
         empty = any(isinstance(t, Tensor) and 0 in t.shape for t in (query, key, value))
         if not simple or empty:  # torch, and the formula, would take more than is right
-            _check(
+            _check_as_cast(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
                 window, softcap, key_lengths, causal_offset,
             )  # fmt: skip
@@ -128,7 +128,7 @@ def scaled_dot_product_attention(
                 window=window, softcap=softcap, key_lengths=key_lengths, causal_offset=causal_offset,
             )  # fmt: skip
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):  # a short call costs less than checks
-            _check(
+            _check_as_cast(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
                 window, softcap, key_lengths, causal_offset,
             )  # fmt: skip
@@ -271,6 +271,13 @@ def _visible(query, S, is_causal, window, key_lengths, causal_offset):
         inside = j < spread(key_lengths)
         visible = inside if visible is None else visible & inside
     return visible[None] if visible is not None and visible.dim() == 1 else visible  # a mask has two axes at least
+
+
+def _check_as_cast(query, key, value, attn_mask, *options):
+    """``_check`` of what torch will compute on: under autocast, the tensors in its dtype."""
+    if isinstance(query, Tensor) and (dtype := autocast_dtype(query)) is not None:
+        query, key, value, attn_mask = autocast_to(dtype, query, key, value, attn_mask)
+    _check(query, key, value, attn_mask, *options)
 
 
 def _check(
