@@ -32,6 +32,7 @@ gpu: $(READY)  ## tests, verification and benchmarks on the GPU: JSON and summar
 lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 
 .venv/ready: setup.py constraints.txt
 	test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv

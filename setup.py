@@ -7,6 +7,8 @@ DEMO = [*CLI, "mlxtend>=0.23", "vaderSentiment>=3.3"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5", "hypothesis>=6", "transformers>=4.50"]
 TEST += ["expecttest>=0.2", "trl>=1.16"]  # torch's operator samples need the first; the other is compared with
 
+BENCH = ["liger-kernel>=0.8.5", "cut-cross-entropy>=25.1"]  # peers that are timed beside ours, on a GPU
+
 setup(
     name="primer-fast",
     version="0.1.0",
@@ -22,9 +24,19 @@ setup(
         "primer_fast.kernels",
         "primer_fast.bench",
     ],
-    package_data={"primer_fast.kernels": ["tuned/*.json"]},
+    package_data={
+        "primer_fast": ["py.typed"],
+        "primer_fast.kernels": ["tuned/*.json"],
+        "primer_fast.bench": ["results/*.json", "results/*/*.json"],
+    },
     python_requires=">=3.10",
     install_requires=["torch>=2.11", "triton>=3.6", "numpy>=1.26"],
-    extras_require={"cli": CLI, "demo": DEMO, "test": TEST, "dev": [*DEMO, *TEST, "ruff>=0.12"]},
+    extras_require={
+        "cli": CLI,
+        "demo": DEMO,
+        "test": TEST,
+        "bench": BENCH,
+        "dev": [*DEMO, *TEST, "ruff>=0.12", "mypy>=1.18"],
+    },
     entry_points={"console_scripts": ["primer-fast = primer_fast.cli:main"]},
 )

@@ -32,9 +32,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def environment() -> dict[str, str]:
-    """Of a part: no interpreter, and threads that wait for each other spin shortly: other work disturbs less."""
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return {"GOMP_SPINCOUNT": "1000"} | kept
+    """Of a part: kernels are not interpreted."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
 def measure(

@@ -13,7 +13,7 @@ print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
 
 @pytest.mark.parametrize(
     "environment, want",
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, "None")],
     ids=str,
 )
 def test_the_spin_is_set_before_torch_is_imported(environment, want):
