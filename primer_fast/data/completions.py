@@ -18,6 +18,8 @@ Text = TypeVar("Text")
 
 @dataclass(frozen=True)
 class Completions:
+    """Prompts and completions as one tensor of tokens, padded on the right."""
+
     tokens: Tensor  # (N, T) int64: a prompt, its completion, padding
     prompt_lengths: Tensor  # (N,) int64, at least 1
     lengths: Tensor  # (N,) int64: prompt and completion together

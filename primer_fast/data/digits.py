@@ -20,6 +20,8 @@ UNSIGNED_BYTE = 8
 
 @dataclass(frozen=True)
 class Digits:
+    """Images of digits and what they show, to train on and to test on."""
+
     train_images: Tensor  # (N, H, W) uint8, 0 is background
     train_labels: Tensor  # (N,) int64, 0..9
     test_images: Tensor  # (M, H, W) uint8

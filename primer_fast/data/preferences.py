@@ -22,6 +22,8 @@ DRAWS = 50  # attempts at a division of few texts
 
 @dataclass(frozen=True)
 class Preference:
+    """Of two answers to a prompt, the one that people preferred."""
+
     prompt: str  # may be empty
     chosen: str
     rejected: str
@@ -30,6 +32,8 @@ class Preference:
 
 @dataclass(frozen=True)
 class RatedText:
+    """A text and how people rated it."""
+
     text: str
     rating: float  # mean over the people asked
 

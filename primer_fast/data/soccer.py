@@ -20,6 +20,8 @@ PLAYERS = (  # juggles, weight in kg, drafted
 
 @dataclass(frozen=True)
 class Soccer:
+    """The primer's players, and what their table is standardised by."""
+
     players: Tensor  # (N, 2) float32: juggles in a row, weight in kg
     drafted: Tensor  # (N,) float32: 1 drafted, 0 not
     mean: Tensor  # (2,) of the players

@@ -16,6 +16,8 @@ HELD_OUT = 0.1  # the last part of a text, to validate on
 
 @dataclass(frozen=True)
 class TokenizedText:
+    """A text as tokens, the end of it held out."""
+
     train: Tensor  # (N,) uint16, or int32 for vocabularies beyond that
     validation: Tensor  # (M,)
 

@@ -14,6 +14,8 @@ STOP_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>"
 
 
 class Tokenizer(Protocol):
+    """What turns text into ids and back."""
+
     name: str  # "bytes", "characters", "tokenizers"
     unit: str  # what one token is called: "byte", "character", "token"
     vocab_size: int  # ids are 0 .. vocab_size - 1

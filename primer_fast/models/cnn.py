@@ -21,6 +21,8 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class CNNConfig:
+    """Sizes of a convolutional network, and how its first weights are drawn."""
+
     image: Shape = (1, 28, 28)  # C, H, W of an input
     channels: tuple[int, ...] = (32, 64)  # kernels of each convolution, the channels of its output
     kernel_size: int = 5  # lines and columns of a kernel

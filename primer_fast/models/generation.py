@@ -23,6 +23,8 @@ CHECK_EVERY = 8  # steps on a GPU between looks at whether all rows have stopped
 
 @dataclass(frozen=True)
 class Sampling:
+    """How the next token is drawn from the logits."""
+
     temperature: float = 1.0  # 0: the most probable token
     top_k: int | None = None
     top_p: float | None = None
@@ -38,6 +40,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generation:
+    """What was written, and how probable each token was."""
+
     tokens: Tensor  # (B, P + N) int64: each row its prompt, its completion, then padding
     lengths: Tensor  # (B,) int64: prompt and completion, the stop token included
     prompt_lengths: Tensor  # (B,) int64

@@ -20,6 +20,8 @@ RECTIFIERS = ("relu", "leaky_relu", "gelu", "gelu_tanh", "silu")
 
 @dataclass(frozen=True)
 class MLPConfig:
+    """Widths and activations of a multilayer perceptron."""
+
     sizes: tuple[int, ...] = (784, 512, 256, 10)  # n_0 .. n_L: inputs, hidden layers, outputs
     activation: str | None = "relu"  # of the hidden layers
     output_activation: str | None = None  # None: logits, which every loss of primer_fast.train takes

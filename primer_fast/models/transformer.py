@@ -33,6 +33,8 @@ POSITIONS = ("sinusoidal", "learned")
 
 @dataclass(frozen=True)
 class TransformerConfig:
+    """Sizes and variants of a transformer; the defaults are the primer's block at GPT-2's size."""
+
     vocab: int
     context: int = 1024  # longest sequence: rows of the position table
     width: int = 768
@@ -161,6 +163,7 @@ class Block(nn.Module):
 def post_norm(
     blocks: Iterable[Block], x: Tensor, visible: dict[str, Any], cache: "KVCache | None" = None
 ) -> Tensor:  # (B, T, W) -> (B, T, W)
+    """The primer's blocks: X <- LayerNorm(O + X), X <- LayerNorm(MLP(X) + X)."""
     for i, block in enumerate(blocks):
         x = block.attention_norm(block.attend(x, visible, cache, i), x)
         x = block.mlp_norm(block.mlp(x), x)

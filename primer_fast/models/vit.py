@@ -22,6 +22,8 @@ POOLS = ("class", "mean")
 
 @dataclass(frozen=True)
 class ViTConfig:
+    """Sizes of a vision transformer."""
+
     image: tuple[int, int, int] = (1, 28, 28)  # C, H, W of an input
     patch: int = 7  # lines and columns of a patch; divides both sides of the image
     width: int = 64

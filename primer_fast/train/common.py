@@ -191,6 +191,7 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def state_metadata(state: TrainState, config: dict, epoch: float) -> dict[str, str]:
+    """The strings of a checkpoint: how far training is, and with what settings."""
     return {
         "format": FORMAT,
         "progress": json.dumps({"step": state.step, "epoch": epoch}),

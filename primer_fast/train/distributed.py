@@ -137,6 +137,7 @@ def _leaves_unused(model: torch.nn.Module) -> bool:
 
 
 def is_sharded(t: Tensor) -> "TypeGuard[DTensor]":
+    """Whether each process has a part of the tensor alone."""
     return hasattr(t, "full_tensor")  # a DTensor, whose module is not imported where there is none
 
 

@@ -38,6 +38,8 @@ LOSSES = ("sigmoid", "cdpo", "ipo")
 
 @dataclass(frozen=True)
 class DPOConfig:
+    """Settings of direct preference optimisation; the first group is its own, the rest the optimizer's."""
+
     loss: Literal["sigmoid", "cdpo", "ipo"] = "sigmoid"
     beta: float = 0.1  # how hard the policy is held to the reference
     label_smoothing: float = 0.0  # of cdpo: how often a preference is taken to be wrong

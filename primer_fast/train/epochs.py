@@ -85,10 +85,12 @@ def start_adamw(model: Model, config: OptimizerOptions) -> TrainState[Model]:
 
 
 def steps_per_epoch(samples: int, config: OptimizerOptions) -> int:
+    """Optimizer steps of one pass over the samples; the last may see fewer."""
     return math.ceil(samples / config.batch_size)
 
 
 def total_steps(samples: int, config: OptimizerOptions) -> int:
+    """Optimizer steps of the whole training."""
     return config.steps or config.epochs * steps_per_epoch(samples, config)
 
 

@@ -40,6 +40,8 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
+    """Settings of training on text."""
+
     lr: float = 1e-3  # peak learning rate of AdamW
     min_lr: float = 1e-4  # learning rate where the cosine ends
     warmup_steps: int = 100  # over which the learning rate rises to its peak
@@ -90,6 +92,7 @@ def is_logged(step: int, config: LanguageModelConfig) -> bool:
 
 
 def is_validated(step: int, config: LanguageModelConfig) -> bool:
+    """Whether the held-out text is measured after optimizer step number ``step`` (1, 2, ...)."""
     return step % config.eval_every == 0 or step == config.steps
 
 

@@ -42,6 +42,8 @@ KL_ESTIMATORS = ("k1", "k2", "k3")
 
 @dataclass(frozen=True)
 class PPOConfig:
+    """Settings of PPO: rollouts, penalty, losses, and the optimizer's."""
+
     steps: int = 100  # rollouts, each followed by ``epochs`` passes over it
     batch_size: int = 64  # completions of a rollout
     minibatches: int = 4  # optimizer steps of a pass

@@ -24,6 +24,8 @@ from primer_fast.train.epochs import check_optimizer_options, run_epochs, schedu
 
 @dataclass(frozen=True)
 class RewardConfig:
+    """Settings of reward modelling."""
+
     margins: bool = False  # hold the rewards of a pair apart by its margin, where that is known
     centring: float = 0.0  # weight of (r_w + r_l)^2
     lr: float = 1e-4  # peak learning rate of AdamW
@@ -125,6 +127,7 @@ def train_step(state: TrainState[RewardModel], pairs: CompletionPairs, config: R
 
 
 def rewards_of(model: RewardModel, batch: Completions) -> Tensor:  # -> (N,)
+    """The rewards of whole completions."""
     return model(batch.tokens, batch.lengths)
 
 

@@ -20,6 +20,8 @@ from primer_fast.train.log_probs import token_log_probs
 
 @dataclass(frozen=True)
 class SFTConfig:
+    """Settings of supervised fine-tuning."""
+
     lr: float = 1e-3  # peak learning rate of AdamW
     min_lr: float = 1e-4  # learning rate where the cosine ends
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up

@@ -37,6 +37,8 @@ EVALUATION_BATCH = 4096
 
 @dataclass(frozen=True)
 class SupervisedConfig:
+    """Settings of supervised training."""
+
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"  # binary: one logit, targets 0 or 1
     optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: w <- w - lr * gradient, with momentum if it is not 0
     lr: float = 2e-3  # peak learning rate
@@ -131,10 +133,12 @@ def start(model: torch.nn.Module, config: SupervisedConfig) -> TrainState:
 
 
 def steps_per_epoch(samples: int, config: SupervisedConfig) -> int:
+    """Optimizer steps of one pass over the samples; the last may see fewer."""
     return math.ceil(samples / (config.batch_size or samples))
 
 
 def total_steps(samples: int, config: SupervisedConfig) -> int:
+    """Optimizer steps of the whole training."""
     return config.steps or config.epochs * steps_per_epoch(samples, config)
 
 
