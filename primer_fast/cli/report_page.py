@@ -104,11 +104,11 @@ def _programs(results: Results, drawn: dict[str, Path]) -> str:
         for (name, setting), (_, comparison) in mine.items():
             titles[len(rows)] = f"{program(name)}: {setting}"
             rows += map(_trial_cells, comparison)
-        head = ("by", "ms", "quartiles", "a second", "its time over ours", "peak MiB", "loss apart")
+        head = ("by", "time", "quartiles", "a second", "its time over ours", "peak MiB", "loss apart")
         parts.append(grid(head, rows, titles=titles))
     legend = (
-        "ms: median of a run; peak: the most memory beyond what was there before; loss apart: the largest distance from"
-        " ours over all steps. Programs ran in turns, so that drift falls on all alike; ratios are the turns' medians."
+        "time: median of a run; peak: the most memory beyond what was there before; loss apart: the largest distance"
+        " from ours over all steps. Programs ran in turns: drift falls on all alike; ratios are the turns' medians."
     )
     return page.section("Whole programs", *parts, page.text(legend))
 
@@ -117,8 +117,10 @@ def _trial_cells(trial: Trial) -> tuple[Cell, ...]:
     by = (trial.provider, "ours" if trial.provider == OURS else "")
     if trial.status != OK:
         return by, (f"{trial.status}: {trial.reason}", "none wide")
+    unit, scale = ("us", 1e3) if trial.median_ms < 0.1 else ("ms", 1)
     return (
-        by, figure(trial.median_ms, 4), f"{figure(trial.low_ms)} to {figure(trial.high_ms)}",
+        by, f"{figure(trial.median_ms * scale, 4)} {unit}",
+        f"{figure(trial.low_ms * scale)} to {figure(trial.high_ms * scale)}",
         f"{figure(trial.rate, 4)} {trial.unit}", "" if trial.provider == OURS else figure(trial.versus),
         figure(trial.peak_mib), "" if trial.loss_difference is None else f"{trial.loss_difference:.0e}",
     )  # fmt: skip

@@ -137,7 +137,7 @@ def programs(path: Path, comparisons: list[list[Trial]], labels: list[str], titl
         _ratio_axis(axes)
         axes.set_xlabel(
             "its time over ours (times; to the right of 1 ours is faster)\n"
-            "blue: a target, met; orange: a target, missed; grey: no target; lines: quartiles of the turns"
+            "blue: a target, met; orange: a target, missed; grey: no target\nlines: quartiles of the turns"
         )
         figure.savefig(path)
     return True

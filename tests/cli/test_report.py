@@ -127,7 +127,7 @@ def test_everything_is_on_the_page(folder):
     for words in ("python -m primer_fast.bench for a cpu", "abc123", "2026-01-02", "load average before 0.2"):
         assert words in page.sections["Whole programs"], words
     assert [cells[0] for cells in page.row("nanoGPT")] == [
-        "nanoGPT", "22.00", "22.0 to 22.0", "34,909 tokens", "1.10", "33.0", "4e-07"
+        "nanoGPT", "22.00 ms", "22.0 to 22.0", "34,909 tokens", "1.10", "33.0", "4e-07"
     ]  # fmt: skip
     ours = [cells for cells in page.rows if cells[0][0] == OURS and cells[1][0] == "2.600"]
     assert [cell[0] for cell in ours[0]][3:7] == ["154 TFLOP/s", "31 %", "96.0", "17.5"]
