@@ -34,14 +34,14 @@ class Ceilings:
 @contextmanager
 def matmul_precision(precision: Precision):
     """Set torch's float32 matmul precision inside a ``with`` block, and whether cuDNN's convolutions may use TF32."""
-    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision(precision.matmul)
-    torch.backends.cudnn.allow_tf32 = precision.matmul != "highest"  # torch allows it as it comes
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = convolutions
+    before, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    tf32 = precision.matmul != "highest"  # torch allows cuDNN it as it comes
+    with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=tf32):
+        torch.set_float32_matmul_precision(precision.matmul)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def measure(
