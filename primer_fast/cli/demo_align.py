@@ -64,8 +64,8 @@ def dpo(folder: Path, result: Result) -> page.Chapter:
         title,
         page.formula(
             "L = &minus;log &sigma;(&beta; h)",
-            "h = log &pi;(y<sub>w</sub> | x) / &pi;<sub>ref</sub>(y<sub>w</sub> | x) &minus; "
-            "log &pi;(y<sub>l</sub> | x) / &pi;<sub>ref</sub>(y<sub>l</sub> | x)",
+            "h = log [&pi;(y<sub>w</sub> | x) / &pi;<sub>ref</sub>(y<sub>w</sub> | x)] &minus; "
+            "log [&pi;(y<sub>l</sub> | x) / &pi;<sub>ref</sub>(y<sub>l</sub> | x)]",
         ),
         page.text("From the same start and the same pairs, in one step, and nothing is sampled on the way."),
         page.number(f"{policy.name}: {found}", gain.is_gain),

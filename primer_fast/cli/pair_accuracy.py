@@ -49,7 +49,8 @@ def accuracy_of(right: Tensor, pairs: CompletionPairs, seed: int = 0) -> Accurac
         if weights.sum():
             shares.append((weights * met).sum() / weights.sum())
     low, high = np.quantile(shares, (0.025, 0.975)) if shares else (0.0, 1.0)
-    return Accuracy(int(met.sum()), len(pairs), (float(low), float(high)))
+    least = wilson_interval(int(met.sum()), len(pairs))  # where all are right, drawing them anew shows no doubt
+    return Accuracy(int(met.sum()), len(pairs), (min(float(low), least[0]), max(float(high), least[1])))
 
 
 def reward_accuracy(model: RewardModel, pairs: CompletionPairs, seed: int = 0) -> Accuracy:

@@ -2,6 +2,8 @@
 
 import importlib
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -90,11 +92,25 @@ def compile_units(units: list[Unit], jobs: int = 2) -> Iterator[list[Row]]:
     if jobs == 1:
         yield from map(compile_unit, units)
         return
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))  # torch and Triton have threads: no fork
+    context = multiprocessing.get_context("spawn")  # torch and Triton have threads: no fork
+    pool = ProcessPoolExecutor(jobs, context, initializer=end_with_parent)
     try:
         yield from pool.map(compile_unit, units)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """In a worker: end when the process that started it is gone, killed perhaps, and wants no more results."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def compile_unit(unit: Unit) -> list[Row]:

@@ -12,6 +12,7 @@ from triton.backends.compiler import GPUTarget
 from primer_fast.kernels.launch import Chip, assume_chip, chip
 from primer_fast.kernels.tunable import watching
 from primer_fast.proof.offline import Launch, offline
+from primer_fast.proof.production import end_with_parent
 from primer_fast.proof.resources import registers_and_spills
 from primer_fast.proof.targets import TARGETS, Target
 from primer_fast.tuning.problems import Site, Trial, arrays_of, run
@@ -94,7 +95,7 @@ class Compilers:
 @contextmanager
 def compiling(tasks: Iterable[Task], jobs: int) -> Iterator[Compilers]:
     """Begin to compile in ``jobs`` processes, which end with the block, whatever they are at."""
-    pool = multiprocessing.get_context("spawn").Pool(jobs)  # torch and Triton have threads: no fork
+    pool = multiprocessing.get_context("spawn").Pool(jobs, end_with_parent)  # torch and Triton have threads: no fork
     try:
         yield Compilers(pool, tasks)
     finally:

@@ -11,6 +11,7 @@ import torch
 from primer_fast.cli import align, align_data, align_measure, demo_align, pair_accuracy, sample
 from primer_fast.cli.align_measure import Difference, Mean, Measured, Samples
 from primer_fast.cli.console import Display
+from primer_fast.data.completions import encode_pairs
 from primer_fast.data.preferences import Preference, RatedText
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer, TransformerConfig
@@ -238,6 +239,14 @@ def test_the_interval_of_the_accuracy_knows_that_pairs_share_texts():
     assert low < found.share < high and found.total == len(material.test_pairs)
     naive = 1.96 * math.sqrt(found.share * (1 - found.share) / found.total)
     assert high - low > 2 * naive
+
+
+def test_all_right_leaves_doubt():
+    """Though pairs share a text and are drawn anew, as many as ever are right."""
+    given = [Preference("", "good", f"bad {i}") for i in range(11)]
+    pairs = encode_pairs(given, lambda text: list(text.encode()), end=0, context=20)
+    found = pair_accuracy.accuracy_of(torch.ones(11, dtype=torch.bool), pairs)
+    assert found.share == 1 and found.interval == wilson_interval(11, 11) and found.interval[0] < 0.8
 
 
 def test_where_no_pairs_share_a_text_the_interval_is_wilsons():
