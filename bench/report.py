@@ -1,10 +1,11 @@
 """One benchmark run as data: what was measured, on what, and how it is written, read and checked."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+
+from primer_fast.bench.files import replace_text
 
 SCHEMA = 1
 STATUSES = ("ok", "failed", "wrong", "not available")
@@ -72,13 +73,8 @@ class Report:
         yield from found.values()
 
     def save(self, path: str | Path) -> None:
-        """Write JSON under a temporary name, then rename: a reader never sees half a file."""
-        text = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text + "\n")
-        temporary.replace(path)
+        """Write JSON; a reader never sees half a file."""
+        replace_text(path, json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False))
 
 
 def load(path: str | Path) -> Report:

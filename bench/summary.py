@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from primer_fast.bench import report, tables
+from primer_fast.bench.files import replace_text
 
 FILES = (
     *("tests.xml", "tests.log", "verify.json", "verify.log"),
@@ -16,10 +17,8 @@ _FAILURES, _WORST, _ROWS = 25, 12, 40  # lines of each kind on the brief page
 
 
 def save(out: Path, header: dict, outcomes: list) -> None:
-    """Write DIR/summary.md under a temporary name, then rename it."""
-    temporary = out / ".summary.md"
-    temporary.write_text(text(out, header, outcomes) + "\n")
-    temporary.replace(out / "summary.md")
+    """Write DIR/summary.md; a reader never sees half of it."""
+    replace_text(out / "summary.md", text(out, header, outcomes))
 
 
 def text(out: Path, header: dict, outcomes: list, *, brief: bool = False) -> str:

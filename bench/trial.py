@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from primer_fast.bench import environment
+from primer_fast.bench.files import replace_text
 from primer_fast.bench.timing import quartiles
 
 SCHEMA = "trials 1"
@@ -81,13 +82,8 @@ class TrialReport:
         return list(found.values())
 
     def save(self, path: str | Path) -> None:
-        """Write JSON under a temporary name, then rename: a reader never sees half a file."""
-        text = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text + "\n")
-        temporary.replace(path)
+        """Write JSON; a reader never sees half a file."""
+        replace_text(path, json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False))
 
 
 def header(device: str, command: str) -> dict:
