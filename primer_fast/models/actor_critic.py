@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from primer_fast import nn
-from primer_fast.models.reward import RewardModel, without_unembedding
+from primer_fast.models.reward import RewardModel, read_before_logits
 from primer_fast.models.transformer import Transformer
 
 
@@ -37,7 +37,7 @@ class ActorCritic(nn.Module):
             self.trunk, self.head = copy.deepcopy(critic.trunk), copy.deepcopy(critic.head)
         else:
             if critic is None:
-                self.trunk = without_unembedding(copy.deepcopy(policy))
+                self.trunk = read_before_logits(copy.deepcopy(policy))
             self.head = nn.Linear(policy.config.width, 1)
             torch.nn.init.zeros_(self.head.weight)
             torch.nn.init.zeros_(self.head.bias)

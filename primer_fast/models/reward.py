@@ -14,10 +14,11 @@ from primer_fast import nn
 from primer_fast.models.transformer import Transformer, TransformerConfig
 
 
-def without_unembedding(trunk: Transformer) -> Transformer:
-    """The transformer, whose hidden states alone are read: a matrix of its own for the logits learns no more."""
-    if trunk.unembedding is not None:
-        trunk.unembedding.requires_grad_(False)
+def read_before_logits(trunk: Transformer) -> Transformer:
+    """The transformer, whose hidden states alone are read: what only its logits are made with learns no more."""
+    for part in (trunk.unembedding, trunk.head, trunk.head_norm, trunk.head_bias):
+        if part is not None:
+            part.requires_grad_(False)
     return trunk
 
 
@@ -38,7 +39,7 @@ class RewardModel(nn.Module):
         if not config.causal:
             raise ValueError("RewardModel: the transformer must be causal; got causal=False")
         self.config = config
-        self.trunk = without_unembedding(Transformer(config) if trunk is None else trunk)
+        self.trunk = read_before_logits(Transformer(config) if trunk is None else trunk)
         self.head = nn.Linear(config.width, 1)
         torch.nn.init.normal_(self.head.weight, std=(config.width + 1) ** -0.5)
         torch.nn.init.zeros_(self.head.bias)

@@ -103,8 +103,7 @@ def distribute(model: torch.nn.Module, optimizer: torch.optim.Optimizer, world: 
         buffers: dict[str, Any] = {
             "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers": False
         }
-        unused = _leaves_unused(model)
-        return Parallel(world, DistributedDataParallel(entry, find_unused_parameters=unused, **buffers))
+        return Parallel(world, DistributedDataParallel(entry, **buffers))
     # Imported here: it takes a second, which one process need not wait for.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -128,12 +127,6 @@ def distribute(model: torch.nn.Module, optimizer: torch.optim.Optimizer, world: 
         if isinstance(optimizer, torch.optim.SGD):  # the fused kernel of SGD knows no sharded weights
             group["fused"] = optimizer._step_supports_amp_scaling = False
     return Parallel(world, entry, template)
-
-
-def _leaves_unused(model: torch.nn.Module) -> bool:
-    """Whether weights stay without a gradient: those of the logits of a trunk that is read before them."""
-    trunk = getattr(model, "trunk", None)
-    return trunk is not None and any(x is not None for x in (trunk.unembedding, trunk.head, trunk.head_bias))
 
 
 def is_sharded(t: Tensor) -> "TypeGuard[DTensor]":

@@ -109,9 +109,10 @@ def test_accumulation_is_the_large_batch():
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["accuracy"] == b["accuracy"]
 
 
-@pytest.mark.parametrize("tied", (True, False))
-def test_a_resumed_run_is_the_uninterrupted_one(tied):
-    config, pairs, sizes = settings(epochs=2), make_pairs(), dataclasses.replace(CONFIG, tied=tied)
+@pytest.mark.parametrize("own", ({}, {"tied": False}, {"head_transform": True, "head_bias": True}), ids=str)
+def test_a_resumed_run_is_the_uninterrupted_one(own):
+    """Also where logits, which nothing reads here, would have weights of their own."""
+    config, pairs, sizes = settings(epochs=2), make_pairs(), dataclasses.replace(CONFIG, **own)
     whole = reward.start(make_model(sizes), config)
     list(reward.train(whole, pairs, config))
     half = reward.start(make_model(sizes), config)
