@@ -2,8 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 
+import primer_fast
+from primer_fast import nn
 from primer_fast.proof.numerics import budget, exact, worst
 
 
@@ -38,3 +41,35 @@ def _within(dtype, name, got, plain, want, largest):
     allowed = budget(dtype, worst(exact(plain), want), want) + torch.finfo(dtype).eps * largest
     error = worst(exact(got), want)
     assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g}"
+
+
+def both(model):
+    """The model replaced, as it was before, the report."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.1)
+    before = copy.deepcopy(model)
+    return model, before, primer_fast.replace_modules(model)
+
+
+def fused(model, x):
+    """Names of the activations that the functions were asked to compute along."""
+    names, linear = [], nn.linear.F.linear
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            nn.linear.F, "linear", lambda *a, activation: names.append(activation) or linear(*a, activation=activation)
+        )
+        model(x)
+    return names
+
+
+class OneStatement(torch.nn.Module):
+    """A chain of calls, in one statement."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.act, self.fc2 = torch.nn.Linear(6, 8), torch.nn.SiLU(), torch.nn.Linear(8, 6)
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x)))
