@@ -1,6 +1,7 @@
 """The machine and the versions behind a figure."""
 
 import datetime
+import hashlib
 import os
 import platform
 import subprocess
@@ -9,6 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import triton
+
+import primer_fast
+from primer_fast import bench, kernels
+
+STAND_IN = "Stand-in"  # the device's name in a rehearsal, see rehearsal.py
 
 
 def describe(device: str) -> dict:
@@ -26,7 +32,19 @@ def describe(device: str) -> dict:
         "cuda": torch.version.cuda,
         "numpy": np.__version__,
         "commit": commit(),
+        "source": source(),
     }
+
+
+def source() -> str:
+    """A digest of the package's own Python files: names the code that was measured where there is no git."""
+    digest = hashlib.sha256()
+    for package in (bench, kernels, primer_fast):
+        folder = Path(package.__file__).parent
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{package.__name__} {path.relative_to(folder).as_posix()}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def commit(repository: Path = Path(__file__).parent) -> str | None:

@@ -12,13 +12,10 @@ from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, PRECISIONS, Op,
 from primer_fast.bench.peers import NotAvailable
 from primer_fast.bench.report import Row
 from primer_fast.bench.timing import Clock, Timing, apart, ratio, time_interleaved
+from primer_fast.bench.units import DeviceLost
 from primer_fast.reference.case import Case
 
 _AGAIN = "the same again"  # A/A: our provider a second time
-
-
-class DeviceLost(RuntimeError):
-    """The GPU takes no more work in this process, so nothing after this can be measured."""
 
 
 @dataclass

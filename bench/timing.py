@@ -147,7 +147,7 @@ class DeviceClock:
 
     def __init__(self):
         l2_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-        self._flush = torch.empty(max(4 * l2_bytes, 1 << 27), dtype=torch.uint8, device="cuda")
+        self._flush = torch.empty(4 * l2_bytes, dtype=torch.uint8, device="cuda")
         self._cycles_per_ms = self._measure_cycles_per_ms()
 
     @staticmethod

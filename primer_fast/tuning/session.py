@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from primer_fast.bench.measure import DeviceLost
 from primer_fast.bench.timing import Clock, clock_for
+from primer_fast.bench.units import DeviceLost
 from primer_fast.kernels.launch import Chip, chip
 from primer_fast.kernels.tunable import TUNED
 from primer_fast.proof.targets import TARGETS, Target

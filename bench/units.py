@@ -1,0 +1,96 @@
+"""Units of work, each tried once, over as many processes as it takes.
+
+A kernel that reads past its memory takes the GPU from its process, and one that waits for ever takes the time. Either
+costs one unit here: what it was is written down, the process ends with the status ``LOST``, and whoever started it
+starts another, which goes on with the next unit.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+Unit = TypeVar("Unit")  # anything whose str() names it
+LOST = 3  # exit status of a process that cannot go on
+
+
+class DeviceLost(RuntimeError):
+    """The GPU takes no more work in this process, so nothing after this can be measured in it."""
+
+
+def each(
+    units: Iterable[Unit],
+    work: Callable[[Unit], object],
+    fail: Callable[[Unit, str], object],
+    *,
+    done: Iterable[str] = (),
+    marker: Path | None = None,
+    budget: float | None = None,
+    patience: float = 60.0,
+    now: Callable[[], float] = time.monotonic,
+) -> list[str]:
+    """Call ``work(unit)`` for each unit in turn; return the names of those for which there was no time.
+
+    Args:
+        work: measures a unit and writes what it found. Errors that leave the GPU usable are its own business.
+        fail: ``fail(unit, reason)`` writes that there is no result: the unit hung, or it took the process or the GPU
+            along.
+        done: names of units that an earlier process has tried.
+        marker: a file that names the unit at work. Where an earlier process left one, it ended in that unit.
+        budget: seconds for all; a unit is begun only if the longest of the last few would still fit.
+        patience: seconds after which a unit counts as hung. Then ``fail`` is called and the process ends.
+
+    Raises:
+        DeviceLost: ``work`` raised it; ``fail`` has been called.
+    """
+    left, tried = list(units), set(done)
+    if marker is not None and marker.exists():
+        died = marker.read_text()
+        for unit in left:
+            if str(unit) == died and died not in tried:
+                fail(unit, "the process ended while it was at work")
+                tried.add(died)
+        marker.unlink(missing_ok=True)
+    left = [unit for unit in left if str(unit) not in tried]
+    begin, recent = now(), deque([0.0], maxlen=6)  # not all of them: the very first also starts compilers
+    for number, unit in enumerate(left):
+        started = now()
+        if budget is not None and started - begin + max(recent) > budget:
+            return [str(other) for other in left[number:]]
+        try:
+            with _watched(unit, fail, marker, patience):
+                work(unit)
+        except DeviceLost as error:
+            fail(unit, f"the GPU was lost: {error}")
+            raise
+        except KeyboardInterrupt:  # the time for the whole is over
+            return [str(other) for other in left[number:]]
+        recent.append(now() - started)
+    return []
+
+
+@contextmanager
+def _watched(unit: Unit, fail: Callable, marker: Path | None, patience: float) -> Iterator[None]:
+    """Inside, the marker names the unit, and a unit that does not end within ``patience`` ends the process."""
+
+    def give_up() -> None:  # in a thread of its own: the unit's own thread may wait for the GPU for ever
+        fail(unit, f"it had not ended after {patience:.0f} s")
+        if marker is not None:
+            marker.unlink(missing_ok=True)
+        os._exit(LOST)
+
+    if marker is not None:
+        marker.write_text(str(unit))
+    watch = threading.Timer(patience, give_up)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+        if marker is not None:
+            marker.unlink(missing_ok=True)
