@@ -112,7 +112,7 @@ def upstream_of(outputs: tuple[Tensor, ...], seed: int = 0) -> tuple[Tensor, ...
 def forward(
     op: str, case: Case, arrays: dict[str, Tensor], *, plain: bool = False
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """The op, or PyTorch's operators, on these arrays: -> outputs, and by name the leaves that they have gradients for."""
+    """The op, or PyTorch's operators, on these arrays -> outputs, and by name the leaves that they depend on."""
     module = importlib.import_module(f"primer_fast.functional.{op}")
     function = getattr(module, f"{op}_plain") if plain else getattr(functional, op)
     names = differentiable(op, case)

@@ -21,7 +21,7 @@ from primer_fast.proof.native import ATTENTION, Results, Row, draw, run
 from primer_fast.proof.verify import device
 from primer_fast.reference.case import Case
 
-THREADS = 4
+THREADS = 3
 _DELAY = 20_000_000  # cycles, some ten milliseconds: time for the other stream to do what it should not
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -49,9 +49,9 @@ _LARGE = {
 _SMALL = {
     "linear": "primer_first",
     "conv2d": "primer",
-    ATTENTION: "small",
-    "linear_cross_entropy": "smoothed",
-    "linear_log_prob": "entropy",
+    ATTENTION: "head_odd",
+    "linear_cross_entropy": "leading_axes",
+    "linear_log_prob": "leading_axes",
     "layer_norm": "pre_norm",
     "embedding": "primer",
     "max_pool2d": "digits",
@@ -114,17 +114,18 @@ def graph(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # kernels are loaded before the capture, in which nothing can be
-        _, upstream = run(op, case, arrays)
+        first, upstream = run(op, case, arrays)
     torch.cuda.current_stream().wait_stream(side)
     recording = torch.cuda.CUDAGraph()
     with torch.cuda.graph(recording):
         recorded, _ = run(op, case, arrays, upstream)
     pairs = []
-    for seed in (1, 2):
+    for seed in (1, 0):
         for name, values in draw(op, case, dtype, device(), seed).items():
             arrays[name].copy_(values)
         recording.replay()
-        pairs.append(({name: t.clone() for name, t in recorded.items()}, run(op, case, arrays, upstream)[0]))
+        want = run(op, case, arrays, upstream)[0] if seed else first
+        pairs.append(({name: t.clone() for name, t in recorded.items()}, want))
     rows = compared("graph", op, case, dtype, pairs)
     recording.reset()
     return rows
@@ -154,8 +155,8 @@ def streams(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     overwritten.
     """
     drawn = [draw(op, case, dtype, device(), seed) for seed in (0, 1)]
-    _, upstream = run(op, case, drawn[0])
-    want = [run(op, case, arrays, upstream)[0] for arrays in drawn]
+    first, upstream = run(op, case, drawn[0])
+    want = [first, run(op, case, drawn[1], upstream)[0]]
     late = [draw(op, case, dtype, device(), seed=2) for _ in drawn]  # other values, until the stream has written
     here, got = torch.cuda.current_stream(), []
     for arrays, buffers in zip(drawn, late, strict=True):
@@ -204,9 +205,7 @@ def compared(
         different, error = torch.stack(table).amax(dim=0).tolist()
         reason = f"{different:.0f} elements differ" if different else ""
         finite = error if math.isfinite(error) else None
-        rows.append(
-            Row(check, op, case.name, str(dtype)[6:], name, finite, 0.0, passed=not different, reason=reason)
-        )
+        rows.append(Row(check, op, case.name, str(dtype)[6:], name, finite, 0.0, passed=not different, reason=reason))
     return rows
 
 
