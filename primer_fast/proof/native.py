@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,7 +149,7 @@ def truth(op: str, case: Case, arrays: dict[str, Tensor], upstream: tuple[Tensor
     shapes, target = case.shapes, exact["target"].reshape(-1)
     x, w = exact["input"].reshape(len(target), -1) if len(target) else exact["input"], exact["linear_weight"]
     of_row, reduced = {name: t for name, t in exact.items() if name not in ("input", "target")}, "none"
-    options, number = dict(case.options), None
+    options, number = dict(case.options), torch.ones(())
     if op == "linear_cross_entropy":
         reduced, options["reduction"] = options.get("reduction", "mean"), "none"
         ignored = options.get("ignore_index", IGNORED)
@@ -177,17 +178,17 @@ def _rows(tensors: tuple[Tensor, ...], rows: slice) -> tuple[Tensor, ...]:
     return tuple(t[rows] for t in tensors)
 
 
-def _truth_that_fits(*arguments) -> tuple[Results, str]:
+def _truth_that_fits(op, case, arrays, upstream) -> tuple[Results, str]:
     with contextlib.suppress(torch.cuda.OutOfMemoryError):  # an error keeps the tensors alive until it is left behind
-        return truth(*arguments, torch.float64), "float64"
+        return truth(op, case, arrays, upstream, torch.float64), "float64"
     torch.cuda.empty_cache()
-    return truth(*arguments, torch.float32), "float32"
+    return truth(op, case, arrays, upstream, torch.float32), "float32"
 
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Inside, torch.empty returns NaN, so that an element which no kernel wrote shows."""
-    settings = torch.utils.deterministic
+    settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, True
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -284,15 +285,15 @@ def judge(op, case, dtype, arrays, upstream, got: Results, *, label="values", ev
     everywhere = [True] * len(got) if len(judged) == len(parts(op, case, every=True)) else whole.tolist()
     rows = []
     for name, numbers, finite in zip(got, table.tolist(), everywhere, strict=True):
-        row = _row(*numbers, got[name].dtype)
+        found = _verdict(got[name].dtype, *numbers)
         if not finite:
-            row = replace(row, error=None, passed=False, reason="an element of another part is no number")
-        names = {"check": label, "op": op, "case": case.name, "dtype": str(dtype)[6:], "tensor": name}
-        rows.append(replace(row, **names, truth=min(kinds)))
+            found |= {"error": None, "passed": False, "reason": "an element of another part is no number"}
+        rows.append(Row(label, op, case.name, str(dtype)[6:], name, **found, truth=min(kinds)))
     return rows
 
 
-def _row(error: float, plain_error: float, size: float, magnitude: float, dtype: torch.dtype) -> Row:
+def _verdict(dtype: torch.dtype, error: float, plain_error: float, size: float, magnitude: float) -> dict[str, Any]:
+    """Columns of a row."""
     allowed = SLACK * plain_error + torch.finfo(dtype).eps * size + 2 * torch.finfo(torch.float32).eps * magnitude
     reason = ""
     if not math.isfinite(error):
@@ -300,7 +301,8 @@ def _row(error: float, plain_error: float, size: float, magnitude: float, dtype:
     elif not math.isfinite(allowed):
         reason = "there is no bound: PyTorch's own result is no number where there is one"
     figures = (x if math.isfinite(x) else None for x in (error, allowed, plain_error))  # JSON has no infinity
-    return Row("", "", "", "", "", *figures, error <= allowed, reason)
+    names = ("error", "budget", "plain_error")
+    return {**dict(zip(names, figures, strict=True)), "passed": error <= allowed, "reason": reason}
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

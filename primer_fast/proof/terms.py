@@ -6,6 +6,7 @@ sizes. They need no more than a few correct digits.
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def row_blocks(rows: int, classes: int) -> Iterator[slice]:
     return (slice(begin, begin + step) for begin in range(0, rows, step))
 
 
-def _differentiated(function: Callable[..., Tensor], arrays: dict[str, Tensor], upstream: Upstream, **options):
+def _differentiated(function: Callable[..., Any], arrays: dict[str, Tensor], upstream: Upstream, **options):
     """``function`` of the arrays and its gradients for absolute ones upstream."""
     floats = [name for name, t in arrays.items() if t.is_floating_point()] if upstream else []
     leaves = {name: t.detach().requires_grad_(name in floats) for name, t in arrays.items()}
