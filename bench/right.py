@@ -33,6 +33,7 @@ _ON_USUAL_CASES = (GRAPH, "streams", "threads")
 _FIRST = "bfloat16"
 _ORDER = (_FIRST, *(name for name in DTYPES if name != _FIRST))
 _TRAINING, _ANY = "training step", "any"  # in the place of an op
+_PATIENCE = 60.0  # seconds after which a unit counts as hung
 _OTHER_SECONDS = 0.4  # assumed: a check that is not of values
 
 
@@ -117,11 +118,13 @@ def plan(names: Iterable[str] = (), small: bool = False) -> list[Unit]:
     Raises:
         ValueError: there is no such op.
     """
-    names = list(names) or ops()
+    chosen, names = list(names), list(names) or ops()
     if unknown := [name for name in names if name not in ops()]:
         raise ValueError(f"right: op must be one of {', '.join(ops())}; got {', '.join(unknown)}")
     values = {dtype: _values(names, dtype, small) for dtype in _ORDER}
-    return [*values.pop(_FIRST), *_on_gpu(names, small), *(unit for some in values.values() for unit in some)]
+    others = _on_gpu(names, small)
+    others += [] if chosen else [Unit(GRAPH, _TRAINING, Case(name, "a model's", {}), _FIRST) for name in MODELS]
+    return [*values.pop(_FIRST), *others, *(unit for some in values.values() for unit in some)]
 
 
 def production_cases(op: str) -> list[Case]:
@@ -142,7 +145,6 @@ def _on_gpu(names: list[str], small: bool) -> list[Unit]:
     units += [Unit(check, op, case, _FIRST) for check in _ON_USUAL_CASES for op, case in usual.items()]
     units += [Unit("one pass", op, case, _FIRST) for op, case in zip(names, first, strict=True) if op == ATTENTION]
     units += layout_units(names, small)
-    units += [Unit(GRAPH, _TRAINING, Case(name, "a model's", {}), _FIRST) for name in MODELS]
     if reason := on_gpu.no_second_gpu():
         return [*units, Unit(SECOND, _ANY, Case("any", reason, {}), _FIRST)]
     return units + [Unit(SECOND, op, case, _FIRST) for op, case in usual.items()]
@@ -246,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         report.left_out = each(
             units, lambda unit: record(unit, rows_of(unit, args.small)),
             lambda unit, reason: record(unit, [unit.row(reason)]),
-            done=report.tried(), marker=args.json.with_suffix(".begun"), budget=budget,
+            done=report.tried(), marker=args.json.with_suffix(".begun"), budget=budget, patience=_PATIENCE,
         )  # fmt: skip
     except DeviceLost as error:
         print(f"right: the GPU was lost: {error}", file=sys.stderr)
