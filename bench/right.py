@@ -7,6 +7,7 @@ import argparse
 import gc
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from primer_fast.bench import environment
+from primer_fast.bench import environment, sanitized
 from primer_fast.bench.files import replace_text
 from primer_fast.bench.recorded_step import MODELS, recorded_step
 from primer_fast.bench.units import LOST, DeviceLost, each
@@ -54,11 +55,14 @@ class Unit(NamedTuple):
 
 @dataclass
 class Report:
+    """What was tried on one machine, and what had no time."""
+
     header: dict
     rows: list[Row] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     def tried(self) -> set[str]:
+        """Names of the units that have rows."""
         return {" ".join((row.check, row.op, row.case, row.dtype)) for row in self.rows}
 
     def save(self, path: str | Path) -> None:
@@ -128,6 +132,7 @@ def plan(names: Iterable[str] = (), small: bool = False) -> list[Unit]:
 
 
 def production_cases(op: str) -> list[Case]:
+    """The cases of a GPU's size, in the order in which the reference declares them."""
     return [case for case in importlib.import_module(f"primer_fast.reference.{op}").CASES if case.production]
 
 
@@ -144,19 +149,21 @@ def _on_gpu(names: list[str], small: bool) -> list[Unit]:
     usual = {op: on_gpu.usual_case(op, small) for op in names}
     units += [Unit(check, op, case, _FIRST) for check in _ON_USUAL_CASES for op, case in usual.items()]
     units += [Unit("one pass", op, case, _FIRST) for op, case in zip(names, first, strict=True) if op == ATTENTION]
-    units += layout_units(names, small)
+    units += _layout_units(names, small)
     if reason := on_gpu.no_second_gpu():
         return [*units, Unit(SECOND, _ANY, Case("any", reason, {}), _FIRST)]
     return units + [Unit(SECOND, op, case, _FIRST) for op, case in usual.items()]
 
 
-def layout_units(names: Iterable[str] = (), small: bool = False) -> list[Unit]:
-    """Each op in every layout that its arrays can have; if ``small``, in one, of each op another.
+def other_cases() -> list[tuple[str, Case]]:
+    """What is launched here and by the sanitizer beside production cases, in bfloat16: to be compiled beforehand."""
+    return [*((unit.op, unit.case) for unit in _layout_units(ops(), small=False)), *sanitized.cases()]
 
-    These cases are no production cases, so what compiles beforehand must be told of them.
-    """
+
+def _layout_units(names: list[str], small: bool) -> list[Unit]:
+    """Each op in every layout that its arrays can have; if ``small``, in one, of each op another."""
     units = []
-    for number, op in enumerate(names or ops()):
+    for number, op in enumerate(names):
         cases = on_gpu.layout_cases(op)
         units += [Unit(LAYOUTS, op, case, _FIRST) for case in ([cases[number % len(cases)]] if small else cases)]
     return units
@@ -261,4 +268,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if (status := main()) == LOST:
+        sys.stdout.flush()
+        os._exit(status)  # to take down what is on a lost GPU would end the process with another status
+    sys.exit(status)

@@ -48,6 +48,7 @@ def _run(op: str, case: Case, how: str = "") -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run all cases, each with its name before it; the exit status is 0, or that of an error."""
     parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.sanitized", description=__doc__)
     parser.add_argument("--small", action="store_true", help="one case of each op")
     args = parser.parse_args(argv)

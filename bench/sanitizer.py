@@ -53,6 +53,8 @@ class Row:
 
 @dataclass
 class Report:
+    """What the tools found on one machine."""
+
     header: dict
     rows: list[Row] = field(default_factory=list)
 

@@ -59,6 +59,7 @@ class Row:
 
 
 def outputs_of(op: str) -> tuple[str, ...]:
+    """Names of all that an op may return, in order."""
     return getattr(importlib.import_module(f"primer_fast.reference.{op}"), "OUTPUTS", ("output",))
 
 

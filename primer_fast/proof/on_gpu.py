@@ -59,6 +59,7 @@ _SMALL = {
 
 
 def case_named(op: str, name: str) -> Case:
+    """The case of an op's reference that has this name."""
     cases = importlib.import_module(f"primer_fast.reference.{op}").CASES
     return next(case for case in cases if case.name == name)
 
