@@ -7,7 +7,8 @@ import pytest
 import torch
 from train.test_cuda_graphs import StandIn
 
-from primer_fast.bench import recorded_step, right
+from primer_fast.bench import recorded_step, right, summary
+from primer_fast.bench.gpu import Outcome
 from primer_fast.bench.right import Report, Unit, load, plan, rows_of
 from primer_fast.bench.units import DeviceLost
 from primer_fast.proof import on_gpu, verify
@@ -196,3 +197,18 @@ def test_recorded_steps_are_the_steps(works, plain_path, monkeypatch):
     }
     assert {"weights", "moments", "loss", "grad_norm"} <= rows.keys()
     assert all(rows.values()) if works else not rows["weights"]
+
+
+def test_what_could_not_be_tried_is_not_wrong_in_the_summary(tmp_path):
+    rows = [Unit("second GPU", "any", Case("any", "", {}), "bfloat16").row("there is one GPU", passed=None)]
+    Report(HEADER, rows).save(tmp_path / "right.json")
+    page = summary.text(
+        tmp_path, HEADER | {"commit": None, "cuda": "", "driver": None}, [Outcome("right", "passed", 1.0)]
+    )
+    assert "Nothing was wrong" in page and "0 passed, 0 failed" in page
+
+
+def test_what_is_launched_here_is_compiled_beforehand():
+    known = {(op, case.name) for op in verify.ops() for case in right.production_cases(op)}
+    known |= {(op, case.name) for op, case in right.other_cases()}
+    assert {(unit.op, unit.case.name) for unit in plan() if unit.op in verify.ops()} <= known
