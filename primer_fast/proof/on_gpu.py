@@ -124,6 +124,8 @@ def graph(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     for seed in (1, 0):
         for name, values in draw(op, case, dtype, device(), seed).items():
             arrays[name].copy_(values)
+        for dy, values in zip(upstream, native.upstream_of(upstream, seed), strict=True):
+            dy.copy_(values)
         recording.replay()
         want = run(op, case, arrays, upstream)[0] if seed else first
         pairs.append(({name: t.clone() for name, t in recorded.items()}, want))

@@ -154,7 +154,7 @@ def test_parts_of_attention_are_the_whole(name):
             torch.testing.assert_close(t, native.of_part(result, whole[result], part, group), rtol=1e-9, atol=1e-12)
 
 
-def test_of_attention_the_first_and_last_group_are_judged_and_all_must_be_numbers():
+def test_of_attention_some_groups_are_judged_and_all_must_be_numbers():
     case = case_named(ATTENTION, "mask_of_all")
     arrays = native.draw(ATTENTION, case, torch.bfloat16, "cpu")
     got, upstream = native.run(ATTENTION, case, arrays, plain=True)
@@ -163,11 +163,31 @@ def test_of_attention_the_first_and_last_group_are_judged_and_all_must_be_number
         rows = native.judge(ATTENTION, case, torch.bfloat16, arrays, upstream, got)
         return {row.tensor: row.reason for row in rows if not row.passed}
 
-    assert native.parts(ATTENTION, case) == [(0, 0), (1, 1)] and failed() == {}
+    assert native.parts(ATTENTION, case) == [(0, 0), (1, 0), (1, 1)] and failed() == {}
     got["value"][0, 1, 3] = math.nan
     assert failed() == {"value": "an element of another part is no number"}
-    got["value"][0, 1, 3], got["query"][1, 1, 5] = 0.0, 9.0
-    assert list(failed()) == ["query"]
+    got["value"][0, 1, 3], got["query"][1, 0, 5] = 0.0, 9.0
+    assert list(failed()) == ["query"], "the worst of the parts is the verdict"
+
+
+def test_where_pytorch_has_no_number_its_error_is_no_excuse(monkeypatch):
+    """It has none, for example, for queries that see no key, on some of its paths."""
+    case = case_named("linear", "no_activation")
+    arrays = native.draw("linear", case, torch.bfloat16, "cpu")
+    got, upstream = native.run("linear", case, arrays, plain=True)
+    right = native.run
+
+    def without_numbers(*arguments, **options):
+        results, dy = right(*arguments, **options)
+        broken = {name: t * math.nan if t.dtype == torch.bfloat16 else t for name, t in results.items()}
+        return broken, dy
+
+    monkeypatch.setattr(native, "run", without_numbers)
+    rows = native.judge("linear", case, torch.bfloat16, arrays, upstream, got)
+    assert all(row.passed and row.plain_error is None and row.budget > 0 for row in rows), rows
+    got["weight"] *= 1.1
+    rows = native.judge("linear", case, torch.bfloat16, arrays, upstream, got)
+    assert [row.tensor for row in rows if not row.passed] == ["weight"]
 
 
 def test_a_truth_that_does_not_fit_is_float32(monkeypatch):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from primer_fast import functional
+from primer_fast.bench import rehearsal
 from primer_fast.functional.linear import linear_plain
-from primer_fast.proof import on_gpu, verify
+from primer_fast.proof import native, on_gpu, verify
 from primer_fast.proof.inputs import LAYOUTS
 from primer_fast.reference.case import Case
 
@@ -71,3 +72,48 @@ def test_two_runs_that_differ_are_seen(monkeypatch):
 @pytest.mark.parametrize("op", verify.ops())
 def test_large_cases_are_of_production_size(op):
     assert on_gpu.usual_case(op).production and not on_gpu.usual_case(op, small=True).production
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """torch.cuda as in a rehearsal."""
+    for name, value in rehearsal._CUDA.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(on_gpu, "device", lambda: "cpu")
+
+
+@pytest.mark.parametrize("check", [on_gpu.graph, on_gpu.streams])
+@pytest.mark.parametrize("op", ["layer_norm", "embedding"])
+def test_graphs_and_streams_agree(check, op, stand_in):
+    rows = check(op, on_gpu.usual_case(op, small=True), torch.bfloat16)
+    assert len(rows) >= 3 and all(row.passed for row in rows), rows
+
+
+def test_a_graph_that_is_not_replayed_is_seen(stand_in, monkeypatch):
+    monkeypatch.setattr(rehearsal._Graph, "replay", lambda _: None)
+    rows = on_gpu.graph("layer_norm", on_gpu.usual_case("layer_norm", small=True), torch.bfloat16)
+    assert not any(row.passed for row in rows)
+
+
+def test_inputs_of_another_stream_are_seen(stand_in, monkeypatch):
+    """An op that looked at its inputs before the stream had written them."""
+    case = on_gpu.usual_case("linear", small=True)
+    late = native.draw("linear", case, torch.float32, "cpu", seed=2)["input"]
+    calls = []
+
+    def linear(input, weight, bias, activation):
+        calls.append(input)
+        early = input if len(calls) < 4 else input + (late - input).detach()
+        return linear_plain(early, weight, bias, activation=activation)
+
+    monkeypatch.setattr(functional, "linear", linear)
+    failed = {row.tensor for row in on_gpu.streams("linear", case, torch.float32) if not row.passed}
+    assert len(calls) == 4 and "output" in failed
+
+
+def test_there_is_no_second_gpu(stand_in, monkeypatch):
+    assert on_gpu.no_second_gpu() == "there is one GPU"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert on_gpu.no_second_gpu() == ""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"GPU {number}")
+    assert on_gpu.no_second_gpu() == "there are two kinds of GPU: GPU 0 and GPU 1"
