@@ -3,6 +3,7 @@
 
 BASE_PYTHON ?= python3
 OUT ?= gpu-out
+FROM ?= $(OUT)
 DEMO_OUT ?= runs/demo
 
 ifeq ($(origin PYTHON), undefined)
@@ -12,7 +13,7 @@ else
 READY := installed
 endif
 
-.PHONY: demo test verify bench gpu lint installed
+.PHONY: demo test verify bench gpu keep lint installed
 
 demo: $(READY)  ## verify the kernels, train the primer's models, write a report with pictures
 	$(PYTHON) -m primer_fast.cli demo --out $(DEMO_OUT)
@@ -28,6 +29,9 @@ bench: $(READY)  ## pytest-benchmark's table of the ops
 
 gpu: $(READY)  ## tests, verification and benchmarks on the GPU: JSON and summary.md in $(OUT), within 9 minutes
 	$(PYTHON) -m primer_fast.bench.gpu --out $(OUT) $(ARGS)
+
+keep: $(READY)  ## put what came back from the GPU, in $(FROM), in place: to be committed, or refused with every reason
+	$(PYTHON) -m primer_fast.bench.keep $(FROM) $(ARGS)
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .
