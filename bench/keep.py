@@ -86,8 +86,11 @@ def _uncommitted(root: Path) -> list[str]:
 
 
 def _git(root: Path, *command: str) -> list[str]:
+    """The lines that git prints; none where it cannot."""
     try:
-        done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(root), *command], capture_output=True, text=True, timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     return done.stdout.splitlines() if done.returncode == 0 else []

@@ -17,14 +17,16 @@ HEADER_KEYS = ("device", "kind", "date", "torch", "triton", "python")
 class Schema(NamedTuple):
     kind: str
     row: frozenset[str]  # what every row must have
-    beside: frozenset[str] = frozenset()  # whole numbers or seconds, beside the rows
+    figures: frozenset[str] = frozenset()  # what is a number or None, where a row has it
+    beside: frozenset[str] = frozenset()  # numbers beside the rows
 
 
+_RIGHT = frozenset({"check", "op", "case", "dtype", "tensor", "error", "budget", "passed"})
 SCHEMAS = {
-    "right 1": Schema(RIGHT, frozenset({"check", "op", "case", "dtype", "tensor", "error", "budget", "passed"})),
-    "compiled 1": Schema(COMPILE, frozenset({"what", "launches", "errors"}), frozenset({"launches", "seconds"})),
-    "sanitizer 1": Schema(SANITIZER, frozenset({"tool", "status", "errors", "lines"})),
-    "tune 1": Schema(TUNE, frozenset({"op", "choice", "bucket"})),
+    "right 1": Schema(RIGHT, _RIGHT, frozenset({"error", "budget"})),
+    "compiled 1": Schema(COMPILE, frozenset({"what", "errors"}), beside=frozenset({"launches", "seconds"})),
+    "sanitizer 1": Schema(SANITIZER, frozenset({"tool", "status", "errors", "lines"}), frozenset({"errors"})),
+    "tune 1": Schema(TUNE, frozenset({"op", "choice", "bucket"}), frozenset({"seconds", "default_seconds"})),
 }
 
 
@@ -57,7 +59,9 @@ def parse(data: dict, where: str | Path) -> Stage:
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or not schema.row <= row.keys():
             missing = sorted(schema.row - row.keys()) if isinstance(row, dict) else [repr(row)]
-            raise ValueError(f"{where}: row {number} must have {', '.join(sorted(schema.row))}; got {missing}")
+            raise ValueError(f"{where}: row {number} must have {', '.join(sorted(schema.row))}; missing {missing}")
+        if strange := [key for key in sorted(schema.figures) if not isinstance(row.get(key), int | float | None)]:
+            raise ValueError(f"{where}: row {number}: {strange[0]} must be a number or null; got {row[strange[0]]!r}")
     beside = {name: data.get(name) for name in sorted(schema.beside)}
     if wrong := [name for name, value in beside.items() if not isinstance(value, int | float)]:
         raise ValueError(f"{where}: must have the numbers {', '.join(beside)}; got none for {', '.join(wrong)}")
@@ -102,12 +106,13 @@ def part_of(row: dict) -> float:
 
 
 def _why(row: dict) -> str:
+    reason = _first(row.get("reason") or "")
     if row["error"] is None or row["budget"] is None:
-        return row.get("reason") or "no reason is given"
-    figures = f"error {row['error']:.2g}, budget {row['budget']:.2g}"
-    return f"{figures}; {row['reason']}" if row.get("reason") else figures
+        return reason.removeprefix(": ") or "no reason is given"
+    return f"error {row['error']:.2g}, budget {row['budget']:.2g}{reason}"
 
 
 def _first(lines: list[str] | str) -> str:
+    """The first line, behind a colon; nothing if there is none."""
     lines = lines.splitlines() if isinstance(lines, str) else lines
     return f": {lines[0].strip()}" if lines else ""

@@ -39,7 +39,7 @@ def right(results: Results) -> str:
             parts.append(page.text(f"... and {len(wrong) - MOST_FAILURES:,} more."))
         parts.append(grid(("check", "passed", "wrong", "nothing to try"), _counts(stage.rows)))
         judged = stages.worst_first(row for row in stage.rows if row["passed"])
-        worst = [(stages.name_of(row), figure(row["error"]), figure(row["budget"]), figure(stages.part_of(row)))
+        worst = [(stages.name_of(row), f"{row['error']:.2g}", f"{row['budget']:.2g}", f"{stages.part_of(row):.2f}")
                  for row in judged[:MOST_WORST]]  # fmt: skip
         if worst:
             head = ("nearest to the budget, of those that passed", "error", "budget", "part of it")
@@ -56,8 +56,9 @@ def others(results: Results) -> str:
     parts = []
     for found in results.newest(stages.COMPILE):
         stage = found.content
+        failed = len(stages.failures(stage))
         counts = f"{stage.beside['launches']:,} launches compiled in {figure(stage.beside['seconds'])} s"
-        parts += [_heading(found), page.text(f"{counts}; {len(stages.failures(stage))} cases with errors.")]
+        parts += [_heading(found), page.text(f"{counts}; cases with errors: {failed}.")]
         parts += _left_out(stage)
     for found in results.newest(stages.SANITIZER):
         rows: list[tuple[Cell, ...]] = [
