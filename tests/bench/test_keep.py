@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from made_folders import MATMUL, SOURCE, TUNED, changed, gpu_folder, gpu_header, right_row, tuned_file, wrong_row
 
 from primer_fast.bench import environment, files, gpu_table, keep, results
+from primer_fast.bench.agenda import AGENDA
 from primer_fast.bench.environment import STAND_IN
 
 ROOT = Path(__file__).parents[2]
@@ -78,11 +80,33 @@ def test_what_was_right_is_put_in_place(root, folder, capsys):
     found = results.read(root / "bench" / "results")
     assert found.unreadable == {} and len(found.of_gpus()) == 1 and len(found.stages) == 4
     assert settings(root) == {"matmul": {"4096x4096 item2": MATMUL | TUNED}}
+    rows = sum(len(entry.cases) * len(entry.passes) for entry in AGENDA)
     for name in keep.DOCUMENTS:
         text = (root / name).read_text()
         assert "| linear square_4096 | time of torch.compile over ours \u2265 1 | 1.25 |" in text
-        assert "NVIDIA H200, 2026-01-02" in text and "2 checks against PyTorch in float64 passed" in text
+        assert (
+            "NVIDIA H200, 2026-01-02" in text
+            and "None failed; of what the kernels compute, 2 checks passed and 1 had no time." in text
+        )
+        assert re.search(r"\nNot measured: (\d+) of the (\d+) cases", text).groups() == (str(rows - 1), str(rows))
         assert text.startswith("# Title") and text.endswith("\n\nThe \u2265 rest.\n") and gpu_table.NOTHING not in text
+
+
+def test_the_readme_shows_the_worst_case_of_each_target_and_performance_every_case(root, folder):
+    def more(data):
+        for case, ratio in (("square_8192", 0.9), ("gpt2_up", 1.1), ("no_such_case", 0.1)):
+            target = {"what": "versus torch.compile >= 1", "value": ratio, "met": ratio >= 1, "ratio": ratio}
+            data["rows"].append(data["rows"][0] | {"case": case, "targets": [target]})
+
+    changed(folder, "fast", more)
+    assert call(folder, root=root) == 0
+    tables = {
+        name: [line for line in (root / name).read_text().splitlines() if line.startswith("| linear")]
+        for name in keep.DOCUMENTS
+    }
+    assert len(tables["docs/performance.md"]) == 3
+    (line,) = tables["README.md"]
+    assert line.startswith("| linear square_8192 (worst of 3) |") and "**0.900**" in line
 
 
 def test_kept_twice_is_kept_once(root, folder, capsys):
