@@ -20,7 +20,7 @@ from primer_fast.bench import gpu_table, results, stages
 from primer_fast.bench import op as ops
 from primer_fast.bench.files import replace_texts
 from primer_fast.bench.returned import FAST, PROGRAMS, Found, Refused, elsewhere, gpu_of, not_right, read
-from primer_fast.bench.stages import RIGHT, SANITIZER, TUNE
+from primer_fast.bench.stages import RIGHT, SANITIZER, TUNE, Stage
 from primer_fast.kernels.tunable import read_tuned
 
 DOCUMENTS = {"README.md": False, "docs/performance.md": True}  # whether every case stands there, or the worst ones
@@ -52,7 +52,7 @@ def plan(folder: Path, root: Path, partly: bool = False) -> Plan:
     found, made = read(folder), Plan()
     reasons = [*elsewhere(found), *_uncommitted(root)]
     committed = root / "bench" / "results" / gpu_of(found.header)
-    right = found.stages.get(RIGHT) or _right_of(committed, found.header["source"])
+    right = _right_of(found, committed)
     wrong = not_right(found, right) if right else {}
     bad = [f"{name} is not known to be right: {why}" for name, why in wrong.items()]
     if SANITIZER in found.stages:  # it does not say whose kernel it was
@@ -96,10 +96,13 @@ def _git(root: Path, *command: str) -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
-def _right_of(committed: Path, source: str) -> dict | None:
-    """The newest right.json of this GPU and source that was kept before, as where settings are searched later."""
-    kept = [_standing(path) for path in sorted(committed.glob(f"*-{RIGHT}.json"))]
-    return next((data for data in reversed(kept) if data.get("header", {}).get("source") == source), None)
+def _right_of(found: Found, committed: Path) -> Stage | None:
+    """What was found right in this run, or of the same source before, as where settings are searched later."""
+    if RIGHT in found.stages:
+        return stages.parse(found.stages[RIGHT], RIGHT)
+    kept = [one.content for one in results.read(committed.parent).stages if one.machine == committed.name]
+    kept = [one for one in kept if one.kind == RIGHT and one.header.get("source") == found.header["source"]]
+    return kept[-1] if kept else None
 
 
 def _standing(path: Path) -> dict:

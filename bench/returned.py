@@ -9,7 +9,7 @@ from pathlib import Path
 
 from primer_fast.bench import environment, report, stages, trial
 from primer_fast.bench.op import OURS
-from primer_fast.bench.stages import COMPILE, TUNE
+from primer_fast.bench.stages import COMPILE, TUNE, Stage
 from primer_fast.kernels.tunable import FIGURES, Bucket, read_tuned
 
 FAST, PROGRAMS = "fast", "programs"
@@ -100,6 +100,8 @@ def elsewhere(found: Found) -> list[str]:
             reasons.append(f"{name}: it is of a rehearsal, on a stand-in for a GPU")
         elif header["kind"] != "cuda":
             reasons.append(f"{name}: it is of no GPU, but of {header['device']}")
+        if header.get("small"):
+            reasons.append(f"{name}: it was made with --small, at sizes whose times say nothing")
         if apart := [key for key in HEADER if header[key] != found.header[key]]:
             told = "; ".join(f"{key} {header[key]!r}, not {found.header[key]!r}" for key in apart)
             reasons.append(f"{name} and {first}: they must be of one machine and one source; {told}")
@@ -113,11 +115,11 @@ def elsewhere(found: Found) -> list[str]:
     return reasons + [f"{name}: it must be of {gpu}, as {first} is" for name in found.tuned if Path(name).stem != gpu]
 
 
-def not_right(found: Found, right: dict) -> dict[str, str]:
+def not_right(found: Found, right: Stage) -> dict[str, str]:
     """By name, what is not known to be right and why: an op, a program, or what else right.json tries."""
     wrong: dict[str, str] = {}
     failed: dict[str, list[dict]] = {}
-    for row in filter(stages.wrong, right["rows"]):
+    for row in filter(stages.wrong, right.rows):
         failed.setdefault(row["op"] or row["check"], []).append(row)
     for name, rows in failed.items():
         wrong[name] = stages.line(rows[0]) + (f", and {len(rows) - 1} more" if len(rows) > 1 else "")
@@ -128,6 +130,6 @@ def not_right(found: Found, right: dict) -> dict[str, str]:
         for row in found.stages.get(kind, {}).get(key, []):
             if row["provider"].startswith(OURS) and row["status"] in (trial.FAILED, trial.WRONG):
                 wrong.setdefault(row[name], f"{row['status']} in {kind}.json: {row['reason']}")
-    tried = {row["op"] for row in right["rows"] if row["passed"]}
+    tried = {row["op"] for row in right.rows if row["passed"]}
     timed = {row["op"]: "" for kind in (FAST, TUNE) for row in found.stages.get(kind, {}).get("rows", [])}
     return wrong | {op: "right.json does not try it" for op in timed if op not in tried and op not in wrong}
