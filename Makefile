@@ -13,7 +13,7 @@ else
 READY := installed
 endif
 
-.PHONY: demo test verify bench gpu keep lint installed
+.PHONY: demo test verify bench gpu gpu-tune keep lint installed
 
 demo: $(READY)  ## verify the kernels, train the primer's models, write a report with pictures
 	$(PYTHON) -m primer_fast.cli demo --out $(DEMO_OUT)
@@ -27,11 +27,10 @@ verify: $(READY)  ## every case of every op, kernel against NumPy
 bench: $(READY)  ## pytest-benchmark's table of the ops
 	$(PYTHON) -m pytest bench --benchmark-only
 
-gpu: $(READY)  ## tests, verification and benchmarks on the GPU: JSON and summary.md in $(OUT), within 9 minutes
+gpu: $(READY)  ## all that a GPU can tell in six minutes, into $(OUT); ARGS=--rehearse without one, --estimate for the time
 	$(PYTHON) -m primer_fast.bench.gpu --out $(OUT) $(ARGS)
 
-keep: $(READY)  ## put what came back from the GPU, in $(FROM), in place: to be committed, or refused with every reason
-	$(PYTHON) -m primer_fast.bench.keep $(FROM) $(ARGS)
+.PHONY: demo test verify bench gpu gpu-tune keep lint installed
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .
