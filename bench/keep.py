@@ -117,7 +117,7 @@ def _standing(path: Path) -> dict:
 def _merge_tuned(found: Found, root: Path, wrong: dict[str, str], made: Plan, reasons: list[str]) -> None:
     """The tuned file that there will be: an entry of this run takes the place of its bucket's.
 
-    Ops share choices, so an entry is judged by the ops that tune.json names beside it.
+    Ops share choices, so an entry is judged by the one that tune.json names beside it.
     """
     path = root / "kernels" / "tuned" / f"{gpu_of(found.header)}.json"
     try:
@@ -125,19 +125,17 @@ def _merge_tuned(found: Found, root: Path, wrong: dict[str, str], made: Plan, re
     except (OSError, ValueError) as error:
         reasons.append(f"{path}: it stands there already and cannot be read: {error}")
         return
-    ops_of: dict[tuple[str, str], set[str]] = {}
-    for row in found.stages.get(TUNE, {}).get("rows", []):
-        ops_of.setdefault((row["choice"], row["bucket"]), set()).add(row["op"])
+    ops_of = {row["site"]: row["op"] for row in found.stages.get(TUNE, {}).get("rows", [])}
     settings = {choice: dict(section) for choice, section in standing.items()}
     for name, content in found.tuned.items():
         for choice, bucket, entry in _entries(content["settings"]):
-            of = ops_of.get((choice, bucket))
+            op = ops_of.get(f"{choice} {bucket}")
             if entry == standing.get(choice, {}).get(bucket):
                 continue
-            if of is None:
+            if op is None:
                 reasons.append(f"{name}: {choice} {bucket}: tune.json must say for which op it was found; it does not")
-            elif of & wrong.keys():
-                made.said.append(f"left out of {path.name}: {choice} {bucket} of {', '.join(sorted(of))}")
+            elif op in wrong:
+                made.said.append(f"left out of {path.name}: {choice} {bucket}: {op} is not right")
             else:
                 settings.setdefault(choice, {})[bucket] = entry
         if settings != standing:
@@ -158,7 +156,7 @@ def _leave_out(found: Found, wrong: dict[str, str], said: list[str]) -> None:
         out = {row[name]: why for row in data[key] if (why := _rests_on(row[name], wrong))}
         data[key] = [row for row in data[key] if row[name] not in out]
         data["header"] |= {"not_kept": out} if out else {}
-        said += [f"left out of {kind}.json: {what}: {why}" for what, why in out.items()]
+        said += [f"left out of {kind}.json: {what}" for what in out]
 
 
 def _rests_on(name: str, wrong: dict[str, str]) -> str:
@@ -169,7 +167,7 @@ def _rests_on(name: str, wrong: dict[str, str]) -> str:
     every = set(ops.names())
     known = {name.removeprefix("call of ")} if name.startswith("call of ") else OPS_OF.get(name, every)
     parts = {name} if name in every else {name} | known | (wrong.keys() - every - OPS_OF.keys())
-    return ", ".join(f"{part} is not right" for part in sorted(parts & wrong.keys()))
+    return "; ".join(f"{part} is not right: {wrong[part]}" for part in sorted(parts & wrong.keys()))
 
 
 def documents(root: Path) -> dict[Path, str]:

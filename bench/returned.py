@@ -126,6 +126,8 @@ def not_right(found: Found, right: Stage) -> dict[str, str]:
     for row in found.stages.get(COMPILE, {}).get("rows", []):
         if row["errors"]:
             wrong.setdefault(row["what"].partition(" ")[0], f"{row['what']}: {row['errors'][0]}")
+    for row in filter(stages.failed, found.stages.get(TUNE, {}).get("rows", [])):
+        wrong.setdefault(row["op"], f"{row['site']}: {row['status']}")
     for kind, key, name in ((FAST, "rows", "op"), (PROGRAMS, "trials", "name")):
         for row in found.stages.get(kind, {}).get(key, []):
             if row["provider"].startswith(OURS) and row["status"] in (trial.FAILED, trial.WRONG):

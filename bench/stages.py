@@ -26,7 +26,7 @@ SCHEMAS = {
     "right 1": Schema(RIGHT, _RIGHT, frozenset({"error", "budget"})),
     "compiled 1": Schema(COMPILE, frozenset({"what", "errors"}), beside=frozenset({"launches", "seconds"})),
     "sanitizer 1": Schema(SANITIZER, frozenset({"tool", "status", "errors", "lines"}), frozenset({"errors"})),
-    "tune 1": Schema(TUNE, frozenset({"op", "choice", "bucket"}), frozenset({"seconds", "default_seconds"})),
+    "tune 1": Schema(TUNE, frozenset({"site", "op", "status"}), frozenset({"seconds", "default_seconds"})),
 }
 
 
@@ -76,12 +76,17 @@ def failures(stage: Stage) -> list[str]:
         return [f"{row['what']} does not compile{_first(row['errors'])}" for row in stage.rows if row["errors"]]
     if stage.kind == SANITIZER:
         return [f"{row['tool']}: {row['errors']} errors{_first(row['lines'])}" for row in stage.rows if row["errors"]]
-    return []
+    return [f"{row['op']} tuned, {row['site']}: {row['status']}" for row in stage.rows if failed(row)]
 
 
 def wrong(row: dict) -> bool:
     """Whether a row of ``right`` failed; None says that there was nothing to try."""
     return row["passed"] is not None and not row["passed"]
+
+
+def failed(row: dict) -> bool:
+    """Whether a row of ``tune`` says that the settings in use are wrong or hang; want of memory says nothing."""
+    return row["status"].startswith("failed") and "OutOfMemory" not in row["status"]
 
 
 def name_of(row: dict) -> str:

@@ -21,6 +21,10 @@ def wrong_row(op="linear", **more):
     return right_row(op, error=1.0, passed=False) | more
 
 
+def tune_row(op, site, **more):
+    return {"site": site, "op": op, "case": "any", "status": "2.00 x", "winner": MATMUL, **TUNED} | more
+
+
 def gpu_header(stage=0, **more):
     """Stages of one run begin one after the other."""
     machine = {"device": "NVIDIA H200", "details": "sm_90", "driver": "580.1", "source": SOURCE, "commit": None}
@@ -45,7 +49,7 @@ def gpu_folder(folder, **changed):
         "sanitizer": {"schema": "sanitizer 1", "header": gpu_header(4),
                       "rows": [{"tool": "memcheck", "status": "ok", "errors": 0, "lines": [], "seconds": 9.0}]},
         "tune": {"schema": "tune 1", "header": gpu_header(5), "left_out": [],
-                 "rows": [{"op": "linear", "choice": "matmul", "bucket": "4096x4096 item2", **TUNED}]},
+                 "rows": [tune_row("linear", "matmul 4096x4096 item2")]},
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     fast.save(folder / "fast.json")

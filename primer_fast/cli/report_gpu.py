@@ -5,14 +5,15 @@ from html import escape
 from primer_fast.bench import stages
 from primer_fast.bench.results import Found, Results
 from primer_fast.cli import page
-from primer_fast.cli.report_grid import Cell, figure, grid
+from primer_fast.cli.report_grid import NONE, Cell, figure, grid
 
 MOST_FAILURES, MOST_WORST, MOST_TUNED = 50, 8, 40  # rows of each table
 
 
 def failures(results: Results) -> list[str]:
     """What was wrong on a GPU in the newest runs, a line each."""
-    newest = [found for kind in (stages.RIGHT, stages.SANITIZER, stages.COMPILE) for found in results.newest(kind)]
+    kinds = stages.RIGHT, stages.SANITIZER, stages.COMPILE, stages.TUNE
+    newest = [found for kind in kinds for found in results.newest(kind)]
     return [f"{found.machine}: {line}" for found in newest for line in stages.failures(found.content)]
 
 
@@ -62,14 +63,18 @@ def others(results: Results) -> str:
         parts += _left_out(stage)
     for found in results.newest(stages.SANITIZER):
         rows: list[tuple[Cell, ...]] = [
-            (row["tool"], row["status"], (str(row["errors"]), "bad" if row["errors"] else ""))
+            (
+                row["tool"],
+                row["status"],
+                (NONE if row["errors"] is None else f"{row['errors']:,}", "bad" if row["errors"] else ""),
+            )
             for row in found.content.rows
         ]
         parts += [_heading(found), grid(("compute-sanitizer", "status", "errors"), rows, left=2)]
     for found in results.newest(stages.TUNE):
         gained = sorted(found.content.rows, key=_gain, reverse=True)
-        head = ("op", "choice", "bucket", "by estimate, us", "tuned, us", "gain")
-        parts += [_heading(found), grid(head, map(_tuned, gained[:MOST_TUNED]), left=3), *_left_out(found.content)]
+        head = ("op", "choice and bucket", "before, us", "tuned, us", "gain", "became")
+        parts += [_heading(found), grid(head, map(_tuned, gained[:MOST_TUNED]), left=2), *_left_out(found.content)]
     return page.section("Compiled, sanitized and tuned on a GPU", *parts) if parts else ""
 
 
@@ -85,7 +90,7 @@ def _words(row: dict) -> tuple[Cell, ...]:
 
 
 def _counts(rows: list[dict]) -> list[tuple[Cell, ...]]:
-    counts = []
+    counts: list[tuple[Cell, ...]] = []
     for check in dict.fromkeys(row["check"] for row in rows):
         mine = [row for row in rows if row["check"] == check]
         wrong = sum(map(stages.wrong, mine))
@@ -97,11 +102,13 @@ def _counts(rows: list[dict]) -> list[tuple[Cell, ...]]:
 
 def _tuned(row: dict) -> tuple[Cell, ...]:
     times = (_microseconds(row.get(key)) for key in ("default_seconds", "seconds"))
-    return row["op"], row["choice"], row["bucket"], *times, figure(_gain(row) or None)
+    winner = row.get("winner")
+    became = ", ".join(f"{name} {value}" for name, value in winner.items()) if winner else row["status"]
+    return row["op"], row["site"], *times, figure(_gain(row) or None), became
 
 
 def _gain(row: dict) -> float:
-    """Time of the settings by estimate over that of those found; 0 where nothing was timed."""
+    """Time of the settings before over that of those found; 0 where nothing was timed."""
     return row["default_seconds"] / row["seconds"] if row.get("seconds") and row.get("default_seconds") else 0.0
 
 

@@ -8,7 +8,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from made_folders import MATMUL, SOURCE, TUNED, changed, gpu_folder, gpu_header, right_row, tuned_file, wrong_row
+from made_folders import (
+    MATMUL,
+    SOURCE,
+    TUNED,
+    changed,
+    gpu_folder,
+    gpu_header,
+    right_row,
+    tune_row,
+    tuned_file,
+    wrong_row,
+)
 
 from primer_fast.bench import environment, files, gpu_table, keep, results
 from primer_fast.bench.agenda import AGENDA
@@ -210,6 +221,8 @@ NOT_RIGHT = {
         right_row(passed=False, error=None, budget=None, reason="the GPU was lost"))),
     "a kernel that does not compile": ("compile", lambda data: data["rows"][0].update(errors=["_k: no registers"])),
     "ours is wrong where it was timed": ("fast", mark_wrong),
+    "settings that fail": ("tune", lambda data: data["rows"].append(
+        tune_row("linear", "matmul 64", status="failed: hung"))),
     "nobody tried it": ("right", lambda data: data.update(rows=data["rows"][1:2])),
 }  # fmt: skip
 
@@ -219,8 +232,7 @@ def test_what_was_not_right_is_refused_or_left_out(root, folder, tmp_path, capsy
     """Something of linear is wrong: nothing of it is kept, and nothing that rests on it; layer_norm is."""
     changed(folder, *NOT_RIGHT[name])
     changed(folder, "fast", lambda data: data["rows"].append(data["rows"][1] | {"op": "layer_norm", "provider": "x"}))
-    entry = {"op": "layer_norm", "choice": "layer_norm", "bucket": "1024"}
-    changed(folder, "tune", lambda data: data["rows"].append(entry | TUNED))
+    changed(folder, "tune", lambda data: data["rows"].append(tune_row("layer_norm", "layer_norm 1024")))
     found = {"layer_norm": {"1024": {"warps": 8} | TUNED}}
     tuned_file(folder / "tuned" / "nvidia_h200.json", found | {"matmul": {"4096x4096 item2": MATMUL | TUNED}})
     lines = refused(root, folder, capsys=capsys)
@@ -231,7 +243,8 @@ def test_what_was_not_right_is_refused_or_left_out(root, folder, tmp_path, capsy
     assert {row["op"] for row in committed(root, "fast")["rows"]} == {"layer_norm"}
     assert [row["op"] for row in committed(root, "tune")["rows"]] == ["layer_norm"]
     assert committed(root, "programs")["trials"] == [] and settings(root) == found
-    assert committed(root, "programs")["header"]["not_kept"] == {"gpt2": "linear is not right"}
+    why = lines[0].removeprefix("refused: linear is not known to be right: ")
+    assert committed(root, "programs")["header"]["not_kept"] == {"gpt2": f"linear is not right: {why}"}
     assert committed(root, "right")["rows"] == json.loads((folder / "right.json").read_text())["rows"], "whole"
     assert results.read(root / "bench" / "results").unreadable == {}
     before = tree(root)
@@ -273,6 +286,12 @@ def test_an_error_of_the_sanitizer_is_refused_or_said(root, folder, capsys):
     assert "memcheck: 2 errors: Invalid read" in capsys.readouterr().out
 
 
+def test_want_of_memory_in_a_search_makes_nothing_wrong(root, folder):
+    status = "failed: OutOfMemoryError: CUDA out of memory"
+    changed(folder, "tune", lambda data: data["rows"].append(tune_row("linear", "matmul 64", status=status)))
+    assert call(folder, root=root) == 0
+
+
 def only(folder, *stages):
     for stage in STAGES:
         if stage not in stages:
@@ -308,11 +327,22 @@ def test_an_entry_takes_the_place_of_its_bucket(root, folder):
     }  # fmt: skip
 
 
+def test_an_entry_that_stands_there_needs_no_proof(root, folder):
+    """A search goes on with the entries it was given, and tune.json names only what it tried itself."""
+    tuned_file(root / "kernels" / "tuned" / "nvidia_h200.json", {"decode": {"64": TUNED}})
+    found = {"decode": {"64": TUNED}, "matmul": {"4096x4096 item2": MATMUL | TUNED}}
+    tuned_file(folder / "tuned" / "nvidia_h200.json", found)
+    assert call(folder, root=root) == 0 and settings(root) == found
+
+
 @pytest.mark.parametrize(
     ("found", "reason"),
     [
         ({"matmul": {"512x512 item2": TUNED}}, "tune.json must say for which op it was found"),
-        ({"matmul": {"4096x4096 item2": {"seconds": 0}}}, "must have seconds, default_seconds, positive"),
+        (
+            {"matmul": {"4096x4096 item2": {"seconds": 0, "default_seconds": 1}}},
+            "must have seconds, default_seconds, positive",
+        ),
         ({"matmul": {"four": TUNED}}, "four"),
         ({"matmul": []}, 'it must hold {"settings"'),
     ],

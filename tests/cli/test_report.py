@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from made_folders import changed, gpu_folder, wrong_row
+from made_folders import changed, gpu_folder, tune_row, wrong_row
 from made_reports import op_report, row, timed, trials
 
 from primer_fast.bench import results
@@ -147,11 +147,20 @@ def test_what_was_wrong_on_a_gpu_comes_first(folder):
     changed(gpu, "right", lambda data: data["rows"].append(wrong_row("layer_norm", reason="row <7>")))
     changed(gpu, "sanitizer", lambda data: data["rows"][0].update(errors=2, lines=["Invalid read"]))
     changed(gpu, "compile", lambda data: data["rows"][0].update(errors=["_k: no registers"]))
+    untimed = {"seconds": None, "default_seconds": None, "winner": None}
+    late = tune_row("conv2d", "implicit 64", status="not timed: its share of the time was over", **untimed)
+    lost = tune_row("linear", "matmul 64", status="failed: hung", **untimed)
+    changed(gpu, "tune", lambda data: data["rows"].extend([late, lost]))
     changed(gpu, "fast", lambda data: data["header"].update(not_kept={"conv2d": "conv2d is not right"}))
     page = made(folder)
     short = page.sections["In short"]
-    assert short.startswith("3 found wrong on a GPU") and "1 run committed, on NVIDIA H200" in short
-    for words in ("Wrong: nvidia_h200: layer_norm square_4096", "memcheck: 2 errors: Invalid read", "_k: no registers"):
+    assert short.startswith("4 found wrong on a GPU") and "1 run committed, on NVIDIA H200" in short
+    for words in (
+        "Wrong: nvidia_h200: layer_norm square_4096",
+        "memcheck: 2 errors: Invalid read",
+        "_k: no registers",
+        "linear tuned, matmul 64: failed: hung",
+    ):
         assert words in short, words
     assert list(page.sections)[:3] == ["In short", "Right on a GPU", "Targets"]
     failed = page.row("layer_norm square_4096 bfloat16 output values")
@@ -162,14 +171,9 @@ def test_what_was_wrong_on_a_gpu_comes_first(folder):
     assert "Left out: 1, the first: conv2d stem float32" in page.sections["Right on a GPU"]
     assert "608 launches compiled in 31.5 s; cases with errors: 1" in "".join(page.sections.values())
     assert [cell[0] for cell in page.row("memcheck")] == ["memcheck", "ok", "2"]
-    assert [c[0] for c in page.row("linear", "matmul")] == [
-        "linear",
-        "matmul",
-        "4096x4096 item2",
-        "20.0",
-        "10.0",
-        "2.00",
-    ]
+    tuned = [cell[0] for cell in page.row("linear", "matmul 4096x4096 item2")[2:]]
+    assert tuned == ["20.0", "10.0", "2.00", "block_m 128, block_n 256"]
+    assert page.row("conv2d", "implicit 64")[-1][0] == "not timed: its share of the time was over"
     assert "conv2d: conv2d is not right" in page.sections["Not measured"]
     assert "nvidia_h200/right.json" in page.sections["Where the figures come from"]
 
