@@ -102,7 +102,7 @@ def _counts(rows: list[dict]) -> list[tuple[Cell, ...]]:
 
 def _tuned(row: dict) -> tuple[Cell, ...]:
     times = (_microseconds(row.get(key)) for key in ("default_seconds", "seconds"))
-    winner = row.get("winner")
+    winner = row.get("winner") if row.get("winner") != row.get("default") else None
     became = ", ".join(f"{name} {value}" for name, value in winner.items()) if winner else row["status"]
     return row["op"], row["site"], *times, figure(_gain(row) or None), became
 

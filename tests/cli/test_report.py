@@ -150,7 +150,8 @@ def test_what_was_wrong_on_a_gpu_comes_first(folder):
     untimed = {"seconds": None, "default_seconds": None, "winner": None}
     late = tune_row("conv2d", "implicit 64", status="not timed: its share of the time was over", **untimed)
     lost = tune_row("linear", "matmul 64", status="failed: hung", **untimed)
-    changed(gpu, "tune", lambda data: data["rows"].extend([late, lost]))
+    kept = tune_row("linear", "matmul 512", status="default", winner={"warps": 4}, default={"warps": 4})
+    changed(gpu, "tune", lambda data: data["rows"].extend([late, lost, kept]))
     changed(gpu, "fast", lambda data: data["header"].update(not_kept={"conv2d": "conv2d is not right"}))
     page = made(folder)
     short = page.sections["In short"]
@@ -173,6 +174,7 @@ def test_what_was_wrong_on_a_gpu_comes_first(folder):
     assert [cell[0] for cell in page.row("memcheck")] == ["memcheck", "ok", "2"]
     tuned = [cell[0] for cell in page.row("linear", "matmul 4096x4096 item2")[2:]]
     assert tuned == ["20.0", "10.0", "2.00", "block_m 128, block_n 256"]
+    assert page.row("linear", "matmul 512")[-1][0] == "default"
     assert page.row("conv2d", "implicit 64")[-1][0] == "not timed: its share of the time was over"
     assert "conv2d: conv2d is not right" in page.sections["Not measured"]
     assert "nvidia_h200/right.json" in page.sections["Where the figures come from"]
