@@ -79,7 +79,7 @@ def _targets(found: dict) -> str:
 def _wrong(found: dict) -> Iterable[str]:
     """A wrong kernel comes before one that does not compile, and that before a program that fails."""
     for row in _of(found, "right"):
-        if row.get("passed", False) is False:  # None: there was nothing to try
+        if row.get("passed") is False:
             named = " ".join(str(row[key]) for key in ("check", "op", "case", "dtype", "tensor") if row.get(key))
             errors = f"error {_figure(row.get('error'))}, budget {_figure(row.get('budget'))}"
             yield f"{named}: {row.get('reason') or errors}"
