@@ -117,7 +117,7 @@ def test_every_op_has_its_call_measured():
 
 def test_a_call_is_judged_by_the_median_difference_of_the_rounds(monkeypatch):
     fixed = {OURS: Timing((0.010, 0.050, 0.010)), EAGER: Timing((0.004, 0.041, 0.003))}
-    monkeypatch.setattr(wrappers, "time_interleaved", lambda functions, clock, seconds: fixed)
+    monkeypatch.setattr(wrappers, "time_interleaved", lambda *options: fixed)
     ours, theirs, *_ = wrappers.wrappers("cpu", 1.0, False)
     assert ours.targets == [{"what": CALL_US.what, "value": pytest.approx(7), "met": False}] and theirs.targets == []
     assert ours.median_ms == pytest.approx(0.010) and theirs.versus == pytest.approx(0.4)
@@ -135,7 +135,7 @@ def test_trl_without_its_ppo_trainer_is_said():
 
 def test_a_ppo_step():
     config = dataclasses.replace(ppo_step.CONFIG, batch_size=2, minibatches=1, epochs=1, max_new_tokens=2)
-    ours, theirs = ppo_step.ppo_step("cpu", 0.001, False, config)
+    ours, theirs = ppo_step.ppo_step("cpu", 0.001, False, config=config)
     assert ours.status == "ok" and ours.unit == "episodes" and ours.rate == pytest.approx(2e3 / ours.median_ms)
     assert theirs.provider == ppo_step.TRL and theirs.status == "not available"
 
