@@ -9,7 +9,7 @@ from primer_fast.bench import nanogpt
 from primer_fast.bench.op import OURS
 from primer_fast.bench.transformer_step import GPT2_SHAPE, GPT2_VOCAB, PLAIN, SMALL_SHAPE, SMALL_VOCAB, made
 from primer_fast.bench.trial import Trial
-from primer_fast.bench.turns import Step, take_turns
+from primer_fast.bench.turns import COMPARED, Step, take_turns
 from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.models.transformer import TransformerConfig
 from primer_fast.train import dpo
@@ -36,7 +36,8 @@ def beside_plain(device: str, seconds: float, small: bool) -> list[Trial]:
     model = TransformerConfig(SMALL_VOCAB if small else GPT2_VOCAB, **shape, **PLAIN)
     config = dpo.DPOConfig(lr=1e-5, schedule="constant", batch_size=2 if small else 16, precision="bfloat16")
     half = model.context // 2
-    pairs = make_pairs(BATCHES * config.batch_size, half, half, model.vocab)
+    count = 2 if small else BATCHES
+    pairs = make_pairs(count * config.batch_size, half, half, model.vocab)
     torch.manual_seed(0)
     first = made(model, device)
     reference = dpo.reference_log_probs(first, pairs, config)
@@ -50,7 +51,7 @@ def beside_plain(device: str, seconds: float, small: bool) -> list[Trial]:
         state = dpo.start(own, config)
 
         def step():
-            dpo.train_step(state, *batches[state.step % BATCHES], config, 10**6)
+            dpo.train_step(state, *batches[state.step % count], config, 10**6)
             return state.window["loss"][-1]
 
         return step
@@ -62,7 +63,7 @@ def beside_plain(device: str, seconds: float, small: bool) -> list[Trial]:
     return take_turns(
         "dpo", setting, {OURS: ours, PLAIN_TORCH: lambda: plain_step(nanogpt.twin(first), batches, config)},
         work=config.batch_size, unit="pairs", seconds=seconds, device=device, tolerance=2e-2,
-        small=small,
+        compared=1 if small else COMPARED, small=small,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from primer_fast.bench import goals
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import PEERS
 from primer_fast.bench.trial import OK, Trial
-from primer_fast.bench.turns import Step, take_turns
+from primer_fast.bench.turns import COMPARED, Step, take_turns
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy
 
 LOGITS = "linear + cross_entropy"
@@ -46,9 +46,9 @@ def loss_head(
     trials = take_turns(
         "loss_head", setting, {name: lambda f=f: program(f) for name, f in functions.items()}, work=rows,
         unit="tokens", seconds=seconds, device=device, tolerance=1e-4 if dtype is torch.float32 else 2e-2,
-        small=small,
+        compared=1 if small else COMPARED, small=small,
     )  # fmt: skip
     ours, logits = trials[:2]
-    if ours.status == logits.status == OK and None not in (ours.peak_mib, logits.peak_mib):
+    if ours.status == logits.status == OK and ours.peak_mib is not None and logits.peak_mib:
         ours.targets.append(goals.LOSS_MEMORY.judged(ours.peak_mib / logits.peak_mib))
     return trials

@@ -11,6 +11,7 @@ import gc
 import shlex
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -139,8 +140,11 @@ def measure(name: str, device: str, seconds: float, with_compile: bool, small: b
 
 
 def begun(args: argparse.Namespace, command: str) -> TrialReport:
-    """The report to go on with: what ``args.json`` holds, where that is asked for and this code wrote it."""
-    header = trial.header(args.device, command) | {"done": []} | ({"small": True} if args.small else {})
+    """The report to go on with: what ``args.json`` holds, where that is asked for and this code wrote it.
+
+    "done" in its header are the parts tried, and the seconds that each took.
+    """
+    header = trial.header(args.device, command) | {"done": {}} | ({"small": True} if args.small else {})
     if args.resume and Path(args.json).exists():
         try:
             found = trial.load(args.json)
@@ -148,7 +152,7 @@ def begun(args: argparse.Namespace, command: str) -> TrialReport:
             print(f"bench: not resumed: {error}", file=sys.stderr)
         else:
             same = ("device", "kind", "torch", "source", "small")
-            if isinstance(found.header.get("done"), list) and all(found.header.get(k) == header.get(k) for k in same):
+            if isinstance(found.header.get("done"), dict) and all(found.header.get(k) == header.get(k) for k in same):
                 found.trials = [t for t in found.trials if t.reason != NO_TIME]
                 return found
             print(f"bench: not resumed: {args.json} is of another machine or other code", file=sys.stderr)
@@ -187,13 +191,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def note(name: str, found: list[Trial]) -> None:
         report.trials += found
-        done.append(name)
+        done[name] = round(time.monotonic() - began.get(name, time.monotonic()), 1)
         for comparison in TrialReport(report.header, found).comparisons():
-            print("\n".join(["", *trial.lines(comparison)]), flush=True)
+            print("\n".join(["", *trial.lines(comparison)]))
+        print(f"  ({name} took {done[name]:.0f} s)", flush=True)
         if args.json:
             report.save(args.json)
 
+    began: dict[str, float] = {}
+
     def work(name: str) -> None:
+        began[name] = time.monotonic()
         note(name, measure(name, args.device, args.seconds, not args.no_compile, args.small))
 
     def fail(name: str, reason: str) -> None:

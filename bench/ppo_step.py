@@ -29,6 +29,7 @@ def ppo_step(
     """Prompts of 32 tokens, new ones to each, scored by a function of the tokens; GPT-2's sizes on a GPU."""
     shape = {"width": 128, "layers": 4, "heads": 4} if device == "cpu" else {"width": 768, "layers": 12, "heads": 12}
     vocab = 4096 if device == "cpu" else 50257
+    length = 4 if small else 32
     if device == "cuda":
         config = dataclasses.replace(config, precision="bfloat16")
     if small:
@@ -42,7 +43,7 @@ def ppo_step(
         reference = copy.deepcopy(policy)
         state = ppo.start(ActorCritic(policy).to(device), config)
         draw = torch.Generator().manual_seed(0)
-        prompts = list(torch.randint(1, model.vocab, (256, 32), generator=draw))
+        prompts = list(torch.randint(1, model.vocab, (256, length), generator=draw))
         reward = reward_of_lists(lambda before, written: [sum(t % 2 for t in tokens) for tokens in written])
 
         def step():
@@ -52,11 +53,11 @@ def ppo_step(
         return step
 
     setting = (
-        f"{model.layers} layers, width {model.width}, vocabulary {model.vocab:,}, {config.batch_size} prompts of 32 + "
-        f"{config.max_new_tokens} tokens, {config.epochs} passes of {config.minibatches} minibatches"
+        f"{model.layers} layers, width {model.width}, vocabulary {model.vocab:,}, {config.batch_size} prompts of "
+        f"{length} + {config.max_new_tokens} tokens, {config.epochs} passes of {config.minibatches} minibatches"
         + ("" if config.precision == "float32" else f", {config.precision}")
     )
-    few = {"compared": 2, "least": 3, "small": small} if device == "cuda" else {}  # a step takes most of a second
+    few = {"compared": 1 if small else 2, "least": 3, "small": small} if device == "cuda" else {}  # steps are long
     return take_turns(
         "ppo", setting, {OURS: ours, TRL: theirs}, work=config.batch_size, unit="episodes", seconds=seconds,
         device=device, **few,
