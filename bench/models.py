@@ -10,6 +10,7 @@ import contextlib
 import gc
 import shlex
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -43,7 +44,7 @@ def texts(device: str, seconds: float, with_compile: bool, small: bool = False) 
         asked = _options(device=device, rounds=2, batch=1, layers=12, heads=12, width=768, context=1024, vocab=50257)
     if small:
         asked += _options(rounds=1, batch=2, layers=1, heads=2, width=16, context=16, vocab=32)
-        asked += ["--prompt", "4", "--new-tokens", "3"]
+        asked += ["--prompt", "4", "--new-tokens", "2"]
     return generation.trials(asked)
 
 
@@ -159,18 +160,16 @@ def begun(args: argparse.Namespace, command: str) -> TrialReport:
     return TrialReport(header)
 
 
-def warm() -> None:
+def warm(small: bool) -> None:
     """Compile nanoGPT's step as ``gpt2_compiled`` will, so that Inductor's cache on disk has it."""
-    compile_nanogpt()
-    _warmed().parent.mkdir(parents=True, exist_ok=True)
-    _warmed().touch()
+    compile_nanogpt(small)
+    if not small:
+        _warmed().touch()
 
 
 def _warmed() -> Path:
-    """The file that says so, beside Inductor's cache, which another code or another torch does not share."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return Path(cache_dir()) / f"primer_fast-{torch.__version__}-{environment.source()}"
+    """The file that says so, of this code and this torch."""
+    return Path(tempfile.gettempdir()) / f"primer_fast-compiled-{torch.__version__}-{environment.source()}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bench: TRITON_INTERPRET is set, and the time of an interpreter says nothing; unset it", file=sys.stderr)
         return 2
     if args.warm:
-        warm()
+        warm(args.small)
         return 0
     report = begun(args, shlex.join(["python", "-m", "primer_fast.bench.models", *argv]))
     done = report.header["done"]

@@ -38,13 +38,13 @@ MNIST_BEGINS = [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]  #
 def mlp_99(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
     """The perceptron of `primer-fast train mlp`, at most 12 times through the images."""
     torch.manual_seed(0)
-    return _trials("mlp", MLP(MLPConfig((100, 8, 10) if small else (784, 512, 256, 10))), 12, device, small)
+    return _trials("mlp", MLP(MLPConfig((49, 8, 10) if small else (784, 512, 256, 10))), 12, device, small)
 
 
 def cnn_99(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
     """The network of `primer-fast train cnn`, at most 4 times through the images."""
     torch.manual_seed(0)
-    model = CNN(CNNConfig((1, 10, 10), (2,), 3, hidden=(8,)) if small else CNNConfig())
+    model = CNN(CNNConfig((1, 7, 7), (2,), 3, hidden=(8,)) if small else CNNConfig())
     return _trials("cnn", model, 4, device, small)
 
 
@@ -61,12 +61,11 @@ def digits(small: bool) -> tuple[str, Digits]:
             "MNIST" if begins == MNIST_BEGINS and len(found.train_labels) == 60_000 else f"digits of {Path(where).name}"
         )
         return name, found
-    found = draw_digits(40, 20) if small else draw_digits(device="cuda" if torch.cuda.is_available() else "cpu")
-    if small:  # a third of the lines and columns
-        found = Digits(
-            found.train_images[:, ::3, ::3], found.train_labels, found.test_images[:, ::3, ::3], found.test_labels
-        )
-    return "drawn digits", found
+    if not small:
+        return "drawn digits", draw_digits(device="cuda" if torch.cuda.is_available() else "cpu")
+    found = draw_digits(20, 10)
+    train, test = (images[:, ::4, ::4] for images in (found.train_images, found.test_images))
+    return "drawn digits", Digits(train, found.train_labels, test, found.test_labels)
 
 
 class Race:
@@ -113,7 +112,7 @@ def _trials(name: str, first: MLP | CNN, epochs: int, device: str, small: bool) 
         *(t.to(device) for t in (found.train_images, found.train_labels, found.test_images, found.test_labels))
     )
     config = SupervisedConfig(
-        batch_size=4 if small else 256,
+        batch_size=2 if small else 256,
         epochs=epochs,
         warmup_steps=50,
         precision="float32" if device == "cpu" else "bfloat16",

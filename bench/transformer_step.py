@@ -66,9 +66,9 @@ def gpt2_compiled(device: str, seconds: float, with_compile: bool, small: bool =
     return _gpt2(device, seconds, True, small)[0]
 
 
-def compile_nanogpt() -> None:
+def compile_nanogpt(small: bool = False) -> None:
     """One step of what ``gpt2_compiled`` compares with: what Inductor makes of it stays in its cache on disk."""
-    model, train, tokens = _gpt2_setting("cuda", False)
+    model, train, tokens = _gpt2_setting("cuda", small)
     windows = [language_model.batch(tokens, model.context, train, 0).to("cuda")]
     nanogpt_step(nanogpt.twin(made(model, "cuda")), windows, train, compiled=True, fused=True)()
     torch.cuda.synchronize()

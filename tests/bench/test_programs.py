@@ -26,9 +26,10 @@ from primer_fast.bench.goals import DECLARED
 from primer_fast.bench.op import OURS
 from primer_fast.bench.transformer_step import COMPILED, GRAPH, NANOGPT, NO_GRAPH, PLAIN, compare
 from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, OK, Trial
+from primer_fast.data.drawn_digits import draw_digits
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import cuda_graphs
-from primer_fast.train.cuda_graphs import WARM_UP, CudaGraph
+from primer_fast.train.cuda_graphs import CudaGraph
 from primer_fast.train.language_model import LanguageModelConfig
 
 SMALL = TransformerConfig(19, 8, 16, 1, 2, **PLAIN)
@@ -94,18 +95,15 @@ def test_dpo_in_plain_pytorch_is_the_same_function(gpu):
     assert plain.provider == dpo_step.PLAIN_TORCH and ours.unit == "pairs"
 
 
-def test_dpo_of_another_beta_is_noticed(gpu, monkeypatch):
-    whole = dpo_step.plain_step
+def test_dpo_at_another_rate_is_noticed(gpu, monkeypatch):
+    step, take_turns = dpo_step.plain_step, dpo_step.take_turns
     monkeypatch.setattr(
-        dpo_step, "plain_step", lambda m, b, config: whole(m, b, dataclasses.replace(config, lr=10.0, clip_norm=1e9))
+        dpo_step,
+        "plain_step",
+        lambda model, batches, config: step(model, batches, dataclasses.replace(config, lr=10.0)),
     )
-    monkeypatch.setattr(dpo_step, "SMALL_SHAPE", dpo_step.SMALL_SHAPE | {"width": 32})
-    found = dpo_step.take_turns
-
-    def longer(*arguments, **options):
-        return found(*arguments, **options | {"small": False, "compared": 4, "least": 1})
-
-    monkeypatch.setattr(dpo_step, "take_turns", longer)
+    longer = {"small": False, "compared": 4, "least": 1}  # the first loss is log 2 at any rate
+    monkeypatch.setattr(dpo_step, "take_turns", lambda *found, **options: take_turns(*found, **options | longer))
     assert dpo_step.beside_plain("cuda", 0.0, True)[1].status == "wrong"
 
 
@@ -206,6 +204,15 @@ def test_a_provider_that_loses_the_gpu_is_not_taken_for_one_that_fails(gpu, monk
         turns.failure(ValueError("x"), "cuda")
 
 
+def test_a_folder_of_digits_is_called_by_its_name(monkeypatch):
+    found = draw_digits(20, 10)
+    monkeypatch.setattr(to_accuracy, "load_digits", lambda where: found)
+    monkeypatch.setenv(to_accuracy.FOLDER, "/data/others")
+    to_accuracy.digits.cache_clear()
+    assert to_accuracy.digits(True) == ("digits of others", found)
+    to_accuracy.digits.cache_clear()
+
+
 def test_wrong_calls(capsys):
     for arguments in ([], ["nothing"], ["mlp", "--resume"]):
         with pytest.raises(SystemExit) as refused:
@@ -214,7 +221,7 @@ def test_wrong_calls(capsys):
 
 
 def test_every_part_has_an_estimate(monkeypatch, tmp_path):
-    assert set(models.ESTIMATES) | {"generation"} >= set(models.ON_GPU) and set(models.ON_GPU) <= set(models.PARTS)
+    assert set(models.ON_GPU) <= set(models.PARTS) <= set(models.ESTIMATES)
     monkeypatch.setattr(models, "_warmed", lambda: tmp_path / "warm")
     cold = models.estimate("gpt2_compiled")
     (tmp_path / "warm").touch()
@@ -235,4 +242,4 @@ def test_texts_may_part_where_two_tokens_are_a_tie(plain_path):
 
 def test_the_loss_head_of_a_gpu_is_in_bfloat16(gpu):
     ours, logits, *_ = loss_head.loss_head("cuda", 0.0, False, small=True)
-    assert ours.status == logits.status == OK and "bfloat16" in ours.setting and WARM_UP > 0
+    assert ours.status == logits.status == OK and "bfloat16" in ours.setting

@@ -151,7 +151,7 @@ def test_a_dpo_step_beside_trl():
 
 
 def test_the_command_keeps_what_it_measured(monkeypatch, tmp_path, capsys):
-    def good(device, seconds, with_compile):
+    def good(device, seconds, with_compile, small):
         made = Trial("mlp", f"{device} {seconds} {with_compile}", OURS, unit="images")
         made.time([1.0], [1.0], 5)
         return [made]
