@@ -11,9 +11,9 @@ from primer_fast.bench.timing import Clock, clock_for
 from primer_fast.bench.units import DeviceLost
 from primer_fast.kernels.launch import Chip, chip
 from primer_fast.kernels.tunable import TUNED
-from primer_fast.proof.targets import TARGETS, Target
+from primer_fast.proof.targets import TARGETS, Target, target_of
 from primer_fast.tuning import prune, tuned_file
-from primer_fast.tuning.compile import Compilers, Task, chip_of, compiling, target_of
+from primer_fast.tuning.compile import Compilers, Task, chip_of, compiling
 from primer_fast.tuning.problems import Site, arrays_of, sites, units
 from primer_fast.tuning.replay import launches_of
 from primer_fast.tuning.search import Outcome, Sampler, fastest

@@ -5,9 +5,9 @@ import sys
 
 from primer_fast.kernels.launch import MatmulSettings
 from primer_fast.proof.offline import offline
-from primer_fast.proof.targets import TARGETS
+from primer_fast.proof.targets import TARGETS, target_of
 from primer_fast.tuning import prune
-from primer_fast.tuning.compile import Task, chip_of, compile_candidate, compiling, target_of
+from primer_fast.tuning.compile import Task, chip_of, compile_candidate, compiling
 from primer_fast.tuning.problems import arrays_of, run, sites, units
 
 if __name__ == "__main__":  # processes that compile import this file again
