@@ -89,6 +89,16 @@ def compile_peer(op: str, case: str, precision: str, pass_name: str, small: bool
     return Row(f"torch.compile {op} {case} {precision} {pass_name}", 0, [], _core_seconds() - begin)
 
 
+def compile_program(small: bool) -> Row:
+    """What torch.compile makes of nanoGPT's training step, which whole programs are compared with."""
+    from primer_fast.bench import models  # here: every process imports this file, and one needs that
+
+    begin = _core_seconds()
+    with contextlib.suppress(Exception):
+        models.warm(small)
+    return Row("torch.compile nanoGPT", 0, [], _core_seconds() - begin)
+
+
 def compile_all(
     tasks: Sequence[Sequence[tuple]], jobs: Sequence[int], after: Callable[[Row], None], seconds: float
 ) -> list[str]:
@@ -139,7 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     begin, gpu, rows = time.monotonic(), chip(), []
     dtypes, most = (_DTYPES[:1], 1) if args.small else (_DTYPES, None)
     ours = [(f"{u.op} {u.case} {u.dtype}", compile_unit, u, gpu) for dtype in dtypes for u in units_of(dtype, most)]
-    theirs = [
+    theirs: list[tuple] = [("torch.compile nanoGPT", compile_program, args.small)]  # the longest, so the first
+    theirs += [
         ("torch.compile " + " ".join(row), compile_peer, *row, args.small) for row in peers(2 * (most or 0) or None)
     ]
     content = {"schema": SCHEMA, "header": environment.describe("cuda"), "jobs": args.jobs}

@@ -133,7 +133,7 @@ def test_every_program_of_a_gpu_ends_without_the_packages_it_may_lack(gpu, monke
     path = tmp_path / "programs.json"
     assert models.main(["--all", "--small", "--device", "cuda", "--json", str(path)]) == 0, capsys.readouterr().out
     found = trial.load(path)
-    assert list(found.header["done"]) == list(models.ON_GPU) and found.header["small"] and found.left_out == []
+    assert set(found.header["done"]) == set(models.ON_GPU) and found.header["small"] and found.left_out == []
     names = {"call" if t.name.startswith("call of ") else t.name for t in found.trials}
     assert {subject for subject, _ in DECLARED["cuda"]} <= names
     missing = {t.provider: t.reason for t in found.trials if t.status == NOT_AVAILABLE}
@@ -224,8 +224,9 @@ def test_every_part_has_an_estimate(monkeypatch, tmp_path):
     assert set(models.ON_GPU) <= set(models.PARTS) <= set(models.ESTIMATES)
     monkeypatch.setattr(models, "_warmed", lambda: tmp_path / "warm")
     cold = models.estimate("gpt2_compiled")
+    assert models.order()[-1] == "gpt2_compiled" and sorted(models.order()) == sorted(models.ON_GPU)
     (tmp_path / "warm").touch()
-    assert models.estimate("gpt2_compiled") < cold
+    assert models.estimate("gpt2_compiled") < cold and models.order() == list(models.ON_GPU)
 
 
 def test_texts_may_part_where_two_tokens_are_a_tie(plain_path):
