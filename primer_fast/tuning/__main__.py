@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     if estimate:
         options |= {"dry_run": True, "target": options["target"] or "sm_90"}
     request = Request(**options)
-    with Workers(request.jobs) as workers:
+    with Workers(JOBS if estimate else request.jobs) as workers:
         try:
             job = Job(request, workers)
         except (ValueError, RuntimeError, OSError) as error:

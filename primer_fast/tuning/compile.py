@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from triton.backends.compiler import GPUTarget
 
@@ -100,7 +100,7 @@ class Workers:
 
     def __init__(self, jobs: int):
         self.jobs = jobs
-        self._pool = None
+        self._pool: Any = None
 
     def _started(self):
         if self._pool is None:

@@ -1,4 +1,4 @@
-"""What both commands, ``python -m primer_fast.tuning`` and ``primer-fast tune``, do between their options and output."""
+"""What ``python -m primer_fast.tuning`` and ``primer-fast tune`` both do, between their options and their output."""
 
 import os
 import time
@@ -64,7 +64,7 @@ class Job:
         given = bench_report.load(request.report) if request.report else None
         header = environment.describe("cuda" if torch.cuda.is_available() else "cpu")
         self.record = None if request.json is None else Record(request.json, header, request.resume)
-        many = request.jobs > 1 or interpreting  # a process that interprets kernels cannot look for problems itself
+        many = workers.jobs > 1 or interpreting  # a process that interprets kernels cannot look for problems itself
         self.todo = session.plan(
             request.ops, request.dtype, target=request.target, out=request.out, again=request.again, report=given,
             small=request.small, workers=workers if many else None,

@@ -38,7 +38,7 @@ def calls(candidates: int) -> int:
 
 
 def shares(todo: Plan, jobs: int) -> list[Share]:
-    """In the order of the search: compilation goes on in ``jobs`` processes while one problem after another is timed."""
+    """In the order of the search: ``jobs`` processes compile while one problem after another is timed."""
     found, compiled, timed = [], STARTING, STARTING
     for site in todo.sites:
         candidates = todo.pruned[site].estimated

@@ -14,7 +14,8 @@ class Record:
     """Rows of problems by name, those of an earlier process first. It is written whole after each."""
 
     def __init__(self, path: Path, header: dict, resume: bool):
-        self.path, self.header, self.left_out = path, header, []
+        self.path, self.header = path, header
+        self.left_out: list[str] = []
         self.rows: dict[str, dict] = load(path) if resume and path.exists() else {}
 
     @property

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,7 +40,7 @@ class Row:
     compile_seconds: float = 0.0
     registers: int = 0  # the most of those left
     outcome: Outcome | None = None
-    default: tuple | None = None
+    default: Any = None  # settings
     failure: str | None = None
 
     @property
@@ -244,7 +245,7 @@ def time_site(site: Site, kept: list[tuple], clock: Clock, until: float, now: Ca
             want = by_torch(site.unit, arrays)
         except torch.cuda.OutOfMemoryError as error:
             raise Unknown("PyTorch's own result does not fit the memory") from error
-        call = partial(whole_call, site, arrays=arrays, want=want)
+        call: Callable[[tuple], Callable] = partial(whole_call, site, arrays=arrays, want=want)
         samplers: dict[Hashable, Sampler] = {kept[0]: clock.sampler(call(kept[0]))}
     else:
         replay, want = launches_of(site, kept[0], arrays)

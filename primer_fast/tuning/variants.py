@@ -13,7 +13,10 @@ def _space(choice: Variants, kernels: tuple[str, ...], inside: tuple[str, ...], 
 
 
 VARIANTS = (
-    _space(linear_prepass.backward_choice, ("_prepass_kernel", "_add_rows_kernel", *_PRODUCT), ("matmul_operands", "matmul")),
+    _space(
+        linear_prepass.backward_choice, ("_prepass_kernel", "_add_rows_kernel", *_PRODUCT),
+        ("matmul_operands", "matmul"),
+    ),
     _space(operands_choice, _PRODUCT, ("matmul",), late=True),
     _space(
         attention_onepass.backward_choice,

@@ -38,6 +38,10 @@ def test_gradients_arrive_in_the_layout_of_the_output(seen):
     assert all("desc1" in site for site in seen["convolution"])
 
 
+def test_processes_compile_and_look_for_problems_where_this_one_interprets(seen):
+    assert seen["there"] and seen["registers"][0] > 0
+
+
 def test_only_what_is_wanted_is_compiled(seen):
     """A linear layer's three products: none where none is wanted, all where the unit is compiled whole."""
     assert seen["asked"] == [["_matmul_kernel"] * 3, 0] and seen["whole"] == 3
