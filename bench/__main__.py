@@ -3,21 +3,23 @@
 import argparse
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from primer_fast import backend
-from primer_fast.bench import ceilings, environment, tables
+from primer_fast.bench import ceilings, environment, report, tables, units
 from primer_fast.bench import op as ops
-from primer_fast.bench.measure import DeviceLost, Group, measure_group
-from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD, OURS, PASSES, PRECISIONS, Op
+from primer_fast.bench.agenda import planned
+from primer_fast.bench.measure import Group, measure_group
+from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD, OURS, PASSES, PRECISIONS
 from primer_fast.bench.report import Report, Row
 from primer_fast.bench.timing import clock_for
+from primer_fast.bench.units import LOST, DeviceLost
 
 _PASSES = {"forward": (FORWARD,), "backward": (FORWARD_BACKWARD,), "both": PASSES}
 _CPU_PRECISIONS = ("float32", "bfloat16")  # without --dtype: the others have no fast product on most CPUs
+_PATIENCE = 90.0  # seconds after which a group hangs; compilers take up to half of it
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,27 +36,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--budget", type=float, metavar="S", help="stop after about S seconds; what is left out is listed"
     )
+    parser.add_argument("--small", action="store_true", help="the smallest case of each op and small ceilings")
     parser.add_argument("--json", metavar="FILE", help="write the report here, after every group of rows")
+    parser.add_argument("--resume", action="store_true", help="measure what the file of --json lacks")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time")
     args = parser.parse_args(argv)
     if unknown := [name for name in args.ops if name not in ops.names()]:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(ops.names())}")
     return args
-
-
-def planned(
-    loaded: Iterable[Op], precisions: Iterable[str], passes: Iterable[str], device: str, most: int | None = None
-):
-    """Groups, the most important first: the first precision of every op before the second of any."""
-    loaded, passes = list(loaded), list(passes)
-    return [
-        Group(op, case, precision, pass_name, device)
-        for precision in precisions
-        for op in loaded
-        for case in op.cases(device)[:most]
-        for pass_name in op.passes(passes)
-        if case.gradients or pass_name == FORWARD
-    ]
 
 
 def run(
@@ -64,57 +53,76 @@ def run(
     budget: float | None = None,
     after: Callable[[list[Row]], None] = lambda rows: None,
     now: Callable[[], float] = time.monotonic,
+    marker: Path | None = None,
 ) -> None:
-    """Measure the groups into ``report`` until ``budget`` seconds are spent; ``after`` sees the rows of each.
+    """Measure the groups that the report lacks into it until ``budget`` seconds are spent; see units.each.
 
-    A group is begun only if the longest of the last few would still fit.
+    Args:
+        after: sees the rows of each group, which the report has then.
+
+    Raises:
+        DeviceLost: the GPU takes no more work in this process.
     """
-    begin, recent = now(), deque([0.0], maxlen=6)  # not all of them: the very first also starts the compiler
-    for number, group in enumerate(groups):
-        started = now()
-        if budget is not None and started - begin + max(recent) > budget:
-            report.left_out += [str(left) for left in groups[number:]]
-            return
-        try:
-            rows = measured(group)
-        except DeviceLost as error:
-            report.rows.append(group.row(OURS, status="failed", reason=f"the GPU was lost: {error}"))
-            report.left_out += [str(left) for left in groups[number + 1 :]]
-            after([report.rows[-1]])
-            return
-        except Exception as error:  # the op's own declarations: its arrays, its FLOPs
-            rows = [group.row(OURS, status="failed", reason=f"{type(error).__name__}: {error}")]
+
+    def keep(rows: list[Row]) -> None:
         report.rows += rows
-        recent.append(now() - started)
         after(rows)
+
+    def work(group: Group) -> None:
+        try:
+            keep(measured(group))
+        except DeviceLost:
+            raise
+        except Exception as error:  # the op's own declarations: its arrays, its FLOPs
+            keep([group.row(OURS, status="failed", reason=f"{type(error).__name__}: {error}")])
+
+    def fail(group: Group, reason: str) -> None:
+        keep([group.row(OURS, status="failed", reason=reason)])
+
+    def left() -> list[str]:
+        tried = {row.group for row in report.rows}
+        return [str(group) for group in groups if group.row(OURS).group not in tried]
+
+    unmeasured = set(left())
+    done = [str(group) for group in groups if str(group) not in unmeasured]
+    report.left_out = []
+    try:
+        units.each(groups, work, fail, done=done, marker=marker, budget=budget, patience=_PATIENCE, now=now)
+    finally:
+        report.left_out = left()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit status is 0, or 1 if a row of ours failed or was wrong, or 2 for a wrong call."""
+    """The exit status is 0; 1 if a row of ours failed or was wrong, 2 for a wrong call, units.LOST with the GPU."""
     args = parse(argv)
     began = time.monotonic()
-    if backend.interpreting:
+    if environment.interprets():
         print("bench: TRITON_INTERPRET is set, and the time of an interpreter says nothing; unset it", file=sys.stderr)
         return 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precisions = args.dtype or list(PRECISIONS if device == "cuda" else _CPU_PRECISIONS)
-    precisions = precisions[: 1 if args.quick and not args.dtype else None]
+    precisions = precisions[: 1 if (args.quick or args.small) and not args.dtype else None]
     seconds = args.seconds_per_row or (0.05 if args.quick else 0.2 if device == "cuda" else 0.5)
 
     clock = clock_for(device)
-    header = environment.describe(device) | {"measures": clock.measures}
-    limits = ceilings.measure(device, precisions, clock)
-    report = Report(header | {"ceilings": vars(limits)})
-    print("\n".join(tables.header_lines(report)), flush=True)
+    path = Path(args.json) if args.json else None
+    if args.resume and path is not None and path.exists():
+        found = report.load(path)
+        limits = ceilings.Ceilings(**found.header["ceilings"])
+    else:
+        limits = ceilings.measure(device, precisions, clock, sizes=ceilings.SMALL if args.small else None)
+        found = Report(environment.describe(device) | {"measures": clock.measures, "ceilings": vars(limits)})
+    print("\n".join(tables.header_lines(found)), flush=True)
 
     loaded = []
     for name in args.ops or ops.names():
         try:
-            loaded.append(ops.load(name))
+            op = ops.load(name)
+            loaded.append(op.with_smallest_case() if args.small else op)
         except Exception as error:
             reason = f"cannot be imported: {type(error).__name__}: {error}"
-            report.rows.append(Row(name, "all", "all", "all", OURS, status="failed", reason=reason))
-            print(f"\n{tables.group_text(report.rows[-1:])}", flush=True)
+            found.rows.append(Row(name, "all", "all", "all", OURS, status="failed", reason=reason))
+            print(f"\n{tables.group_text(found.rows[-1:])}", flush=True)
     groups = planned(loaded, precisions, _PASSES[args.pass_name], device, 2 if args.quick else None)
 
     def measured(group: Group) -> list[Row]:
@@ -122,19 +130,21 @@ def main(argv: list[str] | None = None) -> int:
 
     def after(rows: list[Row]) -> None:
         print(f"\n{tables.group_text(rows)}", flush=True)
-        if args.json:
-            report.save(args.json)
+        if path is not None:
+            found.save(path)
 
     budget = None if args.budget is None else args.budget - (time.monotonic() - began)
+    marker = None if path is None else path.with_suffix(".begun")
     try:
-        run(groups, measured, report, budget, after)
-    except KeyboardInterrupt:
-        done = {row.group for row in report.rows}
-        report.left_out = [str(g) for g in groups if (g.op.name, g.case.name, g.precision, g.pass_name) not in done]
-    if args.json:
-        report.save(args.json)
-    print("\n" + "\n".join(tables.closing_lines(report)))
-    return int(any(row.status != "ok" for row in tables.ours(report)))
+        run(groups, measured, found, budget, after, marker=marker)
+    except DeviceLost as error:
+        print(f"bench: the GPU was lost: {error}", file=sys.stderr)
+        return LOST
+    finally:
+        if path is not None:
+            found.save(path)
+    print("\n" + "\n".join(tables.closing_lines(found)))
+    return int(any(row.status != "ok" for row in tables.ours(found)))
 
 
 if __name__ == "__main__":

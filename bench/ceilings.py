@@ -14,6 +14,7 @@ _SIZES = {
     "cuda": {"copy": 1 << 30, "bfloat16": 8192, "float16": 8192, "tf32": 8192, "float32": 4096},
     "cpu": {"copy": 1 << 27, "bfloat16": 1024, "float16": 1024, "tf32": 1024, "float32": 1024},
 }
+SMALL = {"copy": 1 << 16, **dict.fromkeys(PRECISIONS, 32)}  # to see that it runs
 
 
 @dataclass(frozen=True)

@@ -1,48 +1,59 @@
-"""python -m primer_fast.bench.gpu --out DIR: tests, verification and benchmarks on this GPU, within a time limit.
+"""python -m primer_fast.bench.gpu --out DIR: what this GPU can tell, within a few minutes and without a question.
 
-Each stage is a process of its own with its own limit; one that fails or hangs does not stop the next. Everything is in
-DIR when it ends, or up to where it was interrupted: logs, tests.xml, verify.json, bench.json, summary.md. ``--only
-tune`` searches launch settings instead, into DIR/tuned.
+The stages run one after another, the most important first: everything is compiled, every kernel is compared with
+PyTorch, then timed, then whole programs, then a checker of memory. Each is a process of its own with its own limit and
+its own file; one that fails or hangs does not stop the next. What is in DIR is whole at any moment: the stages' files,
+log.txt, and summary.md, which begins with the targets. ``--only tune`` searches launch settings instead, into
+DIR/tuned. ``--rehearse`` does all of it on a CPU, small, with a stand-in for the GPU. ``--estimate`` says how long each
+stage will take.
 """
 
 import argparse
-import dataclasses
 import os
-import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from primer_fast.bench import environment, summary
+from primer_fast.bench.units import LOST
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("tests", "verify", "bench")
-ASKED_FOR = ("tune",)  # with --only
-
 LOG_BYTES = 8 << 20  # a compiler that prints its whole input can fill a disk
+MINUTES = {"gpu": 6.0, "tune": 4.0}
 _CLOSING_SECONDS = 15  # kept from the total for ending the last stage and writing the summary
+_MARGIN = 8.0  # seconds that a stage is to end before its limit
+_RESTART = 15.0  # seconds without which starting a stage's process once more is of no use
 
 
 @dataclass(frozen=True)
 class Stage:
-    """``share``: of the time that is left when it starts; ``command(seconds)``: its command line, given its limit.
+    """A module that is run with ``--json leaves --budget S``: see units.py for its exit status.
 
-    ``leaves`` is the file that it must have written: one that ends well without it has not run what it should.
+    ``share``: of the time that is left when it starts; ``leaves``: the file that it must have written.
     """
 
     name: str
     share: float
-    command: Callable[[float], list[str]]
-    leaves: Path | None = None
+    module: str
+    leaves: Path
+    arguments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)  # beside this process's own
+    rehearsed: bool = False
+
+    def command(self, seconds: float, resume: bool = False) -> list[str]:
+        """Its command line, given its limit."""
+        stand_in = ["primer_fast.bench.rehearsal"] if self.rehearsed else []
+        budget = f"{max(seconds - _MARGIN, 0.7 * seconds):.0f}"
+        options = ["--json", str(self.leaves), "--budget", budget, *(["--small"] if self.rehearsed else [])]
+        options += ["--resume"] if resume else []
+        return [sys.executable, "-u", "-m", *stand_in, self.module, *self.arguments, *options]
 
 
 @dataclass(frozen=True)
@@ -58,32 +69,33 @@ class Outcome:
         return self.status == "passed"
 
 
-def stages(out: Path, pytest_args: list[str], interpreted: bool) -> list[Stage]:
-    """The stages, in the order in which a failure matters; ``interpreted``: kernels run without a GPU."""
-    environment = {"TRITON_INTERPRET": "1"} if interpreted else {}
-    xml, verified, timed = out / "tests.xml", out / "verify.json", out / "bench.json"
-    python = [sys.executable, "-u", "-m"]
-    tests = [
-        *python,
-        "pytest",
-        "tests",
-        "-vv",
-        "--tb=short",
-        "-rfE",
-        "--durations=10",
-        f"--junitxml={xml}",
-        *(["-n", str(max(2, (os.cpu_count() or 2) // 2))] if find_spec("xdist") else []),  # compiling takes the time
-        *pytest_args,
-    ]
-    verify = [*python, "primer_fast.proof.verify", "--json", str(verified)]
-    bench = [*python, "primer_fast.bench", "--json", str(timed), "--budget"]
-    tune = [*python, "primer_fast.tuning", "--out", str(out / "tuned"), "--minutes"]
+def stages(out: Path, rehearsed: bool = False) -> list[Stage]:
+    """All stages of a run, in the order in which a failure matters; the shares of six minutes are about
+
+    60, 105, 100, 65 and 20 s, and what one does not need is the next one's.
+    """
+    interpreted = {"TRITON_INTERPRET": "1"} if rehearsed else {}
+
+    def stage(
+        name: str, share: float, module: str, *arguments: str, environment: dict[str, str] = interpreted
+    ) -> Stage:
+        leaves = out / f"{name}.json"
+        return Stage(name, share, f"primer_fast.{module}", leaves, arguments, environment, rehearsed)
+
     return [
-        Stage("tests", 0.45, lambda seconds: tests, xml, environment),
-        Stage("verify", 0.4, lambda seconds: verify, verified, environment),
-        Stage("bench", 1.0, lambda seconds: [*bench, f"{max(seconds - 20, seconds / 2):.0f}"], timed),
-        Stage("tune", 1.0, lambda seconds: [*tune, f"{max(seconds - 20, seconds / 2) / 60:.2f}"]),
+        stage("compile", 0.17, "bench.compile", environment={}),
+        stage("right", 0.37, "bench.right"),
+        stage("fast", 0.55, "bench", "--seconds-per-row", "0.01" if rehearsed else "0.1"),
+        stage("programs", 0.7, "bench.models", "--all"),
+        stage("sanitizer", 1.0, "bench.sanitizer"),
     ]
+
+
+def tune_stage(out: Path, rehearsed: bool = False) -> Stage:
+    """The search for settings and variants."""
+    interpreted = {"TRITON_INTERPRET": "1"} if rehearsed else {}
+    where = ("--out", str(out / "tuned"))
+    return Stage("tune", 1.0, "primer_fast.tuning", out / "tune.json", where, interpreted, rehearsed)
 
 
 def run_all(todo: list[Stage], out: Path, seconds: float, header: dict) -> list[Outcome]:
@@ -97,39 +109,52 @@ def run_all(todo: list[Stage], out: Path, seconds: float, header: dict) -> list[
             outcomes.append(Outcome(stage.name, "not started: no time was left", 0.0))
         else:
             print(f"{stage.name}: at most {limit:.0f} s ...", flush=True)
-            outcomes.append(run_stage(stage, out / f"{stage.name}.log", limit))
+            outcomes.append(run_stage(stage, out / summary.LOG, limit))
         print(f"{stage.name}: {outcomes[-1].status}, {outcomes[-1].seconds:.0f} s", flush=True)
         summary.save(out, header, outcomes)
     return outcomes
 
 
 def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> Outcome:
-    """Run one stage with its output in ``log``; past ``limit`` seconds it is interrupted, then killed."""
-    begin = time.monotonic()
-    with log.open("w") as stream:
-        try:
-            process = subprocess.Popen(
-                stage.command(limit),
-                cwd=ROOT,
-                env=os.environ | stage.environment,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_listen,
-            )
-        except OSError as error:
-            return Outcome(stage.name, f"not started: {error}", 0.0)
-        try:
-            code = process.wait(limit)
-            status = "passed" if code == 0 else f"failed (exit {code})"
-        except subprocess.TimeoutExpired:
-            status = f"stopped after {limit:.0f} s"
-        finally:
-            _end(process, grace)
+    """Run one stage with its output in ``log``; past ``limit`` seconds it is interrupted, then killed.
+
+    A process that says that it cannot go on is followed by another, for what it had not reached.
+    """
+    begin, end = time.monotonic(), time.monotonic() + limit
+    status, lost = "", 0
+    with log.open("a") as stream:
+        while True:
+            stream.write(f"\n===== {stage.name} =====\n")
+            stream.flush()
+            left = end - time.monotonic()
+            status = _run_process(stage.command(left, resume=lost > 0), stage.environment, stream, left, grace)
+            if status != f"failed (exit {LOST})" or end - time.monotonic() < _RESTART:
+                break
+            lost += 1
     _shorten(log)
-    if status == "passed" and stage.leaves and not stage.leaves.exists():
+    if status == "passed" and not stage.leaves.exists():
         status = f"failed (exit 0, but no {stage.leaves.name})"
+    if lost:
+        status = f"failed ({lost} processes ended early); the last one: {status}"
     return Outcome(stage.name, status, time.monotonic() - begin)
+
+
+def _run_process(command: list[str], extra: dict[str, str], stream, limit: float, grace: float) -> str:
+    """Run a command; how it ended."""
+    try:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | extra, stdout=stream, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_listen,
+        )  # fmt: skip
+    except OSError as error:
+        return f"not started: {error}"
+    try:
+        code = process.wait(limit)
+        return "passed" if code == 0 else f"failed (exit {code})"
+    except subprocess.TimeoutExpired:
+        return f"stopped after {limit:.0f} s"
+    finally:
+        _end(process, grace)
 
 
 def _listen() -> None:
@@ -159,33 +184,45 @@ def _shorten(log: Path) -> None:
     log.write_bytes(beginning + b"\n... shortened ...\n" + ending)
 
 
+def writable_home() -> dict[str, str]:
+    """HOME for the stages where this user's cannot be written: Triton, torch and matplotlib keep caches below it."""
+    home = Path.home()
+    if home.is_dir() and os.access(home, os.W_OK):
+        return {}
+    instead = Path(tempfile.gettempdir()) / f"primer_fast_home_{os.getuid()}"
+    instead.mkdir(exist_ok=True)
+    return {"HOME": str(instead)}
+
+
 def main(argv: list[str] | None = None) -> int:
     """The exit status is 0 if every stage passed, 1 if not, 2 without a GPU or for a wrong call."""
     parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.gpu", description=__doc__)
+    names = [stage.name for stage in stages(Path())]
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for everything together (9)")
-    parser.add_argument("--only", nargs="+", choices=STAGES + ASKED_FOR, help="these stages alone, each with more time")
-    parser.add_argument("--cpu", action="store_true", help="run without a GPU, kernels in Triton's interpreter: slow")
+    parser.add_argument("--minutes", type=float, help="for everything together (6; of the search 4)")
     parser.add_argument(
-        "--pytest-args", type=shlex.split, default=[], metavar="ARGS", help="more arguments for the tests"
+        "--only", nargs="+", choices=[*names, "tune"], metavar="STAGE", help=f"of {', '.join(names)}, tune; each longer"
     )
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU: the same, small, on a stand-in")
     args = parser.parse_args(argv)
-    if args.minutes <= 0:
-        parser.error(f"--minutes must be positive; got {args.minutes:g}")
-    if not torch.cuda.is_available() and not args.cpu:
-        print("bench.gpu: this Python sees no CUDA GPU; --cpu runs the same stages without one", file=sys.stderr)
+    tunes = args.only == ["tune"]
+    minutes = args.minutes if args.minutes is not None else MINUTES["tune" if tunes else "gpu"]
+    if minutes <= 0:
+        parser.error(f"--minutes must be positive; got {minutes:g}")
+    if not torch.cuda.is_available() and not args.rehearse:
+        print("bench.gpu: this Python sees no CUDA GPU; --rehearse runs the same stages without one", file=sys.stderr)
         return 2
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for name in summary.FILES:  # an older run's results must not pass for this one's
-        (out / name).unlink(missing_ok=True)
-    has_gpu = torch.cuda.is_available()
-    header = environment.describe("cuda" if has_gpu else "cpu")
-    todo = stages(out, args.pytest_args, not has_gpu)
-    todo = [stage for stage in todo if stage.name in (args.only or STAGES)]
-    if args.only:
-        todo[-1] = dataclasses.replace(todo[-1], share=1.0)
-    outcomes = run_all(todo, out, 60 * args.minutes, header)
+    todo = [*stages(out, args.rehearse), tune_stage(out, args.rehearse)]
+    todo = [stage for stage in todo if stage.name in (args.only or names)]
+    for name in (*(stage.leaves.name for stage in todo), summary.LOG, summary.PAGE):  # an older run's results must not
+        (out / name).unlink(missing_ok=True)  # pass for this one's
+    for marker in out.glob("*.begun"):
+        marker.unlink()
+    os.environ.update(writable_home())
+    header = environment.describe("cpu" if args.rehearse else "cuda")
+    outcomes = run_all(todo, out, 60 * minutes, header)
     print("\n" + summary.text(out, header, outcomes, brief=True))
     return int(not all(outcome.passed for outcome in outcomes))
 

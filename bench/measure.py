@@ -10,7 +10,7 @@ from torch import Tensor
 from primer_fast.bench.ceilings import Ceilings, matmul_precision
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, PRECISIONS, Op, part_pass
 from primer_fast.bench.peers import NotAvailable
-from primer_fast.bench.report import Row
+from primer_fast.bench.report import Row, judged
 from primer_fast.bench.timing import Clock, Timing, apart, ratio, time_interleaved
 from primer_fast.bench.units import DeviceLost
 from primer_fast.reference.case import Case
@@ -293,5 +293,5 @@ def _targets(group: Group, row: Row) -> list[dict]:
         name = target.metric.removeprefix("versus ")
         value = row.versus.get(name) if name != target.metric else getattr(row, target.metric)
         if asked and value is not None:
-            found.append({"what": str(target), "value": value, "met": target.at_least <= value <= target.at_most})
+            found.append({"what": str(target), **judged(value, target.at_least, target.at_most)})
     return found

@@ -4,7 +4,7 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -110,6 +110,10 @@ class Op:
     def passes(self, chosen: Sequence[str] = PASSES) -> list[str]:
         """``chosen``, and after a backward the gradients that are timed alone."""
         return [*chosen, *(part_pass(part) for part in self.parts if FORWARD_BACKWARD in chosen)]
+
+    def with_smallest_case(self) -> "Op":
+        """This op with one case on any device, the one in which nothing but the call takes time."""
+        return replace(self, gpu_cases=self.cpu_cases[-1:], cpu_cases=self.cpu_cases[-1:])
 
     def cases(self, device: str) -> Sequence[Case]:
         return self.gpu_cases if device == "cuda" else self.cpu_cases

@@ -1,6 +1,7 @@
 """One benchmark run as data: what was measured, on what, and how it is written, read and checked."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -57,6 +58,12 @@ class Row:
     def spread(self) -> float | None:
         """Distance of the quartiles as a part of the median."""
         return None if self.median_ms is None else (self.high_ms - self.low_ms) / self.median_ms
+
+
+def judged(value: float, at_least: float = -math.inf, at_most: float = math.inf) -> dict:
+    """A figure beside its bound, as targets stand in the files; a ``ratio`` of 1 and more is met."""
+    ratio = value / at_least if math.isfinite(at_least) else at_most / value if value > 0 else 1.0
+    return {"value": value, "met": at_least <= value <= at_most, "ratio": ratio}
 
 
 @dataclass

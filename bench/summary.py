@@ -1,152 +1,171 @@
-"""summary.md of a GPU run: built from whatever files the stages have left so far."""
+"""summary.md of a GPU run: built from whatever files the stages have left so far.
+
+It begins with the targets beside what was measured, goes on with what was wrong and with what had no time, and ends
+with the tables.
+"""
 
 import json
-import re
-import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from primer_fast.bench import report, tables
+from primer_fast.bench import report, scoreboard, tables, trial
 from primer_fast.bench.files import replace_text
+from primer_fast.bench.op import OURS
 
-FILES = (
-    *("tests.xml", "tests.log", "verify.json", "verify.log"),
-    *("bench.json", "bench.log", "tune.log", "summary.md"),
-)
+PAGE, LOG = "summary.md", "log.txt"
 BRIEF_CHARACTERS = 9_500
-_FAILURES, _WORST, _ROWS = 25, 12, 40  # lines of each kind on the brief page
+_FAILURES, _WORST, _ROWS = 20, 8, 40  # lines of each kind on the brief page
 
 
 def save(out: Path, header: dict, outcomes: list) -> None:
     """Write DIR/summary.md; a reader never sees half of it."""
-    replace_text(out / "summary.md", text(out, header, outcomes))
+    replace_text(out / PAGE, text(out, header, outcomes))
 
 
 def text(out: Path, header: dict, outcomes: list, *, brief: bool = False) -> str:
-    """The page: machine, stages, failing tests, worst verification, benchmarks; if brief, under 10,000 characters."""
+    """The page; if brief, under 10,000 characters."""
+    found = {name: _read(out / f"{name}.json", how) for name, how in _READERS.items() if _ran(name, outcomes)}
+    most = _FAILURES if brief else None
     versions = ", ".join(
-        f"{key} {header[key]}" for key in ("python", "torch", "triton", "cuda", "driver") if header[key]
+        f"{key} {header[key]}" for key in ("python", "torch", "triton", "cuda", "driver") if header.get(key)
     )
-    parts = [f"# {header['device']}", f"{versions}, commit {header['commit'] or '-'}, {header['date']}"]
-    parts.append("\n".join(f"- {o.name}: {o.status}, {o.seconds:.0f} s" for o in outcomes) or "- nothing has run yet")
-    ran = {outcome.name for outcome in outcomes}
-    sections = {"tests": _tests, "verify": _verification, "bench": _benchmarks, "tune": _tuning}
-    for name, section in sections.items():
-        if name in ran:
-            parts += [f"## {name}", section(out, brief)]
-    page = "\n\n".join(parts)
+    where = f"{versions}, commit {header.get('commit') or '-'}, source {header.get('source') or '-'}, {header['date']}"
+    ended = "\n".join(f"- {o.name}: {o.status}, {o.seconds:.0f} s" for o in outcomes) or "- nothing has run yet"
+    parts = [f"# {header['device']}", where, ended, "## Targets", _targets(found)]
+    parts += ["## Wrong", _lines(_wrong(found), most, "Nothing was wrong in what was checked.")]
+    parts += ["## No time", _lines(_no_time(found, outcomes), most, "Nothing was left out.")]
+    for name, content in found.items():
+        parts += [f"## {name}", _details(name, content, out, brief)]
+    page = "\n\n".join(parts) + "\n"
     if brief and len(page) > BRIEF_CHARACTERS:
-        page = page[:BRIEF_CHARACTERS].rsplit("\n", 1)[0] + f"\n... the rest is in {out / 'summary.md'}"
+        page = page[:BRIEF_CHARACTERS].rsplit("\n", 1)[0] + f"\n... the rest is in {out / PAGE}"
     return page
 
 
-def _tuning(out: Path, brief: bool) -> str:
-    return _tail(out / "tune.log")
+def _ran(name: str, outcomes: list) -> bool:
+    return any(outcome.name == name for outcome in outcomes)
 
 
-def _tests(out: Path, brief: bool) -> str:
-    counted = test_counts(out)
-    if counted is None:
-        return "No result.\n\n" + _tail(out / "tests.log")
-    counts, failures = counted
-    lines = [", ".join(f"{number} {name}" for name, number in counts.items())]
-    return "\n".join(lines + _limited([f"- {failure}" for failure in failures], _FAILURES if brief else None))
+def _rows(path: Path) -> dict:
+    """A file with a header and rows, whatever these hold."""
+    data = json.loads(path.read_text())
+    if not isinstance(data, dict) or not all(isinstance(row, dict) for row in data.get("rows", [None])):
+        raise ValueError(f"{path.name} must hold rows")
+    return data
 
 
-def test_counts(out: Path) -> tuple[dict[str, int], list[str]] | None:
-    """Counts by result, and the failures with their first line; from tests.xml, or the log of a killed run, or None."""
-    counts = {"passed": 0, "failed": 0, "errors": 0, "skipped": 0}
-    failures = []
+_READERS: dict[str, Callable] = {
+    "compile": _rows, "right": _rows, "fast": report.load, "programs": trial.load, "sanitizer": _rows, "tune": _rows,
+}  # fmt: skip
+
+
+def _read(path: Path, how: Callable):
+    """What a stage left, or why it cannot be read."""
     try:
-        root = ET.parse(out / "tests.xml").getroot()
-    except (OSError, ET.ParseError):
-        return _counts_from_log(out / "tests.log")
-    for test in root.iter("testcase"):
-        kinds = {"failure": "failed", "error": "errors", "skipped": "skipped"}
-        found = next((child for child in test if child.tag in kinds), None)
-        counts[kinds[found.tag] if found is not None else "passed"] += 1
-        if found is not None and found.tag != "skipped":
-            first = (found.get("message") or "").strip().splitlines()[:1]
-            failures.append(f"{test.get('classname')}::{test.get('name')}: {''.join(first)[:200]}")
-    return counts, failures
+        return how(path)
+    except (OSError, ValueError) as error:
+        return f"No result ({type(error).__name__}: {error})."
 
 
-def _counts_from_log(log: Path) -> tuple[dict[str, int], list[str]] | None:
-    """From pytest's "path::test RESULT [ n%]" lines."""
-    if not log.exists():
-        return None
-    found = re.findall(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", log.read_text(errors="replace"), re.MULTILINE)
-    if not found:
-        return None
-    kinds = {"passed": "PASSED", "failed": "FAILED", "errors": "ERROR", "skipped": "SKIPPED"}
-    counts = {name: sum(result == kind for _, result in found) for name, kind in kinds.items()}
-    return counts, [f"{name}: see tests.log" for name, result in found if result in ("FAILED", "ERROR")]
+def _targets(found: dict) -> str:
+    lines = []
+    if isinstance(fast := found.get("fast"), report.Report):
+        lines += scoreboard.of_ops(fast)
+    if isinstance(programs := found.get("programs"), trial.TrialReport):
+        lines += scoreboard.of_programs(programs)
+    return scoreboard.markdown(lines) if lines else "No target was measured."
 
 
-def _verification(out: Path, brief: bool) -> str:
-    """verify.json: a list of rows as proof.verify writes them."""
-    try:
-        rows = json.loads((out / "verify.json").read_text())
-        worst = sorted(rows, key=lambda row: (row["passed"], -_part_of_budget(row)))
-        failed = sum(not row["passed"] for row in rows)
-        lines = [f"{len(rows) - failed} passed, {failed} failed; the worst, by error over budget:"]
-        shown = worst[:_WORST] if brief else worst[: max(4 * _WORST, failed)]
-        lines += [
-            f"- {'ok' if row['passed'] else 'FAILED'} {_name(row)}: error {_figure(row['error'])}, "
-            f"budget {_figure(row['budget'])}"
-            for row in shown
-        ]
-        return "\n".join(lines)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        lines = [f"No rows ({type(error).__name__}: {error})."]
-        if (out / "verify.log").exists():  # one line per finished case
-            log = (out / "verify.log").read_text(errors="replace").splitlines()
-            failed = [f"- {line}" for line in log if line.startswith("FAILED ")]
-            finished = sum(line.startswith("ok ") for line in log)
-            lines.append(f"In the log: {finished} cases passed, {len(failed)} failed.")
-            lines += _limited(failed, _WORST if brief else None)
-        return "\n".join(lines) + "\n\n" + _tail(out / "verify.log")
+def _wrong(found: dict) -> Iterable[str]:
+    """A wrong kernel comes before one that does not compile, and that before a program that fails."""
+    for row in _of(found, "right"):
+        if not row.get("passed"):
+            named = " ".join(str(row[key]) for key in ("check", "op", "case", "dtype", "tensor") if row.get(key))
+            errors = f"error {_figure(row.get('error'))}, budget {_figure(row.get('budget'))}"
+            yield f"{named}: {row.get('reason') or errors}"
+    if isinstance(fast := found.get("fast"), report.Report):
+        for row in tables.ours(fast):
+            if row.status != "ok":
+                yield f"fast {' '.join(row.group)}: {row.status}: {row.reason}"
+    for row in _of(found, "sanitizer"):
+        if row.get("errors"):
+            yield f"{row.get('tool')}: {row['errors']} errors: {'; '.join(row.get('lines', [])[:3])}"
+    for row in _of(found, "compile"):
+        yield from (f"compile {row.get('what')}: {error}" for error in row.get("errors", []))
+    if isinstance(programs := found.get("programs"), trial.TrialReport):
+        for one in programs.trials:
+            if one.provider.startswith(OURS) and one.status in (trial.FAILED, trial.WRONG):
+                yield f"program {one.name}: {one.provider}: {one.status}: {one.reason}"
+    for row in _of(found, "tune"):
+        if str(row.get("status", "")).startswith(("failed", "wrong")):
+            yield f"tune {row.get('site')}: {row['status']}"
 
 
-def _name(row: dict) -> str:
-    return " ".join(str(row[key]) for key in ("op", "case", "dtype", "path", "tensor") if key in row)
+def _no_time(found: dict, outcomes: list) -> Iterable[str]:
+    for outcome in outcomes:
+        if outcome.status.startswith(("stopped", "not started")):
+            yield f"{outcome.name}: {outcome.status}"
+    for name, content in found.items():
+        left = content.get("left_out", []) if isinstance(content, dict) else getattr(content, "left_out", [])
+        if left:
+            yield f"{name}: {len(left)}: " + "; ".join(map(str, left))
+
+
+def _of(found: dict, name: str) -> list[dict]:
+    content = found.get(name)
+    return content["rows"] if isinstance(content, dict) else []
+
+
+def _details(name: str, content, out: Path, brief: bool) -> str:
+    if isinstance(content, str):
+        return f"{content}\n\n{_tail(out / LOG)}"
+    if name == "compile":
+        slowest = sorted(content["rows"], key=lambda row: -row.get("seconds", 0))[:3]
+        return f"{content.get('launches')} launches in {content.get('seconds')} s; the slowest: " + ", ".join(
+            f"{row.get('what')} {row.get('seconds', 0):.1f} s" for row in slowest
+        )
+    if name == "right":
+        return _right(content["rows"], brief)
+    if name == "fast":
+        return (
+            "\n".join(_limited(tables.brief_lines(tables.ours(content)), _ROWS)) if brief else tables.markdown(content)
+        )
+    if name == "programs":
+        return "\n\n".join("\n".join(trial.lines(comparison)) for comparison in content.comparisons())
+    if name == "sanitizer":
+        return "\n".join(
+            f"- {row.get('tool')}: {row.get('status')}, {row.get('errors')} errors" for row in content["rows"]
+        )
+    return "\n".join(_limited([f"- {row.get('site')}: {row.get('status')}" for row in content["rows"]], _ROWS))
+
+
+def _right(rows: list[dict], brief: bool) -> str:
+    failed = sum(not row.get("passed") for row in rows)
+    worst = sorted((row for row in rows if row.get("budget")), key=_part_of_budget, reverse=True)
+    lines = [f"{len(rows) - failed} passed, {failed} failed; the worst, by error over budget:"]
+    for row in worst[: _WORST if brief else 4 * _WORST]:
+        named = " ".join(str(row[key]) for key in ("op", "case", "dtype", "tensor") if row.get(key))
+        lines.append(f"- {named}: error {_figure(row.get('error'))}, budget {_figure(row['budget'])}")
+    return "\n".join(lines)
+
+
+def _part_of_budget(row: dict) -> float:
+    error = row.get("error")
+    return float("inf") if error is None or error != error else error / row["budget"]
 
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.2e}"
 
 
-def _part_of_budget(row: dict) -> float:
-    error, budget = row["error"], row["budget"]
-    if error is None or error != error:  # no figure, or NaN: worse than any
-        return float("inf")
-    return error / budget if budget else float("inf") if error else 0.0
-
-
-def _benchmarks(out: Path, brief: bool) -> str:
-    try:
-        found = report.load(out / "bench.json")
-    except (OSError, ValueError) as error:
-        return f"No rows ({error}).\n\n" + _tail(out / "bench.log")
-    if not brief:
-        return tables.markdown(found)
-    ours = tables.ours(found)
-    targets = [row for row in ours if row.targets]
-    missed = [line for line in tables.target_lines(ours) if line.startswith("MISSED")]
-    met = sum(len(row.targets) for row in targets) - len(missed)
-    lines = [*tables.header_lines(found), *_limited(tables.brief_lines(ours), _ROWS)]
-    others = [row for row in found.rows if row.status != "ok" and row not in ours]
-    lines += _limited([f"  {' '.join(row.group)}, {row.provider}: {row.status}: {row.reason}" for row in others], 5)
-    if targets:
-        lines += [f"targets: {met} met, {len(missed)} missed", *_limited([f"  {line}" for line in missed], _FAILURES)]
-    if found.left_out:
-        lines.append(f"left out for want of time: {len(found.left_out)} groups, from {found.left_out[0]}")
-    return "\n".join(lines)
+def _lines(lines: Iterable[str], most: int | None, nothing: str) -> str:
+    return "\n".join(_limited([f"- {line[:400]}" for line in lines], most)) or nothing
 
 
 def _limited(lines: list[str], most: int | None) -> list[str]:
     if most is None or len(lines) <= most:
         return lines
-    return [*lines[:most], f"  ... and {len(lines) - most} more in summary.md"]
+    return [*lines[:most], f"  ... and {len(lines) - most} more in {PAGE}"]
 
 
 def _tail(log: Path, lines: int = 15) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from primer_fast.bench import environment
 from primer_fast.bench.files import replace_text
+from primer_fast.bench.report import judged
 from primer_fast.bench.timing import quartiles
 
 SCHEMA = "trials 1"
@@ -29,7 +30,7 @@ class Goal:
     at_most: float = math.inf
 
     def judged(self, value: float) -> dict:
-        return {"what": self.what, "value": value, "met": self.at_least <= value <= self.at_most}
+        return {"what": self.what, **judged(value, self.at_least, self.at_most)}
 
 
 @dataclass
@@ -136,9 +137,9 @@ def _checked(where: str | Path, number: int, data: dict) -> Trial:
     times = (trial.low_ms, trial.median_ms, trial.high_ms)
     if trial.status == OK and not (None not in times and 0 < times[0] <= times[1] <= times[2]):
         raise refuse(f"is ok, so it must have 0 < low_ms <= median_ms <= high_ms; got {times}")
-    for judged in trial.targets:
-        if not isinstance(judged, dict) or not {"what", "value", "met"} <= judged.keys():
-            raise refuse(f"has a target that is not what, value and met; got {judged!r}")
+    for target in trial.targets:
+        if not isinstance(target, dict) or not {"what", "value", "met"} <= target.keys():
+            raise refuse(f"has a target that is not what, value and met; got {target!r}")
     return trial
 
 

@@ -13,7 +13,7 @@ MET, MISSED, NOT_MEASURED = "met", "missed", "not measured"
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
 _METRICS = {
     "share": "share of the measured ceiling", "host_us": "host time of a call (us)", "median_ms": "time (ms)",
-    "peak_mib": "peak memory (MiB)",
+    "peak_mib": "peak memory (MiB)", "rate": "rate (TFLOP/s)",
 }  # fmt: skip
 
 

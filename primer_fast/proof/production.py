@@ -1,5 +1,6 @@
 """The cases that launch on a GPU, compiled ahead of time: one row per kernel launch of their forward and backward."""
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -12,10 +13,11 @@ from typing import NamedTuple
 import torch
 
 from primer_fast import functional
+from primer_fast.kernels.launch import Chip, assume_chip
 from primer_fast.proof.inputs import allocate
 from primer_fast.proof.offline import Launch, offline, refuse_interpreter
 from primer_fast.proof.resources import Resources
-from primer_fast.proof.targets import TARGETS
+from primer_fast.proof.targets import TARGETS, target_of
 from primer_fast.proof.verify import DTYPES, differentiable, ops
 from primer_fast.reference.case import Case
 
@@ -115,9 +117,31 @@ def end_with_parent() -> None:
 
 def compile_unit(unit: Unit) -> list[Row]:
     """Run a case's forward and backward on tensors without memory; what fails is a row with an ``error``."""
-    case, error = unit.case, None
-    with offline(unit.target, keep_going=True) as launches:
-        forward_launches = None
+    launches, forward_launches, error = compiled_launches(unit)
+    directions = [
+        "forward" if forward_launches is None or i < forward_launches else "backward" for i in range(len(launches))
+    ]
+    rows = [_row(unit, direction, launch) for direction, launch in zip(directions, launches, strict=True)]
+    if error is not None:
+        direction = "forward" if not forward_launches else "backward"
+        named = (unit.op, unit.case.name, unit.dtype, unit.target)
+        rows.append(Row(*named, direction, "", 0, {}, None, None, None, error))
+    return rows
+
+
+def compiled_launches(unit: Unit, gpu: Chip | None = None) -> tuple[list[Launch], int | None, str | None]:
+    """Compile the launches of a case's forward and backward, in that order.
+
+    Args:
+        gpu: what to choose settings and compile for, in place of the unit's target.
+
+    Returns:
+        The launches; how many of them are the forward's, None where it failed; the op's own error, if there was one.
+        Errors of single launches stand with them.
+    """
+    case, error, forward_launches = unit.case, None, None
+    target, choose = (unit.target, contextlib.nullcontext()) if gpu is None else (target_of(gpu), assume_chip(gpu))
+    with offline(target, keep_going=True) as launches, choose:
         try:
             inputs = {}
             for name, shape in case.shapes.items():
@@ -132,16 +156,9 @@ def compile_unit(unit: Unit) -> list[Row]:
                 torch.autograd.grad(outputs, leaves, [torch.empty_like(y) for y in outputs])
         except Exception as failure:  # of the op itself: those of single launches are recorded with them
             error = f"{type(failure).__name__}: {failure}".splitlines()[0]
-    directions = [
-        "forward" if forward_launches is None or i < forward_launches else "backward" for i in range(len(launches))
-    ]
-    rows = [_row(unit, direction, launch) for direction, launch in zip(directions, launches, strict=True)]
     if (not forward_launches or (case.gradients and forward_launches == len(launches))) and error is None:
         error = "no kernel was launched"  # plain PyTorch took over: nothing is proved
-    if error is not None:
-        direction = "forward" if not forward_launches else "backward"
-        rows.append(Row(unit.op, case.name, unit.dtype, unit.target, direction, "", 0, {}, None, None, None, error))
-    return rows
+    return launches, forward_launches, error
 
 
 def _row(unit: Unit, direction: str, launch: Launch) -> Row:

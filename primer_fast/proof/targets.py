@@ -4,10 +4,12 @@ Sources: CUDA C++ programming guide, table "technical specifications per compute
 and B200 data sheets; AMD's CDNA3 instruction set guide and MI300X data sheet.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from triton.backends.compiler import GPUTarget
+
+from primer_fast.kernels.launch import Chip
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,18 @@ TARGETS = {
         warps_per_processor=32, registers_per_processor=4 * 512 * 64, register_step=8, programs_per_processor=32,
     ),
 }  # fmt: skip
+
+
+def target_of(gpu: Chip) -> Target:
+    """What to compile for a chip; one whose architecture TARGETS lacks is like the most similar there."""
+    if gpu.arch in TARGETS:
+        return TARGETS[gpu.arch]
+    if gpu.is_amd:
+        return replace(TARGETS["gfx942"], name=gpu.arch, gpu=gpu.name, triton=GPUTarget("hip", gpu.arch, 64))
+    like = TARGETS["sm_90" if gpu.has_descriptors else "sm_80"]
+    triton = GPUTarget("cuda", int(gpu.arch.removeprefix("sm_")), 32)
+    sizes = {"processors": gpu.processors, "shared_per_program": gpu.shared, "shared_per_processor": gpu.shared + 1024}
+    return replace(like, name=gpu.arch, gpu=gpu.name, triton=triton, **sizes)
 
 
 class StandInDriver:

@@ -4,17 +4,14 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any, NamedTuple
-
-from triton.backends.compiler import GPUTarget
 
 from primer_fast.kernels.launch import Chip, assume_chip, chip
 from primer_fast.kernels.tunable import watching
 from primer_fast.proof.offline import Launch, offline
 from primer_fast.proof.production import end_with_parent
 from primer_fast.proof.resources import registers_and_spills
-from primer_fast.proof.targets import TARGETS, Target
+from primer_fast.proof.targets import Target
 from primer_fast.tuning.problems import Site, Trial, arrays_of, run
 from primer_fast.tuning.prune import Compiled
 
@@ -28,18 +25,6 @@ class Task(NamedTuple):
     settings: tuple | None
     gpu: Chip
     target: Target
-
-
-def target_of(gpu: Chip) -> Target:
-    """What to compile for a chip; one whose architecture TARGETS lacks is like the most similar there."""
-    if gpu.arch in TARGETS:
-        return TARGETS[gpu.arch]
-    if gpu.is_amd:
-        return replace(TARGETS["gfx942"], name=gpu.arch, gpu=gpu.name, triton=GPUTarget("hip", gpu.arch, 64))
-    like = TARGETS["sm_90" if gpu.has_descriptors else "sm_80"]
-    triton = GPUTarget("cuda", int(gpu.arch.removeprefix("sm_")), 32)
-    sizes = {"processors": gpu.processors, "shared_per_program": gpu.shared, "shared_per_processor": gpu.shared + 1024}
-    return replace(like, name=gpu.arch, gpu=gpu.name, triton=triton, **sizes)
 
 
 def chip_of(target: Target) -> Chip:

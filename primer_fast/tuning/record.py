@@ -21,7 +21,7 @@ class Record:
     @property
     def marker(self) -> Path:
         """Of the problem at work; see bench.units.each."""
-        return self.path.with_name(f".{self.path.name}.now")
+        return self.path.with_suffix(".begun")
 
     @property
     def failed(self) -> bool:

@@ -15,9 +15,9 @@ from primer_fast.bench.timing import Clock, clock_for
 from primer_fast.bench.units import DeviceLost, each
 from primer_fast.kernels.launch import Chip, chip
 from primer_fast.kernels.tunable import TUNED
-from primer_fast.proof.targets import TARGETS, Target
+from primer_fast.proof.targets import TARGETS, Target, target_of
 from primer_fast.tuning import order, prune, tuned_file
-from primer_fast.tuning.compile import LONGEST, Compilers, Task, Workers, chip_of, target_of
+from primer_fast.tuning.compile import LONGEST, Compilers, Task, Workers, chip_of
 from primer_fast.tuning.problems import Site, Unit, arrays_of, by_torch, distinct, sites_of, units
 from primer_fast.tuning.replay import launches_of, whole_call
 from primer_fast.tuning.search import Outcome, Sampler, fastest

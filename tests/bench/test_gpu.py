@@ -1,17 +1,17 @@
-import json
-import math
+"""The stages of `make gpu` as processes: order, limits, restarts, and what stands in the folder at any moment."""
+
 import os
 import signal
 import sys
 import time
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from primer_fast.bench import gpu, summary
-from primer_fast.bench.gpu import Outcome, Stage, run_all, run_stage
-from primer_fast.proof import verify
+from primer_fast.bench.gpu import Stage, run_all, run_stage
+from primer_fast.bench.units import LOST
 
 HEADER = {
     "device": "A GPU",
@@ -20,61 +20,85 @@ HEADER = {
     **dict.fromkeys(("python", "torch", "triton", "cuda"), "1"),
 }
 HEADER["driver"] = None
+WRITES = "import sys\nopen(sys.argv[sys.argv.index('--json') + 1], 'w').close()\n"
 
 
-def stage(code, name="tests", share=0.5):
-    return Stage(name, share, lambda seconds: [sys.executable, "-c", code])
+@pytest.fixture
+def stage(tmp_path):
+    """Makes a stage that runs some code."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+
+    def make(code, name="right", share=0.5, writes=True):
+        module = f"stage_{name}"
+        (folder / f"{module}.py").write_text((WRITES if writes else "") + code)
+        return Stage(name, share, module, tmp_path / f"{name}.json", environment={"PYTHONPATH": str(folder)})
+
+    return make
 
 
-def test_goes_on_past_a_failure_and_a_timeout(tmp_path):
+def log_of(folder: Path) -> str:
+    return (folder / summary.LOG).read_text()
+
+
+def test_goes_on_past_a_failure_and_a_timeout(tmp_path, stage):
     todo = [
-        stage("print('one'); raise SystemExit(3)", "tests"),
-        stage("import time; print('two', flush=True); time.sleep(60)", "verify", share=0.1),
-        stage("print('three')", "bench"),
+        stage("print('one'); raise SystemExit(1)", "right"),
+        stage("import time; print('two', flush=True); time.sleep(60)", "fast", share=0.1),
+        stage("print('three')", "programs"),
     ]
     begin = time.monotonic()
     outcomes = run_all(todo, tmp_path, 30, HEADER)
     assert time.monotonic() - begin < 20
-    assert [o.name for o in outcomes] == ["tests", "verify", "bench"]
-    assert outcomes[0].status == "failed (exit 3)"
+    assert [o.name for o in outcomes] == ["right", "fast", "programs"]
+    assert outcomes[0].status == "failed (exit 1)"
     assert outcomes[1].status.startswith("stopped after ")
     assert outcomes[2].passed
-    assert [(tmp_path / f"{n}.log").read_text().split()[0] for n in ("tests", "verify", "bench")] == [
-        "one",
-        "two",
-        "three",
-    ]
+    words = log_of(tmp_path).replace("=", "").split()
+    assert words[:4] == ["right", "one", "fast", "two"] and words[-2:] == ["programs", "three"]
     page = (tmp_path / "summary.md").read_text()
-    assert "- tests: failed (exit 3)" in page
-    assert "- verify: stopped after " in page
-    assert "- bench: passed" in page
+    assert "- right: failed (exit 1)" in page
+    assert "- fast: stopped after " in page
+    assert "- programs: passed" in page
 
 
-def test_a_stage_is_given_its_limit(tmp_path):
-    seen = []
-    todo = [
-        Stage("tests", 0.25, lambda seconds: seen.append(seconds) or [sys.executable, "-c", ""]),
-        Stage("bench", 1.0, lambda seconds: seen.append(seconds) or [sys.executable, "-c", ""]),
-    ]
+def test_a_stage_is_given_its_budget(tmp_path, stage):
+    code = "print(sys.argv[sys.argv.index('--budget') + 1], '--resume' in sys.argv, '--small' in sys.argv)"
+    todo = [stage(code, "right", share=0.25), stage(code, "fast", share=1.0)]
     run_all(todo, tmp_path, 100, HEADER)
-    assert seen[0] == pytest.approx(0.25 * 90, abs=1)  # a tenth is kept for the end
-    assert 80 < seen[1] < 90  # what the tests did not use is the benchmarks'
+    first, second = (line.split() for line in log_of(tmp_path).splitlines() if line and "=" not in line)
+    assert 14 <= float(first[0]) <= 16  # a quarter of 90, less what it needs for ending
+    assert 78 <= float(second[0]) <= 82  # what the first stage did not use is the second's
+    assert first[1:] == second[1:] == ["False", "False"]
 
 
-def test_what_a_stopped_stage_started_is_stopped_too(tmp_path):
+def test_a_process_that_cannot_go_on_is_followed_by_another(tmp_path, stage):
+    """The second is told to resume, and what it says in the end is what the stage says."""
+    code = f"print('--resume' in sys.argv)\nraise SystemExit({LOST} if '--resume' not in sys.argv else 0)"
+    outcome = run_stage(stage(code), tmp_path / summary.LOG, 60)
+    assert [line for line in log_of(tmp_path).splitlines() if line and "=" not in line] == ["False", "True"]
+    assert outcome.status == "failed (1 processes ended early); the last one: passed" and not outcome.passed
+
+
+def test_no_process_is_started_again_without_time_for_it(tmp_path, stage):
+    outcome = run_stage(stage(f"raise SystemExit({LOST})"), tmp_path / summary.LOG, 10)
+    assert outcome.status == f"failed (exit {LOST})"
+
+
+def test_what_a_stopped_stage_started_is_stopped_too(tmp_path, stage):
     child = "import time; time.sleep(60)"
     code = (
         "import signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # will not listen
         f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
-        "print(child.pid, flush=True)\n"
+        "print('child', child.pid, flush=True)\n"
         "time.sleep(60)"
     )
     begin = time.monotonic()
-    outcome = run_stage(stage(code), tmp_path / "tests.log", limit=3, grace=0.5)
+    outcome = run_stage(stage(code), tmp_path / summary.LOG, limit=3, grace=0.5)
     assert outcome.status == "stopped after 3 s"
     assert time.monotonic() - begin < 10
-    pid = int((tmp_path / "tests.log").read_text())
+    pid = int(log_of(tmp_path).split()[-1])
     for _ in range(50):
         if not _alive(pid):
             break
@@ -94,63 +118,54 @@ def _alive(pid):
         return False
 
 
-def test_an_interrupted_stage_can_still_write(tmp_path):
+def test_an_interrupted_stage_can_still_write(tmp_path, stage):
     """Even where this process ignores SIGINT, as what a shell runs in its background does."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        _interrupted_stage_writes(tmp_path)
+        code = "import time\ntry:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  print('saved')"
+        run_stage(stage(code), tmp_path / summary.LOG, limit=2)
     finally:
         signal.signal(signal.SIGINT, before)
+    assert log_of(tmp_path).endswith("saved\n")
 
 
-def _interrupted_stage_writes(tmp_path):
-    code = "import time\ntry:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  print('saved')"
-    run_stage(stage(code), tmp_path / "tests.log", limit=2)
-    assert (tmp_path / "tests.log").read_text() == "saved\n"
+def test_a_stage_has_its_environment(tmp_path, stage):
+    made = stage("import os; print(os.environ['TRITON_INTERPRET'], 'PATH' in os.environ)")
+    made.environment["TRITON_INTERPRET"] = "1"
+    assert run_stage(made, tmp_path / summary.LOG, 10).passed
+    assert log_of(tmp_path).endswith("1 True\n")
 
 
-def test_a_stage_has_its_environment(tmp_path):
-    code = "import os; print(os.environ['TRITON_INTERPRET'], 'PATH' in os.environ)"
-    interpreted = replace(stage(code), environment={"TRITON_INTERPRET": "1"})
-    assert run_stage(interpreted, tmp_path / "tests.log", 10).passed
-    assert (tmp_path / "tests.log").read_text() == "1 True\n"
+def test_a_stage_that_leaves_nothing_has_not_passed(tmp_path, stage):
+    outcome = run_stage(stage("", writes=False), tmp_path / summary.LOG, 10)
+    assert outcome.status == "failed (exit 0, but no right.json)"
 
 
-def test_a_stage_that_leaves_nothing_has_not_passed(tmp_path):
-    silent = replace(stage(""), leaves=tmp_path / "tests.xml")
-    assert run_stage(silent, tmp_path / "tests.log", 10).status == "failed (exit 0, but no tests.xml)"
-    (tmp_path / "tests.xml").touch()
-    assert run_stage(silent, tmp_path / "tests.log", 10).passed
+def test_a_command_that_is_not_there(tmp_path, stage, monkeypatch):
+    monkeypatch.setattr(Stage, "command", lambda *_, **__: ["/no/such/program"])
+    assert run_stage(stage(""), tmp_path / summary.LOG, 5).status.startswith("not started: ")
 
 
-def test_a_command_that_is_not_there(tmp_path):
-    outcome = run_stage(Stage("tests", 1, lambda seconds: ["/no/such/program"]), tmp_path / "tests.log", 5)
-    assert outcome.status.startswith("not started: ")
-
-
-def test_a_long_log_keeps_both_ends(tmp_path, monkeypatch):
+def test_a_long_log_keeps_both_ends(tmp_path, stage, monkeypatch):
     monkeypatch.setattr(gpu, "LOG_BYTES", 1000)
-    log = tmp_path / "tests.log"
-    log.write_text("begin" + "x" * 5000 + "end")
-    gpu._shorten(log)
-    text = log.read_text()
-    assert len(text) < 1100
-    assert text.startswith("begin")
-    assert text.endswith("end")
-    assert "shortened" in text
+    run_stage(stage("print('begin' + 'x' * 5000 + 'end')"), tmp_path / summary.LOG, 10)
+    text = log_of(tmp_path)
+    assert len(text) < 1100 and "begin" in text and text.endswith("end\n") and "shortened" in text
 
 
 def test_the_real_commands(tmp_path):
-    stages = gpu.stages(tmp_path, ["-k", "some"], interpreted=True)
-    commands = {s.name: s.command(100) for s in stages}
-    assert commands["tests"][2:5] == ["-m", "pytest", "tests"]
-    assert commands["tests"][-2:] == ["-k", "some"]
-    assert commands["verify"][2:4] == ["-m", "primer_fast.proof.verify"]
-    assert commands["bench"][-2:] == ["--budget", "80"]
-    assert [s.name for s in stages if "TRITON_INTERPRET" in s.environment] == ["tests", "verify"]
-    assert commands["tune"][2:] == ["-m", "primer_fast.tuning", "--out", str(tmp_path / "tuned"), "--minutes", "1.33"]
-    assert {s.leaves.name for s in stages if s.leaves} < set(summary.FILES)
-    assert not any(s.environment for s in gpu.stages(tmp_path, [], interpreted=False))
+    real, rehearsed = ({s.name: s for s in gpu.stages(tmp_path, rehearsed)} for rehearsed in (False, True))
+    assert list(real) == ["compile", "right", "fast", "programs", "sanitizer"]
+    assert not any(s.environment for s in real.values())
+    command = real["right"].command(100)
+    assert command == [sys.executable, "-u", "-m", "primer_fast.bench.right", "--json", str(tmp_path / "right.json"),
+                       "--budget", "92"]  # fmt: skip
+    again = rehearsed["right"].command(100, resume=True)
+    assert again[3:5] == ["primer_fast.bench.rehearsal", "primer_fast.bench.right"]
+    assert again[-2:] == ["--small", "--resume"]
+    assert [name for name, s in rehearsed.items() if s.environment] == ["right", "fast", "programs", "sanitizer"]
+    files = {*(s.leaves.name for s in real.values()), summary.PAGE, summary.LOG}
+    assert len(files) <= 8, "more do not come back from every machine"
     assert (gpu.ROOT / "bench" / "gpu.py").is_file()
 
 
@@ -162,99 +177,35 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("code", "status"), [("", 0), ("raise SystemExit(1)", 1)])
-def test_exit_status_and_the_page_printed_last(tmp_path, monkeypatch, capsys, code, status):
-    monkeypatch.setattr(gpu, "stages", lambda *_: [stage(""), stage(code, "bench")])
-    (tmp_path / "bench.json").write_text("an older run's")
-    assert gpu.main(["--out", str(tmp_path), "--minutes", "0.5", "--cpu"]) == status
-    assert not (tmp_path / "bench.json").exists()
+def test_exit_status_and_the_page_printed_last(tmp_path, stage, monkeypatch, capsys, code, status):
+    made = [stage(""), stage(code, "fast")]
+    monkeypatch.setattr(gpu, "stages", lambda *_: made)
+    (tmp_path / "right.json").write_text("an older run's")
+    (tmp_path / "right.begun").write_text("an older run's")
+    assert gpu.main(["--out", str(tmp_path), "--minutes", "0.5", "--rehearse"]) == status
+    assert (tmp_path / "right.json").read_text() == "" and not (tmp_path / "right.begun").exists()
     printed = capsys.readouterr().out
-    assert f"- bench: {'passed' if status == 0 else 'failed (exit 1)'}" in printed.split("# ", 1)[1]
-    assert {p.name for p in tmp_path.iterdir()} <= set(summary.FILES)
-    assert len(summary.FILES) <= 8
+    assert f"- fast: {'passed' if status == 0 else 'failed (exit 1)'}" in printed.split("# ", 1)[1]
 
 
-def test_one_stage_has_all_the_time(tmp_path, monkeypatch):
+def test_stages_by_name(tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(gpu, "run_all", lambda todo, *_: ran.extend(todo) or [])
-    assert gpu.main(["--out", str(tmp_path), "--cpu", "--only", "verify"]) == 0
-    assert [(s.name, s.share) for s in ran] == [("verify", 1.0)]
-    ran.clear()
-    assert gpu.main(["--out", str(tmp_path), "--cpu", "--only", "tune"]) == 0
-    assert [(s.name, s.share) for s in ran] == [("tune", 1.0)]
-    ran.clear()
-    assert gpu.main(["--out", str(tmp_path), "--cpu"]) == 0
-    assert [s.name for s in ran] == ["tests", "verify", "bench"], "the search is asked for"
+    monkeypatch.setattr(gpu, "run_all", lambda todo, out, seconds, header: ran.append((seconds, todo)) or [])
+
+    def names(*only):
+        assert gpu.main(["--out", str(tmp_path), "--rehearse", *only]) == 0
+        seconds, todo = ran.pop()
+        return seconds, [stage.name for stage in todo]
+
+    assert names() == (360, ["compile", "right", "fast", "programs", "sanitizer"]), "the search is asked for"
+    assert names("--only", "fast", "right") == (360, ["right", "fast"])
+    assert names("--only", "tune") == (240, ["tune"])
     with pytest.raises(SystemExit):
-        gpu.main(["--out", str(tmp_path), "--cpu", "--only", "nothing"])
+        gpu.main(["--out", str(tmp_path), "--rehearse", "--only", "nothing"])
 
 
-class TestSummary:
-    OUTCOMES = (
-        Outcome("tests", "failed (exit 1)", 30.0),
-        Outcome("verify", "passed", 3.0),
-        Outcome("bench", "passed", 9.0),
-    )
-
-    def write(self, out, failures=1, rows=3):
-        cases = "".join(
-            f'<testcase classname="tests.test_a" name="test_{i}"><failure message="assert {i} == 0&#10;b"/></testcase>'
-            for i in range(failures)
-        )
-        skipped = '<testcase classname="c" name="s"><skipped message="no"/></testcase>'
-        passed = '<testcase classname="c" name="p"/>'
-        (out / "tests.xml").write_text(f"<testsuites><testsuite>{cases}{skipped}{passed}</testsuite></testsuites>")
-        verified = [
-            verify.Row("linear", f"case{i}", "float32", "pointers", "input", i * 1e-7, 1e-4, 1e-7).as_dict()
-            for i in range(rows)
-        ]
-        (out / "verify.json").write_text(json.dumps(verified))
-
-    def test_failures_by_name_and_the_worst_first(self, tmp_path):
-        self.write(tmp_path)
-        page = summary.text(tmp_path, HEADER, self.OUTCOMES)
-        assert "1 passed, 1 failed, 0 errors, 1 skipped" in page
-        assert "- tests.test_a::test_0: assert 0 == 0\n" in page
-        assert page.index("case2 float32 pointers input: error 2.00e-07, budget 1.00e-04") < page.index(
-            "case1 float32 pointers input"
-        )
-        assert "No rows" in page  # bench.json is not there
-
-    def test_a_failed_verification_comes_before_any_other(self, tmp_path):
-        rows = [
-            {"op": "linear", "case": "near", "dtype": "float32", "error": 0.99, "budget": 1.0, "passed": True},
-            {"op": "linear", "case": "over", "dtype": "float32", "error": 2.0, "budget": 1.0, "passed": False},
-            {"op": "linear", "case": "unknown", "dtype": "float32", "error": math.nan, "budget": 1.0, "passed": False},
-            {"op": "linear", "case": "crashed", "dtype": "float32", "error": None, "budget": 1.0, "passed": False},
-        ]
-        (tmp_path / "verify.json").write_text(json.dumps(rows))
-        page = summary.text(tmp_path, HEADER, self.OUTCOMES)
-        order = ["FAILED linear unknown float32: error nan", "FAILED linear crashed float32: error -"]
-        order += ["FAILED linear over", "ok linear near"]
-        assert [page.index(line) for line in order] == sorted(page.index(line) for line in order)
-
-    def test_brief_is_short_whatever_happened(self, tmp_path):
-        self.write(tmp_path, failures=500, rows=2000)
-        for name in ("tests", "verify", "bench"):
-            (tmp_path / f"{name}.log").write_text("y" * 50_000 + "\n" * 3)
-        assert len(summary.text(tmp_path, HEADER, self.OUTCOMES, brief=True)) < 10_000
-        assert summary.text(tmp_path, HEADER, self.OUTCOMES).count("tests.test_a::") == 500
-
-    def test_counts_of_killed_tests_come_from_the_log(self, tmp_path):
-        lines = ["x PASSED [ 1%]", "y[a b] FAILED [ 2%]", "z SKIPPED (no) [ 3%]", "killed "]
-        (tmp_path / "tests.log").write_text("\n".join(f"t/a.py::{line}" for line in lines))
-        counts, failures = summary.test_counts(tmp_path)
-        assert counts == {"passed": 1, "failed": 1, "errors": 0, "skipped": 1}
-        assert failures == ["t/a.py::y[a b]: see tests.log"]
-
-    def test_cases_of_a_killed_verification_come_from_the_log(self, tmp_path):
-        (tmp_path / "verify.log").write_text("ok     linear a\nFAILED linear b\nok     linear c\nTraceback")
-        page = summary.text(tmp_path, HEADER, self.OUTCOMES)
-        assert "2 cases passed, 1 failed.\n- FAILED linear b\n" in page
-
-    def test_damaged_files_are_named_not_fatal(self, tmp_path):
-        for name in ("tests.xml", "verify.json", "bench.json"):
-            (tmp_path / name).write_text("{")
-        (tmp_path / "verify.log").write_text("Traceback\nValueError: why")
-        page = summary.text(tmp_path, HEADER, self.OUTCOMES)
-        assert "    ValueError: why" in page
-        assert "tests.log was not written" in page
+def test_a_home_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert gpu.writable_home() == {}
+    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
+    assert os.access(gpu.writable_home()["HOME"], os.W_OK)

@@ -7,7 +7,8 @@ import torch
 from primer_fast.bench import __main__ as command
 from primer_fast.bench import ceilings, measure
 from primer_fast.bench import op as ops
-from primer_fast.bench.__main__ import main, planned, run
+from primer_fast.bench.__main__ import main, run
+from primer_fast.bench.agenda import planned
 from primer_fast.bench.ceilings import Ceilings
 from primer_fast.bench.measure import Group, measure_group, prepared, relative_error
 from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Precision, Target
@@ -234,8 +235,10 @@ class TestTargets:
         row = self.row(torch=1.2)
         assert self.found(Target("versus torch", at_least=1.1), row)[0]["met"]
         missed = self.found(Target("versus torch", at_least=1.3), row)
-        assert missed == [{"what": "versus torch >= 1.3", "value": 1.2, "met": False}]
-        assert self.found(Target("host_us", at_most=25), row) == [{"what": "host_us <= 25", "value": 20, "met": True}]
+        ratio = pytest.approx(1.2 / 1.3)
+        assert missed == [{"what": "versus torch >= 1.3", "value": 1.2, "met": False, "ratio": ratio}]
+        host = self.found(Target("host_us", at_most=25), row)
+        assert host == [{"what": "host_us <= 25", "value": 20, "met": True, "ratio": 1.25}]
 
     def test_asked_only_where_it_applies(self):
         row = self.row(torch=1.2)
@@ -280,9 +283,23 @@ class TestRun:
             raise measure.DeviceLost("AcceleratorError: illegal memory access")
 
         report, seen = Report({}), []
-        run(self.groups(), lost, report, None, seen.append)
+        with pytest.raises(measure.DeviceLost):
+            run(self.groups(), lost, report, None, seen.append)
         assert len(report.rows) == len(seen) == 1
+        assert report.rows[0].reason == "the GPU was lost: AcceleratorError: illegal memory access"
         assert len(report.left_out) == 3
+
+    def test_the_next_process_goes_on_behind_what_was_tried(self):
+        report, measured = Report({}), []
+
+        def fails(group):
+            measured.append(str(group))
+            return [group.row(OURS, status="failed", reason="a test")]
+
+        run(self.groups()[:2], fails, report)
+        run(self.groups(), fails, report)
+        assert measured == [str(group) for group in self.groups()]
+        assert len(report.rows) == 4 and not report.left_out
 
 
 def test_arrays_are_random_and_weights_scaled_by_fan_in():

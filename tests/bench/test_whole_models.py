@@ -119,7 +119,8 @@ def test_a_call_is_judged_by_the_median_difference_of_the_rounds(monkeypatch):
     fixed = {OURS: Timing((0.010, 0.050, 0.010)), EAGER: Timing((0.004, 0.041, 0.003))}
     monkeypatch.setattr(wrappers, "time_interleaved", lambda functions, clock, seconds: fixed)
     ours, theirs, *_ = wrappers.wrappers("cpu", 1.0, False)
-    assert ours.targets == [{"what": CALL_US.what, "value": pytest.approx(7), "met": False}] and theirs.targets == []
+    judged = {"value": pytest.approx(7), "met": False, "ratio": pytest.approx(5 / 7)}
+    assert ours.targets == [{"what": CALL_US.what, **judged}] and theirs.targets == []
     assert ours.median_ms == pytest.approx(0.010) and theirs.versus == pytest.approx(0.4)
 
 

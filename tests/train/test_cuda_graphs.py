@@ -8,9 +8,8 @@ import dataclasses
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from primer_fast.bench.rehearsal import Operators
 from primer_fast.data.text import TokenizedText
 from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.models.mlp import MLP, MLPConfig
@@ -22,29 +21,6 @@ from primer_fast.train.language_model import LanguageModelConfig
 from primer_fast.train.supervised import SupervisedConfig
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-
-
-class _Operators(TorchDispatchMode):
-    """Runs and keeps every operator, and what the tensors from before had held."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls, self.made, self.before = [], set(), {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        for storage in storages((args, kwargs)):
-            if storage.data_ptr() not in self.made and storage.data_ptr() not in self.before:
-                self.before[storage.data_ptr()] = storage, storage.clone()
-        out = func(*args, **(kwargs or {}))
-        self.made |= {s.data_ptr() for s in storages(out) if s.data_ptr() not in self.before}
-        self.calls.append((func, args, kwargs or {}, out))
-        return out
-
-
-def storages(tree):
-    return [t.untyped_storage() for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
 
 
 class StandIn:
@@ -61,20 +37,14 @@ class StandIn:
 
     def capture(self, step):
         random = torch.get_rng_state()
-        with _Operators() as operators:
+        with Operators() as self.operators:
             step()
-        for storage, value in operators.before.values():
-            storage.copy_(value)
+        self.operators.undo()
         torch.set_rng_state(random)
-        self.calls = operators.calls
         StandIn.captured += 1
 
-    @torch.no_grad()
     def replay(self):
-        for func, args, kwargs, out in self.calls:
-            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
+        self.operators.replay()
         StandIn.replayed += 1
 
 

@@ -7,9 +7,9 @@ from functools import partial
 
 from primer_fast.kernels.launch import MatmulSettings
 from primer_fast.proof.offline import offline
-from primer_fast.proof.targets import TARGETS
+from primer_fast.proof.targets import TARGETS, target_of
 from primer_fast.tuning import prune
-from primer_fast.tuning.compile import Task, Workers, chip_of, compile_candidate, target_of
+from primer_fast.tuning.compile import Task, Workers, chip_of, compile_candidate
 from primer_fast.tuning.problems import arrays_of, run, sites, sites_of, units
 
 if __name__ == "__main__":  # processes that compile import this file again

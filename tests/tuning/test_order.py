@@ -186,7 +186,7 @@ def test_a_lost_gpu_costs_one_problem(played, tmp_path, monkeypatch):
 def test_a_process_that_was_killed_costs_one_problem(played, tmp_path):
     """The marker is what it leaves."""
     called(tmp_path, "--budget", "0")
-    (tmp_path / ".tune.json.now").write_text(str(SITES[0]))
+    (tmp_path / "tune.begun").write_text(str(SITES[0]))
     status, content = called(tmp_path, "--resume")
     assert status == 1 and content["rows"][0]["status"] == "failed: the process ended while it was at work"
     assert [r["status"] for r in content["rows"][1:]] == ["2.00 x"] * 3

@@ -1,0 +1,166 @@
+"""python -m primer_fast.bench.compile: compile what `make gpu` launches, on all cores, before anything waits for it.
+
+Kernels are compiled ahead of time for this machine's GPU, the cases of the benchmarks first; Triton's cache then has
+them. What torch.compile makes of the rows that are timed first is compiled too, into Inductor's cache.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import queue
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+
+from primer_fast.bench import environment
+from primer_fast.bench import op as ops
+from primer_fast.bench.agenda import AGENDA, planned
+from primer_fast.bench.files import replace_text
+from primer_fast.bench.measure import Group, prepared
+from primer_fast.bench.op import COMPILED, PASSES
+from primer_fast.kernels.launch import Chip, chip
+from primer_fast.proof.production import Unit, compiled_launches, end_with_parent, plan
+from primer_fast.proof.verify import DTYPES
+
+SCHEMA = "compiled 1"
+_DTYPES = ("bfloat16", *(name for name in DTYPES if name != "bfloat16"))  # in the order in which they are timed
+_PEERS = sum(len(entry.cases) * len(entry.passes) for entry in AGENDA)  # rows that torch.compile is asked for
+_PEER_JOBS = 8  # each holds the tensors of a case on the GPU
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was compiled in one go: the kernels of a case, or what torch.compile made of a row of the benchmarks."""
+
+    what: str
+    launches: int
+    errors: list[str]
+    seconds: float  # of one core, those of its compilers included
+
+
+def units_of(dtype: str, most: int | None = None) -> list[Unit]:
+    """The production cases and the benchmarks' own, at most so many of an op; the first of every op come first."""
+    found = []
+    for name in ops.names():
+        declared = [unit.case for unit in plan([name], dtypes=[dtype])]
+        known = {case.name for case in declared}
+        declared += [case for case in ops.load(name).gpu_cases if case.name not in known]
+        found.append([Unit(name, case, dtype, "sm_90") for case in declared[:most]])
+    return [unit for row in zip_longest(*found) for unit in row if unit is not None]
+
+
+def _core_seconds() -> float:
+    """What this process and the compilers that it started have used."""
+    return sum(os.times()[:4])
+
+
+def compile_unit(unit: Unit, gpu: Chip) -> Row:
+    """Forward and backward, and the forward by itself, which keeps nothing for a backward."""
+    begin, count, errors = _core_seconds(), 0, []
+    alone = unit._replace(case=replace(unit.case, gradients=False))
+    for one in (unit, alone) if unit.case.gradients else (unit,):
+        launches, _, error = compiled_launches(one, gpu)
+        count += len(launches)
+        errors += [error] if error else []
+        errors += [f"{launch.kernel}: {launch.error}" for launch in launches if launch.error]
+    return Row(f"{unit.op} {unit.case} {unit.dtype}", count, errors, _core_seconds() - begin)
+
+
+def peers(most: int | None = None) -> list[tuple[str, str, str, str]]:
+    """The first rows of the benchmarks: op, case, precision and pass; at most so many."""
+    groups = planned([ops.load(name) for name in ops.names()], ["bfloat16", "float32"], PASSES, "cuda")
+    return [group.row(COMPILED).group for group in groups[: _PEERS if most is None else most]]
+
+
+def compile_peer(op: str, case: str, precision: str, pass_name: str, small: bool) -> Row:
+    """What torch.compile makes of PyTorch's own op. Where it fails that is no error here: the benchmarks will tell."""
+    begin, declared = _core_seconds(), ops.load(op)
+    declared = declared.with_smallest_case() if small else declared
+    chosen = next((c for c in declared.gpu_cases if c.name == case), declared.gpu_cases[0])
+    with contextlib.suppress(Exception):
+        prepared(Group(declared, chosen, precision, pass_name, "cuda"), COMPILED)
+    return Row(f"torch.compile {op} {case} {precision} {pass_name}", 0, [], _core_seconds() - begin)
+
+
+def compile_all(
+    tasks: Sequence[Sequence[tuple]], jobs: Sequence[int], after: Callable[[Row], None], seconds: float
+) -> list[str]:
+    """Call every (name, function, *arguments) of each list in processes of its own, ``jobs`` of them, side by side.
+
+    Args:
+        after: sees each Row as it comes; what a function raises is a Row with that error.
+        seconds: after which what is left is given up.
+
+    Returns:
+        The names of what was given up.
+    """
+    end, left = time.monotonic() + seconds, {name for some in tasks for name, *_ in some}
+    rows: queue.Queue[Row] = queue.Queue()
+    context = multiprocessing.get_context("spawn")  # torch and Triton have threads: no fork
+    with contextlib.ExitStack() as pools:
+        for some, count in zip(tasks, jobs, strict=True):
+            pool = pools.enter_context(context.Pool(min(count, max(len(some), 1)), end_with_parent))
+            for name, function, *arguments in some:
+
+                def failed(error: BaseException, name: str = name) -> None:
+                    rows.put(Row(name, 0, [f"{type(error).__name__}: {error}".splitlines()[0]], 0.0))
+
+                pool.apply_async(function, arguments, callback=rows.put, error_callback=failed)
+        while left:
+            try:
+                row = rows.get(timeout=max(0.0, end - time.monotonic()))
+            except (queue.Empty, KeyboardInterrupt):
+                break
+            left.discard(row.what)
+            after(row)
+    return sorted(left)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit status is 0, or 1 where one of our kernels does not compile, or 2 for a wrong call."""
+    parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.compile", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="write what was compiled here")
+    parser.add_argument("--budget", type=float, default=60.0, metavar="S", help="stop after S seconds (60)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes for our kernels (all cores)")
+    parser.add_argument("--small", action="store_true", help="one case of each op, in bfloat16")
+    args = parser.parse_args(argv)
+    if args.jobs < 1 or args.budget <= 0:
+        parser.error(f"--jobs and --budget must be positive; got {args.jobs} and {args.budget:g}")
+    if not torch.cuda.is_available():
+        print("bench.compile: this Python sees no CUDA GPU to compile for", file=sys.stderr)
+        return 2
+    begin, gpu, rows = time.monotonic(), chip(), []
+    dtypes, most = (_DTYPES[:1], 1) if args.small else (_DTYPES, None)
+    ours = [(f"{u.op} {u.case} {u.dtype}", compile_unit, u, gpu) for dtype in dtypes for u in units_of(dtype, most)]
+    theirs = [
+        ("torch.compile " + " ".join(row), compile_peer, *row, args.small) for row in peers(2 * (most or 0) or None)
+    ]
+    content = {"schema": SCHEMA, "header": environment.describe("cuda"), "jobs": args.jobs}
+
+    def save(left: list[str]) -> None:
+        counts = {"launches": sum(row.launches for row in rows), "seconds": round(time.monotonic() - begin, 1)}
+        text = json.dumps({**content, **counts, "rows": [asdict(row) for row in rows], "left_out": left}, indent=1)
+        replace_text(args.json, text)
+
+    def after(row: Row) -> None:
+        rows.append(row)
+        print(f"{time.monotonic() - begin:5.1f} s  {row.what}: {row.launches} launches", *row.errors, flush=True)
+        save([])
+
+    left = compile_all([ours, theirs], [args.jobs, _PEER_JOBS], after, args.budget - (time.monotonic() - begin))
+    save(left)
+    failed = sum(bool(row.errors) for row in rows)
+    launches, took = sum(row.launches for row in rows), time.monotonic() - begin
+    print(f"{launches} launches in {took:.0f} s; {failed} cases with errors; {len(left)} had no time")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+from primer_fast.bench import op as ops
+from primer_fast.bench.agenda import AGENDA, planned
+from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD, PASSES, PRECISIONS
+
+
+def groups(device):
+    return planned([ops.load(name) for name in ops.names()], PRECISIONS, PASSES, device)
+
+
+def keys(device):
+    return [(g.op.name, g.case.name, g.precision, g.pass_name) for g in groups(device)]
+
+
+def test_every_entry_is_a_row_of_the_benchmarks_and_comes_first():
+    asked = [(e.op, case, e.precision, p) for e in AGENDA for case in e.cases for p in e.passes]
+    assert keys("cuda")[: len(asked)] == asked and len(set(asked)) == len(asked)
+
+
+def test_all_others_follow_once():
+    found = keys("cuda")
+    assert len(set(found)) == len(found)
+    unordered = {
+        (op.name, case.name, precision, p)
+        for op in map(ops.load, ops.names())
+        for case in op.gpu_cases
+        for precision in PRECISIONS
+        for p in op.passes()
+        if case.gradients or p == FORWARD
+    }
+    assert set(found) == unordered
+
+
+def test_every_target_of_a_gpu_that_names_a_case_is_on_the_agenda():
+    """Where time is short, what a bound was set for is measured."""
+    first = {(e.op, case) for e in AGENDA for case in e.cases}
+    for name in ops.names():
+        op = ops.load(name)
+        for target in op.targets:
+            if target.metric in ("rate", "median_ms", "peak_mib"):
+                named = [case.name for case in op.gpu_cases if target.where(case)]
+                assert all((name, case) in first for case in named), (name, str(target))
+
+
+def test_on_a_cpu_the_order_is_that_of_the_declarations():
+    assert keys("cpu")[0][2] == next(iter(PRECISIONS)) and keys("cpu")[0][3] == FORWARD
+    assert {k[3] for k in keys("cpu")} >= {FORWARD, FORWARD_BACKWARD}

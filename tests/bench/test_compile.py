@@ -1,0 +1,69 @@
+"""What is compiled before a GPU is measured: the list, the processes, the file."""
+
+import json
+import time
+
+import pytest
+
+from primer_fast.bench import compile as command
+from primer_fast.bench import op as ops
+from primer_fast.bench.compile import Row, compile_all, units_of
+from primer_fast.proof.production import plan
+
+
+def test_all_that_is_checked_or_timed_is_compiled():
+    units = units_of("bfloat16")
+    named = [(unit.op, unit.case.name) for unit in units]
+    assert len(set(named)) == len(named)
+    assert set(named) >= {(unit.op, unit.case.name) for unit in plan()}
+    assert set(named) >= {(name, case.name) for name in ops.names() for case in ops.load(name).gpu_cases}
+    assert [unit.op for unit in units[: len(ops.names())]] == ops.names(), "the first case of every op first"
+    assert len(units_of("float32", most=1)) == len(ops.names())
+
+
+def fine(name, seconds=0.0):
+    time.sleep(seconds)
+    return Row(name, 2, [], seconds)
+
+
+def fails(name):
+    raise ValueError(f"{name} cannot be\nand more")
+
+
+def test_processes_hand_in_rows_and_errors():
+    rows = []
+    tasks = [[("a", fine, "a"), ("b", fails, "b")], [("c", fine, "c")]]
+    assert compile_all(tasks, [2, 1], rows.append, 120) == []
+    assert sorted(row.what for row in rows) == ["a", "b", "c"]
+    assert next(row for row in rows if row.what == "b").errors == ["ValueError: b cannot be"]
+
+
+def test_what_does_not_end_in_time_is_named():
+    begin = time.monotonic()
+    assert compile_all([[("slow", fine, "slow", 600.0)]], [1], lambda row: None, 1.0) == ["slow"]
+    assert time.monotonic() - begin < 60
+
+
+def test_the_file_is_whole_after_every_row(tmp_path, monkeypatch, capsys):
+    path, seen = tmp_path / "compile.json", []
+
+    def played(tasks, jobs, after, seconds):
+        for row in (Row("linear a bfloat16", 3, [], 1.0), Row("linear b bfloat16", 2, ["out of registers"], 1.0)):
+            after(row)
+            seen.append(json.loads(path.read_text())["launches"])
+        return ["linear c bfloat16"]
+
+    monkeypatch.setattr(command, "compile_all", played)
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command.environment, "describe", lambda kind: {"device": kind})
+    assert command.main(["--json", str(path), "--small"]) == 1
+    content = json.loads(path.read_text())
+    assert seen == [3, 5] and content["launches"] == 5 and content["left_out"] == ["linear c bfloat16"]
+    assert content["schema"] == command.SCHEMA and content["header"] == {"device": "cuda"}
+    assert "5 launches" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--budget", "0"]])
+def test_wrong_calls(tmp_path, wrong):
+    with pytest.raises(SystemExit):
+        command.main(["--json", str(tmp_path / "x.json"), *wrong])

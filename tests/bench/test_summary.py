@@ -1,0 +1,131 @@
+"""summary.md: targets first, then what was wrong, then what had no time, from whatever files there are."""
+
+import json
+import math
+
+import pytest
+from made_reports import header, op_report, row, timed, trials
+
+from primer_fast.bench import scoreboard, summary
+from primer_fast.bench.goals import NANOGPT
+from primer_fast.bench.gpu import Outcome
+from primer_fast.bench.op import FORWARD_BACKWARD
+from primer_fast.bench.report import judged
+from primer_fast.bench.trial import FAILED, Trial
+
+HEADER = header(driver=None, cuda="13.0", source="0123")
+STAGES = ("compile", "right", "fast", "programs", "sanitizer")
+OUTCOMES = tuple(Outcome(name, "passed", 9.0) for name in STAGES)
+
+
+def right(op="linear", error=1e-7, passed=True, **more):
+    found = {"check": "values", "op": op, "case": "square", "dtype": "bfloat16", "tensor": "output", "budget": 1e-4}
+    return found | {"error": error, "passed": passed} | more
+
+
+def write(folder, name, content):
+    (folder / f"{name}.json").write_text(json.dumps({"header": HEADER, **content}))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What stages that found nothing wrong leave."""
+    write(
+        tmp_path,
+        "compile",
+        {"launches": 3, "seconds": 2.5, "rows": [{"what": "linear square", "errors": [], "seconds": 1}]},
+    )
+    write(tmp_path, "right", {"rows": [right(error=i * 1e-7, case=f"case{i}") for i in range(3)]})
+    write(tmp_path, "sanitizer", {"rows": [{"tool": "memcheck", "status": "passed", "errors": 0, "lines": []}]})
+    op_report(2.0, row(provider="torch.mm", ms=1.5, error=None)).save(tmp_path / "fast.json")
+    trials(timed(ratio=1.4, goal=NANOGPT, provider="nanoGPT"), timed()).save(tmp_path / "programs.json")
+    return tmp_path
+
+
+def test_targets_then_what_was_wrong_then_what_had_no_time(folder):
+    page = summary.text(folder, HEADER, OUTCOMES)
+    assert page.startswith("# A GPU\n\npython 3.11, torch 2.13.0, triton 3.7.1, cuda 13.0, commit abc123, source 0123")
+    heads = [line for line in page.splitlines() if line.startswith("## ")]
+    assert heads == ["## Targets", "## Wrong", "## No time", *(f"## {name}" for name in STAGES)]
+    assert "Nothing was wrong" in page and "Nothing was left out" in page
+    assert page.index("case2 bfloat16 output: error 2.00e-07, budget 1.00e-04") < page.index("case1 bfloat16 output")
+
+
+def test_a_target_stands_beside_its_figure_and_the_fastest_other(folder):
+    fast = op_report()
+    fast.rows[0].targets = [{"what": "versus torch.compile >= 1", **judged(0.8, at_least=1)}]
+    fast.rows[1].error = fast.rows[2].error = 1e-3
+    rate = {"what": "rate >= 600", **judged(630.0, at_least=600)}
+    fast.rows += [row(op="scaled_dot_product_attention", case="llama_16k", targets=[rate])]
+    backward = {"what": "median_ms <= 60", **judged(90.0, at_most=60)}
+    fast.rows += [row(op="linear_cross_entropy", case="qwen", pass_name=FORWARD_BACKWARD, targets=[backward])]
+    lines = scoreboard.markdown(scoreboard.of_ops(fast)).splitlines()
+    assert lines[2:] == [
+        "| scaled_dot_product_attention llama_16k | rate (TFLOP/s) \u2265 600 | 630 | 1.05 | - |",
+        "| linear_cross_entropy qwen, forward+backward | time (ms) \u2264 60 | 90.0 | **0.667** | - |",
+        "| linear square | time of torch.compile over ours \u2265 1 | 0.800 | **0.800** "
+        "| torch.compile: 2.50 ms, 160 TFLOP/s |",
+    ], "the agenda's first"
+    (line,) = scoreboard.of_programs(trials(timed(ratio=1.4, goal=NANOGPT, provider="nanoGPT"), timed()))
+    assert line.met and line.ratio == pytest.approx(1.4 / 1.3) and line.other == "nanoGPT: 28.0 ms"
+
+
+def test_what_was_wrong_the_gravest_first(folder):
+    write(
+        folder,
+        "right",
+        {"rows": [right(), right(error=0.5, passed=False), right("conv2d", None, False, reason="hung")]},
+    )
+    op_report(2.0, row(case="slow", status="wrong", reason="off by 1")).save(folder / "fast.json")
+    trials(Trial("gpt2", "all", "primer_fast, CUDA graph", FAILED, "no capture")).save(folder / "programs.json")
+    write(
+        folder, "sanitizer", {"rows": [{"tool": "racecheck", "status": "failed", "errors": 2, "lines": ["Race in x"]}]}
+    )
+    write(folder, "compile", {"rows": [{"what": "linear odd", "errors": ["out of registers"], "seconds": 1}]})
+    page = summary.text(folder, HEADER, OUTCOMES)
+    wrong = page.split("## Wrong")[1].split("## No time")[0].strip().splitlines()
+    assert wrong == [
+        "- values linear square bfloat16 output: error 5.00e-01, budget 1.00e-04",
+        "- values conv2d square bfloat16 output: hung",
+        "- fast linear slow bfloat16 forward: wrong: off by 1",
+        "- racecheck: 2 errors: Race in x",
+        "- compile linear odd: out of registers",
+        "- program gpt2: primer_fast, CUDA graph: failed: no capture",
+    ]
+
+
+def test_what_had_no_time(folder):
+    write(folder, "right", {"rows": [], "left_out": ["linear square float16", "linear odd float16"]})
+    stopped = (Outcome("right", "stopped after 90 s", 90.0), Outcome("fast", "not started: no time was left", 0.0))
+    page = summary.text(folder, HEADER, stopped)
+    left = page.split("## No time")[1].split("\n\n")[1].splitlines()
+    assert left == [
+        "- right: stopped after 90 s",
+        "- fast: not started: no time was left",
+        "- right: 2: linear square float16; linear odd float16",
+    ]
+
+
+def test_brief_is_short_whatever_happened(folder):
+    write(folder, "right", {"rows": [right(case=f"case{i}" * 20, passed=False) for i in range(2000)]})
+    (folder / summary.LOG).write_text("y" * 50_000 + "\n" * 3)
+    assert len(summary.text(folder, HEADER, OUTCOMES, brief=True)) < 10_000
+    assert summary.text(folder, HEADER, OUTCOMES).count("- values linear") >= 2000
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("content", ["{", "[]", '{"rows": [1]}', None])
+def test_damaged_and_missing_files_are_named_not_fatal(folder, name, content):
+    (folder / summary.LOG).write_text("Traceback\nValueError: why")
+    (folder / f"{name}.json").unlink()
+    if content is not None:
+        (folder / f"{name}.json").write_text(content)
+    page = summary.text(folder, HEADER, OUTCOMES)
+    section = page.split(f"## {name}\n")[1].split("## ")[0]
+    assert "No result (" in section and "    ValueError: why" in section
+
+
+def test_rows_with_figures_that_are_none_or_nan(folder):
+    write(folder, "right", {"rows": [right(error=math.nan, passed=False), right(error=None, passed=False)]})
+    page = summary.text(folder, HEADER, OUTCOMES)
+    assert "error nan, budget" in page and "error -, budget" in page

@@ -1,0 +1,109 @@
+"""Every unit is tried once, whatever one of them does to its process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from primer_fast.bench import units
+from primer_fast.bench.units import LOST, DeviceLost
+
+
+@pytest.fixture
+def played(tmp_path):
+    """Calls ``each`` on a, b, c; what a unit does is a function by its name; returns what was seen and what is left."""
+
+    def play(doing=None, **options):
+        seen = []
+
+        def work(unit):
+            seen.append(unit)
+            (doing or {}).get(unit, lambda: None)()
+
+        left = units.each("abc", work, lambda unit, reason: seen.append((unit, reason)), **options)
+        return seen, left
+
+    play.marker = tmp_path / "stage.begun"
+    return play
+
+
+def raises(error):
+    def do():
+        raise error
+
+    return do
+
+
+def test_all_in_turn(played):
+    assert played(marker=played.marker) == (["a", "b", "c"], [])
+    assert not played.marker.exists()
+
+
+def test_what_an_earlier_process_tried_is_left_out(played):
+    assert played(done=["a"]) == (["b", "c"], [])
+
+
+def test_the_marker_names_the_unit_at_work(played):
+    found = []
+    played({"b": lambda: found.append(played.marker.read_text())}, marker=played.marker)
+    assert found == ["b"]
+
+
+def test_a_unit_that_ended_the_last_process_is_a_failure(played):
+    played.marker.write_text("b")
+    seen, left = played(done=["a"], marker=played.marker)
+    assert seen == [("b", "the process ended while it was at work"), "c"] and not left
+
+
+def test_a_marker_of_another_plan_is_ignored(played):
+    played.marker.write_text("x")
+    assert played(marker=played.marker) == (["a", "b", "c"], [])
+
+
+def test_a_lost_gpu_is_its_units_failure_and_ends_the_process(played):
+    failures = []
+
+    def work(unit):
+        raise DeviceLost("misaligned address")
+
+    with pytest.raises(DeviceLost):
+        units.each("abc", work, lambda *failure: failures.append(failure), marker=played.marker)
+    assert failures == [("a", "the GPU was lost: misaligned address")]
+    assert not played.marker.exists()
+
+
+def test_time_is_over_before_the_longest_of_the_last_would_fit(played):
+    clock = iter([0.0, 0.0, 4.0, 4.0, 8.0, 8.0]).__next__  # begin, then start and end of each
+    assert played(budget=10, now=clock) == (["a", "b"], ["c"])
+
+
+def test_an_interrupt_leaves_the_rest(played):
+    assert played({"b": raises(KeyboardInterrupt())}, marker=played.marker) == (["a", "b"], ["b", "c"])
+    assert not played.marker.exists()
+
+
+CODE = """
+import sys, time
+from pathlib import Path
+from primer_fast.bench import units
+def work(unit):
+    if unit == "b":
+        {what}
+    print(unit, flush=True)
+units.each("abc", work, lambda *failure: print(*failure, flush=True), marker=Path(sys.argv[1]), patience=1.0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "then"),
+    [
+        ("time.sleep(60)", LOST, "a\nb it had not ended after 1 s\n"),
+        ("import os; os.kill(os.getpid(), 11)", -11, "a\n"),
+    ],
+)
+def test_a_unit_that_hangs_or_crashes_costs_itself_alone(tmp_path, what, status, then):
+    marker = tmp_path / "stage.begun"
+    command = [sys.executable, "-c", CODE.format(what=what), str(marker)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, then)
+    assert marker.exists() == (status == -11), "where nobody could say so, the marker does"
