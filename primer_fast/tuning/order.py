@@ -34,24 +34,9 @@ def needs(report: Report) -> Need:
 
 
 def _short(row: Row) -> float | None:
-    factors = [
-        factor for target in row.targets if target["what"].split()[0] in _SETTINGS_CHANGE
-        for factor in (_missed(target),) if factor is not None
-    ]  # fmt: skip
-    if not factors and row.versus:
-        factors = [1 / min(row.versus.values())]
-    if not factors and row.share:
-        factors = [1 / row.share]
-    return max(factors, default=None)
-
-
-def _missed(target: dict) -> float | None:
-    """Bound over value, or value over bound where less is better; of a target like "versus torch >= 1"."""
-    *_, sign, bound = target["what"].split()
-    value, limit = target["value"], float(bound)
-    if min(value, limit) <= 0:
-        return None
-    return limit / value if sign == ">=" else value / limit
+    ratios = [t["ratio"] for t in row.targets if t["what"].split()[0] in _SETTINGS_CHANGE and t.get("ratio")]
+    least = min(ratios or row.versus.values() or filter(None, [row.share]), default=None)
+    return None if least is None else 1 / least
 
 
 def need_of(site: Site, needs: Need) -> float | None:
