@@ -73,8 +73,8 @@ def test_dry_run_without_rich():
     done = run_python("-m", "primer_fast.tuning", "embedding", "--dry-run", "--target", "sm_90", "--minutes", "0")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("6 buckets, ")
-    table = [line.split() for line in lines[2:6]]
+    assert lines[0].startswith("6 buckets, ") and "0 of 6 problems fit into 0 minutes" in lines[1]
+    table = [line.split() for line in lines[3:7]]
     assert [line[0] for line in table] == ["choice", "embedding_backward", "embedding_forward", "all"]
     for name, buckets, candidates, legal, estimated, compiled in table[1:]:
         numbers = [int(n.replace(",", "")) for n in (candidates, legal, estimated)]

@@ -152,6 +152,15 @@ def test_what_became_of_each_problem_is_written(played, tmp_path, capsys):
     }
 
 
+def test_the_estimate_alone_searches_nothing(played, tmp_path, capsys):
+    played.update({s: lambda: 1 / 0 for s in SITES})
+    assert main(["--estimate", "--minutes", "4", "--jobs", "15", "--out", str(tmp_path / "tuned")]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == "h100: by estimate 4 of 4 problems fit into 4 minutes with 15 compiling processes"
+    assert [float(line.split()[0]) for line in lines[1:]] == sorted(float(line.split()[0]) for line in lines[1:])
+    assert len(lines) == 1 + len(SITES) and not (tmp_path / "tuned").exists()
+
+
 def test_what_had_no_time_is_named_and_gone_on_with(played, tmp_path):
     status, content = called(tmp_path, "--budget", "0")
     assert status == 0 and content["rows"] == [] and content["left_out"] == list(map(str, SITES))
