@@ -192,8 +192,3 @@ def distinct(found: Iterable[Site]) -> list[Site]:
     for site in found:
         firsts.setdefault((site.choice, site.bucket), site)
     return list(firsts.values())
-
-
-def sites(all_units: Iterable[Unit], gpu: Chip, target: Target) -> list[Site]:
-    """The problems of the units, one of each bucket, the first that comes to it."""
-    return distinct(site for unit in all_units for site in sites_of(unit, gpu, target))

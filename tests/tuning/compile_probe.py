@@ -6,11 +6,25 @@ import sys
 from functools import partial
 
 from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.kernels.tunable import Variant, watching
 from primer_fast.proof.offline import offline
 from primer_fast.proof.targets import TARGETS, target_of
 from primer_fast.tuning import prune
 from primer_fast.tuning.compile import Task, Workers, chip_of, compile_candidate
-from primer_fast.tuning.problems import arrays_of, run, sites, sites_of, units
+from primer_fast.tuning.problems import Trial, arrays_of, distinct, run, sites_of, units
+
+
+def sites(all_units, gpu, target):
+    return distinct(site for unit in all_units for site in sites_of(unit, gpu, target))
+
+
+def owned(site, settings):
+    """Kernels whose launches are made with the settings, in their order."""
+    names, trial = [], Trial(site, settings)
+    with offline(target, wanted=lambda kernel: names.append(kernel) if trial.owns(kernel) else None), watching(trial):
+        run(site.unit, arrays_of(site.unit, "meta"))
+    return names
+
 
 if __name__ == "__main__":  # processes that compile import this file again
     target = TARGETS["sm_90"]
@@ -29,6 +43,7 @@ if __name__ == "__main__":  # processes that compile import this file again
     assert os.environ.pop("TRITON_INTERPRET") == "1"
     twice = [compile_candidate(Task(site, s, gpu, target)) for s in (default, default._replace(GROUP_M=8))]
     other = gpu._replace(arch="sm_89", shared=101376, processors=142)
+    backward = next(site for site in every if site.choice == "linear_backward")
     asked = []
     with offline(target, wanted=lambda kernel: asked.append(kernel)) as unwanted:
         run(site.unit, arrays_of(site.unit, "meta"))
@@ -48,6 +63,7 @@ if __name__ == "__main__":  # processes that compile import this file again
             "equal": twice[0].code == twice[1].code != "",
             "sm_89": [target_of(other).triton.arch, target_of(other).shared_per_program, target_of(other).processors],
             "there": [str(site) for site in found_there[0]] == [str(s) for s in sites([site.unit], gpu, target)],
+            "ways": {name: owned(backward, Variant(name)) for name in ("fused", "prepass")},
             "known": target_of(gpu) is target,
         },
         sys.stdout,

@@ -47,6 +47,14 @@ def test_only_what_is_wanted_is_compiled(seen):
     assert seen["asked"] == [["_matmul_kernel"] * 3, 0] and seen["whole"] == 3
 
 
+def test_a_way_owns_all_launches_on_it(seen):
+    """With those of the settings that are asked for on the way; not the forward's product."""
+    assert seen["ways"] == {
+        "fused": ["_matmul_kernel"] * 2,
+        "prepass": ["_prepass_kernel", "_add_rows_kernel", "_matmul_kernel", "_matmul_kernel"],
+    }
+
+
 def test_an_oversized_tile_is_dropped_for_its_spills(seen):
     assert seen["errors"][1] is None and seen["registers"][1] == 255 and seen["spilled"][1] > 1000
     assert seen["spilled"][0] == 0

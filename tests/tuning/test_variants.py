@@ -7,7 +7,7 @@ import torch
 
 from primer_fast import functional as F
 from primer_fast.kernels import attention_onepass, linear, linear_prepass
-from primer_fast.kernels.launch import CHIPS
+from primer_fast.kernels.launch import CHIPS, assume_chip
 from primer_fast.kernels.tunable import Variant, watching
 from primer_fast.proof import verify
 from primer_fast.tuning import session
@@ -56,6 +56,17 @@ def test_operands_either_way_match_the_reference(way, case):
         rows = verify.check("linear", CASES[case], torch.bfloat16, "descriptors")
     assert len(asked) == 3 and [row for row in rows if not row.passed] == []
     assert all(linear.operands_choice.default(H100, problem).variant != way for problem in asked)
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_programs_of_the_prepass_walk_down_their_rows(layout, device):
+    """Four programs for 21 tiles, the last of which is short, so that each sums several."""
+    dy, saved = (torch.randn(661, 40, device=device) for _ in range(2))
+    dy = dy if layout == "rows" else dy.T.contiguous().T
+    with assume_chip(H100._replace(processors=1)):
+        g, sums = linear_prepass.prepass(dy, saved, "gelu", torch.float32)
+    assert torch.equal(g, dy * saved) and g.is_contiguous()
+    torch.testing.assert_close(sums, (dy * saved).sum(0))
 
 
 def test_the_prepass_is_bitwise_equal_in_two_runs_and_leaves_other_backwards_alone(device):
