@@ -3,6 +3,7 @@
 
 BASE_PYTHON ?= python3
 OUT ?= gpu-out
+FROM ?= $(OUT)
 DEMO_OUT ?= runs/demo
 
 ifeq ($(origin PYTHON), undefined)
@@ -12,7 +13,7 @@ else
 READY := installed
 endif
 
-.PHONY: demo test verify bench gpu gpu-tune lint installed
+.PHONY: demo test verify bench gpu gpu-tune keep lint installed
 
 demo: $(READY)  ## verify the kernels, train the primer's models, write a report with pictures
 	$(PYTHON) -m primer_fast.cli demo --out $(DEMO_OUT)
@@ -29,8 +30,7 @@ bench: $(READY)  ## pytest-benchmark's table of the ops
 gpu: $(READY)  ## all that a GPU can tell in six minutes, into $(OUT); ARGS=--rehearse without one, --estimate for the time
 	$(PYTHON) -m primer_fast.bench.gpu --out $(OUT) $(ARGS)
 
-gpu-tune: $(READY)  ## the fastest settings for what is furthest from its target, in four minutes, into $(OUT)
-	$(PYTHON) -m primer_fast.bench.gpu --only tune --out $(OUT) $(ARGS)
+.PHONY: demo test verify bench gpu gpu-tune keep lint installed
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .

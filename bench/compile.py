@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from primer_fast.bench.agenda import AGENDA, planned
 from primer_fast.bench.files import replace_text
 from primer_fast.bench.measure import Group, prepared
 from primer_fast.bench.op import COMPILED, PASSES
+from primer_fast.bench.right import other_cases
 from primer_fast.kernels.launch import Chip, chip
 from primer_fast.proof.production import Unit, compiled_launches, end_with_parent, plan
 from primer_fast.proof.verify import DTYPES
@@ -138,7 +139,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     begin, gpu, rows = time.monotonic(), chip(), []
     dtypes, most = (_DTYPES[:1], 1) if args.small else (_DTYPES, None)
-    ours = [(f"{u.op} {u.case} {u.dtype}", compile_unit, u, gpu) for dtype in dtypes for u in units_of(dtype, most)]
+    first, *others = [units_of(dtype, most) for dtype in dtypes]
+    first += [Unit(op, case, _DTYPES[0], "sm_90") for op, case in other_cases()[:most]]
+    ours = [(f"{u.op} {u.case} {u.dtype}", compile_unit, u, gpu) for u in (*first, *chain(*others))]
     theirs = [
         ("torch.compile " + " ".join(row), compile_peer, *row, args.small) for row in peers(2 * (most or 0) or None)
     ]

@@ -118,17 +118,18 @@ def run_all(todo: list[Stage], out: Path, seconds: float, header: dict) -> list[
 def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> Outcome:
     """Run one stage with its output in ``log``; past ``limit`` seconds it is interrupted, then killed.
 
-    A process that says that it cannot go on is followed by another, for what it had not reached.
+    A process that cannot go on, or that crashed, is followed by another, for what it had not reached.
     """
     begin, end = time.monotonic(), time.monotonic() + limit
-    status, lost = "", 0
+    lost = 0
     with log.open("a") as stream:
         while True:
             stream.write(f"\n===== {stage.name} =====\n")
             stream.flush()
             left = end - time.monotonic()
-            status = _run_process(stage.command(left, resume=lost > 0), stage.environment, stream, left, grace)
-            if status != f"failed (exit {LOST})" or end - time.monotonic() < _RESTART:
+            status, code = _run_process(stage.command(left, resume=lost > 0), stage.environment, stream, left, grace)
+            ended_early = code is not None and (code == LOST or code < 0 or code >= 128)
+            if not ended_early or end - time.monotonic() < _RESTART:
                 break
             lost += 1
     _shorten(log)
@@ -139,20 +140,22 @@ def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> Outc
     return Outcome(stage.name, status, time.monotonic() - begin)
 
 
-def _run_process(command: list[str], extra: dict[str, str], stream, limit: float, grace: float) -> str:
-    """Run a command; how it ended."""
+def _run_process(
+    command: list[str], extra: dict[str, str], stream, limit: float, grace: float
+) -> tuple[str, int | None]:
+    """Run a command -> how it ended, and its exit status if it ended by itself."""
     try:
         process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | extra, stdout=stream, stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_listen,
         )  # fmt: skip
     except OSError as error:
-        return f"not started: {error}"
+        return f"not started: {error}", None
     try:
         code = process.wait(limit)
-        return "passed" if code == 0 else f"failed (exit {code})"
+        return "passed" if code == 0 else f"failed (exit {code})", code
     except subprocess.TimeoutExpired:
-        return f"stopped after {limit:.0f} s"
+        return f"stopped after {limit:.0f} s", None
     finally:
         _end(process, grace)
 
