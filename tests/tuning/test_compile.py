@@ -55,6 +55,11 @@ def test_a_way_owns_all_launches_on_it(seen):
     }
 
 
+def test_the_prepass_and_its_products_do_not_spill(seen):
+    error, registers, spilled = seen["prepass"]
+    assert error is None and spilled == 0 and registers <= 255
+
+
 def test_an_oversized_tile_is_dropped_for_its_spills(seen):
     assert seen["errors"][1] is None and seen["registers"][1] == 255 and seen["spilled"][1] > 1000
     assert seen["spilled"][0] == 0
