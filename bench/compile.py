@@ -57,16 +57,29 @@ def units_of(dtype: str, most: int | None = None) -> list[Unit]:
     return [unit for row in zip_longest(*found) for unit in row if unit is not None]
 
 
+def our_units(small: bool = False) -> list[Unit]:
+    """All that is compiled of ours: what is timed or judged in bfloat16, other checks' cases, the other dtypes."""
+    dtypes, most = (_DTYPES[:1], 1) if small else (_DTYPES, None)
+    first, *others = [units_of(dtype, most) for dtype in dtypes]
+    first += [Unit(op, case, _DTYPES[0], "sm_90") for op, case in other_cases()[:most]]
+    return [*first, *chain(*others)]
+
+
 def _core_seconds() -> float:
     """What this process and the compilers that it started have used."""
     return sum(os.times()[:4])
 
 
-def compile_unit(unit: Unit, gpu: Chip) -> Row:
+def both_ways(unit: Unit) -> list[Unit]:
     """Forward and backward, and the forward by itself, which keeps nothing for a backward."""
-    begin, count, errors = _core_seconds(), 0, []
     alone = unit._replace(case=replace(unit.case, gradients=False))
-    for one in (unit, alone) if unit.case.gradients else (unit,):
+    return [unit, alone] if unit.case.gradients else [unit]
+
+
+def compile_unit(unit: Unit, gpu: Chip) -> Row:
+    """Compile a unit both ways."""
+    begin, count, errors = _core_seconds(), 0, []
+    for one in both_ways(unit):
         launches, _, error = compiled_launches(one, gpu)
         count += len(launches)
         errors += [error] if error else []
@@ -148,10 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         print("bench.compile: this Python sees no CUDA GPU to compile for", file=sys.stderr)
         return 2
     begin, gpu, rows = time.monotonic(), chip(), []
-    dtypes, most = (_DTYPES[:1], 1) if args.small else (_DTYPES, None)
-    first, *others = [units_of(dtype, most) for dtype in dtypes]
-    first += [Unit(op, case, _DTYPES[0], "sm_90") for op, case in other_cases()[:most]]
-    ours = [(f"{u.op} {u.case} {u.dtype}", compile_unit, u, gpu) for u in (*first, *chain(*others))]
+    ours = [(f"{u.op} {u.case} {u.dtype}", compile_unit, u, gpu) for u in our_units(args.small)]
     theirs: list[tuple] = [("torch.compile nanoGPT", compile_program, args.small)]  # the longest, so the first
     asked = peers(2 if args.small else None)
     theirs += [("torch.compile " + " ".join(row), compile_peer, *row, args.small) for row in asked]

@@ -27,6 +27,7 @@ from primer_fast.bench.units import LOST
 ROOT = Path(__file__).resolve().parent.parent
 LOG_BYTES = 8 << 20  # a compiler that prints its whole input can fill a disk
 MINUTES = {"gpu": 6.0, "tune": 4.0}
+SECONDS_PER_ROW = 0.1  # that each provider of a row is timed
 _CLOSING_SECONDS = 15  # kept from the total for ending the last stage and writing the summary
 _MARGIN = 8.0  # seconds that a stage is to end before its limit
 _RESTART = 15.0  # seconds without which starting a stage's process once more is of no use
@@ -74,10 +75,11 @@ def stages(out: Path, rehearsed: bool = False) -> list[Stage]:
 
     Of six minutes they have 60, 100, 100, 65 and 20 seconds at most.
     """
+    seconds = "0.01" if rehearsed else f"{SECONDS_PER_ROW:g}"
     return [
         _stage(out, "compile", 0.17, "bench.compile", rehearsed),
         _stage(out, "right", 0.36, "bench.right", rehearsed, interpreted=True),
-        _stage(out, "fast", 0.54, "bench", rehearsed, "--seconds-per-row", "0.01" if rehearsed else "0.1"),
+        _stage(out, "fast", 0.54, "bench", rehearsed, "--seconds-per-row", seconds),
         _stage(out, "programs", 0.77, "bench.models", rehearsed, "--all"),
         _stage(out, "sanitizer", 1.0, "bench.sanitizer", rehearsed),
     ]
@@ -199,13 +201,19 @@ def main(argv: list[str] | None = None) -> int:
     """The exit status is 0 if every stage passed, 1 if not, 2 without a GPU or for a wrong call."""
     parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.gpu", description=__doc__)
     names = [stage.name for stage in stages(Path())]
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=Path("gpu-out"), metavar="DIR", help="gpu-out if not given")
     parser.add_argument("--minutes", type=float, help="for everything together (6; of the search 4)")
     parser.add_argument(
         "--only", nargs="+", choices=[*names, "tune"], metavar="STAGE", help=f"of {', '.join(names)}, tune; each longer"
     )
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: the same, small, on a stand-in")
+    parser.add_argument("--estimate", action="store_true", help="say how long each stage will take, and run none")
     args = parser.parse_args(argv)
+    if args.estimate:
+        from primer_fast.bench import estimate  # it reads every stage, which a run on a GPU has no time for
+
+        print("\n".join(estimate.lines()))
+        return 0
     tunes = args.only == ["tune"]
     minutes = args.minutes if args.minutes is not None else MINUTES["tune" if tunes else "gpu"]
     if minutes <= 0:

@@ -24,7 +24,7 @@ from primer_fast.bench.environment import STAND_IN
 from primer_fast.proof.targets import TARGETS, StandInDriver
 
 _PROPERTIES = SimpleNamespace(
-    name=STAND_IN, major=9, minor=0, multi_processor_count=132, total_memory=80 << 30, L2_cache_size=1 << 20
+    name=STAND_IN, major=9, minor=0, multi_processor_count=132, total_memory=80 << 30, L2_cache_size=1 << 12
 )
 
 
@@ -186,6 +186,7 @@ _CUDA = {
 
 def install() -> None:
     """Put the stand-in in CUDA's place, in this process, for good."""
+    torch.set_num_threads(1)  # what is rehearsed is small
     for name, value in _CUDA.items():
         setattr(torch.cuda, name, value)
     torch.Generator = _Generator  # type: ignore[misc]

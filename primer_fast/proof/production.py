@@ -5,7 +5,7 @@ import importlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -129,11 +129,14 @@ def compile_unit(unit: Unit) -> list[Row]:
     return rows
 
 
-def compiled_launches(unit: Unit, gpu: Chip | None = None) -> tuple[list[Launch], int | None, str | None]:
+def compiled_launches(
+    unit: Unit, gpu: Chip | None = None, wanted: Callable[[str], bool] = lambda kernel: True
+) -> tuple[list[Launch], int | None, str | None]:
     """Compile the launches of a case's forward and backward, in that order.
 
     Args:
         gpu: what to choose settings and compile for, in place of the unit's target.
+        wanted: see ``offline``.
 
     Returns:
         The launches; how many of them are the forward's, None where it failed; the op's own error, if there was one.
@@ -141,7 +144,7 @@ def compiled_launches(unit: Unit, gpu: Chip | None = None) -> tuple[list[Launch]
     """
     case, error, forward_launches = unit.case, None, None
     target, choose = (unit.target, contextlib.nullcontext()) if gpu is None else (target_of(gpu), assume_chip(gpu))
-    with offline(target, keep_going=True) as launches, choose:
+    with offline(target, keep_going=True, wanted=wanted) as launches, choose:
         try:
             inputs = {}
             for name, shape in case.shapes.items():

@@ -1,0 +1,63 @@
+"""How long each stage of `make gpu` will take on one H100, from what there is to do: told before a GPU is there.
+
+Launches, rows and operations are counted. What a launch costs the compiler is measured; times of a GPU are assumed.
+"""
+
+from primer_fast.bench import models, right
+from primer_fast.bench import op as ops
+from primer_fast.bench.agenda import AGENDA, planned
+from primer_fast.bench.compile import both_ways, our_units
+from primer_fast.bench.gpu import SECONDS_PER_ROW
+from primer_fast.bench.measure import Group
+from primer_fast.bench.op import FORWARD, PASSES, PRECISIONS
+from primer_fast.bench.timing import MIN_ROUNDS, WARMUP_ROUNDS
+from primer_fast.proof.production import compiled_launches
+
+COMPILE = 0.24  # seconds of one core a launch on sm_90, its compilers included: 170 for 706, Triton 3.7.1
+_STARTING = 8.0  # assumed: a process's imports, and the GPU's context
+_FLOPS, _BYTES = 4e14, 2e12  # assumed: a second, of 16-bit products and of memory
+_ROUND = 5e-4  # assumed: what flushing the cache and the host add to a call
+_GROUP = 1.5  # assumed: a row's tensors, the comparison with eager, torch.compile from its cache
+
+
+def launches() -> int:
+    """How many the stage *compile* compiles; counted by running the launchers, without a compiler."""
+    counted = 0
+
+    def count(kernel: str) -> bool:
+        nonlocal counted
+        counted += 1
+        return False
+
+    for unit in our_units():
+        for one in both_ways(unit):
+            compiled_launches(one, wanted=count)
+    return counted
+
+
+def group_seconds(group: Group) -> float:
+    """A row of the benchmarks with all its providers."""
+    passes = ("forward",) if group.pass_name == FORWARD else ("forward", group.part or "backward")
+    itemsize = PRECISIONS[group.precision].dtype.itemsize
+    flops = sum(group.op.flops(group.case)[p] for p in passes) * itemsize / 2
+    moved = sum(group.op.bytes_moved(group.case, itemsize)[p] for p in passes)
+    call = max(flops / _FLOPS, moved / _BYTES) + _ROUND
+    one = max(SECONDS_PER_ROW, MIN_ROUNDS * call) + (WARMUP_ROUNDS + 4) * call
+    return _GROUP + len(group.providers()) * one
+
+
+def lines(cores: int = 16) -> list[str]:
+    """A line for each stage."""
+    count, checks = launches(), right.plan()
+    rows = planned([ops.load(name) for name in ops.names()], PRECISIONS, PASSES, "cuda")
+    first = rows[: sum(len(entry.cases) * len(entry.passes) for entry in AGENDA)]
+    asked, everything = (_STARTING + sum(map(group_seconds, some)) for some in (first, rows))
+    programs = {name: models.estimate(name) for name in models.ON_GPU}
+    named = ", ".join(f"{name} {seconds:.0f}" for name, seconds in programs.items())
+    return [
+        f"compile    {_STARTING + count * COMPILE / cores:4.0f} s: {count:,} launches in {cores} processes",
+        f"right      {_STARTING + right.estimate(checks):4.0f} s: {len(checks)} checks",
+        f"fast       {asked:4.0f} s: the {len(first)} rows of the agenda; all {len(rows)} rows: {everything:.0f} s",
+        f"programs   {_STARTING + sum(programs.values()):4.0f} s: {named}",
+        "sanitizer   what is left: two tools",
+    ]

@@ -1,0 +1,107 @@
+"""`make gpu` and `make gpu-tune` from end to end, small, on the stand-in; and killed in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from primer_fast.bench import estimate, keep, report, right, stages, summary, trial
+from primer_fast.bench import op as ops
+from primer_fast.bench.environment import STAND_IN
+from primer_fast.bench.measure import Group
+from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD
+from primer_fast.kernels.tunable import read_tuned
+
+pytestmark = pytest.mark.xdist_group("rehearsal")  # each of them starts many processes
+
+
+def command(out: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "primer_fast.bench.gpu", "--rehearse", "--out", str(out), *arguments]
+
+
+def environment() -> dict[str, str]:
+    """As a shell's: the stages say themselves whether kernels are interpreted."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+def run(out: Path, *arguments: str) -> str:
+    done = subprocess.run(command(out, *arguments), env=environment(), capture_output=True, text=True, timeout=1200)
+    log = out / summary.LOG
+    assert done.returncode == 0, done.stdout + done.stderr + (log.read_text()[-5000:] if log.exists() else "")
+    return done.stdout
+
+
+def test_every_stage_ends_and_leaves_its_file(tmp_path):
+    printed = run(tmp_path, "--minutes", "18")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("compile.json", "right.json", "fast.json", "programs.json", "sanitizer.json"),
+        *(summary.PAGE, summary.LOG),
+    }
+    compiled = stages.parse(json.loads((tmp_path / "compile.json").read_text()), "compile.json")
+    assert compiled.kind == "compile" and {row["what"].split()[0] for row in compiled.rows} >= {*ops.names()}
+    checks = right.load(tmp_path / "right.json")
+    assert {row.op for row in checks.rows if row.passed} >= {*ops.names()} and not checks.left_out
+    assert {row.check for row in checks.rows} >= {"values", "graph", "threads", "streams", "bitwise", "layouts"}
+    timed = report.load(tmp_path / "fast.json")
+    assert {row.op for row in timed.rows if row.status == "ok"} == {*ops.names()} and not timed.left_out
+    programs = trial.load(tmp_path / "programs.json")
+    assert {t.name for t in programs.trials if t.status == trial.OK} >= {"gpt2", "dpo", "ppo", "generation"}
+    page = (tmp_path / summary.PAGE).read_text()
+    assert page.count(": passed, ") == 5 and "Nothing was wrong in what was checked." in page
+    assert len(printed) < 12_000 and "## Targets" in printed
+    headers = [json.loads(path.read_text())["header"] for path in tmp_path.glob("*.json")]
+    assert {header["device"] for header in headers} == {STAND_IN} and len({h["source"] for h in headers}) == 1
+    assert keep.main([str(tmp_path)]) == 1, "figures of a stand-in are never kept"
+
+
+def test_the_search_ends_and_leaves_its_files(tmp_path):
+    run(tmp_path, "--only", "tune", "--minutes", "10")
+    tried = stages.parse(json.loads((tmp_path / "tune.json").read_text()), "tune.json")
+    assert tried.kind == "tune" and len(tried.rows) >= 2
+    (tuned,) = (tmp_path / "tuned").glob("*.json")
+    assert read_tuned(tuned)["settings"]
+
+
+def test_killed_in_the_middle_the_files_so_far_are_whole(tmp_path):
+    """As a machine that is taken away does it: the process and all that it has started, at once."""
+    process = subprocess.Popen(
+        command(tmp_path, "--only", "right", "fast", "--minutes", "10"), env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(3000):
+            if (tmp_path / "right.json").exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        for pid in (process.pid, *map(int, children)):
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert right.load(tmp_path / "right.json").rows
+    assert (tmp_path / summary.PAGE).read_text().startswith("# ")
+    assert (tmp_path / "right.begun").exists(), "the next process would know what this one was at"
+
+
+def test_the_estimate_counts_what_there_is_to_do():
+    asked = [sys.executable, "-m", "primer_fast.bench.gpu", "--estimate"]
+    done = subprocess.run(asked, env=environment(), capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["compile", "right", "fast", "programs", "sanitizer"], done.stderr
+    launches = int(lines[0].split("s: ")[1].split(" launches")[0].replace(",", ""))
+    assert launches > 3 * 608, "the production cases' alone, in three dtypes"
+
+
+def test_a_row_with_a_backward_takes_longer():
+    linear = ops.load("linear")
+    one, both = (
+        estimate.group_seconds(Group(linear, linear.gpu_cases[0], "bfloat16", name, "cuda"))
+        for name in (FORWARD, FORWARD_BACKWARD)
+    )
+    assert both > one > 0
