@@ -42,6 +42,7 @@ ENVIRONMENTS = {
     "gpu": Environment([*GPU, *TESTS], "3.12"),
 }
 COMPARED = ("oldest", PINNED, "newest")
+TESTED = ("tests/library", "tests/citizenship", "tests/test_interpreter.py", "tests/test_interpreter_memory.py")
 CASES = {  # op -> a small case with something to get wrong; no other op has one of that name
     "conv2d": "groups_wide",
     "embedding": "position_ids",
@@ -65,7 +66,7 @@ def parts(jobs: int) -> dict[str, Part]:
     """The parts, in ``jobs`` processes each, by the name of the file that holds its results."""
     dump = {"TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"}  # tells which wgmma instructions wait
     production = ["-m", "primer_fast.proof.production", "--dtype", "bfloat16", "--jobs", str(jobs), "--json"]
-    tests = ["-m", "pytest", "tests/library", "tests/citizenship", "-p", "no:cacheprovider", "-n", str(jobs)]
+    tests = ["-m", "pytest", *TESTED, "-p", "no:cacheprovider", "-n", str(jobs)]
     return {
         "verify.json": Part(
             ["-m", "primer_fast.proof.verify", "--case", *CASES.values(), "--json"], {"TRITON_INTERPRET": "1"}
