@@ -3,6 +3,7 @@
 
 BASE_PYTHON ?= python3
 OUT ?= gpu-out
+FROM ?= $(OUT)
 DEMO_OUT ?= runs/demo
 
 ifeq ($(origin PYTHON), undefined)
@@ -12,7 +13,7 @@ else
 READY := installed
 endif
 
-.PHONY: demo test verify bench gpu gpu-tune gpu-python versions lint installed
+.PHONY: demo test verify bench gpu gpu-tune gpu-python keep versions lint installed
 
 demo: $(READY)  ## verify the kernels, train the primer's models, write a report with pictures
 	$(PYTHON) -m primer_fast.cli demo --out $(DEMO_OUT)
@@ -31,6 +32,9 @@ gpu: $(READY)  ## all that a GPU can tell in six minutes, into $(OUT); ARGS=--re
 
 gpu-tune: $(READY)  ## the fastest settings for what is furthest from its target, in four minutes, into $(OUT)
 	$(PYTHON) -m primer_fast.bench.gpu --only tune --out $(OUT) $(ARGS)
+
+keep: $(READY)  ## put what came back from the GPU, in $(FROM), in place: to be committed, or refused with every reason
+	$(PYTHON) -m primer_fast.bench.keep $(FROM) $(ARGS)
 
 gpu-python: $(READY)  ## a Python with what a GPU machine has and no more: make gpu PYTHON=.versions/gpu/bin/python ARGS=--rehearse
 	$(PYTHON) -m primer_fast.bench.versions --make gpu

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from primer_fast import backend
 from primer_fast.bench import ceilings, environment, report, tables, units
 from primer_fast.bench import op as ops
 from primer_fast.bench.agenda import planned
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     """The exit status is 0; 1 if a row of ours failed or was wrong, 2 for a wrong call, units.LOST with the GPU."""
     args = parse(argv)
     began = time.monotonic()
-    if environment.interprets():
+    if backend.interpreting:
         print("bench: TRITON_INTERPRET is set, and the time of an interpreter says nothing; unset it", file=sys.stderr)
         return 2
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from primer_fast.bench.agenda import AGENDA, planned
 from primer_fast.bench.files import replace_text
 from primer_fast.bench.measure import Group, prepared
 from primer_fast.bench.op import COMPILED, PASSES
+from primer_fast.bench.right import other_cases
 from primer_fast.kernels.launch import Chip, chip
 from primer_fast.proof.production import Unit, compiled_launches, end_with_parent, plan
 from primer_fast.proof.verify import DTYPES
@@ -89,6 +90,16 @@ def compile_peer(op: str, case: str, precision: str, pass_name: str, small: bool
     return Row(f"torch.compile {op} {case} {precision} {pass_name}", 0, [], _core_seconds() - begin)
 
 
+def compile_program(small: bool) -> Row:
+    """What torch.compile makes of nanoGPT's training step, which whole programs are compared with."""
+    from primer_fast.bench import models  # here: every process imports this file, and one needs that
+
+    begin = _core_seconds()
+    with contextlib.suppress(Exception):
+        models.warm(small)
+    return Row("torch.compile nanoGPT", 0, [], _core_seconds() - begin)
+
+
 def compile_all(
     tasks: Sequence[Sequence[tuple]], jobs: Sequence[int], after: Callable[[Row], None], seconds: float
 ) -> list[str]:
@@ -138,10 +149,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     begin, gpu, rows = time.monotonic(), chip(), []
     dtypes, most = (_DTYPES[:1], 1) if args.small else (_DTYPES, None)
-    ours = [(f"{u.op} {u.case} {u.dtype}", compile_unit, u, gpu) for dtype in dtypes for u in units_of(dtype, most)]
-    theirs = [
-        ("torch.compile " + " ".join(row), compile_peer, *row, args.small) for row in peers(2 * (most or 0) or None)
-    ]
+    first, *others = [units_of(dtype, most) for dtype in dtypes]
+    first += [Unit(op, case, _DTYPES[0], "sm_90") for op, case in other_cases()[:most]]
+    ours = [(f"{u.op} {u.case} {u.dtype}", compile_unit, u, gpu) for u in (*first, *chain(*others))]
+    theirs: list[tuple] = [("torch.compile nanoGPT", compile_program, args.small)]  # the longest, so the first
+    asked = peers(2 if args.small else None)
+    theirs += [("torch.compile " + " ".join(row), compile_peer, *row, args.small) for row in asked]
     content = {"schema": SCHEMA, "header": environment.describe("cuda"), "jobs": args.jobs}
 
     def save(left: list[str]) -> None:

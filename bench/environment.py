@@ -12,7 +12,7 @@ import torch
 import triton
 
 import primer_fast
-from primer_fast import backend, bench, kernels
+from primer_fast import bench, kernels
 
 STAND_IN = "Stand-in"  # the device's name in a rehearsal, see rehearsal.py
 
@@ -34,11 +34,6 @@ def describe(device: str) -> dict:
         "commit": commit(),
         "source": source(),
     }
-
-
-def interprets() -> bool:
-    """Whether kernels are interpreted, so that their time says nothing; a rehearsal wants none."""
-    return backend.interpreting and not (torch.cuda.is_available() and torch.cuda.get_device_name() == STAND_IN)
 
 
 def source() -> str:

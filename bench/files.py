@@ -1,13 +1,24 @@
 """Files of results: what stands there is the old content or the new, never half of it."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 
 def replace_text(path: str | Path, text: str) -> None:
     """Write under a temporary name, then rename; folders that are missing are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    replace_texts({Path(path): text})
+
+
+def replace_texts(texts: Mapping[Path, str]) -> None:
+    """Several files: all are written under temporary names before the first is renamed."""
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
+    try:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path].write_text(text + "\n", encoding="utf-8")
+        for path, written in temporary.items():
+            os.replace(written, path)
+    finally:
+        for written in temporary.values():
+            written.unlink(missing_ok=True)

@@ -70,32 +70,30 @@ class Outcome:
 
 
 def stages(out: Path, rehearsed: bool = False) -> list[Stage]:
-    """All stages of a run, in the order in which a failure matters; the shares of six minutes are about
+    """All stages of a run, in the order in which a failure matters; what one does not need is the next one's.
 
-    60, 105, 100, 65 and 20 s, and what one does not need is the next one's.
+    Of six minutes they have 60, 100, 100, 65 and 20 seconds at most.
     """
-    interpreted = {"TRITON_INTERPRET": "1"} if rehearsed else {}
-
-    def stage(
-        name: str, share: float, module: str, *arguments: str, environment: dict[str, str] = interpreted
-    ) -> Stage:
-        leaves = out / f"{name}.json"
-        return Stage(name, share, f"primer_fast.{module}", leaves, arguments, environment, rehearsed)
-
     return [
-        stage("compile", 0.17, "bench.compile", environment={}),
-        stage("right", 0.37, "bench.right"),
-        stage("fast", 0.55, "bench", "--seconds-per-row", "0.01" if rehearsed else "0.1"),
-        stage("programs", 0.7, "bench.models", "--all"),
-        stage("sanitizer", 1.0, "bench.sanitizer"),
+        _stage(out, "compile", 0.17, "bench.compile", rehearsed),
+        _stage(out, "right", 0.36, "bench.right", rehearsed, interpreted=True),
+        _stage(out, "fast", 0.54, "bench", rehearsed, "--seconds-per-row", "0.01" if rehearsed else "0.1"),
+        _stage(out, "programs", 0.77, "bench.models", rehearsed, "--all"),
+        _stage(out, "sanitizer", 1.0, "bench.sanitizer", rehearsed),
     ]
 
 
 def tune_stage(out: Path, rehearsed: bool = False) -> Stage:
     """The search for settings and variants."""
-    interpreted = {"TRITON_INTERPRET": "1"} if rehearsed else {}
-    where = ("--out", str(out / "tuned"))
-    return Stage("tune", 1.0, "primer_fast.tuning", out / "tune.json", where, interpreted, rehearsed)
+    return _stage(out, "tune", 1.0, "tuning", rehearsed, "--out", str(out / "tuned"), interpreted=True)
+
+
+def _stage(
+    out: Path, name: str, share: float, module: str, rehearsed: bool, *arguments: str, interpreted: bool = False
+) -> Stage:
+    """``interpreted``: in a rehearsal its kernels run too, slowly; elsewhere PyTorch's operators take their place."""
+    extra = {"TRITON_INTERPRET": "1"} if rehearsed and interpreted else {}
+    return Stage(name, share, f"primer_fast.{module}", out / f"{name}.json", arguments, extra, rehearsed)
 
 
 def run_all(todo: list[Stage], out: Path, seconds: float, header: dict) -> list[Outcome]:
@@ -118,17 +116,18 @@ def run_all(todo: list[Stage], out: Path, seconds: float, header: dict) -> list[
 def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> Outcome:
     """Run one stage with its output in ``log``; past ``limit`` seconds it is interrupted, then killed.
 
-    A process that says that it cannot go on is followed by another, for what it had not reached.
+    A process that cannot go on, or that crashed, is followed by another, for what it had not reached.
     """
     begin, end = time.monotonic(), time.monotonic() + limit
-    status, lost = "", 0
+    lost = 0
     with log.open("a") as stream:
         while True:
             stream.write(f"\n===== {stage.name} =====\n")
             stream.flush()
             left = end - time.monotonic()
-            status = _run_process(stage.command(left, resume=lost > 0), stage.environment, stream, left, grace)
-            if status != f"failed (exit {LOST})" or end - time.monotonic() < _RESTART:
+            status, code = _run_process(stage.command(left, resume=lost > 0), stage.environment, stream, left, grace)
+            ended_early = code is not None and (code == LOST or code < 0 or code >= 128)
+            if not ended_early or end - time.monotonic() < _RESTART:
                 break
             lost += 1
     _shorten(log)
@@ -139,20 +138,22 @@ def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> Outc
     return Outcome(stage.name, status, time.monotonic() - begin)
 
 
-def _run_process(command: list[str], extra: dict[str, str], stream, limit: float, grace: float) -> str:
-    """Run a command; how it ended."""
+def _run_process(
+    command: list[str], extra: dict[str, str], stream, limit: float, grace: float
+) -> tuple[str, int | None]:
+    """Run a command -> how it ended, and its exit status if it ended by itself."""
     try:
         process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | extra, stdout=stream, stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_listen,
         )  # fmt: skip
     except OSError as error:
-        return f"not started: {error}"
+        return f"not started: {error}", None
     try:
         code = process.wait(limit)
-        return "passed" if code == 0 else f"failed (exit {code})"
+        return "passed" if code == 0 else f"failed (exit {code})", code
     except subprocess.TimeoutExpired:
-        return f"stopped after {limit:.0f} s"
+        return f"stopped after {limit:.0f} s", None
     finally:
         _end(process, grace)
 

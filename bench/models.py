@@ -1,86 +1,230 @@
 """python -m primer_fast.bench.models NAME ...: whole training steps and texts of ours beside those of other programs.
 
 A comparison runs the same model from the same weights on the same data: losses (or tokens) must agree before anything
-is timed, then the programs take turns. Time, rate, peak memory, and how far the losses are apart.
+is timed, then the programs take turns. Time, rate, peak memory, and how far the losses are apart. ``--all`` is what a
+GPU is asked, the most important first.
 """
 
 import argparse
+import contextlib
+import gc
 import shlex
 import sys
+import tempfile
+import threading
+import time
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
 from primer_fast import backend
-from primer_fast.bench import dpo, generation, trial
+from primer_fast.bench import environment, generation, trial, units
+from primer_fast.bench.dpo_step import dpo_step, dpo_trl
 from primer_fast.bench.loss_head import loss_head
 from primer_fast.bench.op import OURS
-from primer_fast.bench.peers import NotAvailable
 from primer_fast.bench.ppo_step import ppo_step
 from primer_fast.bench.supervised_step import cnn, mlp
-from primer_fast.bench.transformer_step import characters, gpt2
-from primer_fast.bench.trial import NOT_AVAILABLE, OK, Trial, TrialReport
+from primer_fast.bench.to_accuracy import cnn_99, mlp_99
+from primer_fast.bench.transformer_step import COMPILED, characters, compile_nanogpt, gpt2, gpt2_compiled
+from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, OK, Trial, TrialReport
 from primer_fast.bench.turns import failure
+from primer_fast.bench.units import DeviceLost
 from primer_fast.bench.wrappers import wrappers
 
-Part = Callable[[str, float, bool], list[Trial]]  # device, seconds a provider, whether torch.compile takes part
+# Device, seconds a provider is timed, whether torch.compile takes part, whether sizes are those of a rehearsal.
+Part = Callable[[str, float, bool, bool], list[Trial]]
 
 
-def dpo_step(device: str, seconds: float, with_compile: bool) -> list[Trial]:
-    """A DPO step beside TRL's DPOTrainer."""
-    if device != "cpu":
-        raise NotAvailable("the comparison with TRL is driven on a CPU")
-    return dpo.trials()
+def texts(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+    """256 tokens, with the cache, without, and by transformers; GPT-2 124M on a GPU."""
+    asked = ["--device", device, "--rounds", "5", "--batch", "1", "4"]
+    if device == "cuda":
+        asked = _options(device=device, rounds=2, batch=1, layers=12, heads=12, width=768, context=1024, vocab=50257)
+    if small:
+        asked += _options(rounds=1, batch=2, layers=1, heads=2, width=16, context=16, vocab=32)
+        asked += ["--prompt", "4", "--new-tokens", "2"]
+    return generation.trials(asked)
 
 
-def texts(device: str, seconds: float, with_compile: bool) -> list[Trial]:
-    """256 tokens, with the cache, without, and by transformers."""
-    return generation.trials(["--device", device, "--rounds", "5", "--batch", "1", "4"])
+def _options(**values: object) -> list[str]:
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
 PARTS: dict[str, Part] = {
     "mlp": mlp, "cnn": cnn, "nanogpt": characters, "gpt2": gpt2, "dpo": dpo_step, "ppo": ppo_step,
     "generation": texts, "loss_head": loss_head, "wrappers": wrappers,
+    "gpt2_compiled": gpt2_compiled, "mlp_99": mlp_99, "cnn_99": cnn_99, "dpo_trl": dpo_trl,
 }  # fmt: skip
+# What `make gpu` asks, the most important first. See ``order`` for where the second has not been compiled before.
+ON_GPU = (
+    "gpt2", "gpt2_compiled", "cnn_99", "mlp_99", "dpo", "ppo", "wrappers", "loss_head", "nanogpt", "generation",
+)  # fmt: skip
+# Seconds on one H100 with kernels compiled before, by reckoning; none has been measured. Of each about 2 s are the
+# model's set-up, and a provider is timed for 1 s; a GPT-2 step of 12 x 1024 tokens takes 26 ms (llm.c: 468k tokens/s).
+ESTIMATES: dict[str, float] = {
+    "gpt2": 9.0,  # three providers, each some 15 steps besides
+    "gpt2_compiled": 50.0,  # nanoGPT's train.py calls its compilation "a ~minute"
+    "cnn_99": 7.0,  # drawing 70,000 digits 3 s; 9 runs of 150 to 250 steps of at most 1 ms
+    "mlp_99": 9.0,  # 9 runs of about 1,200 steps of 0.2 ms (a graph) to 1 ms
+    "dpo": 6.0,  # 8,192 tokens a step: 20 ms, in plain PyTorch twice that
+    "ppo": 9.0,  # 7 rollouts of 53 tokens at 3 ms, 16 updates of 20 ms after each
+    "wrappers": 4.0,  # eight pairs of calls, a quarter of a second each
+    "loss_head": 4.0,
+    "nanogpt": 6.0,
+    "generation": 20.0,  # 3 x 256 tokens: 3 ms each with a cache, 3 without, 10 by transformers, whose import is 5 s
+    "mlp": 30.0, "cnn": 30.0, "dpo_trl": 60.0,  # torch.compile; two trainers
+}  # fmt: skip
+COMPILED_BEFORE = 20.0  # gpt2_compiled after --warm: what Inductor made is read, the model is traced again
+SUBJECTS = {
+    "gpt2_compiled": "gpt2",
+    "mlp_99": "mlp",
+    "cnn_99": "cnn",
+    "dpo_trl": "dpo",
+}  # what the trials of a part are called
+NO_TIME = "no time was left"
+PATIENCE = {"cuda": 75.0, "cpu": threading.TIMEOUT_MAX}  # seconds after which a part counts as hung
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.models", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="+", choices=list(PARTS), metavar="NAME", help="of " + ", ".join(PARTS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of " + ", ".join(PARTS))
+    parser.add_argument("--all", action="store_true", help="those of a GPU: " + ", ".join(ON_GPU))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="about as long as a program is timed")
+    parser.add_argument("--seconds", type=float, metavar="S", help="about as long as a program is timed (5; GPU: 1)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--json", metavar="FILE", help="write the trials here, after every comparison")
-    return parser.parse_args(argv)
+    parser.add_argument("--budget", type=float, metavar="S", help="begin nothing that would not end within S seconds")
+    parser.add_argument("--resume", action="store_true", help="go on with what FILE holds, if this code wrote it")
+    parser.add_argument("--small", action="store_true", help="tiny models, to see that everything runs")
+    parser.add_argument("--warm", action="store_true", help="only compile what gpt2_compiled will run, and keep that")
+    args = parser.parse_args(argv)
+    if unknown := [name for name in args.names if name not in PARTS]:
+        parser.error(f"no comparison named {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if args.all:
+        args.names = list(dict.fromkeys([*args.names, *order()]))
+    if not args.names and not args.warm:
+        parser.error("name what to compare, or --all")
+    if args.resume and not args.json:
+        parser.error("--resume needs --json FILE")
+    if args.seconds is None:
+        args.seconds = 0.0 if args.small else 1.0 if args.device == "cuda" else 5.0
+    return args
 
 
-def measure(name: str, device: str, seconds: float, with_compile: bool) -> list[Trial]:
-    """The trials of one part; where ours raised, one that says so."""
+def order() -> list[str]:
+    """ON_GPU; the one that would take most of the time comes last where torch.compile has all its work before it."""
+    return sorted(ON_GPU, key=lambda name: name == "gpt2_compiled" and not _warmed().exists())
+
+
+def estimate(name: str) -> float:
+    """Seconds of a part on one H100."""
+    return COMPILED_BEFORE if name == "gpt2_compiled" and _warmed().exists() else ESTIMATES[name]
+
+
+def measure(name: str, device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+    """The trials of one part; where ours raised, one that says so.
+
+    Raises:
+        DeviceLost: the GPU takes no more work.
+    """
     try:
-        return PARTS[name](device, seconds, with_compile)
+        return PARTS[name](device, seconds, with_compile, small)
+    except DeviceLost:
+        raise
     except Exception as error:
-        status, reason = failure(error)
-        return [Trial(name, "all", OURS, status, reason)]
+        traceback.print_exc()
+        status, reason = failure(error, device)
+        return [Trial(SUBJECTS.get(name, name), "all", OURS, status, reason)]
+    finally:
+        gc.collect()
+        if device == "cuda":
+            torch._dynamo.reset()
+            with contextlib.suppress(Exception):  # a lost GPU has been noticed already
+                torch.cuda.empty_cache()
+
+
+def begun(args: argparse.Namespace, command: str) -> TrialReport:
+    """The report to go on with: what ``args.json`` holds, where that is asked for and this code wrote it.
+
+    "done" in its header are the parts tried, and the seconds that each took.
+    """
+    header = trial.header(args.device, command) | {"done": {}} | ({"small": True} if args.small else {})
+    if args.resume and Path(args.json).exists():
+        try:
+            found = trial.load(args.json)
+        except ValueError as error:
+            print(f"bench: not resumed: {error}", file=sys.stderr)
+        else:
+            same = ("device", "kind", "torch", "source", "small")
+            if isinstance(found.header.get("done"), dict) and all(found.header.get(k) == header.get(k) for k in same):
+                found.trials = [t for t in found.trials if t.reason != NO_TIME]
+                return found
+            print(f"bench: not resumed: {args.json} is of another machine or other code", file=sys.stderr)
+    return TrialReport(header)
+
+
+def warm(small: bool) -> None:
+    """Compile nanoGPT's step as ``gpt2_compiled`` will, so that Inductor's cache on disk has it."""
+    compile_nanogpt(small)
+    if not small:
+        _warmed().touch()
+
+
+def _warmed() -> Path:
+    """The file that says so, of this code and this torch."""
+    return Path(tempfile.gettempdir()) / f"primer_fast-compiled-{torch.__version__}-{environment.source()}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status is 0, or 1 if one of ours failed or was wrong, or 2 for a wrong call."""
+    """The exit status is 0; 1 if one of ours failed or was wrong; 2 for a wrong call; units.LOST: call --resume."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse(argv)
-    if backend.interpreting:
+    if backend.interpreting and not args.small:
         print("bench: TRITON_INTERPRET is set, and the time of an interpreter says nothing; unset it", file=sys.stderr)
         return 2
-    command = shlex.join(["python", "-m", "primer_fast.bench.models", *argv])
-    report = TrialReport(trial.header(args.device, command))
+    if args.warm:
+        warm(args.small)
+        return 0
+    report = begun(args, shlex.join(["python", "-m", "primer_fast.bench.models", *argv]))
+    done = report.header["done"]
     print(f"{report.header['device']}, {report.header['details']}, torch {torch.__version__}", flush=True)
-    for name in args.names:
-        found = measure(name, args.device, args.seconds, not args.no_compile)
+    if args.device == "cuda":
+        print(f"about {sum(estimate(name) for name in args.names if name not in done):.0f} s on an H100", flush=True)
+
+    def note(name: str, found: list[Trial]) -> None:
         report.trials += found
+        done[name] = round(time.monotonic() - began.get(name, time.monotonic()), 1)
         for comparison in TrialReport(report.header, found).comparisons():
-            print("\n".join(["", *trial.lines(comparison)]), flush=True)
+            print("\n".join(["", *trial.lines(comparison)]))
+        print(f"  ({name} took {done[name]:.0f} s)", flush=True)
         if args.json:
             report.save(args.json)
-    return int(any(t.provider == OURS and t.status not in (OK, NOT_AVAILABLE) for t in report.trials))
+
+    began: dict[str, float] = {}
+
+    def work(name: str) -> None:
+        began[name] = time.monotonic()
+        note(name, measure(name, args.device, args.seconds, not args.no_compile, args.small))
+
+    def fail(name: str, reason: str) -> None:
+        note(name, [Trial(SUBJECTS.get(name, name), "all", OURS, FAILED, reason)])
+
+    try:
+        report.left_out = units.each(
+            args.names, work, fail, done=tuple(done), budget=args.budget, expected=estimate,
+            marker=Path(args.json).with_suffix(".begun") if args.json else None, patience=PATIENCE[args.device],
+        )  # fmt: skip
+    except DeviceLost:
+        return units.LOST
+    for name in report.left_out:
+        provider = COMPILED if name == "gpt2_compiled" else OURS
+        report.trials.append(Trial(SUBJECTS.get(name, name), "all", provider, NOT_AVAILABLE, NO_TIME))
+        print(f"\n{name}: {NO_TIME}")
+    if args.json:
+        report.save(args.json)
+    return int(any(t.provider.startswith(OURS) and t.status not in (OK, NOT_AVAILABLE) for t in report.trials))
 
 
 if __name__ == "__main__":

@@ -78,13 +78,16 @@ class NanoGPT(nn.Module):
         self.head.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits(tokens)
+        return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-1)
+
+    def logits(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, V)
         where = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.embedding(tokens) + self.positions(where)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
-        logits = self.head(self.norm(x))
-        return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-1)
+        return self.head(self.norm(x))
 
 
 def twin(model: Transformer) -> NanoGPT:
@@ -92,7 +95,8 @@ def twin(model: Transformer) -> NanoGPT:
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     weights["positions.weight"] = weights.pop("positions")
     weights["head.weight"] = weights["embedding.weight"]
-    made = NanoGPT(model.config).to(next(model.parameters()).device)
+    with next(model.parameters()).device:
+        made = NanoGPT(model.config)
     made.load_state_dict(weights)
     return made
 

@@ -85,17 +85,21 @@ class Report:
 
 
 def load(path: str | Path) -> Report:
-    """Read a report and check it.
-
-    Raises:
-        ValueError: not JSON, another schema, a missing header entry, an unknown or missing column, a figure that
-            cannot be (a median that is not positive, a row "ok" without one).
-    """
-    path = Path(path)
+    """``parse`` of a file, with its errors; a file that is not JSON is a ValueError too."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(Path(path).read_text())
     except ValueError as error:
         raise ValueError(f"bench report {path}: must be JSON; {error}") from error
+    return parse(data, path)
+
+
+def parse(data: dict, path: str | Path) -> Report:
+    """A report from what was read as JSON.
+
+    Raises:
+        ValueError: another schema, a missing header entry, an unknown or missing column, a figure that cannot be (a
+            median that is not positive, a row "ok" without one).
+    """
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"bench report {path}: schema must be {SCHEMA}; got {found}")
@@ -109,7 +113,7 @@ def load(path: str | Path) -> Report:
     return Report(data["header"], rows, data.get("left_out", []))
 
 
-def _checked_row(path: Path, number: int, data: dict) -> Row:
+def _checked_row(path: str | Path, number: int, data: dict) -> Row:
     def refuse(what: str) -> ValueError:
         return ValueError(f"bench report {path}: row {number} {what}")
 

@@ -1,10 +1,13 @@
-"""What is committed under bench/results/<machine>/: reports of ops, of whole programs, of verification, compiled code.
+"""What is committed under bench/results/<machine>/: reports of ops, of whole programs, of stages, compiled code.
 
-bench.json of `python -m primer_fast.bench` and `make gpu`         an op report
-`python -m primer_fast.bench.models` and `.cpu`                    trials
-verify.json of `make gpu`                                          verified rows
+fast.json of `make gpu`, and of `python -m primer_fast.bench`      an op report
+programs.json of `make gpu`, and of `.bench.models`, `.bench.cpu`  trials
+right.json, compile.json, sanitizer.json of `make gpu`             stages, see stages.py
+tune.json of `make gpu-tune`                                       a stage too
+`primer-fast verify --json`                                        verified rows
 `primer-fast kernels --json bench/results/offline/sm_90.json`      what the kernels compile to
 
+`make keep` puts what a GPU run left in place: <gpu>/<date>-<time>-<stage>.json.
 bench/results/reasons.json says why a target is missed: {subject: {target: reason}}.
 """
 
@@ -13,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from primer_fast.bench import report, trial
+from primer_fast.bench import report, stages, trial
 from primer_fast.bench.report import Report
+from primer_fast.bench.stages import Stage
 from primer_fast.bench.trial import TrialReport
 
 FOLDER = Path(__file__).parent / "results"
@@ -26,7 +30,7 @@ class Found(NamedTuple):
 
     path: str
     machine: str
-    content: Report | TrialReport
+    content: Report | TrialReport | Stage
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Results:
 
     ops: list[Found] = field(default_factory=list)
     trials: list[Found] = field(default_factory=list)
+    stages: list[Found] = field(default_factory=list)
     verified: dict[str, list[dict]] = field(default_factory=dict)
     compiled: dict[str, dict] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -47,6 +52,10 @@ class Results:
     def of_gpus(self) -> list[Found]:
         """Reports of ops, not of whole programs."""
         return [found for found in self.ops if found.content.header["kind"] == "cuda"]
+
+    def newest(self, kind: str) -> list[Found]:
+        """The last file of a stage on each machine."""
+        return list({found.machine: found for found in self.stages if found.content.kind == kind}.values())
 
 
 def read(folder: Path = FOLDER) -> Results:
@@ -60,6 +69,8 @@ def read(folder: Path = FOLDER) -> Results:
                 results.ops.append(Found(name, machine, report.load(path)))
             elif isinstance(data, dict) and data.get("schema") == trial.SCHEMA:
                 results.trials.append(Found(name, machine, trial.parse(data, path)))
+            elif isinstance(data, dict) and data.get("schema") in stages.SCHEMAS:
+                results.stages.append(Found(name, machine, stages.parse(data, path)))
             elif isinstance(data, dict) and {"triton", "torch", "rows"} <= data.keys():
                 results.compiled[name] = _checked(data, {"op", "case", "dtype", "target", "kernel", "resources"})
             elif isinstance(data, list):
@@ -73,7 +84,7 @@ def read(folder: Path = FOLDER) -> Results:
             results.reasons.update(_checked_reasons(json.loads(path.read_text())))
         except (OSError, ValueError) as error:
             results.unreadable[REASONS] = str(error)
-    for found in (results.ops, results.trials):
+    for found in (results.ops, results.trials, results.stages):
         found.sort(key=lambda one: one.content.header["date"])
     return results
 

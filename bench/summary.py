@@ -79,7 +79,7 @@ def _targets(found: dict) -> str:
 def _wrong(found: dict) -> Iterable[str]:
     """A wrong kernel comes before one that does not compile, and that before a program that fails."""
     for row in _of(found, "right"):
-        if not row.get("passed"):
+        if row.get("passed") is False:
             named = " ".join(str(row[key]) for key in ("check", "op", "case", "dtype", "tensor") if row.get(key))
             errors = f"error {_figure(row.get('error'))}, budget {_figure(row.get('budget'))}"
             yield f"{named}: {row.get('reason') or errors}"
@@ -140,9 +140,10 @@ def _details(name: str, content, out: Path, brief: bool) -> str:
 
 
 def _right(rows: list[dict], brief: bool) -> str:
-    failed = sum(not row.get("passed") for row in rows)
+    verdicts = [row.get("passed", False) for row in rows]
+    failed, passed = verdicts.count(False), verdicts.count(True)
     worst = sorted((row for row in rows if row.get("budget")), key=_part_of_budget, reverse=True)
-    lines = [f"{len(rows) - failed} passed, {failed} failed; the worst, by error over budget:"]
+    lines = [f"{passed} passed, {failed} failed; the worst, by error over budget:"]
     for row in worst[: _WORST if brief else 4 * _WORST]:
         named = " ".join(str(row[key]) for key in ("op", "case", "dtype", "tensor") if row.get(key))
         lines.append(f"- {named}: error {_figure(row.get('error'))}, budget {_figure(row['budget'])}")

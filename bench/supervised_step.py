@@ -16,14 +16,14 @@ TORCH, COMPILED = "torch.nn", "torch.nn, torch.compile"
 MNIST = 60_000  # images of an epoch
 
 
-def mlp(device: str, seconds: float, with_compile: bool) -> list[Trial]:
-    """The perceptron of `primer-fast train mlp`: 784-512-256-10."""
+def mlp(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+    """The perceptron of `primer-fast train mlp`: 784-512-256-10. It is small already."""
     model = MLP(MLPConfig((784, 512, 256, 10)))
     return _compare("mlp", "784-512-256-10", model, {}, device, seconds, with_compile)
 
 
-def cnn(device: str, seconds: float, with_compile: bool) -> list[Trial]:
-    """The network of `primer-fast train cnn`."""
+def cnn(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+    """The network of `primer-fast train cnn`. It is small already."""
     config = CNNConfig()
     shape = f"{config.kernel_size} x {config.kernel_size} convolutions of {' and '.join(map(str, config.channels))}"
     return _compare("cnn", shape, CNN(config), {TORCH: goals.CNN}, device, seconds, with_compile)

@@ -1,6 +1,7 @@
 """Time equivalent functions against each other, interleaved in one run, so that drift falls on all of them alike."""
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -66,8 +67,10 @@ def rotated(names: list[str], round_: int) -> list[str]:
     return names[first:] + names[:first]
 
 
-def time_interleaved(functions: dict[str, Function], clock: "Clock", seconds: float) -> dict[str, Timing | Exception]:
-    """Time every function once per round for about ``seconds`` each: A B C, B C A, C A B, ...
+def time_interleaved(
+    functions: dict[str, Function], clock: "Clock", seconds: float, least: int = MIN_ROUNDS
+) -> dict[str, Timing | Exception]:
+    """Time every function once per round for about ``seconds`` each, ``least`` rounds or more: A B C, B C A, C A B, ...
 
     Each function must have been called before, so that compilation is over. One that raises is timed no further; its
     exception takes the place of its timing.
@@ -90,11 +93,12 @@ def time_interleaved(functions: dict[str, Function], clock: "Clock", seconds: fl
         return time.perf_counter() - begin
 
     with _no_garbage_collection():
-        cost = min(play(round_) for round_ in range(WARMUP_ROUNDS + 1))
+        warmups = range(WARMUP_ROUNDS + 1 if least > 1 else 0)
+        cost = min((play(round_) for round_ in warmups), default=math.inf)
         for collected in samples.values():
             collected.clear()
         rounds = int(seconds * len(functions) / max(cost, 1e-9))
-        for round_ in range(min(max(rounds, MIN_ROUNDS), MAX_ROUNDS)):
+        for round_ in range(min(max(rounds, least), MAX_ROUNDS)):
             play(round_)
     return {
         name: failures.get(name) or Timing(tuple(samples[name]), getattr(samplers[name], "exposed", False))

@@ -4,16 +4,18 @@ import torch
 
 from primer_fast.bench import goals, nanogpt
 from primer_fast.bench.op import OURS
+from primer_fast.bench.peers import NotAvailable
 from primer_fast.bench.trial import Goal, Trial
-from primer_fast.bench.turns import Step, take_turns
+from primer_fast.bench.turns import COMPARED, Step, take_turns
 from primer_fast.data.text import load_text, tokenize
 from primer_fast.data.tokenizers import make
 from primer_fast.models.transformer import Transformer, TransformerConfig
-from primer_fast.train import language_model
+from primer_fast.train import cuda_graphs, language_model
 from primer_fast.train.common import autocast, learning_rate
 from primer_fast.train.language_model import LanguageModelConfig
 
 OURS_COMPILED = f"{OURS}, torch.compile"
+GRAPH, NO_GRAPH = f"{OURS}, CUDA graph", f"{OURS}, no CUDA graph"  # on a GPU beside ours by default, which is either
 NANOGPT, COMPILED, FUSED = "nanoGPT", "nanoGPT, torch.compile", "nanoGPT, fused AdamW"
 BATCHES = 256  # drawn beforehand, then from the first again
 PLAIN = {"norm": "pre", "positions": "learned", "bias": False}  # nanoGPT's train.py, like exact GELU and a tied output
@@ -22,36 +24,77 @@ CPU_SHAPE = {"context": 64, "width": 128, "layers": 4, "heads": 4}
 GPU_SHAPE = {"context": 256, "width": 384, "layers": 6, "heads": 6}
 GPT2_SHAPE = {"context": 1024, "width": 768, "layers": 12, "heads": 12}
 GPT2_VOCAB = 50304  # GPT-2's 50,257 in nanoGPT's multiple of 64
+SMALL_SHAPE, SMALL_VOCAB = {"context": 8, "width": 16, "layers": 1, "heads": 1}, 32  # for a rehearsal
 
 
-def characters(device: str, seconds: float, with_compile: bool) -> list[Trial]:
-    """nanoGPT's model of characters in its setting for this device, on the text that comes with Python."""
+def characters(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+    """nanoGPT's model of characters in its setting for this device, on the text that comes with Python.
+
+    On a GPU torch.compile is left to GPT-2: it takes most of a minute.
+    """
     text = load_text("builtin")
-    shape, batch = (CPU_SHAPE, 12) if device == "cpu" else (GPU_SHAPE, 64)
+    shape, batch = (CPU_SHAPE, 12) if device == "cpu" else (SMALL_SHAPE, 2) if small else (GPU_SHAPE, 64)
     tokenizer = make("characters", text)
     tokens = tokenize(text, tokenizer, shape["context"]).train
     model = TransformerConfig(tokenizer.vocab_size, **shape, **PLAIN)
     train = LanguageModelConfig(batch_size=batch, precision="float32" if device == "cpu" else "bfloat16")
     bounds = {NANOGPT: goals.NANOGPT} if device == "cpu" else {}
-    return compare("nanogpt", model, train, tokens, device, seconds, with_compile, bounds)
+    with_compile = with_compile and device == "cpu"
+    return compare("nanogpt", model, train, tokens, device, seconds, with_compile, bounds, small)
 
 
-def gpt2(device: str, seconds: float, with_compile: bool) -> list[Trial]:
-    """GPT-2 124M, a micro-batch of nanoGPT's; on a CPU one short window, which takes seconds."""
-    shape = GPT2_SHAPE if device == "cuda" else GPT2_SHAPE | {"context": 128}
-    model = TransformerConfig(GPT2_VOCAB, **shape, **PLAIN)
-    train = LanguageModelConfig(
-        batch_size=12 if device == "cuda" else 1, lr=6e-4, min_lr=6e-5, warmup_steps=2000, steps=600_000,
-        betas=(0.9, 0.95), precision="bfloat16" if device == "cuda" else "float32",
-    )  # fmt: skip
-    tokens = torch.randint(50257, (1 << 20,), generator=torch.Generator().manual_seed(0))
-    bounds = {COMPILED: goals.GPT2} if device == "cuda" else {}
-    trials = compare("gpt2", model, train, tokens, device, seconds, with_compile, bounds)
+def gpt2(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+    """GPT-2 124M, a micro-batch of nanoGPT's; on a CPU one short window, which takes seconds.
+
+    On a GPU without torch.compile, which ``gpt2_compiled`` is compared with: should that hang, this is written down.
+    """
+    trials, model = _gpt2(device, seconds, with_compile and device == "cpu", small)
     if device == "cuda":
         ours = next(trial for trial in trials if trial.provider == OURS)
-        used = ours.rate * flops_per_token(model) / 989e12
-        ours.targets.append(goals.GPT2_USE.judged(used))
+        ours.targets.append(goals.GPT2_USE.judged(ours.rate * flops_per_token(model) / 989e12))
     return trials
+
+
+def gpt2_compiled(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+    """The step of ``gpt2`` on a GPU beside nanoGPT with torch.compile.
+
+    Raises:
+        NotAvailable: torch.compile is left out, or a CPU, where ``gpt2`` has it.
+    """
+    if device == "cpu" or not with_compile:
+        raise NotAvailable("on a CPU gpt2 has it" if device == "cpu" else "torch.compile was to be left out")
+    return _gpt2(device, seconds, True, small)[0]
+
+
+def compile_nanogpt(small: bool = False) -> None:
+    """One step of what ``gpt2_compiled`` compares with: what Inductor makes of it stays in its cache on disk."""
+    model, train, tokens = _gpt2_setting("cuda", small)
+    windows = [language_model.batch(tokens, model.context, train, 0).to("cuda")]
+    nanogpt_step(nanogpt.twin(made(model, "cuda")), windows, train, compiled=True, fused=True)()
+    torch.cuda.synchronize()
+
+
+def _gpt2(device: str, seconds: float, compiled: bool, small: bool) -> tuple[list[Trial], TransformerConfig]:
+    model, train, tokens = _gpt2_setting(device, small)
+    bounds = {COMPILED: goals.GPT2} if device == "cuda" else {}
+    return compare("gpt2", model, train, tokens, device, seconds, compiled, bounds, small), model
+
+
+def _gpt2_setting(device: str, small: bool) -> tuple[TransformerConfig, LanguageModelConfig, torch.Tensor]:
+    shape = SMALL_SHAPE if small else GPT2_SHAPE if device == "cuda" else GPT2_SHAPE | {"context": 128}
+    vocab, batch = (SMALL_VOCAB, 2) if small else (GPT2_VOCAB, 12 if device == "cuda" else 1)
+    model = TransformerConfig(vocab, **shape, **PLAIN)
+    train = LanguageModelConfig(
+        batch_size=batch, lr=6e-4, min_lr=6e-5, warmup_steps=2000, steps=600_000,
+        betas=(0.9, 0.95), precision="bfloat16" if device == "cuda" else "float32",
+    )  # fmt: skip
+    return model, train, torch.randint(min(vocab, 50257), (1 << 20,), generator=torch.Generator().manual_seed(0))
+
+
+def made(config: TransformerConfig, device: str) -> Transformer:
+    """A model whose first weights are drawn where it will be: a GPU draws GPT-2's in no time, a CPU in seconds."""
+    with torch.device(device):
+        return Transformer(config)
 
 
 def flops_per_token(model: TransformerConfig) -> float:
@@ -62,22 +105,32 @@ def flops_per_token(model: TransformerConfig) -> float:
 
 def compare(
     name: str, model: TransformerConfig, train: LanguageModelConfig, tokens: torch.Tensor, device: str, seconds: float,
-    with_compile: bool, bounds: dict[str, Goal],
+    with_compile: bool, bounds: dict[str, Goal], small: bool = False,
 ) -> list[Trial]:  # fmt: skip
-    """Trials of one step with ``tokens`` (N,) cut into windows."""
+    """Trials of one step with ``tokens`` (N,) cut into windows.
+
+    On a GPU ours is what its defaults make of it, a CUDA graph or not, and goals are of that; beside it stands the
+    other way, or, with torch.compile, nanoGPT compiled.
+    """
     torch.manual_seed(0)
-    first = Transformer(model).to(device)
+    first = made(model, device)
     windows = [language_model.batch(tokens, model.context, train, i).to(device) for i in range(BATCHES)]
 
-    def ours(compiled: bool) -> Step:
-        made = Transformer(model).to(device)
-        made.load_state_dict(first.state_dict())
+    rows = train.batch_size * model.context
+    records = device == "cuda" and cuda_graphs.pays(first, rows)
+
+    def ours(compiled: bool, asked: bool | None = None) -> Step:
+        own = made(model, device)
+        own.load_state_dict(first.state_dict())
         if compiled:
-            made.loss = torch.compile(made.loss)
-        state = language_model.start(made, train)
+            own.loss = torch.compile(own.loss)
+        state = language_model.start(own, train)
+        update = cuda_graphs.recorded(
+            language_model.update, state, asked=asked, batch=train.batch_size, rows=rows, procedure="bench"
+        )
 
         def step():
-            language_model.train_step(state, windows[state.step % BATCHES], train)
+            language_model.train_step(state, windows[state.step % BATCHES], train, update)
             return state.window["loss"][-1]
 
         return step
@@ -85,18 +138,24 @@ def compare(
     def published(compiled: bool, fused: bool):
         return lambda: nanogpt_step(nanogpt.twin(first), windows, train, compiled=compiled, fused=fused)
 
-    on_gpu = device == "cuda"
-    steps = {OURS: lambda: ours(False), NANOGPT: published(False, on_gpu)}
-    if with_compile:
-        steps |= {OURS_COMPILED: lambda: ours(True), COMPILED: published(True, on_gpu)}
-    steps |= {} if on_gpu else {FUSED: published(False, True)}
     setting = (
         f"{model.layers} layers, {model.heads} heads, width {model.width}, context {model.context}, "
         f"batch {train.batch_size}, vocabulary {model.vocab:,}, {train.precision}"
     )
+    if device == "cuda":
+        other = {NO_GRAPH: lambda: ours(False, False)} if records else {GRAPH: lambda: ours(False, True)}
+        steps = {OURS: lambda: ours(False)}
+        steps |= {COMPILED: published(True, True)} if with_compile else other | {NANOGPT: published(False, True)}
+        setting += f", ours {'with' if records else 'without'} a CUDA graph by default"
+        setting += ", beside torch.compile" if with_compile else ""
+    else:
+        steps = {OURS: lambda: ours(False), NANOGPT: published(False, False)}
+        steps |= {OURS_COMPILED: lambda: ours(True), COMPILED: published(True, False)} if with_compile else {}
+        steps[FUSED] = published(False, True)
     return take_turns(
-        name, setting, steps, work=train.batch_size * model.context, unit="tokens", seconds=seconds, device=device,
-        goals=bounds, tolerance=1e-4 if train.precision == "float32" else 2e-2,
+        name, setting, steps, work=rows, unit="tokens", seconds=seconds, device=device, goals=bounds, small=small,
+        compared=1 if small and (with_compile or name != "gpt2") else COMPARED,
+        tolerance=1e-4 if train.precision == "float32" else 2e-2,
     )  # fmt: skip
 
 

@@ -72,8 +72,11 @@ class Trial:
 
 @dataclass
 class TrialReport:
+    """``left_out``: the programs for which there was no time."""
+
     header: dict
     trials: list[Trial] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def comparisons(self) -> list[list[Trial]]:
         """Trials of the same name and setting, in the order measured."""
@@ -101,12 +104,14 @@ def parse(data: dict, where: str | Path) -> TrialReport:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"trials {where}: schema must be {SCHEMA!r}; got {found!r}")
-    found_header, rows = data.get("header"), data.get("trials")
+    found_header, rows, left_out = data.get("header"), data.get("trials"), data.get("left_out", [])
     if not (isinstance(found_header, dict) and isinstance(rows, list)):
         raise ValueError(f"trials {where}: must have a header and trials; got {', '.join(data)}")
+    if not (isinstance(left_out, list) and all(isinstance(name, str) for name in left_out)):
+        raise ValueError(f"trials {where}: left_out must be names; got {left_out!r}")
     if missing := [key for key in HEADER_KEYS if key not in found_header]:
         raise ValueError(f"trials {where}: header must have {', '.join(HEADER_KEYS)}; missing {', '.join(missing)}")
-    return TrialReport(found_header, [_checked(where, number, row) for number, row in enumerate(rows)])
+    return TrialReport(found_header, [_checked(where, number, row) for number, row in enumerate(rows)], left_out)
 
 
 def load(path: str | Path) -> TrialReport:

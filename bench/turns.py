@@ -1,6 +1,7 @@
 """Training steps of the same model by several programs, in turns: losses are compared first, then steps are timed."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 from primer_fast.bench.memory import peak_bytes
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import NotAvailable
-from primer_fast.bench.timing import Timing, WallClock, time_interleaved
+from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, time_interleaved
 from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, WRONG, Goal, Trial
+from primer_fast.bench.units import DeviceLost
+from primer_fast.train.cuda_graphs import WARM_UP
 
 COMPARED = 4  # steps whose losses must agree before anything is timed
 Step = Callable[[], Tensor]  # one optimizer step on the program's next batch -> () its loss
@@ -27,51 +30,70 @@ def take_turns(
     device: str,
     goals: Mapping[str, Goal] | None = None,  # by provider: a bound on its time over ours
     tolerance: float = 1e-4,  # relative distance of the first losses from ours
+    compared: int = COMPARED,  # steps whose losses are compared
+    least: int = MIN_ROUNDS,  # rounds that are timed however long they take
+    small: bool = False,  # as few steps as it takes to see each program run, ours up to the replay of a CUDA graph
 ) -> list[Trial]:
     """A trial for each provider. Every step of every provider sees the same batch as the same step of ours.
 
     Raises:
         Exception: ours failed; whatever it raised.
+        DeviceLost: a provider left the GPU unusable.
     """
-    goals = goals or {}
+    goals, clock = goals or {}, _QueueClock(0.0 if small else 50.0) if device == "cuda" else WallClock()
     trials = {provider: Trial(name, setting, provider, unit=unit) for provider in steps}
-    running, losses = {}, {provider: [] for provider in steps}
+    running: dict[str, Callable[[], None]] = {}
+    losses: dict[str, list[float | Tensor]] = {provider: [] for provider in steps}
     for provider in sorted(steps, key=lambda provider: provider != OURS):
         try:
             run = _recorded(steps[provider](), losses[provider], device)
-            for _ in range(COMPARED):
+            count = compared if not small else min(compared, WARM_UP + 1) if provider == OURS else 1
+            for _ in range(count - 1):
                 run()
-            apart = _apart(losses[provider], losses[OURS])
-            scale = max(abs(loss) for loss in losses[OURS])
+            peak = peak_bytes(run, device)  # of the last, in which ours would record a CUDA graph, and take its memory
+            first, ours = _numbers(losses[provider]), _numbers(losses[OURS])[:compared]
+            apart = _apart(first, ours)
+            scale = max(abs(loss) for loss in ours)
             if not apart <= tolerance * scale:
                 trials[provider].status = WRONG
-                trials[provider].reason = f"losses of the first {COMPARED} steps are {apart:.2g} apart from ours"
+                trials[provider].reason = f"losses of the first {count} steps are {apart:.2g} apart from ours"
                 continue
-            trials[provider].peak_mib = _mib(peak_bytes(run, device))
+            trials[provider].peak_mib = _mib(peak)
             running[provider] = run
         except Exception as error:
             if provider == OURS:
                 raise
-            trials[provider].status, trials[provider].reason = failure(error)
-    timings = time_interleaved(running, WallClock(), seconds)
+            trials[provider].status, trials[provider].reason = failure(error, device)
+    timings = time_interleaved(running, clock, seconds, 1 if small else least)
     if isinstance(timings[OURS], Exception):
         raise timings[OURS]
+    ours = _numbers(losses[OURS])
     for provider, timing in timings.items():
         trial = trials[provider]
         if not isinstance(timing, Timing):
-            trial.status, trial.reason, trial.peak_mib = *failure(timing), None
+            trial.status, trial.reason, trial.peak_mib = *failure(timing, device), None
             continue
         trial.time([ms / 1e3 for ms in timing.samples], [ms / 1e3 for ms in timings[OURS].samples], work)
-        trial.loss = losses[provider][-1]
-        trial.loss_difference = None if provider == OURS else _apart(losses[provider], losses[OURS])
+        found = _numbers(losses[provider])
+        trial.loss, trial.loss_difference = found[-1], None if provider == OURS else _apart(found, ours)
         if provider in goals:
             trial.targets.append(goals[provider].judged(trial.versus))
     return list(trials.values())
 
 
-def failure(error: Exception) -> tuple[str, str]:
-    """Status and reason of a provider that raised."""
+def failure(error: Exception, device: str = "cpu") -> tuple[str, str]:
+    """Status and reason of a provider that raised.
+
+    Raises:
+        DeviceLost: the GPU takes no more work.
+    """
     first_line = (str(error).strip().splitlines() or [""])[0][:300]
+    if device == "cuda":
+        try:
+            torch.cuda.synchronize()
+        except Exception as lost:
+            raise DeviceLost(f"{type(error).__name__}: {first_line}") from lost
+        torch.cuda.empty_cache()  # what an out-of-memory error left behind
     if isinstance(error, NotAvailable):
         return NOT_AVAILABLE, first_line
     if isinstance(error, ModuleNotFoundError):
@@ -79,15 +101,39 @@ def failure(error: Exception) -> tuple[str, str]:
     return FAILED, f"{type(error).__name__}: {first_line}"
 
 
-def _recorded(step: Step, losses: list[float], device: str) -> Callable[[], None]:
-    """``step`` with its loss read at the end, which on a GPU also waits for it."""
+class _QueueClock(WallClock):
+    """A GPU's steps as a training loop runs them: one queued after the other, waited for at the end of a sample."""
+
+    def __init__(self, at_least_ms: float):
+        self.at_least_ms = at_least_ms  # of a sample
+
+    def sampler(self, function: Callable[[], object], min_ms: float = 0.0) -> Callable[[], float]:
+        if not self.at_least_ms:
+            return lambda: self._elapsed_ms(function, 1)
+        return super().sampler(function, self.at_least_ms)
+
+    @staticmethod
+    def _elapsed_ms(function: Callable[[], object], calls: int) -> float:
+        torch.cuda.synchronize()
+        begin = time.perf_counter_ns()
+        for _ in range(calls):
+            function()
+        torch.cuda.synchronize()
+        return (time.perf_counter_ns() - begin) / 1e6
+
+
+def _recorded(step: Step, losses: list[float | Tensor], device: str) -> Callable[[], None]:
+    """``step`` with its loss kept: on a GPU as a tensor, since reading it would wait for the device."""
 
     def run():
-        losses.append(float(step()))
-        if device == "cuda":
-            torch.cuda.synchronize()
+        loss = step().detach()
+        losses.append(loss if device == "cuda" else float(loss))
 
     return run
+
+
+def _numbers(losses: list[float | Tensor]) -> list[float]:
+    return [float(loss) for loss in losses]
 
 
 def _apart(losses: list[float], others: list[float]) -> float:

@@ -30,6 +30,7 @@ def each(
     done: Iterable[str] = (),
     marker: Path | None = None,
     budget: float | None = None,
+    expected: Callable[[Unit], float] | None = None,
     patience: float = 60.0,
     now: Callable[[], float] = time.monotonic,
 ) -> list[str]:
@@ -41,7 +42,8 @@ def each(
             along.
         done: names of units that an earlier process has tried.
         marker: a file that names the unit at work. Where an earlier process left one, it ended in that unit.
-        budget: seconds for all; a unit is begun only if the longest of the last few would still fit.
+        budget: seconds for all; a unit is begun only if the longest of the last few would still fit, or
+        expected: where it is given, the seconds that it says of the unit; a shorter unit may then fit after a longer.
         patience: seconds after which a unit counts as hung. Then ``fail`` is called and the process ends.
 
     Raises:
@@ -57,10 +59,12 @@ def each(
         marker.unlink(missing_ok=True)
     left = [unit for unit in left if str(unit) not in tried]
     begin, recent = now(), deque([0.0], maxlen=6)  # not all of them: the very first also starts compilers
+    passed: list[str] = []
     for number, unit in enumerate(left):
         started = now()
-        if budget is not None and started - begin + max(recent) > budget:
-            return [str(other) for other in left[number:]]
+        if budget is not None and started - begin + (max(recent) if expected is None else expected(unit)) > budget:
+            passed.append(str(unit))
+            continue
         try:
             with _watched(unit, fail, marker, patience):
                 work(unit)
@@ -68,9 +72,9 @@ def each(
             fail(unit, f"the GPU was lost: {error}")
             raise
         except KeyboardInterrupt:  # the time for the whole is over
-            return [str(other) for other in left[number:]]
+            return passed + [str(other) for other in left[number:]]
         recent.append(now() - started)
-    return []
+    return passed
 
 
 @contextmanager

@@ -6,23 +6,43 @@ import torch.nn.functional as torch_F
 from primer_fast import functional as F
 from primer_fast.bench import goals
 from primer_fast.bench.op import EAGER, OURS
-from primer_fast.bench.timing import Timing, WallClock, quartiles, time_interleaved
+from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, quartiles, time_interleaved
 from primer_fast.bench.trial import Trial
 from primer_fast.bench.turns import failure
 
 
-def pairs(device: str) -> dict[str, tuple]:
-    """By op: our call and torch's, without arguments."""
+class _HostClock(WallClock):
+    """A GPU: the host's time to queue a call. The queue is short enough never to block, and empty when it begins."""
+
+    def __init__(self, calls: int):
+        self.calls = calls
+
+    def sampler(self, function, min_ms: float = 1.0):
+        def sample() -> float:
+            torch.cuda.synchronize()
+            return self._elapsed_ms(function, self.calls) / self.calls
+
+        return sample
+
+
+def pairs(device: str, small: bool = True) -> dict[str, tuple]:
+    """By op: our call and torch's, without arguments; tiny tensors, or such as keep a GPU for microseconds."""
     draw = torch.Generator().manual_seed(0)
 
     def normal(*shape):
         return torch.randn(shape, generator=draw).to(device)
 
-    x, w, b = normal(5, 2), normal(3, 2), normal(3)
-    image, kernel = normal(1, 1, 5, 5), normal(1, 1, 3, 3)
-    q, k, v = normal(1, 1, 4, 8), normal(1, 1, 4, 8), normal(1, 1, 4, 8)
-    rows, scale, shift = normal(5, 12), normal(12), normal(12)
-    head, table, tokens = normal(1, 16), normal(65, 16), torch.randint(65, (1,), generator=draw).to(device)
+    # rows, width, outputs; channels and side of an image; heads, tokens and width of a head
+    n, width, outputs, channels, side, heads, length, depth = (
+        (5, 2, 3, 1, 5, 1, 4, 8) if small else (128, 128, 256, 16, 28, 4, 64, 32)
+    )
+    x, w, b = normal(n, width), normal(outputs, width), normal(outputs)
+    image, kernel = normal(1, channels, side, side), normal(channels, channels, 3, 3)
+    q, k, v = (normal(1, heads, length, depth) for _ in range(3))
+    across = 12 if small else 256
+    rows, scale, shift = normal(n, across), normal(across), normal(across)
+    many, size = (1, 16) if small else (64, 128)
+    head, table, tokens = normal(many, size), normal(65, size), torch.randint(65, (many,), generator=draw).to(device)
 
     def log_prob():
         return torch_F.linear(head, table).log_softmax(-1).gather(-1, tokens[:, None])
@@ -32,7 +52,8 @@ def pairs(device: str) -> dict[str, tuple]:
         "conv2d": (lambda: F.conv2d(image, kernel), lambda: torch_F.conv2d(image, kernel)),
         "max_pool2d": (lambda: F.max_pool2d(image, 2), lambda: torch_F.max_pool2d(image, 2)),
         "layer_norm": (
-            lambda: F.layer_norm(rows, (12,), scale, shift), lambda: torch_F.layer_norm(rows, (12,), scale, shift)
+            lambda: F.layer_norm(rows, (across,), scale, shift),
+            lambda: torch_F.layer_norm(rows, (across,), scale, shift),
         ),
         "embedding": (lambda: F.embedding(tokens, table), lambda: torch_F.embedding(tokens, table)),
         "scaled_dot_product_attention": (
@@ -47,25 +68,31 @@ def pairs(device: str) -> dict[str, tuple]:
 
 
 @torch.no_grad()
-def wrappers(device: str, seconds: float, with_compile: bool) -> list[Trial]:
-    """Trials of one call each, host time; the goal is the median of the rounds' own differences.
+def wrappers(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+    """Trials of one call each, host time. On a CPU the goal is the median of the rounds' own differences.
 
     Raises:
         Exception: a call of ours failed; whatever it raised.
     """
     trials = []
-    for op, (ours, theirs) in pairs(device).items():
-        timings = time_interleaved({OURS: ours, EAGER: theirs}, WallClock(), seconds / 8)
-        pair = {name: Trial(f"call of {op}", "a tiny tensor, no gradient", name, unit="calls") for name in timings}
+    on_gpu = device == "cuda"
+    clock, least = _HostClock(1 if small else 50) if on_gpu else WallClock(), 1 if small else MIN_ROUNDS
+    for op, (ours, theirs) in pairs(device, small or not on_gpu).items():
+        timings = time_interleaved({OURS: ours, EAGER: theirs}, clock, seconds / 8, least)
+        setting = "a small tensor, no gradient, host time" if on_gpu else "a tiny tensor, no gradient"
+        pair = {name: Trial(f"call of {op}", setting, name, unit="calls") for name in timings}
         trials += pair.values()
         if not isinstance(timings[OURS], Timing):
             raise timings[OURS]
         if not isinstance(timings[EAGER], Timing):
-            pair[EAGER].status, pair[EAGER].reason = failure(timings[EAGER])
+            pair[EAGER].status, pair[EAGER].reason = failure(timings[EAGER], device)
             continue
         taken = {name: [ms / 1e3 for ms in timing.samples] for name, timing in timings.items()}
         for name, trial in pair.items():
             trial.time(taken[name], taken[OURS], 1)
+        if on_gpu:
+            pair[OURS].targets.append(goals.HOST_US.judged(1e3 * pair[OURS].median_ms))
+            continue
         extra = quartiles([1e6 * (own - other) for own, other in zip(taken[OURS], taken[EAGER], strict=True)])[1]
         pair[OURS].targets.append(goals.CALL_US.judged(extra))
     return trials

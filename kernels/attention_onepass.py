@@ -20,10 +20,11 @@ import torch
 import triton.language as tl
 
 from .attention_forward import heads_at_once, ordered_tile
-from .attention_settings import TileSettings
+from .attention_settings import Attention, TileSettings, attention_bucket
 from .attention_tile import LOG2_E, block_width, described, descriptor, empty_like_rows
 from .entry import entry
 from .launch import cdiv, chip, on_device_of
+from .tunable import Variants
 
 _CAST = 2048  # elements of dq per program
 
@@ -99,6 +100,22 @@ def supported(
         and q.shape[-1] == v.shape[-1] <= 128
         and all(described(t) and t.stride(-1) == 1 for t in (q, k, v))
     )  # fmt: skip
+
+
+# Asked only where the caller allows sums without a fixed order and ``supported`` says yes
+backward_choice = Variants(
+    "attention_backward", attention_bucket,
+    {"one-pass": lambda gpu, p: True, "deterministic": lambda gpu, p: True}, lambda gpu, p: "one-pass", reach=2,
+)  # fmt: skip
+
+
+def chosen(q, k, causal) -> bool:
+    """Whether the backward in one pass is the one to take for q (B, H, T, D), k (B, HK, S, D), as ``supported``."""
+    (B, H, T, D), (_, HK, S, _) = q.shape, k.shape
+    problem = Attention(
+        B * HK, T, S, q.element_size(), block_width(D), True, H == HK, group=H // HK, causal=causal
+    )  # fmt: skip
+    return backward_choice(chip(), problem).variant == "one-pass"
 
 
 def attention_bwd_onepass(

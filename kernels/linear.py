@@ -14,12 +14,15 @@ One kernel computes every product, as c = a b^T with a (M, K) and b (N, K) in an
 g is never in memory: its tile is made from the tiles of dy and of what the forward saved, on the way into the product.
 The forward saves y where activation' follows from it (relu, leaky_relu, sigmoid, tanh), and activation'(z) itself,
 not z, elsewhere: then the backward multiplies where it would evaluate erf again for every tile that it meets.
-db is summed by the programs of dw's first tile column from tiles that they load anyway.
+db is summed by the programs of dw's first tile column from tiles that they load anyway. Another way to the same, taken
+where a measurement says so, writes g once and then multiplies as if there were no activation: linear_prepass.py.
 
 FLOPs: 2 M N K each. Traffic: the operands once and c once, while the tile order keeps the operands in L2.
 A reduction split over programs goes through float32 partial sums, added in a fixed order: two runs are bitwise equal.
 On GPUs with a tensor memory accelerator, operands and results of aligned layout move by descriptors.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -27,9 +30,11 @@ import triton.language as tl
 
 from .descriptor import tensor_descriptor
 from .entry import entry
-from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, matmul_settings, on_device_of
+from .launch import Chip, MatmulSettings, Product, cdiv, chip, dot_precision, matmul_settings, on_device_of, passes
+from .linear_prepass import Activated, backward_choice, prepass
 from .partials import partial_length, reduce_partials
 from .tile import FROM_OUTPUT, activate, backpropagate, grouped_tile
+from .tunable import Bucket, Variants
 
 
 @triton.jit
@@ -181,15 +186,47 @@ class Operand:
         return tensor_descriptor(t, list(t.shape), list(t.stride()), tile)
 
 
-def operands(a, b, saved, has_descriptors, large):
-    """Wrap the operands -> a, b, saved, whether descriptors can move them. Large ones are copied until they can."""
+class Operands(NamedTuple):
+    """What the way of a product's operands depends on."""
+
+    M: int
+    N: int
+    K: int
+    itemsize: int
+    passes: int = 1  # see Product
+    fused: bool = False  # see Product
+    aligned: bool = True  # descriptors can move the operands as they lie
+
+    @property
+    def large(self) -> bool:
+        """Unaligned operands are worth a copy that descriptors can move."""
+        return min(self.M, self.N) >= 256 and self.K >= 64
+
+
+def _by_descriptors(gpu: Chip, p: Operands) -> bool:
+    return gpu.has_descriptors and p.N > 0 and p.K > 0
+
+
+operands_choice = Variants(
+    "matmul_operands",
+    lambda p: Bucket.of(p.M, p.N, p.K, item=p.itemsize, passes=p.passes, fused=p.fused, aligned=p.aligned),
+    {"descriptors": _by_descriptors, "pointers": lambda gpu, p: True},
+    lambda gpu, p: "descriptors" if _by_descriptors(gpu, p) and (p.aligned or p.large) else "pointers",
+    reach=1,
+)  # fmt: skip
+
+
+def wrapped(a, b, saved):
+    """The operands as the kernel takes them, and whether descriptors can move them as they lie."""
     a, b, saved = Operand(a), Operand(b), None if saved is None else Operand(saved)
-    if has_descriptors and large:
-        b = b.aligned(b.k_major)
-        saved = saved and saved.aligned(saved.k_major)
-        a = a.aligned(saved.k_major if saved else a.k_major)
-    fit = a.vector and b.vector and (saved is None or (saved.vector and saved.k_major == a.k_major))
-    return a, b, saved, has_descriptors and fit and a.t.numel() > 0 and b.t.numel() > 0
+    return a, b, saved, a.vector and b.vector and (saved is None or (saved.vector and saved.k_major == a.k_major))
+
+
+def movable(a, b, saved):
+    """Wrapped operands, copied where descriptors could not move them."""
+    b = b.aligned(b.k_major)
+    saved = saved and saved.aligned(saved.k_major)
+    return a.aligned(saved.k_major if saved else a.k_major), b, saved
 
 
 def matmul(
@@ -213,10 +250,13 @@ def matmul(
 
     gpu = chip()
     dot, exact = dot_precision(gpu, precision), dot_precision(gpu, "highest")
-    large = min(M, N) >= 256 and K >= 64
-    a_, b_, saved_, descriptors = operands(a, b, saved, gpu.has_descriptors, large)
+    products = passes(dot, a.element_size())
+    *taken, aligned = wrapped(a, b, saved)
+    way = operands_choice(gpu, Operands(M, N, K, a.element_size(), products, saved is not None, aligned))
+    descriptors = way.variant == "descriptors"
+    a_, b_, saved_ = movable(*taken) if descriptors else taken
     s = settings or matmul_settings(gpu, Product(
-        M, N, K, a.element_size(), passes=3 if dot == "tf32x3" and a.dtype == torch.float32 else 1,
+        M, N, K, a.element_size(), passes=products,
         descriptors=descriptors, vector=descriptors or (a_.vector and b_.vector and K % 16 == 0),
         wide_result=N * out.element_size() % 16 == 0, fused=saved is not None, double=keep, fill=fill,
     ))  # fmt: skip
@@ -276,3 +316,24 @@ def linear_bwd_weight(dy, saved, x, activation, bias_dtype, precision, settings=
         dy.T, x.T, precision, saved=saved_t, gradient_of=activation, sums_dtype=bias_dtype, fill=fill, settings=settings
     )
     return dw, db
+
+
+def linear_bwd(dy, saved, x, w, activation, needed, precision):
+    """dy, saved (M, N), x (M, K), w (N, K) -> dx, dw, db, None for each that is not needed: of x, of w, of the bias."""
+    need_x, need_w, need_b = needed
+    dx = dw = db = None
+    if activation is not None and need_x and need_w:  # both products need g
+        (M, N), gpu = dy.shape, chip()
+        products = passes(dot_precision(gpu, precision), dy.element_size())
+        problem = Activated(M, N, x.shape[1], dy.element_size(), products, need_b)
+        if backward_choice(gpu, problem).variant == "prepass":
+            dy, db = prepass(dy, saved, activation, w.dtype if need_b else None)
+            saved = activation = None
+            need_b = False
+    if need_x:
+        dx = linear_bwd_input(dy, saved, w, activation, precision)
+    if need_w or need_b:
+        columns = x if need_w else x[:, :0]  # the bias gradient alone: a product with no columns
+        dw, sums = linear_bwd_weight(dy, saved, columns, activation, w.dtype if need_b else None, precision)
+        db = sums if need_b else db
+    return dx, dw if need_w else None, db

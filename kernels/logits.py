@@ -47,7 +47,7 @@ from .launch import (
     product_choice,
     tile_fits,
 )  # fmt: skip
-from .linear import Operand, matmul, operand_tile, operands
+from .linear import Operand, matmul, movable, operand_tile, wrapped
 from .tile import grouped_tile
 
 CHUNK_BYTES = 2**27  # of the buffer for gradients at the logits
@@ -307,6 +307,14 @@ def _large(rows, classes, features):
     return min(rows, classes) >= 256 and features >= 64
 
 
+def _operands(x, w, gpu, large):
+    """Wrapped, and whether descriptors move them. Large ones are copied until they can."""
+    x_, w_, _, aligned = wrapped(x, w, None)
+    if not gpu.has_descriptors or not (aligned or large) or x.numel() == 0 or w.numel() == 0:
+        return x_, w_, False
+    return *movable(x_, w_, None)[:2], True
+
+
 def logits_fwd(x, w, bias, target, head: Head, entropy: bool, precision, settings: MatmulSettings | None = None):
     """x (N, D), w (V, D), bias (V,) or None, target (N,) int64 -> scores (N,), lse (2, N), entropies (N,) or None.
 
@@ -316,7 +324,7 @@ def logits_fwd(x, w, bias, target, head: Head, entropy: bool, precision, setting
     (N, D), V = x.shape, w.shape[0]
     gpu = chip()
     dot = dot_precision(gpu, precision)
-    x_, w_, _, descriptors = operands(x, w, None, gpu.has_descriptors, _large(N, V, D))
+    x_, w_, descriptors = _operands(x, w, gpu, _large(N, V, D))
     product = _product(N, V, D, x.element_size(), dot, descriptors, x_.vector and w_.vector)
     s = settings or statistics_settings(gpu, product)
     extra = "entropy" if entropy else "sum" if head.smoothing else None
@@ -416,7 +424,7 @@ def _gradient(
     (M, K), V = x.shape, w.shape[0]
     gpu = chip()
     dot = dot_precision(gpu, precision)
-    x_, w_, _, descriptors = operands(x, w, None, gpu.has_descriptors, False)
+    x_, w_, descriptors = _operands(x, w, gpu, False)
     product = _product(M, V, K, x.element_size(), dot, descriptors, x_.vector and w_.vector)
     s = settings or gradient_settings(gpu, product)
     result, stride = out, out.stride(0)

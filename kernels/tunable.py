@@ -4,6 +4,10 @@ tuned/<gpu>.json: {"gpu", "date", "torch", "triton", "settings": {choice: {bucke
 "default_seconds"}}}}. A bucket is its sizes to the nearest power of two, then what must be equal: "4096x4096 item2".
 An entry without settings says that nothing beat the default. What cannot be read is ignored with one warning: a user's
 run never fails for a file that an editor or another version left.
+
+There are two kinds of choices. Settings are numbers: tile sizes, warps, stages. Variants are ways to compute the same,
+and their only setting is a name: {"variant": "prepass"}. The seconds of settings are those of the launches made with
+them. The seconds of a variant are those of the whole op, forward and backward, for ways differ in more than launches.
 """
 
 import contextlib
@@ -94,10 +98,44 @@ class Choice:
         values = {name: value for name, value in entry.items() if name not in FIGURES}
         if not values:
             return None
-        whole = all(isinstance(value, int) and value >= 0 for value in values.values())
-        if set(values) != set(self.settings._fields) or not whole:
-            raise ValueError(f"settings must be {', '.join(self.settings._fields)}, whole numbers; got {values}")
+        if set(values) != set(self.settings._fields) or not all(map(self._allowed, values.values())):
+            raise ValueError(
+                f"settings must be {', '.join(self.settings._fields)}, {self._what_is_allowed}; got {values}"
+            )
         return self.settings(**values)
+
+    _what_is_allowed = "whole numbers"
+
+    @staticmethod
+    def _allowed(value) -> bool:
+        return isinstance(value, int) and value >= 0
+
+
+class Variant(NamedTuple):
+    """The settings of ``Variants``: which way is taken."""
+
+    variant: str
+
+
+class Variants(Choice):
+    """One place where a launcher chooses between ways to compute the same: ``variants(gpu, problem).variant``.
+
+    Args:
+        ways: name -> (gpu, problem) -> whether the problem can be computed that way.
+        default: (gpu, problem) -> the name of a way that can, where no file has better.
+        name, bucket, reach: see Choice.
+    """
+
+    def __init__(self, name: str, bucket: Callable, ways: dict[str, Callable], default: Callable, reach: float):
+        self.ways = ways
+        super().__init__(
+            name, Variant, bucket, lambda gpu, problem, s: ways[s.variant](gpu, problem),
+            lambda gpu, problem: Variant(default(gpu, problem)), reach,
+        )  # fmt: skip
+        self._what_is_allowed = f"one of {', '.join(ways)}"
+
+    def _allowed(self, value) -> bool:
+        return isinstance(value, str) and value in self.ways
 
 
 _choices: list[Choice] = []

@@ -9,6 +9,7 @@ interpreter_memory.py. Known to work with Triton 3.6 to 3.9.
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,20 @@ def mend() -> None:
     builder.create_descriptor_reduce = interpreter_memory.descriptor_reduce
     _check(runtime.interpreter_builder)
     builder.mended_by_primer_fast = True
+
+
+_running = threading.RLock()
+
+
+@replaces("GridExecutor", "__call__")
+def _one_at_a_time(original):
+    """While a kernel runs, what ``tl`` means is another for the whole process; kernels come from several threads."""
+
+    def call(self, *args, **kwargs):
+        with _running:
+            return original(self, *args, **kwargs)
+
+    return call
 
 
 def _unknown(what: str) -> RuntimeError:

@@ -14,7 +14,7 @@ NOT_OPS = {
     "conv2d_geometry", "conv2d_gather", "conv2d_weight", "conv2d_depthwise",  # parts of conv2d
     "attention_mask", "attention_tile", "attention_forward", "attention_backward",  # of scaled_dot_product_attention
     "attention_backward_kv", "attention_backward_q", "attention_decode", "attention_onepass", "attention_settings",
-    "layer_norm_settings",
+    "layer_norm_settings", "linear_prepass",
 }  # fmt: skip
 OPS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py") if p.stem not in NOT_OPS)
 COMPANIONS = [
@@ -43,7 +43,7 @@ BESIDE = {
     "backend": {"interpreter"},
     "interpreter": {"interpreter_memory"},
     "interpreter_memory": {"interpreter"},
-    "tuning": {"kernels", "backend", "proof", "bench"},
+    "tuning": {"kernels", "backend", "proof", "bench", "reference"},
     "proof": {"functional", "kernels", "reference", "backend"},
     "bench": {"functional", "kernels", "reference", "backend", "proof", "nn", "models", "train", "data"},
 }

@@ -11,7 +11,7 @@ from primer_fast.bench.results import Found, Results
 from primer_fast.bench.tables import LEGEND
 from primer_fast.bench.trial import OK, Trial
 from primer_fast.bench.verdicts import KINDS, MISSED, NOT_MEASURED, Verdict, newest_ops, newest_trials, readable
-from primer_fast.cli import page
+from primer_fast.cli import page, report_gpu
 from primer_fast.cli.report_grid import NONE, STYLE, Cell, figure, grid, percent
 from primer_fast.cli.report_pictures import program, runs_of_ops
 
@@ -20,26 +20,33 @@ MOST_CHANGES, MOST_MISSED = 12, 8  # rows of the history's table, lines at the t
 
 def page_of(results: Results, judged: list[Verdict], drawn: dict[str, Path], commit: str | None) -> str:
     """The whole page, with the pictures ``drawn`` inside it."""
-    files = len(results.ops) + len(results.trials) + len(results.verified) + len(results.compiled)
+    found = (results.ops, results.trials, results.stages, results.verified, results.compiled)
+    files = sum(map(len, found))
     subtitle = (
         f"primer_fast {__version__}, commit {commit or 'unknown'}; made by primer-fast report from "
         f"{files} file{'' if files == 1 else 's'} under bench/results"
     )
     sections = [
-        _in_short(results, judged), _targets(judged), _programs(results, drawn), _ops(results, drawn),
-        _history(results, drawn), _verified(results), _compiled(results), _sources(results),
-        _not_measured(results, judged),
+        _in_short(results, judged), report_gpu.right(results), _targets(judged), _programs(results, drawn),
+        _ops(results, drawn), _history(results, drawn), report_gpu.others(results), _verified(results),
+        _compiled(results), _sources(results), _not_measured(results, judged),
     ]  # fmt: skip
     whole = page.page("primer_fast: what was measured", subtitle, *filter(None, sections))
     return whole.replace("</style>", f"{STYLE}</style>", 1)
 
 
 def _in_short(results: Results, judged: list[Verdict]) -> str:
-    gpus = [found for found in [*results.ops, *results.trials] if found.content.header["kind"] == "cuda"]
+    every = [*results.ops, *results.trials, *results.stages]
+    gpus = [found for found in every if found.content.header["kind"] == "cuda"]
     parts = []
+    if wrong := report_gpu.failures(results):  # a wrong kernel comes before a slow one
+        parts.append(page.number(f"{len(wrong):,} found wrong on a GPU", good=False))
+        more = [f"... and {len(wrong) - MOST_MISSED:,} more, below"] if len(wrong) > MOST_MISSED else []
+        parts.append(_bullets([f"Wrong: {line}" for line in wrong[:MOST_MISSED]] + more))
     if gpus:
         machines = ", ".join(dict.fromkeys(f"{f.content.header['device']}" for f in gpus))
-        parts.append(page.text(f"GPU: {len(gpus)} run{'s' if len(gpus) > 1 else ''} committed, on {machines}."))
+        runs = len({(found.machine, found.content.header["date"][:10]) for found in gpus})
+        parts.append(page.text(f"GPU: {runs} run{'s' if runs > 1 else ''} committed, on {machines}."))
     else:
         parts.append(page.text("No GPU run is committed: no figure on this page comes from a GPU."))
     rows = []
@@ -282,7 +289,7 @@ def _sources(results: Results) -> str:
         (found.path, found.content.header["device"], found.content.header["date"],
          found.content.header.get("commit") or NONE, _machine_versions(found.content.header),
          (found.content.header.get("command") or "python -m primer_fast.bench", "wide"))
-        for found in [*results.trials, *results.ops]
+        for found in [*results.trials, *results.ops, *results.stages]
     ]  # fmt: skip
     parts = [grid(("file", "machine", "date (UTC)", "commit", "versions", "command"), rows, left=6)] if rows else []
     parts += [page.text(f"Not readable: {name}: {reason}") for name, reason in results.unreadable.items()]
@@ -308,6 +315,7 @@ def _not_measured(results: Results, judged: list[Verdict]) -> str:
     for (machine, name, _), (_, comparison) in newest_trials(results).items():
         lines += [f"{machine}: {name}, {trial.provider}: {trial.status}: {trial.reason}"
                   for trial in comparison if trial.status != OK]  # fmt: skip
+    lines += report_gpu.not_kept(results)
     unmeasured = sum(v.result == NOT_MEASURED for v in judged)
     if unmeasured:
         lines.append(f"{unmeasured} targets, each with its reason under Targets.")

@@ -1,9 +1,8 @@
 """``primer-fast tune``: search this GPU's fastest launch settings, or without one see what would be tried."""
 
-import os
 import sys
-import time
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,8 @@ from rich.table import Table
 from primer_fast.cli.console import Display
 from primer_fast.kernels.tunable import TUNED
 from primer_fast.tuning import report, session
-from primer_fast.tuning.__main__ import check
+from primer_fast.tuning.compile import Workers
+from primer_fast.tuning.job import JOBS, Job, Request
 
 _WIDTH = 150  # where the output is not a terminal
 
@@ -41,46 +41,31 @@ class Options:
     """Prune and compile, but time and write nothing."""
     target: str | None = None
     """With --dry-run: a GPU that need not be here: sm_80, sm_90, sm_100, gfx942."""
-    jobs: int = max(1, (os.cpu_count() or 2) - 1)
+    jobs: int = JOBS
     """Processes that compile."""
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; 0, or 1 where a default could not be timed, or 2 for a wrong call."""
+    """Run the command; its exit status is that of tuning/__main__.py."""
     try:
         options = tyro.cli(Options, args=argv, prog="primer-fast tune")
     except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
         return leave.code if isinstance(leave.code, int) else 2
-    begin = time.monotonic()
-    try:
-        check(options.minutes, options.jobs, options.dry_run, options.target)
-        todo = session.plan(
-            options.ops, options.dtype, target=options.target, out=options.out, again=options.again
-        )  # fmt: skip
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"primer-fast {error}", file=sys.stderr)
-        return 2
+    with Workers(options.jobs) as workers:
+        try:
+            job = Job(Request(**vars(options)), workers)
+        except (ValueError, RuntimeError, OSError) as error:
+            print(f"primer-fast {error}", file=sys.stderr)
+            return 2
+        with Display(Console(stderr=True, highlight=False)) as display:
+            advance = display.task("tuning", total=max(1, len(job.rows)))
+            ended = count(1)
+            status = job.search(lambda row: advance(next(ended), f"{row.site} {row.status}"))
     console = Console(highlight=False)
     console.width = console.width if console.is_terminal else _WIDTH
-    left = max(0.0, 60 * options.minutes - (time.monotonic() - begin))
-    rows = _search(todo, left, options)
-    _show(rows, console)
-    console.print(report.closing(todo, rows, time.monotonic() - begin, options.jobs), markup=False, soft_wrap=True)
-    return 1 if any(row.failure and row.failure.startswith("failed") for row in rows) else 0
-
-
-def _search(todo: session.Plan, seconds: float, options: Options) -> list[session.Row]:
-    rows = []
-    with Display(Console(stderr=True, highlight=False)) as display:
-        advance = display.task("tuning", total=max(1, len(todo.sites)))
-        out = None if options.dry_run else options.out
-        try:
-            for row in session.search(todo, seconds, jobs=options.jobs, out=out):
-                rows.append(row)
-                advance(len(rows), f"{row.site} {row.status}")
-        except KeyboardInterrupt:  # what was found is written
-            display.print("interrupted")
-    return rows
+    _show(job.rows, console)
+    console.print(job.closing(), markup=False, soft_wrap=True)
+    return status
 
 
 def _show(rows: list[session.Row], console: Console) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from primer_fast.kernels.linear import linear_bwd_input, linear_bwd_weight, linear_fwd
+from primer_fast.kernels.linear import linear_bwd, linear_fwd
 from primer_fast.kernels.tile import FROM_OUTPUT
 from primer_fast.library.register import absent, check_kept, only, operator, present, spread
 
@@ -15,15 +15,7 @@ def forward(x, w, b, activation, keep):
 
 def gradients(dy, saved, x, w, activation, needed):
     """dy (M, N) -> dx, dw, db, None for each that is not needed."""
-    need_x, need_w, need_b = needed
-    precision = torch.get_float32_matmul_precision()
-    dx = dw = db = None
-    if need_x:
-        dx = linear_bwd_input(dy, saved, w, activation, precision)
-    if need_w or need_b:
-        columns = x if need_w else x[:, :0]  # the bias gradient alone: a product with no columns
-        dw, db = linear_bwd_weight(dy, saved, columns, activation, w.dtype if need_b else None, precision)
-    return dx, dw if need_w else None, db
+    return linear_bwd(dy, saved, x, w, activation, needed, torch.get_float32_matmul_precision())
 
 
 @operator("linear")

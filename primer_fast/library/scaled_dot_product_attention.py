@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from primer_fast.kernels.attention_decode import attention_decode
-from primer_fast.kernels.attention_onepass import attention_bwd_onepass, supported
+from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, supported
 from primer_fast.kernels.attention_tile import empty_like_rows
 from primer_fast.kernels.scaled_dot_product_attention import (
     Band,
@@ -87,10 +87,11 @@ def gradients(dout, q, k, v, out, lse, attention: Attention, fast, needed):
 
 
 def _one_pass(q, k, v, band, scoring):
-    return q.numel() > 0 and k.numel() > 0 and band.offsets is None and supported(
+    possible = q.numel() > 0 and k.numel() > 0 and band.offsets is None and supported(
         q, k, v, window=band.left, softcap=scoring.softcap, key_lengths=band.lengths, mask=scoring.mask,
         dropout_p=scoring.dropout_p,
     )  # fmt: skip
+    return possible and chosen(q, k, band.right is not None)
 
 
 @operator("scaled_dot_product_attention")

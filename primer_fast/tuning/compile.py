@@ -1,10 +1,10 @@
 """Candidates compiled ahead of time, in processes beside the one that times; Triton's cache then has what is timed."""
 
 import multiprocessing
+import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from primer_fast.kernels.launch import Chip, assume_chip, chip
 from primer_fast.kernels.tunable import watching
@@ -62,7 +62,7 @@ def _code(launch: Launch) -> str:
 
 
 class Compilers:
-    """Processes that compile tasks in the order given."""
+    """Tasks that are compiled in the order given."""
 
     def __init__(self, pool, tasks: Iterable[Task]):
         self._results = {task[:2]: pool.apply_async(compile_candidate, (task,)) for task in tasks}
@@ -77,12 +77,39 @@ class Compilers:
             return Compiled(settings, f"not compiled within {LONGEST:.0f} s")
 
 
-@contextmanager
-def compiling(tasks: Iterable[Task], jobs: int) -> Iterator[Compilers]:
-    """Begin to compile in ``jobs`` processes, which end with the block, whatever they are at."""
-    pool = multiprocessing.get_context("spawn").Pool(jobs, end_with_parent)  # torch and Triton have threads: no fork
-    try:
-        yield Compilers(pool, tasks)
-    finally:
-        pool.terminate()
-        pool.join()
+class Workers:
+    """Processes that compile, even where this one interprets kernels. They start when there is work for them.
+
+    As a context they end with the block, whatever they are at.
+    """
+
+    def __init__(self, jobs: int):
+        self.jobs = jobs
+        self._pool: Any = None
+
+    def _started(self):
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # torch and Triton have threads: no fork
+            interpret = os.environ.pop("TRITON_INTERPRET", None)  # a process has the environment of its start
+            try:
+                self._pool = context.Pool(self.jobs, end_with_parent)
+            finally:
+                if interpret is not None:
+                    os.environ["TRITON_INTERPRET"] = interpret
+        return self._pool
+
+    def map(self, function: Callable, items: Iterable) -> list:
+        """The results of a function that processes can import, in the order of the items."""
+        return self._started().map(function, items, chunksize=1)
+
+    def compile(self, tasks: Iterable[Task]) -> Compilers:
+        """Begin to compile; what is needed first comes first."""
+        return Compilers(self._started(), tasks)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool.join()

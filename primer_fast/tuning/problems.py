@@ -1,6 +1,6 @@
 """The problems that are tuned for: the choices that the ops' benchmark cases come to, one of each bucket."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -9,11 +9,13 @@ from torch import Tensor
 
 from primer_fast.bench import op as ops
 from primer_fast.bench.ceilings import matmul_precision
-from primer_fast.bench.op import OURS, PRECISIONS
+from primer_fast.bench.op import EAGER, OURS, PRECISIONS
+from primer_fast.bench.peers import NotAvailable
 from primer_fast.kernels.launch import Chip, assume_chip
-from primer_fast.kernels.tunable import Bucket, watching
+from primer_fast.kernels.tunable import Bucket, Variants, watching
 from primer_fast.proof.offline import offline
 from primer_fast.proof.targets import Target
+from primer_fast.reference.case import Case
 from primer_fast.tuning.registry import SPACES
 from primer_fast.tuning.space import Space
 
@@ -26,9 +28,10 @@ class Unit(NamedTuple):
     op: str
     case: str
     precision: str
+    provider: str = OURS  # or another of ours, by its name in bench/<op>.py
 
     def __str__(self) -> str:
-        return " ".join(self)
+        return " ".join(self[: 3 if self.provider == OURS else 4])
 
 
 class Site(NamedTuple):
@@ -37,6 +40,7 @@ class Site(NamedTuple):
     unit: Unit
     choice: str
     problem: tuple
+    backward: bool = False  # whether it is met on the way back
 
     @property
     def space(self) -> Space:
@@ -45,6 +49,11 @@ class Site(NamedTuple):
     @property
     def bucket(self) -> Bucket:
         return self.space.choice.bucket(self.problem)
+
+    @property
+    def variants(self) -> bool:
+        """Whether ways are chosen from, not settings."""
+        return isinstance(self.space.choice, Variants)
 
     def __str__(self) -> str:
         return f"{self.choice} {self.bucket}"
@@ -61,15 +70,22 @@ def units(names: Iterable[str] = (), precisions: Iterable[str] = ()) -> list[Uni
         raise ValueError(f"tune: dtype must be one of {', '.join(PRECISIONS)}; got {', '.join(unknown)}")
     if unknown := [name for name in names if name not in ops.names()]:
         raise ValueError(f"tune: op must be one of {', '.join(ops.names())}; got {', '.join(unknown)}")
-    cases = [[(name, case.name) for case in ops.load(name).gpu_cases] for name in names]
+    cases = [
+        [(name, case.name, provider) for case in ops.load(name).gpu_cases for provider in _own_providers(name)]
+        for name in names
+    ]
     rounds = [unit for row in zip_longest(*cases) for unit in row if unit is not None]
-    return [Unit(op, case, precision) for precision in precisions for op, case in rounds]
+    return [Unit(op, case, precision, provider) for precision in precisions for op, case, provider in rounds]
+
+
+def _own_providers(name: str) -> list[str]:
+    return [provider for provider in ops.load(name).providers if provider.split(",")[0] == OURS]
 
 
 def arrays_of(unit: Unit, device: str) -> dict[str, Tensor]:
     """The arrays of a unit's case, those with a gradient asking for it; on "meta" without memory."""
     op = ops.load(unit.op)
-    case = _case(unit)
+    case = case_of(unit)
     generator = None if device == "meta" else torch.Generator(device).manual_seed(0)
     made = op.arrays(case, PRECISIONS[unit.precision].dtype, device, generator)
     for name, array in made.items():
@@ -77,24 +93,53 @@ def arrays_of(unit: Unit, device: str) -> dict[str, Tensor]:
     return made
 
 
-def _case(unit: Unit):
+def case_of(unit: Unit) -> Case:
+    """The case that a unit names."""
     op = ops.load(unit.op)
     return next(case for case in (*op.gpu_cases, *op.cpu_cases) if case.name == unit.case)
 
 
+def caller(unit: Unit, arrays: dict[str, Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+    """A call of forward and backward: the outputs, then the gradients. Upstream gradients are the same in every call.
+
+    They are drawn at the first one, and are what the unit's dtype can hold, whatever the dtype of the arrays.
+    """
+    function, options = ops.load(unit.op).providers[unit.provider], case_of(unit).options
+    leaves = [array for array in arrays.values() if array.requires_grad]
+    upstream: list[Tensor] = []
+
+    def call() -> tuple[Tensor, ...]:
+        with matmul_precision(PRECISIONS[unit.precision]):
+            outputs = function(**arrays, **options)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            if not leaves:
+                return outputs
+            roots = [y for y in outputs if y.requires_grad]
+            if not upstream:
+                generator = None if roots[0].is_meta else torch.Generator(roots[0].device).manual_seed(1)
+                drawn = [torch.randn(y.shape, generator=generator, device=y.device) for y in roots]
+                drawn = [dy.to(PRECISIONS[unit.precision].dtype) for dy in drawn]
+                upstream.extend(
+                    torch.empty_like(y).copy_(dy) for y, dy in zip(roots, drawn, strict=True)
+                )  # laid out as y
+            return *(y.detach() for y in outputs), *torch.autograd.grad(roots, leaves, upstream)
+
+    return call
+
+
 def run(unit: Unit, arrays: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """Forward and backward: the outputs, then the gradients. Upstream gradients are the same in every call."""
-    with matmul_precision(PRECISIONS[unit.precision]):
-        outputs = ops.load(unit.op).providers[OURS](**arrays, **_case(unit).options)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        leaves = [array for array in arrays.values() if array.requires_grad]
-        if not leaves:
-            return outputs
-        roots = [y for y in outputs if y.requires_grad]
-        generator = None if roots[0].is_meta else torch.Generator(roots[0].device).manual_seed(1)
-        upstream = [torch.randn(y.shape, generator=generator, device=y.device) for y in roots]
-        upstream = [torch.empty_like(y).copy_(dy) for y, dy in zip(roots, upstream, strict=True)]  # laid out as y
-        return *(y.detach() for y in outputs), *torch.autograd.grad(roots, leaves, upstream)
+    """One call; see ``caller``."""
+    return caller(unit, arrays)()
+
+
+def by_torch(unit: Unit, arrays: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """What PyTorch's own op makes of the same numbers: of 16 bits in float32, of float32 in float64."""
+    wide = torch.float64 if PRECISIONS[unit.precision].dtype == torch.float32 else torch.float32
+    widened = {
+        name: array.detach().to(wide if array.is_floating_point() else array.dtype).requires_grad_(array.requires_grad)
+        for name, array in arrays.items()
+    }
+    return run(unit._replace(provider=EAGER), widened)
 
 
 class Trial:
@@ -107,7 +152,8 @@ class Trial:
     def __call__(self, choice, gpu: Chip, problem):
         """A watcher; see kernels/tunable.py."""
         is_it = choice is self.site.space.choice and problem == self.site.problem
-        self.active = is_it and not self.met  # where it is met again, as for the next chunk, once is enough
+        if is_it or choice.name not in self.site.space.inside:
+            self.active = is_it and not self.met  # where it is met again, as for the next chunk, once is enough
         self.met = self.met or is_it
         return choice.chosen(gpu, problem) if not is_it else self.settings or choice.default(gpu, problem)
 
@@ -116,25 +162,33 @@ class Trial:
         return self.active and kernel in self.site.space.kernels
 
 
-def sites(all_units: Iterable[Unit], gpu: Chip, target: Target) -> list[Site]:
-    """The problems of the units, one of each bucket, the first that comes to it."""
-    found: dict[tuple[str, Bucket], Site] = {}
-    for unit in all_units:
-        met: list[Site] = []  # the last one is what the next launch is made for
-        launched: set[Site] = set()
+def sites_of(unit: Unit, gpu: Chip, target: Target) -> list[Site]:
+    """The problems of a unit; none where its provider does not serve it."""
+    met: dict[Site, bool] = {}  # whether anything is launched for it
+    open_: list[Site] = []  # those that the next launch is made for
 
-        def watch(choice, gpu, problem, unit=unit, met=met):
-            met.append(Site(unit, choice.name, problem))
-            return choice.chosen(gpu, problem)
+    def watch(choice, gpu, problem):
+        while open_ and choice.name not in open_[-1].space.inside:
+            open_.pop()
+        open_.append(Site(unit, choice.name, problem, torch._C._current_graph_task_id() != -1))
+        met.setdefault(open_[-1], False)
+        return choice.chosen(gpu, problem)
 
-        def launching(kernel, met=met, launched=launched):
-            if met and kernel in met[-1].space.kernels:
-                launched.add(met[-1])
-            return False
+    def launching(kernel):
+        met.update((site, True) for site in open_ if kernel in site.space.kernels)
+        return False
 
-        with offline(target, wanted=launching), assume_chip(gpu), watching(watch):
+    with offline(target, wanted=launching), assume_chip(gpu), watching(watch):
+        try:
             run(unit, arrays_of(unit, "meta"))
-        for site in dict.fromkeys(met):
-            if site in launched:
-                found.setdefault((site.choice, site.bucket), site)
-    return list(found.values())
+        except NotAvailable:
+            return []
+    return [site for site, launched in met.items() if launched]
+
+
+def distinct(found: Iterable[Site]) -> list[Site]:
+    """One site of each bucket, the first."""
+    firsts: dict[tuple[str, Bucket], Site] = {}
+    for site in found:
+        firsts.setdefault((site.choice, site.bucket), site)
+    return list(firsts.values())

@@ -11,7 +11,7 @@ from triton.runtime.jit import JITFunction
 from primer_fast.backend import interpreting
 from primer_fast.bench.op import PRECISIONS
 from primer_fast.kernels.tunable import watching
-from primer_fast.tuning.problems import Site, Trial, run
+from primer_fast.tuning.problems import Site, Trial, caller, run
 
 _Kernel = InterpretedFunction if interpreting else JITFunction
 
@@ -63,6 +63,27 @@ def launches_of(
             launch()
 
     return replay, got
+
+
+def whole_call(
+    site: Site, settings: tuple, arrays: dict[str, Tensor], want: tuple[Tensor, ...]
+) -> Callable[[], object]:
+    """A function that runs the whole op with one way of a choice: ways differ in more than kernels, in copies say.
+
+    Raises:
+        Wrong: its results are not ``want``, by the benchmarks' tolerance for the precision.
+    """
+    trial, call = Trial(site, settings), caller(site.unit, arrays)
+
+    def again() -> tuple[Tensor, ...]:
+        with watching(trial):
+            return call()
+
+    got = again()
+    if not trial.met:
+        raise RuntimeError(f"{site} was not met")
+    _compare(got, want, PRECISIONS[site.unit.precision].tolerance)
+    return again
 
 
 def _compare(got: tuple[Tensor, ...], want: tuple[Tensor, ...], tolerance: float) -> None:

@@ -21,6 +21,8 @@ class Outcome(NamedTuple):
     seconds: float
     default_seconds: float
     noise: float  # how far two timings of the default were apart, as a part of the time
+    timed: int = 0  # candidates, the default included
+    refused: tuple[str, ...] = ()  # candidates that were wrong or could not be launched, and why
 
 
 def fastest(

@@ -1,25 +1,31 @@
 """One search: problems in order of importance, pruned, compiled, timed and written within a number of minutes."""
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from primer_fast.bench.report import Report
 from primer_fast.bench.timing import Clock, clock_for
-from primer_fast.bench.units import DeviceLost
+from primer_fast.bench.units import DeviceLost, each
 from primer_fast.kernels.launch import Chip, chip
 from primer_fast.kernels.tunable import TUNED
 from primer_fast.proof.targets import TARGETS, Target, target_of
-from primer_fast.tuning import prune, tuned_file
-from primer_fast.tuning.compile import Compilers, Task, chip_of, compiling
-from primer_fast.tuning.problems import Site, arrays_of, sites, units
-from primer_fast.tuning.replay import launches_of
+from primer_fast.tuning import order, prune, tuned_file
+from primer_fast.tuning.compile import LONGEST, Compilers, Task, Workers, chip_of
+from primer_fast.tuning.problems import Site, Unit, arrays_of, by_torch, distinct, sites_of, units
+from primer_fast.tuning.replay import launches_of, whole_call
 from primer_fast.tuning.search import Outcome, Sampler, fastest
 
-_CLOSING = 10.0  # seconds kept for ending
+CLOSING = 10.0  # seconds kept for ending
 _FAIR = 4.0  # times its even share of the time that one problem may take
+_PATIENCE = LONGEST + 60.0  # seconds after which a problem hangs; one waits for a compiler for LONGEST at most
+_SMALL = (Unit("linear", "primer", "float32"),)
 
 
 @dataclass
@@ -34,13 +40,18 @@ class Row:
     compile_seconds: float = 0.0
     registers: int = 0  # the most of those left
     outcome: Outcome | None = None
-    default: tuple | None = None
+    default: Any = None  # settings
     failure: str | None = None
 
     @property
     def gain(self) -> float | None:
         """Time of the default over that of the settings found."""
         return None if self.outcome is None else self.outcome.default_seconds / self.outcome.seconds
+
+    @property
+    def failed(self) -> bool:
+        """Whether the default was wrong, could not be launched, or took the process along."""
+        return self.failure is not None and self.failure.startswith("failed")
 
     @property
     def status(self) -> str:
@@ -53,13 +64,14 @@ class Row:
 
 @dataclass
 class Plan:
-    """What there is to do."""
+    """What there is to do, in this order."""
 
     gpu: Chip
     target: Target
     sites: list[Site]
     skipped: int  # problems whose buckets have an entry already
     pruned: dict[Site, prune.Pruned]
+    needs: order.Need = field(default_factory=dict)
 
     @property
     def firsts(self) -> set[Site]:
@@ -71,10 +83,15 @@ class Plan:
         """What is to be compiled."""
         return sum(len(pruned.estimated) for pruned in self.pruned.values())
 
+    def rows(self) -> list[Row]:
+        """Of each problem what is known before the search."""
+        return [Row(site, *self.pruned[site][:2], len(self.pruned[site].estimated)) for site in self.sites]
+
 
 def plan(
     ops: Iterable[str] = (), dtypes: Iterable[str] = (), *, target: str | None = None, out: Path = TUNED,
     again: bool = False, factor: float = prune.FACTOR, most: int = prune.MOST,
+    report: Report | None = None, small: bool = False, workers: Workers | None = None,
 ) -> Plan:  # fmt: skip
     """Find the problems and prune by what needs no compiler.
 
@@ -82,6 +99,9 @@ def plan(
         target: name of one of TARGETS, to compile for without a GPU; None for the GPU of this machine.
         out: folder of the files; buckets that stand there are left out unless ``again``.
         factor, most: see prune.by_estimate.
+        report: of the ops on this GPU; None for the newest that is committed. Cases far below target come first.
+        small: two tiny problems alone, one of settings and one of variants, few candidates each.
+        workers: look for problems there, not in this process.
 
     Raises:
         ValueError: an op, a dtype or the target is unknown.
@@ -91,44 +111,65 @@ def plan(
         raise RuntimeError("tune: this Python sees no CUDA GPU; --dry-run --target sm_90 prunes without one")
     if target is not None and target not in TARGETS:
         raise ValueError(f"tune: target must be one of {', '.join(TARGETS)}; got {target}")
-    chosen = units(ops, dtypes)
+    chosen = list(_SMALL) if small else units(ops, dtypes)
     gpu = chip() if target is None else chip_of(TARGETS[target])
     compiled_for = target_of(gpu) if target is None else TARGETS[target]
-    every = sites(chosen, gpu, compiled_for)
+    report = report or order.newest(gpu.name)
+    needs = order.needs(report) if report else {}
+    map_ = workers.map if workers else lambda function, items: list(map(function, items))
+    found = map_(partial(sites_of, gpu=gpu, target=compiled_for), chosen)
+    every = distinct(order.by_need([site for of_unit in found for site in of_unit], needs))
+    if small:
+        every, most = [next(site for site in every if site.variants is kind) for kind in (True, False)], 3
     done = {} if again else tuned_file.load(out / f"{gpu.name}.json")
     left = [site for site in every if str(site.bucket) not in done.get(site.choice, {})]
-    pruned = {site: prune.prune(site, gpu, factor, most) for site in left}
-    return Plan(gpu, compiled_for, left, len(every) - len(left), pruned)
+    pruned = map_(partial(prune.prune, gpu=gpu, factor=factor, most=most), left)
+    return Plan(gpu, compiled_for, left, len(every) - len(left), dict(zip(left, pruned, strict=True)), needs)
 
 
 def search(
-    todo: Plan, seconds: float, *, jobs: int, out: Path | None = None, now: Callable[[], float] = time.monotonic
-) -> Iterator[Row]:
-    """A row of each problem in turn, until the time is over; rows that were not reached come at the end as they are.
+    todo: Plan, rows: list[Row], seconds: float, *, workers: Workers, out: Path | None = None,
+    ended: Callable[[Row], object] = lambda row: None, done: Iterable[str] = (), marker: Path | None = None,
+    now: Callable[[], float] = time.monotonic,
+) -> None:  # fmt: skip
+    """Fill the rows of a plan in turn, until the time is over.
 
     Args:
         out: folder to which settings are written, after each problem; None to compile alone.
+        ended: called with each row that is done.
+        done, marker: see bench.units.each.
+
+    Raises:
+        DeviceLost: a launch left the GPU unusable; the row says so.
     """
-    end = now() + max(0.0, seconds - _CLOSING if seconds > 2 * _CLOSING else seconds / 2)
+    if seconds <= 0:
+        return
+    end = now() + (seconds - CLOSING if seconds > 2 * CLOSING else seconds / 2)
+    done = set(done)
+    by_name = {str(row.site): row for row in rows if str(row.site) not in done}
     clock = None if out is None else clock_for("cuda")
-    rows = [Row(site, *todo.pruned[site][:2], len(todo.pruned[site].estimated)) for site in todo.sites]
     warmed = todo.firsts if out is not None else set()  # all of a unit's launches, for it is run to be timed
-    tasks = [
-        Task(site, s, todo.gpu, todo.target)
-        for site in todo.sites
-        for s in (*todo.pruned[site].estimated, *([None] if site in warmed else []))
-    ]
+    compilers = workers.compile(
+        Task(row.site, s, todo.gpu, todo.target)
+        for row in by_name.values()
+        for s in (*todo.pruned[row.site].estimated, *([None] if row.site in warmed else []))
+    )
     reached = 0
-    if seconds > 0:
-        with compiling(tasks, jobs) as compilers:
-            for row in rows:
-                try:
-                    work_on(row, todo, compilers, clock, out, end, (len(rows) - reached), now)
-                except (TimeoutError, DeviceLost):  # what follows could not be timed either
-                    break
-                reached += 1
-                yield row
-    yield from rows[reached:]
+
+    def work(site: Site) -> None:
+        nonlocal reached
+        work_on(by_name[str(site)], todo, compilers, clock, out, end, len(by_name) - reached, now)
+        reached += 1
+        ended(by_name[str(site)])
+
+    def fail(site: Site, reason: str) -> None:
+        by_name[str(site)].failure = f"failed: {reason}"
+        ended(by_name[str(site)])
+
+    with suppress(TimeoutError):  # what follows could not be compiled in time either
+        each(
+            todo.sites, work, fail, done=done, marker=marker, budget=end - now(), patience=_PATIENCE, now=now
+        )  # fmt: skip
 
 
 def work_on(
@@ -159,6 +200,8 @@ def work_on(
         row.outcome = time_site(row.site, kept, clock, until, now)
     except TimeoutError:
         row.failure = "not timed: its share of the time was over"
+    except Unknown as error:
+        row.failure = f"not timed: {error}"
     except Exception as error:  # of the default itself
         row.failure = f"failed: {type(error).__name__}: {error}".splitlines()[0]
         _check_device()
@@ -177,22 +220,46 @@ def _check_device() -> None:
         raise DeviceLost(str(error)) from error
 
 
+class Unknown(RuntimeError):
+    """What would be right cannot be told."""
+
+
 def time_site(site: Site, kept: list[tuple], clock: Clock, until: float, now: Callable[[], float]) -> Outcome:
-    """The fastest of the settings, the first of which is the default, whose results are those that all must have."""
+    """The fastest of the settings, the first of which is the default. What is wrong is not timed.
+
+    Settings must have the results of the default. Variants must have those of PyTorch's own op, for one way says
+    nothing of another.
+
+    Raises:
+        Wrong: the default variant is wrong.
+        Unknown: there is no memory for PyTorch's own result.
+        Exception: the default cannot be launched.
+    """
     device = "cpu"
     if torch.cuda.is_available():
         device = "cuda"
         torch.cuda.empty_cache()  # the last problem's tensors had other sizes
     arrays = arrays_of(site.unit, device)
-    replay, want = launches_of(site, kept[0], arrays)
-    samplers: dict[Hashable, Sampler] = {kept[0]: clock.sampler(replay)}
+    if site.variants:
+        try:
+            want = by_torch(site.unit, arrays)
+        except torch.cuda.OutOfMemoryError as error:
+            raise Unknown("PyTorch's own result does not fit the memory") from error
+        call: Callable[[tuple], Callable] = partial(whole_call, site, arrays=arrays, want=want)
+        samplers: dict[Hashable, Sampler] = {kept[0]: clock.sampler(call(kept[0]))}
+    else:
+        replay, want = launches_of(site, kept[0], arrays)
+        samplers = {kept[0]: clock.sampler(replay)}
+        call = lambda settings: launches_of(site, settings, arrays, want)[0]  # noqa: E731
+    refused = []
     for settings in kept[1:]:
         if now() >= until:
             break
         try:
-            samplers[settings] = clock.sampler(launches_of(site, settings, arrays, want)[0])
+            samplers[settings] = clock.sampler(call(settings))
         except torch.cuda.OutOfMemoryError:
             break  # no room for more candidates' results
-        except Exception:
-            continue  # wrong, or it cannot be launched: not a candidate
-    return fastest(samplers, kept[0], until, now)
+        except Exception as error:  # wrong, or it cannot be launched: not a candidate
+            refused.append(f"{tuple(settings)}: {type(error).__name__}: {error}".splitlines()[0])
+    timed = len(samplers)
+    return fastest(samplers, kept[0], until, now)._replace(timed=timed, refused=tuple(refused))

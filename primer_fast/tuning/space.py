@@ -18,6 +18,8 @@ class Space(NamedTuple):
     kernels: tuple[str, ...]  # what is launched with the settings, by name
     candidates: Callable[[Chip, tuple], Iterable[tuple]]  # whether they fit or not
     estimate: Callable[[Chip, tuple, tuple], float]  # seconds
+    inside: tuple[str, ...] = ()  # choices that are asked on the way to those launches, by name
+    late: bool = False  # searched after the other choices of a case
 
 
 def streaming(

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from made_folders import gpu_folder, right_row, wrong_row
 from made_reports import op_report, row, timed, trials
 
-from primer_fast.bench import history, results, roofline
+from primer_fast.bench import history, results, roofline, stages
 from primer_fast.bench import op as ops
 from primer_fast.bench.goals import CNN, DECLARED, NANOGPT
 from primer_fast.bench.op import OURS
@@ -34,6 +35,63 @@ def test_files_are_told_apart_by_what_is_in_them(tmp_path):
     assert [f.path for f in found.trials] == ["cpu/c.json"] and found.trials[0].content == trials(timed())
     assert found.verified == {"h100/verify.json": [VERIFIED]} and found.compiled == {"offline/sm_90.json": table}
     assert found.unreadable == {}
+
+
+def test_stages_of_a_gpu_are_read_the_newest_last(tmp_path):
+    gpu_folder(tmp_path / "nvidia_h200")
+    old = json.loads((tmp_path / "nvidia_h200" / "right.json").read_text())
+    old["header"]["date"], old["rows"] = "2026-01-01T00:00:00+00:00", [wrong_row()]
+    (tmp_path / "nvidia_h200" / "old.json").write_text(json.dumps(old))
+    found = results.read(tmp_path)
+    assert found.unreadable == {}
+    kinds = [stage.content.kind for stage in found.stages]
+    assert kinds == ["right", "compile", "right", "sanitizer", "tune"], "by date"
+    (newest,) = found.newest(stages.RIGHT)
+    assert newest.path == "nvidia_h200/right.json" and newest.content.left_out == ["conv2d stem float32"]
+    assert stages.failures(newest.content) == [] and found.newest(stages.COMPILE)[0].content.beside["launches"] == 608
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda data: data.pop("header"), "must have a header and rows"),
+        (lambda data: data["header"].pop("torch"), "missing torch"),
+        (lambda data: data["rows"].append("linear"), "row 3 must have"),
+        (lambda data: data["rows"][1].pop("passed"), "missing ['passed']"),
+        (lambda data: data["rows"][2].update(budget="4"), "row 2: budget must be a number or null; got '4'"),
+    ],
+)
+def test_a_stage_of_another_form_is_named(tmp_path, change, reason):
+    gpu_folder(tmp_path / "h200")
+    path = tmp_path / "h200" / "right.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    found = results.read(tmp_path)
+    assert list(found.unreadable) == ["h200/right.json"] and reason in found.unreadable["h200/right.json"]
+    assert len(found.stages) == 3
+
+
+def test_the_worst_is_the_nearest_to_its_budget():
+    rows = [right_row(case="a"), right_row(case="b", error=3e-3), right_row(case="c", error=float("nan"))]
+    rows += [right_row(case="d", error=None), right_row(case="e", budget=0.1, error=0.05)]
+    assert [row["case"] for row in stages.worst_first(rows)] == ["c", "b", "e", "a"]
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        (wrong_row(), "linear square_4096 bfloat16 output values: error 1, budget 0.004"),
+        (
+            wrong_row(reason="row 7\nand more"),
+            "linear square_4096 bfloat16 output values: error 1, budget 0.004: row 7",
+        ),
+        (wrong_row(error=None, tensor="", reason="lost"), "linear square_4096 bfloat16 values: lost"),
+        (wrong_row(error=None, check="graph", op=""), "square_4096 bfloat16 output graph: no reason is given"),
+    ],
+)
+def test_a_failure_in_words(row, line):
+    assert stages.line(row) == line
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", '{"schema": 2}', "3", '[{"op": 1}]', '{"schema": 1, "rows": []}'])

@@ -102,3 +102,16 @@ def test_lines_say_all_of_it():
         "not available: no such thing",
     ]:
         assert expected in text
+
+
+def test_what_was_left_out_is_kept_and_older_files_have_none(tmp_path):
+    path = tmp_path / "trials.json"
+    report = a_report(timed())
+    report.left_out = ["ppo"]
+    report.save(path)
+    assert trial.load(path).left_out == ["ppo"]
+    data = json.loads(path.read_text())
+    del data["left_out"]
+    assert trial.parse(data, path).left_out == []
+    with pytest.raises(ValueError, match="left_out must be names; got 3"):
+        trial.parse(data | {"left_out": 3}, path)

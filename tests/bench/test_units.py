@@ -107,3 +107,8 @@ def test_a_unit_that_hangs_or_crashes_costs_itself_alone(tmp_path, what, status,
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (status, then)
     assert marker.exists() == (status == -11), "where nobody could say so, the marker does"
+
+
+def test_a_unit_that_would_take_too_long_by_its_estimate_is_passed_over(played):
+    seen, left = played(budget=50.0, now=lambda: 0.0, expected={"a": 10.0, "b": 60.0, "c": 50.0}.get)
+    assert (seen, left) == (["a", "c"], ["b"])

@@ -118,7 +118,7 @@ def test_every_op_has_its_call_measured():
 
 def test_a_call_is_judged_by_the_median_difference_of_the_rounds(monkeypatch):
     fixed = {OURS: Timing((0.010, 0.050, 0.010)), EAGER: Timing((0.004, 0.041, 0.003))}
-    monkeypatch.setattr(wrappers, "time_interleaved", lambda functions, clock, seconds: fixed)
+    monkeypatch.setattr(wrappers, "time_interleaved", lambda *options: fixed)
     ours, theirs, *_ = wrappers.wrappers("cpu", 1.0, False)
     judged = {"value": pytest.approx(7), "met": False, "ratio": pytest.approx(5 / 7)}
     assert ours.targets == [{"what": CALL_US.what, **judged}] and theirs.targets == []
@@ -137,7 +137,7 @@ def test_trl_without_its_ppo_trainer_is_said():
 
 def test_a_ppo_step():
     config = dataclasses.replace(ppo_step.CONFIG, batch_size=2, minibatches=1, epochs=1, max_new_tokens=2)
-    ours, theirs = ppo_step.ppo_step("cpu", 0.001, False, config)
+    ours, theirs = ppo_step.ppo_step("cpu", 0.001, False, config=config)
     assert ours.status == "ok" and ours.unit == "episodes" and ours.rate == pytest.approx(2e3 / ours.median_ms)
     assert theirs.provider == ppo_step.TRL and theirs.status == "not available"
 
@@ -153,7 +153,7 @@ def test_a_dpo_step_beside_trl():
 
 
 def test_the_command_keeps_what_it_measured(monkeypatch, tmp_path, capsys):
-    def good(device, seconds, with_compile):
+    def good(device, seconds, with_compile, small):
         made = Trial("mlp", f"{device} {seconds} {with_compile}", OURS, unit="images")
         made.time([1.0], [1.0], 5)
         return [made]

@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from made_folders import changed, gpu_folder, tune_row, wrong_row
 from made_reports import op_report, row, timed, trials
 
 from primer_fast.bench import results
@@ -138,6 +139,51 @@ def test_everything_is_on_the_page(folder):
     for words in ("linear odd, tf32, forward", "no <such> trainer", "Training steps and generation on a GPU"):
         assert words in page.sections["Not measured"], words
     assert "primer-fast kernels linear" in page.sections["Compiled code"]
+
+
+def test_what_was_wrong_on_a_gpu_comes_first(folder):
+    gpu = gpu_folder(folder / "nvidia_h200")
+    (gpu / "tuned" / "nvidia_h200.json").unlink()
+    changed(gpu, "right", lambda data: data["rows"].append(wrong_row("layer_norm", reason="row <7>")))
+    changed(gpu, "sanitizer", lambda data: data["rows"][0].update(errors=2, lines=["Invalid read"]))
+    changed(gpu, "compile", lambda data: data["rows"][0].update(errors=["_k: no registers"]))
+    untimed = {"seconds": None, "default_seconds": None, "winner": None}
+    late = tune_row("conv2d", "implicit 64", status="not timed: its share of the time was over", **untimed)
+    lost = tune_row("linear", "matmul 64", status="failed: hung", **untimed)
+    kept = tune_row("linear", "matmul 512", status="default", winner={"warps": 4}, default={"warps": 4})
+    changed(gpu, "tune", lambda data: data["rows"].extend([late, lost, kept]))
+    changed(gpu, "fast", lambda data: data["header"].update(not_kept={"conv2d": "conv2d is not right"}))
+    page = made(folder)
+    short = page.sections["In short"]
+    assert short.startswith("4 found wrong on a GPU") and "1 run committed, on NVIDIA H200" in short
+    for words in (
+        "Wrong: nvidia_h200: layer_norm square_4096",
+        "memcheck: 2 errors: Invalid read",
+        "_k: no registers",
+        "linear tuned, matmul 64: failed: hung",
+    ):
+        assert words in short, words
+    assert list(page.sections)[:3] == ["In short", "Right on a GPU", "Targets"]
+    failed = page.row("layer_norm square_4096 bfloat16 output values")
+    assert failed[0][1] == ["bad"] and failed[1][0] == "error 1, budget 0.004: row <7>"
+    assert [cell[0] for cell in page.row("values")] == ["values", "2", "1", "0"]
+    assert [cell[0] for cell in page.row("graph")] == ["graph", "0", "0", "1"]
+    assert [c[0] for c in page.row("linear square_4096 bfloat16 output values")[1:]] == ["0.001", "0.004", "0.25"]
+    assert "Left out: 1, the first: conv2d stem float32" in page.sections["Right on a GPU"]
+    assert "608 launches compiled in 31.5 s; cases with errors: 1" in "".join(page.sections.values())
+    assert [cell[0] for cell in page.row("memcheck")] == ["memcheck", "ok", "2"]
+    tuned = [cell[0] for cell in page.row("linear", "matmul 4096x4096 item2")[2:]]
+    assert tuned == ["20.0", "10.0", "2.00", "block_m 128, block_n 256"]
+    assert page.row("linear", "matmul 512")[-1][0] == "default"
+    assert page.row("conv2d", "implicit 64")[-1][0] == "not timed: its share of the time was over"
+    assert "conv2d: conv2d is not right" in page.sections["Not measured"]
+    assert "nvidia_h200/right.json" in page.sections["Where the figures come from"]
+
+
+def test_nothing_wrong_is_not_called_wrong(folder):
+    (gpu_folder(folder / "nvidia_h200") / "tuned" / "nvidia_h200.json").unlink()
+    page = made(folder)
+    assert "wrong" not in page.sections["In short"] and page.row("values")[2][1] == ["n"]
 
 
 def test_a_gpu_that_ran_whole_programs_alone_is_no_lack_of_one(folder):

@@ -1,14 +1,30 @@
 """Run by test_compile.py in a process that compiles: prints as JSON what the pruning made of a few candidates."""
 
 import json
+import os
 import sys
+from functools import partial
 
 from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.kernels.tunable import Variant, watching
 from primer_fast.proof.offline import offline
 from primer_fast.proof.targets import TARGETS, target_of
 from primer_fast.tuning import prune
-from primer_fast.tuning.compile import Task, chip_of, compile_candidate, compiling
-from primer_fast.tuning.problems import arrays_of, run, sites, units
+from primer_fast.tuning.compile import Task, Workers, chip_of, compile_candidate
+from primer_fast.tuning.problems import Trial, arrays_of, distinct, run, sites_of, units
+
+
+def sites(all_units, gpu, target):
+    return distinct(site for unit in all_units for site in sites_of(unit, gpu, target))
+
+
+def owned(site, settings):
+    """Kernels whose launches are made with the settings, in their order."""
+    names, trial = [], Trial(site, settings)
+    with offline(target, wanted=lambda kernel: names.append(kernel) if trial.owns(kernel) else None), watching(trial):
+        run(site.unit, arrays_of(site.unit, "meta"))
+    return names
+
 
 if __name__ == "__main__":  # processes that compile import this file again
     target = TARGETS["sm_90"]
@@ -19,10 +35,15 @@ if __name__ == "__main__":  # processes that compile import this file again
     spilling = MatmulSettings(128, 256, 64, 4, 2)  # 256 accumulators a thread, and there are 255 registers
     large = MatmulSettings(128, 256, 128, 8, 3)  # 3 stages of 96 KiB, and there are 227
     tasks = [Task(site, s, gpu, target) for s in (default, spilling, large)]
-    with compiling(tasks, 2) as compilers:
+    os.environ["TRITON_INTERPRET"] = "1"  # of this process, as it would be where kernels are interpreted
+    with Workers(1) as workers:
+        compilers = workers.compile(tasks)
+        found_there = workers.map(partial(sites_of, gpu=gpu, target=target), [site.unit])
         compiled = [compilers.result(site, task.settings, 250) for task in tasks]
+    assert os.environ.pop("TRITON_INTERPRET") == "1"
     twice = [compile_candidate(Task(site, s, gpu, target)) for s in (default, default._replace(GROUP_M=8))]
     other = gpu._replace(arch="sm_89", shared=101376, processors=142)
+    backward = next(site for site in every if site.choice == "linear_backward")
     asked = []
     with offline(target, wanted=lambda kernel: asked.append(kernel)) as unwanted:
         run(site.unit, arrays_of(site.unit, "meta"))
@@ -41,6 +62,9 @@ if __name__ == "__main__":  # processes that compile import this file again
             "default": default,
             "equal": twice[0].code == twice[1].code != "",
             "sm_89": [target_of(other).triton.arch, target_of(other).shared_per_program, target_of(other).processors],
+            "there": [str(site) for site in found_there[0]] == [str(s) for s in sites([site.unit], gpu, target)],
+            "prepass": compile_candidate(Task(backward, Variant("prepass"), gpu, target))[1:4],
+            "ways": {name: owned(backward, Variant(name)) for name in ("fused", "prepass")},
             "known": target_of(gpu) is target,
         },
         sys.stdout,

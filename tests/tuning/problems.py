@@ -6,8 +6,11 @@ from primer_fast.kernels.conv2d_depthwise import Depthwise, DepthwiseSettings
 from primer_fast.kernels.embedding import Runs, RunSettings
 from primer_fast.kernels.launch import MatmulSettings, Product
 from primer_fast.kernels.layer_norm_settings import Rows, RowSettings
+from primer_fast.kernels.linear import Operands
+from primer_fast.kernels.linear_prepass import Activated
 from primer_fast.kernels.tile_settings import Grid
 from primer_fast.kernels.tile_settings import TileSettings as GridSettings
+from primer_fast.kernels.tunable import Variant
 
 _PRODUCT = Product(4096, 4096, 4096, 2, descriptors=True), MatmulSettings(64, 128, 64, 4, 3)
 _ATTENTION = Attention(64, 4096, 4096, 2, 64, True, True, causal=True), TileSettings(64, 32, 4, 2)
@@ -31,4 +34,7 @@ PROBLEMS = {
     "embedding_backward": (Runs(16384, 768, 2), RunSettings(8, 128, 16)),
     "conv2d_depthwise": _DEPTHWISE,
     "conv2d_depthwise_weight": _DEPTHWISE,
+    "matmul_operands": (Operands(4096, 4096, 4096, 2), Variant("pointers")),
+    "linear_backward": (Activated(4096, 4096, 4096, 2), Variant("prepass")),
+    "attention_backward": (_ATTENTION[0], Variant("deterministic")),
 }

@@ -38,9 +38,26 @@ def test_gradients_arrive_in_the_layout_of_the_output(seen):
     assert all("desc1" in site for site in seen["convolution"])
 
 
+def test_processes_compile_and_look_for_problems_where_this_one_interprets(seen):
+    assert seen["there"] and seen["registers"][0] > 0
+
+
 def test_only_what_is_wanted_is_compiled(seen):
     """A linear layer's three products: none where none is wanted, all where the unit is compiled whole."""
     assert seen["asked"] == [["_matmul_kernel"] * 3, 0] and seen["whole"] == 3
+
+
+def test_a_way_owns_all_launches_on_it(seen):
+    """With those of the settings that are asked for on the way; not the forward's product."""
+    assert seen["ways"] == {
+        "fused": ["_matmul_kernel"] * 2,
+        "prepass": ["_prepass_kernel", "_add_rows_kernel", "_matmul_kernel", "_matmul_kernel"],
+    }
+
+
+def test_the_prepass_and_its_products_do_not_spill(seen):
+    error, registers, spilled = seen["prepass"]
+    assert error is None and spilled == 0 and registers <= 255
 
 
 def test_an_oversized_tile_is_dropped_for_its_spills(seen):
@@ -69,8 +86,8 @@ def test_dry_run_without_rich():
     done = run_python("-m", "primer_fast.tuning", "embedding", "--dry-run", "--target", "sm_90", "--minutes", "0")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("6 buckets, ")
-    table = [line.split() for line in lines[2:6]]
+    assert lines[0].startswith("6 buckets, ") and "0 of 6 problems fit into 0 minutes" in lines[1]
+    table = [line.split() for line in lines[3:7]]
     assert [line[0] for line in table] == ["choice", "embedding_backward", "embedding_forward", "all"]
     for name, buckets, candidates, legal, estimated, compiled in table[1:]:
         numbers = [int(n.replace(",", "")) for n in (candidates, legal, estimated)]

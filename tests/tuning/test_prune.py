@@ -4,6 +4,7 @@ import pytest
 from tuning.problems import PROBLEMS
 
 from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
+from primer_fast.kernels.tunable import Variant
 from primer_fast.tuning import prune
 from primer_fast.tuning.problems import Site, Unit
 from primer_fast.tuning.prune import Compiled, by_compile, by_estimate
@@ -22,6 +23,10 @@ def test_the_default_comes_first_and_all_fit(name, chip):
         problem = problem._replace(descriptors=False)
     site, choice = Site(UNIT, name, problem), SPACES[name].choice
     pruned = prune.prune(site, chip)
+    if site.variants:
+        fitting = {Variant(name) for name, fits in choice.ways.items() if fits(chip, problem)}
+        assert set(pruned.estimated) == fitting and pruned.estimated[0] == choice.default(chip, problem)
+        return
     assert pruned.estimated[0] == choice.default(chip, problem)
     assert choice.fits(chip, problem, pruned.estimated[0]), (
         "the rule of what fits must not be stricter than the default"

@@ -10,7 +10,9 @@ from tuning.problems import PROBLEMS
 from primer_fast import functional as F
 from primer_fast.kernels import tunable
 from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
-from primer_fast.kernels.tunable import Bucket, watching
+from primer_fast.kernels.linear import operands_choice
+from primer_fast.kernels.linear_prepass import backward_choice
+from primer_fast.kernels.tunable import Bucket, Variant, watching
 from primer_fast.tuning.registry import SPACES
 
 H100, A100 = CHIPS["sm_90"], CHIPS["sm_80"]
@@ -50,7 +52,7 @@ def test_every_launcher_asks_its_choice(device):
 
     ids = torch.tensor([0, 2, 1, 2], device=device)
     with watching(watch):
-        F.linear(tensor(4, 8), tensor(8, 8)).sum().backward()
+        F.linear(tensor(4, 8), tensor(8, 8), activation="relu").sum().backward()
         F.conv2d(tensor(1, 16, 4, 4), tensor(16, 16, 3, 3)).sum().backward()
         F.conv2d(tensor(1, 4, 4, 4), tensor(4, 1, 3, 3), groups=4).sum().backward()
         F.max_pool2d(tensor(1, 2, 4, 4), 2).sum().backward()
@@ -58,6 +60,10 @@ def test_every_launcher_asks_its_choice(device):
         F.embedding(ids, tensor(3, 8)).sum().backward()
         F.linear_log_prob(tensor(4, 8), tensor(3, 8), ids.clamp(max=2)).sum().backward()
         F.scaled_dot_product_attention(tensor(1, 1, 4, 16), tensor(1, 1, 4, 16), tensor(1, 1, 4, 16)).sum().backward()
+        torch.use_deterministic_algorithms(False)  # which the tests' own fixture asks for, and restores
+        with F.fast_attention_backward():
+            half = [tensor(1, 1, 16, 16).detach().bfloat16().requires_grad_() for _ in range(3)]
+            F.scaled_dot_product_attention(*half).sum().backward()
         with torch.no_grad():
             F.scaled_dot_product_attention(tensor(1, 1, 1, 16), tensor(1, 1, 512, 16), tensor(1, 1, 512, 16))
     assert seen == set(SPACES)
@@ -120,6 +126,28 @@ def test_a_broken_file_is_ignored_with_one_warning(tuned, content):
     with pytest.warns(UserWarning, match=str(path)) as seen:
         assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
         matmul_settings(H100, PRODUCT._replace(M=77))
+    assert len(seen) == 1
+
+
+def test_a_way_is_chosen_by_its_name(tuned):
+    """And serves the neighbours, as settings do; where it cannot compute a problem, the default does."""
+    problem = PROBLEMS["matmul_operands"][0]
+    tuned(A100, {"matmul_operands": {str(operands_choice.bucket(problem)): {"variant": "descriptors"}}})
+    assert operands_choice(A100, problem) == Variant("pointers"), "there are no descriptors"
+    tuned(H100, {"matmul_operands": {str(operands_choice.bucket(problem)): {"variant": "pointers"}}})
+    assert (
+        operands_choice(H100, problem).variant == operands_choice(H100, problem._replace(M=2048)).variant == "pointers"
+    )
+    assert operands_choice(H100, problem._replace(M=512)).variant == "descriptors"
+
+
+@pytest.mark.parametrize("name", ["a way of another version", 1, ["prepass"], None])
+def test_an_unknown_way_is_ignored_with_one_warning(tuned, name):
+    problem = PROBLEMS["linear_backward"][0]
+    path = tuned(H100, {"linear_backward": {str(backward_choice.bucket(problem)): {"variant": name}}})
+    with pytest.warns(UserWarning, match=f"{path} are ignored: .*must be variant, one of fused, prepass; got") as seen:
+        assert backward_choice(H100, problem).variant == "fused"
+        backward_choice(H100, problem._replace(M=77))
     assert len(seen) == 1
 
 

@@ -1,0 +1,227 @@
+"""python -m primer_fast.bench.keep FOLDER: puts what `make gpu` and `make gpu-tune` left in place, to be committed.
+
+Results go to bench/results/<gpu>/<date>-<time>-<stage>.json, tuned settings into kernels/tuned/<gpu>.json, beside the
+entries that stand there; then README.md and docs/performance.md say what is measured. All is checked before anything
+is written: a folder that was measured on other code, or found a kernel wrong, changes nothing. Kept twice is kept once.
+
+Without FOLDER only the documents are written again, from what is there.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from primer_fast.bench import gpu_table, results, stages
+from primer_fast.bench import op as ops
+from primer_fast.bench.files import replace_texts
+from primer_fast.bench.returned import FAST, PROGRAMS, Found, Refused, elsewhere, gpu_of, not_right, read
+from primer_fast.bench.stages import RIGHT, SANITIZER, TUNE, Stage
+from primer_fast.kernels.tunable import read_tuned
+
+DOCUMENTS = {"README.md": False, "docs/performance.md": True}  # whether every case stands there, or the worst ones
+_TRANSFORMER = {"embedding", "layer_norm", "linear", "scaled_dot_product_attention"}
+_TRAINED = _TRANSFORMER | {"linear_cross_entropy", "linear_log_prob"}
+OPS_OF = {  # the ops that a program's figures rest on
+    "mlp": {"linear"}, "cnn": {"conv2d", "linear", "max_pool2d"}, "nanogpt": _TRAINED, "gpt2": _TRAINED,
+    "dpo": _TRAINED, "ppo": _TRAINED, "generation": _TRANSFORMER, "loss_head": {"linear_cross_entropy"},
+}  # fmt: skip
+
+
+@dataclass
+class Plan:
+    """``texts``: what is to be written; ``said``: what was not good, and what is left out for it."""
+
+    texts: dict[Path, str] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+
+
+def plan(folder: Path, root: Path, partly: bool = False) -> Plan:
+    """What is to be written below ``root``, a checkout; nothing is.
+
+    Args:
+        partly: leave out what rests on something that was not right, instead of refusing all.
+
+    Raises:
+        Refused: with every reason.
+    """
+    found, made = read(folder), Plan()
+    reasons = [*elsewhere(found), *_uncommitted(root)]
+    committed = root / "bench" / "results" / gpu_of(found.header)
+    right = _right_of(found, committed)
+    wrong = not_right(found, right) if right else {}
+    bad = [f"{name} is not known to be right: {why}" for name, why in wrong.items()]
+    if SANITIZER in found.stages:  # it does not say whose kernel it was
+        bad += stages.failures(stages.parse(found.stages[SANITIZER], SANITIZER))
+    if right is None:
+        reasons.append("right.json is missing: nothing says that what was timed was right")
+    elif bad and not partly:
+        reasons += [*bad, "nothing is kept; --partly leaves out what rests on an op that is not right"]
+    made.said += bad
+    _merge_tuned(found, root, wrong, made, reasons)
+    if reasons:
+        raise Refused(reasons)
+    _leave_out(found, wrong, made.said)
+    commit = _git(root, "rev-parse", "--short=12", "HEAD")
+    for kind, data in found.stages.items():
+        day, time = data["header"]["date"][:10], re.sub(r"\D", "", data["header"]["date"][11:19])
+        path = committed / f"{day}-{time}-{kind}.json"
+        before = _standing(path)
+        known = before.get("header", {}).get("commit") or (commit[0] if commit else data["header"].get("commit"))
+        data["header"]["commit"] = known  # the GPU's machine had no git, and later commits have the same source
+        if data != before:
+            made.texts[path] = json.dumps(data, indent=1)
+    return made
+
+
+def _uncommitted(root: Path) -> list[str]:
+    """Files of the source that belong to no commit; none where there is no git."""
+    places = [f"{place}/*.py" for place in ("bench", "kernels", "primer_fast")]
+    lines = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *places)
+    return [f"{line[3:]} is not committed: commit the source that was measured first" for line in lines]
+
+
+def _git(root: Path, *command: str) -> list[str]:
+    """The lines that git prints; none where it cannot."""
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(root), *command], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def _right_of(found: Found, committed: Path) -> Stage | None:
+    """What was found right in this run, or of the same source before, as where settings are searched later."""
+    if RIGHT in found.stages:
+        return stages.parse(found.stages[RIGHT], RIGHT)
+    kept = [one.content for one in results.read(committed.parent).stages if one.machine == committed.name]
+    kept = [one for one in kept if one.kind == RIGHT and one.header.get("source") == found.header["source"]]
+    return kept[-1] if kept else None
+
+
+def _standing(path: Path) -> dict:
+    """What stands there already; nothing if it is not there or cannot be read."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _merge_tuned(found: Found, root: Path, wrong: dict[str, str], made: Plan, reasons: list[str]) -> None:
+    """The tuned file that there will be: an entry of this run takes the place of its bucket's.
+
+    Ops share choices, so an entry is judged by the one that tune.json names beside it.
+    """
+    path = root / "kernels" / "tuned" / f"{gpu_of(found.header)}.json"
+    try:
+        standing = read_tuned(path)["settings"] if path.exists() else {}
+    except (OSError, ValueError) as error:
+        reasons.append(f"{path}: it stands there already and cannot be read: {error}")
+        return
+    ops_of = {row["site"]: row["op"] for row in found.stages.get(TUNE, {}).get("rows", [])}
+    settings = {choice: dict(section) for choice, section in standing.items()}
+    for name, content in found.tuned.items():
+        for choice, bucket, entry in _entries(content["settings"]):
+            op = ops_of.get(f"{choice} {bucket}")
+            if entry == standing.get(choice, {}).get(bucket):
+                continue
+            if op is None:
+                reasons.append(f"{name}: {choice} {bucket}: tune.json must say for which op it was found; it does not")
+            elif op in wrong:
+                made.said.append(f"left out of {path.name}: {choice} {bucket}: {op} is not right")
+            else:
+                settings.setdefault(choice, {})[bucket] = entry
+        if settings != standing:
+            settings = {choice: dict(sorted(section.items())) for choice, section in sorted(settings.items())}
+            made.texts[path] = json.dumps(content | {"settings": settings}, indent=1)
+
+
+def _entries(settings: dict[str, dict[str, dict]]) -> Iterable[tuple[str, str, dict]]:
+    return ((choice, bucket, entry) for choice, of in settings.items() for bucket, entry in of.items())
+
+
+def _leave_out(found: Found, wrong: dict[str, str], said: list[str]) -> None:
+    """Take out of the figures those that rest on what is not right."""
+    for kind, key, name in ((FAST, "rows", "op"), (TUNE, "rows", "op"), (PROGRAMS, "trials", "name")):
+        data = found.stages.get(kind)
+        if data is None:
+            continue
+        out = {row[name]: why for row in data[key] if (why := _rests_on(row[name], wrong))}
+        data[key] = [row for row in data[key] if row[name] not in out]
+        data["header"] |= {"not_kept": out} if out else {}
+        said += [f"left out of {kind}.json: {what}" for what in out]
+
+
+def _rests_on(name: str, wrong: dict[str, str]) -> str:
+    """Why an op or a program is left out; "" if it is not.
+
+    What right.json tries beside ops and programs, as a training step, may concern any program.
+    """
+    every = set(ops.names())
+    known = {name.removeprefix("call of ")} if name.startswith("call of ") else OPS_OF.get(name, every)
+    parts = {name} if name in every else {name} | known | (wrong.keys() - every - OPS_OF.keys())
+    return "; ".join(f"{part} is not right: {wrong[part]}" for part in sorted(parts & wrong.keys()))
+
+
+def documents(root: Path) -> dict[Path, str]:
+    """Those whose places do not say what is committed, as they should be.
+
+    Raises:
+        Refused: one is missing, or has no such place.
+    """
+    committed, made, reasons = results.read(root / "bench" / "results"), {}, []
+    for name, whole in DOCUMENTS.items():
+        try:
+            old = (root / name).read_text(encoding="utf-8")
+            new = gpu_table.refreshed(old, committed, whole)
+            made |= {root / name: new.removesuffix("\n")} if new != old else {}
+        except (OSError, ValueError) as error:
+            reasons.append(f"{root / name}: {error}")
+    if reasons:
+        raise Refused(reasons)
+    return made
+
+
+def keep(folder: Path | None, root: Path, partly: bool = False) -> tuple[list[Path], list[str]]:
+    """Write it all; the files that changed, and what is to be said of what was left out.
+
+    Raises:
+        Refused: nothing is written.
+    """
+    documents(root)  # one without its place refuses before anything is written
+    made = Plan() if folder is None else plan(folder, root, partly)
+    replace_texts(made.texts)
+    texts = documents(root)
+    replace_texts(texts)
+    return [*made.texts, *texts], made.said
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit status is 0, or 1 if it refused, or 2 for a wrong call."""
+    first, *_, last = __doc__.split("\n\n")
+    parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.keep", description=f"{first} {last}")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="what came back from the GPU")
+    parser.add_argument("--partly", action="store_true", help="leave out what rests on an op that was not right")
+    parser.add_argument("--root", type=Path, metavar="DIR", default=results.FOLDER.parents[1], help="of the checkout")
+    args = parser.parse_args(argv)
+    if args.folder is not None and not args.folder.is_dir():
+        parser.error(f"FOLDER must be a folder; got {args.folder}")
+    try:
+        written, said = keep(args.folder, args.root, args.partly)
+    except Refused as refused:
+        print("\n".join(f"refused: {reason}" for reason in refused.reasons), file=sys.stderr)
+        print("nothing was changed", file=sys.stderr)
+        return 1
+    print("\n".join([*said, *(f"written: {path}" for path in written)] or ["all of it stands there already"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Training steps as CUDA graphs against the same steps launched kernel by kernel: equal bit by bit."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from primer_fast.bench.transformer_step import GPT2_SHAPE, GPT2_VOCAB, PLAIN
+from primer_fast.models.mlp import MLP, MLPConfig
+from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.proof.native import Row
+from primer_fast.proof.on_gpu import compared
+from primer_fast.reference.case import Case
+from primer_fast.train import language_model, supervised
+from primer_fast.train.common import TrainState, set_learning_rate
+from primer_fast.train.cuda_graphs import WARM_UP, RecordedUpdate, Update
+from primer_fast.train.language_model import LanguageModelConfig
+from primer_fast.train.supervised import SupervisedConfig
+
+STEPS = WARM_UP + 2  # the last two are replayed
+Steps = tuple[TrainState, Update, object, list[tuple[Tensor, ...]]]  # state, update, its configuration, batches
+
+
+def _mlp(device: str, small: bool) -> Steps:
+    """The perceptron of `primer-fast train mlp`."""
+    widths, batch = ((6, 8, 3), 4) if small else ((784, 512, 256, 10), 128)
+    config = SupervisedConfig(batch_size=batch, precision="bfloat16")
+    inputs = torch.randn(STEPS, batch, widths[0], device=device)
+    targets = torch.randint(widths[-1], (STEPS, batch), device=device)
+    model = MLP(MLPConfig(widths)).to(device)
+    return supervised.start(model, config), supervised.update, config, list(zip(inputs, targets, strict=True))
+
+
+def _gpt(device: str, small: bool) -> Steps:
+    """Two layers of GPT-2's sizes."""
+    shape = {"context": 8, "width": 16, "heads": 1} if small else GPT2_SHAPE
+    model = TransformerConfig(16 if small else GPT2_VOCAB, **{**PLAIN, **shape, "layers": 1 if small else 2})
+    config = LanguageModelConfig(batch_size=1 if small else 12, precision="bfloat16")
+    windows = torch.randint(model.vocab, (STEPS, config.batch_size, model.context + 1), device=device)
+    state = language_model.start(Transformer(model).to(device), config)
+    return state, language_model.update, config, [(window,) for window in windows]
+
+
+MODELS: dict[str, Callable[[str, bool], Steps]] = {"mlp": _mlp, "gpt": _gpt}
+
+
+def recorded_step(name: str, device: str, small: bool) -> list[Row]:
+    """Weights, the optimizer's moments and the metrics after some steps of one of ``MODELS``, a row for each."""
+    recorded, launched = (_after_steps(name, device, small, record) for record in (True, False))
+    case = Case(name, "a step of training", {})
+    return compared("graph", "training step", case, torch.bfloat16, [(recorded, launched)])
+
+
+def _after_steps(name: str, device: str, small: bool, record: bool) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    state, update, config, batches = MODELS[name](device, small)
+    if record:
+        update = RecordedUpdate(update, state, len(batches[0][0]), name)
+    for number, batch in enumerate(batches, 1):
+        set_learning_rate(state.optimizer, 1e-3 / number)
+        update(state, *batch, config)
+    moments = [t for values in state.optimizer.state.values() for key, t in values.items() if key != "step"]
+    return {
+        "weights": torch.cat([p.detach().flatten() for p in state.model.parameters()]),
+        "moments": torch.cat([t.flatten() for t in moments]),
+        **{metric: torch.stack(values).float() for metric, values in state.window.items()},
+    }

@@ -1,0 +1,29 @@
+"""Choices between ways to compute the same. All ways are tried: what was worth writing is worth timing."""
+
+from primer_fast.kernels import attention_onepass, linear_prepass
+from primer_fast.kernels.linear import operands_choice
+from primer_fast.kernels.tunable import Variant, Variants
+from primer_fast.tuning.space import Space
+
+_PRODUCT = ("_matmul_kernel", "_reduce_kernel")
+
+
+def _space(choice: Variants, kernels: tuple[str, ...], inside: tuple[str, ...], late: bool = False) -> Space:
+    return Space(choice, kernels, lambda gpu, p: map(Variant, choice.ways), lambda gpu, p, s: 0.0, inside, late)
+
+
+VARIANTS = (
+    _space(
+        linear_prepass.backward_choice, ("_prepass_kernel", "_add_rows_kernel", *_PRODUCT),
+        ("matmul_operands", "matmul"),
+    ),
+    _space(operands_choice, _PRODUCT, ("matmul",), late=True),
+    _space(
+        attention_onepass.backward_choice,
+        (
+            "attention_delta_kernel", "_onepass_kernel", "_cast_kernel",
+            "attention_backward_kv_kernel", "attention_backward_q_kernel",
+        ),
+        ("attention_backward_kv", "attention_backward_q"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,246 @@
+"""The programs of a GPU, on a stand-in for it: CUDA graphs, budgets, what an earlier process measured, what is missing.
+
+The stand-in is that of bench/rehearsal.py, here for one test at a time; kernels take the plain path.
+"""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+from primer_fast.bench import (
+    dpo_step,
+    generation,
+    loss_head,
+    models,
+    rehearsal,
+    to_accuracy,
+    transformer_step,
+    trial,
+    turns,
+    units,
+)
+from primer_fast.bench.goals import DECLARED
+from primer_fast.bench.op import OURS
+from primer_fast.bench.transformer_step import COMPILED, GRAPH, NANOGPT, NO_GRAPH, PLAIN, compare
+from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, OK, Trial
+from primer_fast.data.drawn_digits import draw_digits
+from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.train import cuda_graphs
+from primer_fast.train.cuda_graphs import CudaGraph
+from primer_fast.train.language_model import LanguageModelConfig
+
+SMALL = TransformerConfig(19, 8, 16, 1, 2, **PLAIN)
+TRAIN = LanguageModelConfig(batch_size=3, warmup_steps=2, steps=20, clip_norm=0.5)
+TOKENS = torch.randint(19, (500,), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def gpu(plain_path, monkeypatch):
+    """Counts the replays of CUDA graphs."""
+    replays = []
+    for name, value in rehearsal._CUDA.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    replay = rehearsal._Graph.replay
+    monkeypatch.setattr(rehearsal._Graph, "replay", lambda graph: (replays.append(graph), replay(graph))[1])
+    monkeypatch.setattr(torch, "compile", rehearsal._uncompiled)
+    monkeypatch.setattr(CudaGraph, "device_type", "cpu")
+    monkeypatch.setattr(CudaGraph, "rate", torch.float64)
+    with rehearsal._OnCpu():
+        yield replays
+
+
+def timed(name, provider=OURS):
+    made = Trial(name, "small", provider, unit="images")
+    made.time([1.0], [1.0], 5)
+    return made
+
+
+@pytest.mark.parametrize(("pays", "other"), [(True, NO_GRAPH), (False, GRAPH)])
+def test_with_a_cuda_graph_and_without_the_losses_are_equal(gpu, monkeypatch, pays, other):
+    monkeypatch.setattr(cuda_graphs, "pays", lambda model, rows: pays)
+    found = {t.provider: t for t in compare("gpt2", SMALL, TRAIN, TOKENS, "cuda", 0.0, False, {})}
+    assert list(found) == [OURS, other, NANOGPT] and {t.status for t in found.values()} == {OK}
+    assert found[other].loss_difference == 0 and found[NANOGPT].loss_difference < 1e-4
+    assert len(set(map(id, gpu))) == 1 and len(gpu) > 1
+    assert f"ours {'with' if pays else 'without'} a CUDA graph by default" in found[OURS].setting
+
+
+def test_a_graph_that_computes_something_else_is_noticed(gpu, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "pays", lambda model, rows: False)
+    loss = transformer_step.language_model.loss_sum
+
+    def other(*arguments):
+        return loss(*arguments) * (1.1 if torch.cuda.is_current_stream_capturing() else 1)
+
+    monkeypatch.setattr(transformer_step.language_model, "loss_sum", other)
+    found = {t.provider: t for t in compare("gpt2", SMALL, TRAIN, TOKENS, "cuda", 0.0, False, {})}
+    assert found[GRAPH].status == "wrong" and found[OURS].status == OK
+
+
+def test_beside_torch_compile_the_goal_is_judged(gpu):
+    ours, compiled = transformer_step.gpt2_compiled("cuda", 0.0, True, small=True)
+    assert (ours.provider, compiled.provider, compiled.status) == (OURS, COMPILED, OK)
+    assert compiled.targets[0]["value"] == compiled.versus
+    assert ours.setting != transformer_step.gpt2("cuda", 0.0, True, small=True)[0].setting
+    with pytest.raises(turns.NotAvailable):
+        transformer_step.gpt2_compiled("cuda", 0.0, False, small=True)
+
+
+def test_dpo_in_plain_pytorch_is_the_same_function(gpu):
+    ours, plain = dpo_step.dpo_step("cuda", 0.0, False, small=True)
+    assert ours.status == plain.status == OK and plain.loss_difference < 2e-3
+    assert plain.provider == dpo_step.PLAIN_TORCH and ours.unit == "pairs"
+
+
+def test_dpo_at_another_rate_is_noticed(gpu, monkeypatch):
+    step, take_turns = dpo_step.plain_step, dpo_step.take_turns
+    monkeypatch.setattr(
+        dpo_step,
+        "plain_step",
+        lambda model, batches, config: step(model, batches, dataclasses.replace(config, lr=10.0)),
+    )
+    longer = {"small": False, "compared": 4, "least": 1}  # the first loss is log 2 at any rate
+    monkeypatch.setattr(dpo_step, "take_turns", lambda *found, **options: take_turns(*found, **options | longer))
+    assert dpo_step.beside_plain("cuda", 0.0, True)[1].status == "wrong"
+
+
+def test_training_to_99_percent(gpu, monkeypatch):
+    monkeypatch.setattr(to_accuracy, "ENOUGH", 0.12)
+    monkeypatch.delenv(to_accuracy.FOLDER, raising=False)
+    first, mnist = to_accuracy.cnn_99("cuda", 0.0, False, small=True)[::4]
+    assert mnist.status == NOT_AVAILABLE and "MNIST" in mnist.reason and mnist.targets == first.targets == []
+    races = to_accuracy.mlp_99("cuda", 0.0, False, small=True)
+    assert [t.provider for t in races] == [OURS, to_accuracy.TORCH, NO_GRAPH, to_accuracy.TORCH_GRAPH]
+    assert len(gpu) > 0 and {t.status for t in races} <= {OK, NOT_AVAILABLE}
+
+
+def test_how_far_training_came_is_said(plain_path):
+    trials = {name: Trial("mlp", "s", name) for name in (OURS, "a", "b", "c")}
+    results = {OURS: [(2.0, 0.995, 50), (3.0, 0.99, 50)], "a": [(1.0, 0.5, 80)], "b": [(1.0, 0.9, 99)], "c": []}
+    trials["c"].status, trials["c"].reason = FAILED, "no memory"
+    to_accuracy._fill_in(trials, results, 99, 10)
+    assert trials[OURS].status == OK and trials[OURS].median_ms == 2500 and trials[OURS].rate == pytest.approx(200)
+    assert (trials["a"].status, trials["b"].status, trials["c"].reason) == (NOT_AVAILABLE, FAILED, "no memory")
+    assert trials["b"].reason == "not 99 % but 90.0% of the test images right after 99 steps"
+
+
+def test_every_program_of_a_gpu_ends_without_the_packages_it_may_lack(gpu, monkeypatch, tmp_path, capsys):
+    for package in ("transformers", "trl", "mlxtend", "safetensors", "datasets", "tokenizers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    path = tmp_path / "programs.json"
+    assert models.main(["--all", "--small", "--device", "cuda", "--json", str(path)]) == 0, capsys.readouterr().out
+    found = trial.load(path)
+    assert set(found.header["done"]) == set(models.ON_GPU) and found.header["small"] and found.left_out == []
+    names = {"call" if t.name.startswith("call of ") else t.name for t in found.trials}
+    assert {subject for subject, _ in DECLARED["cuda"]} <= names
+    missing = {t.provider: t.reason for t in found.trials if t.status == NOT_AVAILABLE}
+    assert missing[generation.TRANSFORMERS] == "not installed: transformers or safetensors"
+    assert "trl" in missing["TRL's PPOTrainer"]
+    assert [p.name for p in tmp_path.iterdir()] == ["programs.json"]
+
+
+@pytest.fixture
+def parts(gpu, monkeypatch):
+    """Three parts that only say that they ran."""
+    ran = []
+
+    def part(name):
+        return lambda *options: ran.append(name) or [timed(name)]
+
+    monkeypatch.setattr(models, "PARTS", {name: part(name) for name in ("a", "b", "c")})
+    monkeypatch.setattr(models, "ESTIMATES", {"a": 1.0, "b": 100.0, "c": 2.0})
+    return ran
+
+
+def test_what_does_not_fit_the_budget_is_left_out_and_said(parts, tmp_path, capsys):
+    path = tmp_path / "programs.json"
+    arguments = ["a", "b", "c", "--device", "cuda", "--json", str(path)]
+    assert models.main([*arguments, "--budget", "50"]) == 0
+    found = trial.load(path)
+    assert parts == ["a", "c"] and found.left_out == ["b"] and "b: no time was left" in capsys.readouterr().out
+    (row,) = [t for t in found.trials if t.name == "b"]
+    assert (row.status, row.reason) == (NOT_AVAILABLE, models.NO_TIME)
+    assert models.main([*arguments, "--resume"]) == 0
+    found = trial.load(path)
+    assert parts == ["a", "c", "b"] and found.left_out == [] and [t.name for t in found.trials] == ["a", "c", "b"]
+
+
+def test_what_another_code_measured_is_not_gone_on_with(parts, tmp_path):
+    path = tmp_path / "programs.json"
+    arguments = ["a", "--device", "cuda", "--json", str(path), "--resume"]
+    assert models.main(arguments) == models.main(arguments) == 0 and parts == ["a"]
+    data = json.loads(path.read_text())
+    data["header"]["source"] = "another"
+    path.write_text(json.dumps(data))
+    assert models.main(arguments) == 0 and parts == ["a", "a"]
+    path.write_text("half a fi")
+    assert models.main(arguments) == 0 and parts == ["a"] * 3
+
+
+def test_a_part_that_loses_the_gpu_costs_itself_alone(parts, monkeypatch, tmp_path):
+    def lost(*options):
+        raise units.DeviceLost("illegal address")
+
+    monkeypatch.setitem(models.PARTS, "b", lost)
+    arguments = ["a", "b", "c", "--device", "cuda", "--json", str(tmp_path / "p.json"), "--resume"]
+    assert models.main(arguments) == units.LOST
+    assert models.main(arguments) == 1
+    found = trial.load(tmp_path / "p.json")
+    assert [(t.name, t.status) for t in found.trials] == [("a", OK), ("b", FAILED), ("c", OK)]
+    assert "the GPU was lost: illegal address" in found.trials[1].reason and parts == ["a", "c"]
+
+
+def test_a_provider_that_loses_the_gpu_is_not_taken_for_one_that_fails(gpu, monkeypatch):
+    assert turns.failure(ValueError("x"), "cuda") == (FAILED, "ValueError: x")
+
+    def gone():
+        raise RuntimeError("unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", gone)
+    with pytest.raises(units.DeviceLost, match="ValueError: x"):
+        turns.failure(ValueError("x"), "cuda")
+
+
+def test_a_folder_of_digits_is_called_by_its_name(monkeypatch):
+    found = draw_digits(20, 10)
+    monkeypatch.setattr(to_accuracy, "load_digits", lambda where: found)
+    monkeypatch.setenv(to_accuracy.FOLDER, "/data/others")
+    to_accuracy.digits.cache_clear()
+    assert to_accuracy.digits(True) == ("digits of others", found)
+    to_accuracy.digits.cache_clear()
+
+
+def test_wrong_calls(capsys):
+    for arguments in ([], ["nothing"], ["mlp", "--resume"]):
+        with pytest.raises(SystemExit) as refused:
+            models.parse(arguments)
+        assert refused.value.code == 2
+
+
+def test_every_part_has_an_estimate(monkeypatch, tmp_path):
+    assert set(models.ON_GPU) <= set(models.PARTS) <= set(models.ESTIMATES)
+    monkeypatch.setattr(models, "_warmed", lambda: tmp_path / "warm")
+    cold = models.estimate("gpt2_compiled")
+    assert models.order()[-1] == "gpt2_compiled" and sorted(models.order()) == sorted(models.ON_GPU)
+    (tmp_path / "warm").touch()
+    assert models.estimate("gpt2_compiled") < cold and models.order() == list(models.ON_GPU)
+
+
+def test_texts_may_part_where_two_tokens_are_a_tie(plain_path):
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(7, 8, 16, 1, 2)).eval()
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    assert generation.same_text(model, tokens, tokens.clone())
+    other = torch.tensor([[1, 2, 5, 6]])
+    assert not generation.same_text(model, tokens, other)
+    with torch.no_grad():
+        model.embedding.weight[5] = model.embedding.weight[3]  # the output is tied to it
+    assert generation.same_text(model, tokens, other)
+
+
+def test_the_loss_head_of_a_gpu_is_in_bfloat16(gpu):
+    ours, logits, *_ = loss_head.loss_head("cuda", 0.0, False, small=True)
+    assert ours.status == logits.status == OK and "bfloat16" in ours.setting

@@ -1,0 +1,214 @@
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from train.test_cuda_graphs import StandIn
+
+from primer_fast.bench import recorded_step, right, summary
+from primer_fast.bench.gpu import Outcome
+from primer_fast.bench.right import Report, Unit, load, plan, rows_of
+from primer_fast.bench.units import DeviceLost
+from primer_fast.proof import on_gpu, verify
+from primer_fast.proof.native import Row
+from primer_fast.reference.case import Case
+from primer_fast.train import cuda_graphs
+
+HEADER = dict.fromkeys(right.HEADER_KEYS, "")
+UNIT = Unit("values", "linear", Case("some", "", {}), "float32")
+
+
+def test_the_order_is_that_of_importance():
+    units = plan()
+    order = [(unit.check == "values", unit.dtype) for unit in units]
+    dtypes = [dtype for is_values, dtype in order if is_values]
+    assert dtypes == sorted(dtypes, key=["bfloat16", "float32", "float16"].index)
+    others = [i for i, (is_values, _) in enumerate(order) if not is_values]
+    assert others == list(range(others[0], others[-1] + 1)), "between bfloat16's values and the others'"
+    assert dtypes[others[0] - 1] == "bfloat16" and order[others[-1] + 1] == (True, "float32")
+    assert {unit.op for unit in units[: len(verify.ops())]} == set(verify.ops()), "the first of each op comes first"
+    assert len({str(unit) for unit in units}) == len(units)
+
+
+def test_every_production_case_in_every_dtype():
+    tried = Counter((unit.op, unit.case.name) for unit in plan() if unit.check == "values")
+    wanted = {(op, case.name) for op in verify.ops() for case in right.production_cases(op)}
+    assert tried.keys() == wanted and set(tried.values()) == {3}
+
+
+def test_every_op_has_every_check():
+    for small in (True, False):
+        by_check = {check: {unit.op for unit in plan(small=small) if unit.check == check} for check in on_gpu.CHECKS}
+        assert by_check.pop("one pass") == {on_gpu.ATTENTION}
+        assert by_check.pop("second GPU") == {"any"} or torch.cuda.device_count() > 1
+        assert all(ops >= set(verify.ops()) for ops in by_check.values())
+        assert {unit.case.name for unit in plan(small=small) if unit.op == "training step"} == {"mlp", "gpt"}
+    assert "training step" not in {unit.op for unit in plan(["linear"])}
+    with pytest.raises(ValueError, match=r"op must be one of .*linear.*; got linaer"):
+        plan(["linaer"])
+
+
+def test_the_estimate_leaves_room_in_a_hundred_seconds():
+    assert 20 < right.estimate(plan()) < 100
+
+
+def test_an_error_is_a_row(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("out of luck\nand more")
+
+    monkeypatch.setitem(on_gpu.CHECKS, "values", broken)
+    (row,) = rows_of(UNIT, small=True)
+    assert (row.op, row.case, row.dtype, row.passed, row.reason) == (
+        "linear", "some", "float32", False, "RuntimeError: out of luck"
+    )  # fmt: skip
+
+    def lost():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(DeviceLost, match="out of luck"):
+        rows_of(UNIT, small=True)
+
+
+STAGES = """
+import os, sys, time
+from pathlib import Path
+from primer_fast.bench import right
+from primer_fast.proof import on_gpu
+from primer_fast.proof.native import Row
+
+def check(op, case, dtype):
+    print("begun", case.name, flush=True)
+    if case.name == "crash":
+        os._exit(11)
+    if case.name == "hang":
+        time.sleep(60)
+    return [Row("values", op, case.name, "float32", "output", 1.0, 2.0, 0.5, True, truth="float64")]
+
+right._PATIENCE = 0.3
+on_gpu.CHECKS["values"] = check
+right.plan = lambda *_: [right.Unit("values", "linear", right.Case(n, "", {}), "float32") for n in sys.argv[2].split()]
+right.estimate = lambda units: 0.0
+for more in ([], ["--resume"], ["--resume"], ["--resume"]):
+    sys.stdout.flush()
+    child = os.fork()  # the package is imported once
+    if child == 0:
+        os._exit(right.main(["--json", sys.argv[1], *more]))
+    print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_a_crash_and_a_hang_are_rows_and_the_next_process_goes_on(tmp_path):
+    path = tmp_path / "right.json"
+    done = subprocess.run(
+        [sys.executable, "-c", STAGES, path, "first crash hang last"], capture_output=True, text=True, timeout=120
+    )
+    said = done.stdout.splitlines()
+    assert [line for line in said if line.startswith(("begun", "status"))] == [
+        "begun first", "begun crash", "status 11", "begun hang", "status 3", "begun last", "status 1", "status 1"
+    ], done.stderr[-2000:]  # fmt: skip
+    report = load(path)
+    assert [(row.case, row.passed) for row in report.rows] == [
+        ("first", True), ("crash", False), ("hang", False), ("last", True)
+    ]  # fmt: skip
+    assert "process ended" in report.rows[1].reason and "had not ended" in report.rows[2].reason
+    assert report.left_out == [] and [p.name for p in tmp_path.iterdir()] == ["right.json"]
+
+
+def test_what_has_no_time_is_left_out(tmp_path, monkeypatch, capsys):
+    row = Row("values", "linear", "some", "float32", "output", 0.5, 1.0, 0.5, True)
+    monkeypatch.setattr(right, "rows_of", lambda unit, small: [row])
+    path = tmp_path / "right.json"
+    assert right.main(["linear", "--json", str(path), "--small", "--budget", "-1"]) == 0
+    report = load(path)
+    assert report.rows == [] and report.left_out == [str(unit) for unit in plan(["linear"], small=True)]
+    assert right.main(["linear", "--json", str(path), "--small"]) == 0
+    printed = capsys.readouterr().out
+    assert "ok     values linear primer_first bfloat16" in printed and "5.0e-01 of 1.0e+00" in printed
+    with pytest.raises(SystemExit) as stop:
+        right.main(["linaer", "--json", str(path)])
+    assert stop.value.code == 2
+
+
+def test_the_worst_tensor_speaks_for_a_unit():
+    rows = [
+        Row("values", "linear", "some", "float32", "output", 0.9, 1.0, 0.5, True),
+        Row("values", "linear", "some", "float32", "weight", 1.2, 1.0, 0.5, False),
+        Row("values", "linear", "some", "float32", "bias", 0.0, 0.0, 0.0, True),
+    ]
+    assert right.line(UNIT, rows).startswith("FAILED") and "weight" in right.line(UNIT, rows)
+    rows.append(Row("values", "linear", "some", "float32", "input", reason="no number"))
+    assert right.line(UNIT, rows).endswith("no number")
+    assert right.line(UNIT, [UNIT.row("there is one GPU", passed=None)]).startswith("none")
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+    rows = [
+        Row("values", "linear", "one", "bfloat16", "output", 0.5, 1.0, 0.25, True, truth="float64", seconds=0.1),
+        Row("graph", "linear", "one", "bfloat16", reason="it had not ended"),
+        Row("second GPU", "any", "any", "bfloat16", passed=None, reason="there is one GPU"),
+    ]
+    Report(HEADER, rows, ["values linear two bfloat16"]).save(tmp_path / "right.json")
+    report = load(tmp_path / "right.json")
+    assert report.rows == rows and report.left_out == ["values linear two bfloat16"]
+    assert report.tried() == {"values linear one bfloat16", "graph linear one bfloat16", "second GPU any any bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": "right 0"}, "schema must be 'right 1'; got 'right 0'"),
+        ({"rows": None}, "must have a header, rows and left_out"),
+        ({"left_out": None}, "must have a header, rows and left_out"),
+        ({"header": {}}, "header must have .*; missing device"),
+        ({"rows": [5]}, "row 0 must be a set of columns; got 5"),
+        ({"rows": [{"op": "linear"}]}, "row 0 is not a row"),
+        ({"rows": [{"speed": 1}]}, "row 0 has unknown columns: speed"),
+        ({"passed": "yes"}, "row 0 must have passed true, false or null; got 'yes'"),
+        ({"passed": False, "error": None}, "row 0 has not passed, so it must say why"),
+        ({"error": 3.0}, "row 0 has passed, so its error must be within its budget; got 3.0 and 2.0"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused(change, message, tmp_path):
+    row = Row("values", "linear", "one", "bfloat16", "output", 1.0, 2.0, 0.5, True).as_dict()
+    data = {"schema": "right 1", "header": HEADER, "rows": [row], "left_out": []}
+    row |= {key: value for key, value in change.items() if key not in data}
+    path = tmp_path / "right.json"
+    path.write_text(json.dumps(data | {key: value for key, value in change.items() if key in data}))
+    with pytest.raises(ValueError, match=message):
+        load(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="must be JSON"):
+        load(path)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_recorded_steps_are_the_steps(works, plain_path, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "CudaGraph", StandIn)
+    if not works:
+        monkeypatch.setattr(StandIn, "replay", lambda _: None)
+    rows = {
+        row.tensor: row.passed
+        for name in recorded_step.MODELS
+        for row in recorded_step.recorded_step(name, "cpu", True)
+    }
+    assert {"weights", "moments", "loss", "grad_norm"} <= rows.keys()
+    assert all(rows.values()) if works else not rows["weights"]
+
+
+def test_what_could_not_be_tried_is_not_wrong_in_the_summary(tmp_path):
+    rows = [Unit("second GPU", "any", Case("any", "", {}), "bfloat16").row("there is one GPU", passed=None)]
+    Report(HEADER, rows).save(tmp_path / "right.json")
+    page = summary.text(
+        tmp_path, HEADER | {"commit": None, "cuda": "", "driver": None}, [Outcome("right", "passed", 1.0)]
+    )
+    assert "Nothing was wrong" in page and "0 passed, 0 failed" in page
+
+
+def test_what_is_launched_here_is_compiled_beforehand():
+    known = {(op, case.name) for op in verify.ops() for case in right.production_cases(op)}
+    known |= {(op, case.name) for op, case in right.other_cases()}
+    assert {(unit.op, unit.case.name) for unit in plan() if unit.op in verify.ops()} <= known

@@ -1,0 +1,182 @@
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from primer_fast.bench import sanitized, sanitizer
+from primer_fast.bench.sanitizer import load, main, read_output
+from primer_fast.proof import verify
+
+MEMCHECK = """========= COMPUTE-SANITIZER
+at linear edges_aligned
+========= Invalid __global__ read of size 16 bytes
+=========     at _matmul_kernel+0x1230
+=========     by thread (32,0,0) in block (1,0,0)
+=========     Address 0x7f30 is out of bounds
+=========     Saved host backtrace up to driver entry point at kernel launch time
+at the end
+========= ERROR SUMMARY: 1 error
+"""
+RACECHECK = """========= COMPUTE-SANITIZER
+at linear edges_aligned
+========= Error: Race reported between Write access at _matmul_kernel+0x40
+=========     and Read access at _matmul_kernel+0x80 [16 hazards]
+at the end
+========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
+"""
+
+
+def test_errors_are_counted_and_name_their_kernel():
+    row = read_output("memcheck", MEMCHECK, 0, 7.04)
+    assert (row.status, row.errors, row.seconds) == ("errors", 1, 7.0)
+    assert row.lines[:2] == ["Invalid __global__ read of size 16 bytes", "at _matmul_kernel+0x1230"]
+    row = read_output("racecheck", RACECHECK, 0, 1.0)
+    assert (row.status, row.errors) == ("errors", 1)
+    assert row.lines[1] == "and Read access at _matmul_kernel+0x80 [16 hazards]" and row.lines[-1] == "at the end"
+
+
+@pytest.mark.parametrize(
+    ("tool", "text", "code", "status"),
+    [
+        ("memcheck", "at the end\n========= ERROR SUMMARY: 0 errors\n", 0, "passed"),
+        (
+            "racecheck",
+            "at the end\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 2 warnings)\n",
+            0,
+            "passed",
+        ),
+        ("memcheck", "at linear odd\n", None, "stopped"),
+        ("memcheck", "========= Invalid __shared__ write of size 4 bytes\n", None, "errors"),
+        ("memcheck", "at linear odd\n========= ERROR SUMMARY: 0 errors\n", 1, "failed"),  # the program broke down
+        ("memcheck", "at linear odd\n========= ERROR SUMMARY: 0 errors\n", 0, "failed"),  # half of it was not run
+        ("memcheck", "========= Error: no device\n", 1, "errors"),
+        ("memcheck", "Unable to find injection library\n", 1, "failed"),
+        ("memcheck", "", 127, "failed"),
+    ],
+)
+def test_status(tool, text, code, status):
+    row = read_output(tool, text, code, 1.0)
+    assert row.status == status
+    assert row.lines or status in ("passed", "stopped")
+
+
+def test_many_errors_are_cut_short():
+    text = "".join(f"========= Invalid __global__ read of size {i}\n" for i in range(500))
+    row = read_output("memcheck", text, None, 1.0)
+    assert row.errors == 500 and len(row.lines) == 40
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A compute-sanitizer that does what a shell script says; it does not start the program that it is given."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def put(script):
+        program = folder / "compute-sanitizer"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        return str(tmp_path / "sanitizer.json")
+
+    return put
+
+
+CLEAN = """echo "at the end"
+case $2 in
+memcheck) echo "========= ERROR SUMMARY: 0 errors";;
+racecheck) echo "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)";;
+esac"""
+
+
+def test_both_tools_are_run(fake, tmp_path, capsys):
+    path = fake(f'echo "$@" "$PYTORCH_NO_CUDA_MEMORY_CACHING" >> {tmp_path}/calls\n{CLEAN}')
+    assert main(["--json", path, "--budget", "30", "--small"]) == 0
+    assert [(row.tool, row.status, row.errors) for row in load(path).rows] == [
+        ("memcheck", "passed", 0), ("racecheck", "passed", 0)
+    ]  # fmt: skip
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[0].startswith("--tool memcheck --report-api-errors no ") and calls[1].startswith("--tool racecheck ")
+    assert all(call.endswith("-u -m primer_fast.bench.sanitized --small 1") for call in calls)
+    assert "memcheck: passed, 0 errors" in capsys.readouterr().out
+    assert main(["--json", path, "--resume"]) == 0 and len((tmp_path / "calls").read_text().splitlines()) == 2
+
+
+def test_an_error_of_one_does_not_stop_the_other(fake):
+    path = fake(f'if [ $2 = memcheck ]; then cat <<"END"\n{MEMCHECK}\nEND\nelse\n{CLEAN}\nfi')
+    assert main(["--json", path, "--budget", "30"]) == 1
+    first, second = load(path).rows
+    assert first.errors == 1 and "at _matmul_kernel+0x1230" in first.lines and second.status == "passed"
+
+
+def test_a_tool_is_stopped_at_its_share_and_what_it_said_is_kept(fake, monkeypatch, tmp_path):
+    monkeypatch.setattr(sanitizer, "_GRACE", 0.2)
+    path = fake(f'echo "at linear odd"\nsleep 60 & echo $! > {tmp_path}/child\nwait')
+    begin = time.monotonic()
+    assert main(["--json", path, "--budget", "1.5"]) == 0
+    assert time.monotonic() - begin < 20
+    rows = load(path).rows
+    assert [(row.tool, row.status, row.errors, row.lines) for row in rows] == [
+        ("memcheck", "stopped", 0, ["at linear odd"]), ("racecheck", "stopped", 0, ["at linear odd"])
+    ]  # fmt: skip
+    stat = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
+    for _ in range(50):
+        if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    raise AssertionError("what the tool had started still runs")
+
+
+def test_without_the_tool_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(sanitizer, "which", lambda _: None)
+    path = str(tmp_path / "sanitizer.json")
+    assert main(["--json", path]) == 0
+    assert [(row.status, row.lines) for row in load(path).rows] == [
+        ("not available", ["compute-sanitizer is not on the PATH"])
+    ] * 2
+    with pytest.raises(SystemExit) as stop:
+        main(["--json", path, "--budget", "0"])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"status": "fine"}, "row 0 must have a status of"),
+        ({"status": "passed", "errors": 2}, "does not go with errors 2"),
+        ({"status": "errors", "errors": 0}, "does not go with errors 0"),
+        ({"status": "failed"}, "so it must say why"),
+        ({"speed": 1}, "row 0 must have tool, status"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused(row, message, tmp_path):
+    row = {"tool": "memcheck", "status": "passed", "errors": 0, "lines": [], "seconds": 1.0} | row
+    header = dict.fromkeys(sanitizer.HEADER_KEYS, "")
+    path = tmp_path / "sanitizer.json"
+    path.write_text(json.dumps({"schema": "sanitizer 1", "header": header, "rows": [row]}))
+    with pytest.raises(ValueError, match=message):
+        load(path)
+    for text, message in (("{", "must be JSON"), ('{"schema": 2}', "schema must be"), ("[]", "schema must be")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load(path)
+
+
+def test_every_op_is_looked_at_the_suspicious_first():
+    small, whole = sanitized.cases(small=True), sanitized.cases()
+    assert [op for op, _ in small[: len(verify.ops())]] == list(sanitized.CASES)
+    assert set(sanitized.CASES) == set(verify.ops()) and small[:8] == whole[:8] and len(whole) > 2 * len(small)
+    assert small[0][0] == "scaled_dot_product_attention" and small[1][0] == "linear"
+
+
+def test_the_program_says_where_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(
+        sanitized, "cases", lambda small: [("layer_norm", sanitized.case_named("layer_norm", "primer"))]
+    )
+    monkeypatch.setattr(sanitized, "ONE_PASS", "one")
+    assert sanitized.main(["--small"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "at layer_norm primer", "at scaled_dot_product_attention one in one pass", "at the end"
+    ]  # fmt: skip

@@ -1,0 +1,81 @@
+"""A folder as it comes back from a GPU, for tests of what is done with it: nobody measured what is in it."""
+
+import json
+
+from made_reports import header, op_report, timed, trials
+
+SOURCE = "0123456789abcdef"
+TUNED = {"seconds": 1e-5, "default_seconds": 2e-5}
+MATMUL = {"block_m": 128, "block_n": 256}
+
+
+def right_row(op="linear", case="square_4096", **more):
+    found = {
+        "check": "values", "op": op, "case": case, "dtype": "bfloat16", "tensor": "output", "error": 1e-3,
+        "budget": 4e-3, "plain_error": 2e-3, "passed": True, "reason": "", "seconds": 0.5, "truth": "float64",
+    }  # fmt: skip
+    return found | more
+
+
+def wrong_row(op="linear", **more):
+    return right_row(op, error=1.0, passed=False) | more
+
+
+def tune_row(op, site, **more):
+    return {"site": site, "op": op, "case": "any", "status": "2.00 x", "winner": MATMUL, **TUNED} | more
+
+
+def gpu_header(stage=0, **more):
+    """Stages of one run begin one after the other."""
+    machine = {"device": "NVIDIA H200", "details": "sm_90", "driver": "580.1", "source": SOURCE, "commit": None}
+    return header(date=f"2026-01-02T03:0{stage}:05+00:00", **machine) | more
+
+
+def gpu_folder(folder, **changed):
+    """Write all the files there may be; ``changed`` are contents by stage, None for a file that is not there."""
+    fast = op_report(2.0)
+    for row in fast.rows:
+        row.case = "square_4096"
+    fast.header = gpu_header(2)
+    programs = trials(timed("gpt2"), timed("gpt2", "nanoGPT", ratio=1.2))
+    programs.header = gpu_header(3)
+    contents = {
+        "compile": {"schema": "compiled 1", "header": gpu_header(0), "launches": 608, "seconds": 31.5, "jobs": 16,
+                    "rows": [{"what": "linear square_4096 bfloat16", "launches": 6, "errors": [], "seconds": 2.0}],
+                    "left_out": []},
+        "right": {"schema": "right 1", "header": gpu_header(1), "left_out": ["conv2d stem float32"],
+                  "rows": [right_row(), right_row("layer_norm", "width_1024"),
+                           right_row(check="graph", passed=None, error=None, budget=None, reason="nothing to try")]},
+        "sanitizer": {"schema": "sanitizer 1", "header": gpu_header(4),
+                      "rows": [{"tool": "memcheck", "status": "ok", "errors": 0, "lines": [], "seconds": 9.0}]},
+        "tune": {"schema": "tune 1", "header": gpu_header(5), "left_out": [],
+                 "rows": [tune_row("linear", "matmul 4096x4096 item2")]},
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    fast.save(folder / "fast.json")
+    programs.save(folder / "programs.json")
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    tuned_file(folder / "tuned" / "nvidia_h200.json", {"matmul": {"4096x4096 item2": MATMUL | TUNED}})
+    (folder / "log.txt").write_text("what the stages said")
+    for name, content in changed.items():
+        path = folder / f"{name}.json"
+        path.unlink()
+        if content is not None:
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def tuned_file(path, settings):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"gpu": "nvidia_h200", "date": "2026-01-02", "torch": "2.11.0", "triton": "3.6.0", "settings": settings}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def changed(folder, stage, change):
+    """Change one file of a folder in place: ``change`` is called with its content."""
+    path = folder / f"{stage}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))

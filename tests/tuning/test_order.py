@@ -1,0 +1,223 @@
+"""What comes first, how much fits into the time, and what is written of it."""
+
+import json
+from contextlib import contextmanager
+
+import made_reports
+import pytest
+import torch
+
+from primer_fast.bench import units
+from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD
+from primer_fast.bench.report import Report, judged
+from primer_fast.kernels.launch import CHIPS, Product
+from primer_fast.kernels.tunable import Variant
+from primer_fast.proof.targets import TARGETS
+from primer_fast.tuning import job, order, portfolio, prune, record, search, session
+from primer_fast.tuning.__main__ import main
+from primer_fast.tuning.problems import Site, Unit
+from primer_fast.tuning.prune import Compiled
+from primer_fast.tuning.search import Outcome
+
+H100 = CHIPS["sm_90"]
+
+
+def site(case, K, backward=False, choice="matmul"):
+    return Site(Unit("linear", case, "bfloat16"), choice, Product(64, 64, K, 2), backward)
+
+
+def target(metric, sign, bound, value):
+    return {"what": f"{metric} {sign} {bound}"} | judged(value, **{"at_least" if sign == ">=" else "at_most": bound})
+
+
+def case(name, pass_name, *targets, **more):
+    return made_reports.row(case=name, pass_name=pass_name, targets=list(targets), **more)
+
+
+def test_cases_furthest_below_target_come_first():
+    report = made_reports.op_report(
+        2.0,
+        case("slow", FORWARD, target("share", ">=", 0.9, 0.6), target("host_us", "<=", 25, 250.0)),
+        case(
+            "slower", FORWARD_BACKWARD, target("versus torch.compile", ">=", 1.1, 0.5), target("share", ">=", 0.9, 0.8)
+        ),
+        case("late", FORWARD, target("median_ms", "<=", 2, 3.6)),
+        case("met", FORWARD, target("versus torch", ">=", 1, 1.5)),
+        case("without", FORWARD, versus={"torch": 0.8, "cuDNN": 0.4}),
+    )
+    needs = order.needs(report)
+    assert needs["linear", "slow", "bfloat16", False] == pytest.approx(1.5), "the host's time is not the settings'"
+    assert needs["linear", "slower", "bfloat16", True] == pytest.approx(2.2)
+    assert ("linear", "slow", "bfloat16", True) not in needs, "nothing is known of the way back"
+    every = [
+        site("unknown", 32), site("met", 64), site("slow", 128), site("slow", 256, True), site("slower", 512),
+        site("slower", 1024, True), site("late", 2048), site("without", 4096),
+    ]  # fmt: skip
+    found = [(s.unit.case, s.backward) for s in order.by_need(every, needs)]
+    assert found == [
+        ("without", False), ("slower", False), ("slower", True), ("late", False), ("slow", False), ("unknown", False),
+        ("met", False), ("slow", True),
+    ]  # fmt: skip
+    assert order.by_need(every, {}) == every, "without a report the order of the cases stays"
+    assert order.needs(Report(made_reports.header(), [made_reports.row(case="share", ms=4.0)])) == {
+        ("linear", "share", "bfloat16", False): 5.0
+    }
+
+
+def test_of_one_case_the_least_likely_to_gain_comes_last():
+    operands = site("a", 32, choice="matmul_operands")
+    later = site("a", 64)
+    assert order.by_need([operands, later, site("b", 128)], {}) == [later, operands, site("b", 128)]
+
+
+def test_the_newest_report_of_this_gpu_is_taken(tmp_path):
+    for folder, name, date in (
+        ("h100", "old", "2026-01-01"),
+        ("h100", "new", "2026-02-01"),
+        ("b200", "b", "2026-03-01"),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        made_reports.op_report(2.0, date=date).save(tmp_path / folder / f"{name}.json")
+    assert order.newest("h100", tmp_path).header["date"] == "2026-02-01"
+    assert order.newest("a100", tmp_path) is None
+
+
+def test_calls_are_those_that_the_search_makes():
+    for count in (1, 2, 3, 7, 10):
+        made = []
+        samplers = {n: (lambda n=n, made=made: made.append(n) or 1.0 + n / 100) for n in range(count)}
+        search.fastest(samplers, 0, 1e9, lambda: 0.0)
+        assert portfolio.calls(count) == len(made)
+
+
+SITES = [site("square_512", 64 * n) for n in (1, 2, 4, 8)]
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """A search of four problems whose compilers and clocks are played; ``problems`` says what timing one does."""
+    problems = {}
+
+    class Workers:
+        jobs = 2
+
+        def compile(self, tasks):
+            list(tasks)
+            return self
+
+        def result(self, site, settings, seconds):
+            return Compiled(settings, code=str(settings))
+
+    def plan(*_, **__):
+        todo = session.Plan(H100, TARGETS["sm_90"], SITES, 0, {s: prune.prune(s, H100, most=3) for s in SITES})
+        todo.needs["linear", "square_512", "bfloat16", False] = 2.5
+        return todo
+
+    def time_site(site, kept, *_):
+        problems.get(site, lambda: None)()
+        return Outcome(kept[-1], 1e-4, 2e-4, 0.01, len(kept), ("(1,): Wrong: result 0",))
+
+    monkeypatch.setattr(session, "plan", plan)
+    monkeypatch.setattr(session, "time_site", time_site)
+    monkeypatch.setattr(session, "clock_for", lambda device: "a clock")
+
+    @contextmanager
+    def workers(jobs):
+        yield Workers()
+
+    monkeypatch.setattr("primer_fast.tuning.__main__.Workers", workers)
+    return problems
+
+
+def called(tmp_path, *more):
+    path = tmp_path / "tune.json"
+    status = main(["--out", str(tmp_path / "tuned"), "--json", str(path), *more])
+    return status, json.loads(path.read_text())
+
+
+def test_what_became_of_each_problem_is_written(played, tmp_path, capsys):
+    status, content = called(tmp_path, "--minutes", "4")
+    assert status == 0 and content["schema"] == record.SCHEMA and content["left_out"] == []
+    assert {"torch", "source"} <= set(content["header"]) and [r["site"] for r in content["rows"]] == list(
+        map(str, SITES)
+    )
+    first = content["rows"][0]
+    assert first["short"] == 2.5 and first["status"] == "2.00 x" and first["seconds"] == 1e-4
+    assert first["winner"] != first["default"] and set(first["winner"]) == set(first["default"])
+    assert first["candidates"]["timed"] == first["candidates"]["by compile"] == 3 < first["candidates"]["fit"]
+    assert first["refused"] == ["(1,): Wrong: result 0"]
+    assert "by estimate 4 of 4 problems fit into 4 minutes" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "tuned" / "h100.json").read_text())["settings"]["matmul"]) == {
+        str(s.bucket) for s in SITES
+    }
+
+
+def test_the_estimate_alone_searches_nothing(played, tmp_path, capsys):
+    played.update({s: lambda: 1 / 0 for s in SITES})
+    assert main(["--estimate", "--minutes", "4", "--jobs", "15", "--out", str(tmp_path / "tuned")]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == "h100: by estimate 4 of 4 problems fit into 4 minutes with 15 compiling processes"
+    assert [float(line.split()[0]) for line in lines[1:]] == sorted(float(line.split()[0]) for line in lines[1:])
+    assert len(lines) == 1 + len(SITES) and not (tmp_path / "tuned").exists()
+
+
+def test_what_had_no_time_is_named_and_gone_on_with(played, tmp_path):
+    status, content = called(tmp_path, "--budget", "0")
+    assert status == 0 and content["rows"] == [] and content["left_out"] == list(map(str, SITES))
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    played[SITES[1]] = interrupt
+    status, content = called(tmp_path, "--resume")
+    assert [r["site"] for r in content["rows"]] == [str(SITES[0])] and content["left_out"] == list(map(str, SITES[1:]))
+    tried = []
+    played.update({s: lambda s=s: tried.append(s) for s in SITES})
+    status, content = called(tmp_path, "--resume")
+    assert tried == SITES[1:] and len(content["rows"]) == 4 and content["left_out"] == [] and status == 0
+
+
+def test_a_lost_gpu_costs_one_problem(played, tmp_path, monkeypatch):
+    def lose():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    played[SITES[1]] = lose
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "synchronize", lose)
+        status, content = called(tmp_path)
+    assert status == units.LOST and len(content["rows"]) == 2
+    assert content["rows"][1]["status"] == "failed: the GPU was lost: an illegal memory access was encountered"
+    del played[SITES[1]]
+    status, content = called(tmp_path, "--resume")
+    assert status == 1, "an earlier process failed in one"
+    assert [r["status"] for r in content["rows"]] == ["2.00 x", content["rows"][1]["status"], "2.00 x", "2.00 x"]
+
+
+def test_a_process_that_was_killed_costs_one_problem(played, tmp_path):
+    """The marker is what it leaves."""
+    called(tmp_path, "--budget", "0")
+    (tmp_path / "tune.begun").write_text(str(SITES[0]))
+    status, content = called(tmp_path, "--resume")
+    assert status == 1 and content["rows"][0]["status"] == "failed: the process ended while it was at work"
+    assert [r["status"] for r in content["rows"][1:]] == ["2.00 x"] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "must be JSON"), ('{"schema": "tune 0"}', 'must have the schema "tune 1"')]
+)
+def test_only_its_own_files_are_gone_on_with(played, tmp_path, content, message, capsys):
+    (tmp_path / "tune.json").write_text(content)
+    assert main(["--json", str(tmp_path / "tune.json"), "--resume"]) == 2 and message in capsys.readouterr().err
+    assert (tmp_path / "tune.json").read_text() == content
+
+
+def test_wrong_calls(played, tmp_path, capsys):
+    assert main(["--resume"]) == 2 and "resume must come with --json" in capsys.readouterr().err
+    (tmp_path / "report.json").write_text("{}")
+    assert main(["--from", str(tmp_path / "report.json")]) == 2 and "schema must be 1" in capsys.readouterr().err
+
+
+def test_a_way_is_written_by_its_name():
+    assert session.Row(SITES[0], 2, 2, 2, default=Variant("fused")).default._asdict() == {"variant": "fused"}
+    assert job.Request().minutes == 9
