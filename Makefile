@@ -13,7 +13,7 @@ else
 READY := installed
 endif
 
-.PHONY: demo test verify bench gpu gpu-tune keep lint installed
+.PHONY: demo test verify bench gpu gpu-tune gpu-python keep versions lint installed
 
 demo: $(READY)  ## verify the kernels, train the primer's models, write a report with pictures
 	$(PYTHON) -m primer_fast.cli demo --out $(DEMO_OUT)
@@ -30,7 +30,17 @@ bench: $(READY)  ## pytest-benchmark's table of the ops
 gpu: $(READY)  ## all that a GPU can tell in six minutes, into $(OUT); ARGS=--rehearse without one, --estimate for the time
 	$(PYTHON) -m primer_fast.bench.gpu --out $(OUT) $(ARGS)
 
-.PHONY: demo test verify bench gpu gpu-tune keep lint installed
+gpu-tune: $(READY)  ## the fastest settings for what is furthest from its target, in four minutes, into $(OUT)
+	$(PYTHON) -m primer_fast.bench.gpu --only tune --out $(OUT) $(ARGS)
+
+keep: $(READY)  ## put what came back from the GPU, in $(FROM), in place: to be committed, or refused with every reason
+	$(PYTHON) -m primer_fast.bench.keep $(FROM) $(ARGS)
+
+gpu-python: $(READY)  ## a Python with what a GPU machine has and no more: make gpu PYTHON=.versions/gpu/bin/python ARGS=--rehearse
+	$(PYTHON) -m primer_fast.bench.versions --make gpu
+
+versions: $(READY)  ## the same code under older and newer PyTorch, Triton and NumPy; the table goes to docs/versions.md
+	$(PYTHON) -m primer_fast.bench.versions $(ARGS)
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .

@@ -103,6 +103,8 @@ def liger_embedding(input, weight, padding_idx=None, *, position=None, position_
 
 def torch_chunked_cross_entropy(input, linear_weight, target):
     """PyTorch's own answer to the memory of logits."""
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        raise NotAvailable(f"torch {torch.__version__} has no linear_cross_entropy in chunks")
     options = torch.nn.LinearCrossEntropyOptions()
     return torch_F.linear_cross_entropy(input, linear_weight, target, options=options)
 

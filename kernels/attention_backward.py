@@ -10,7 +10,6 @@ queries walks over the keys (dq). Dropout keeps p' = p kept / (1 - P) in dv and 
 """
 
 import torch
-import triton
 import triton.language as tl
 
 from .attention_backward_kv import attention_backward_kv_kernel
@@ -27,10 +26,11 @@ from .attention_tile import (
     load_rows,
     result_programs,
 )  # fmt: skip
+from .entry import entry
 from .launch import cdiv, chip, dot_precision, on_device_of
 
 
-@triton.jit(do_not_specialize=["T"])
+@entry(do_not_specialize=["T"])
 def attention_delta_kernel(
     dout, out, delta_ptr, sdb, sdh, sdt, sob, soh, sot, H, T,
     DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr,

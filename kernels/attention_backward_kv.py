@@ -19,6 +19,7 @@ from .attention_tile import (
     without_padding,
     zero_parts,
 )  # fmt: skip
+from .entry import entry
 
 
 @triton.jit
@@ -92,7 +93,7 @@ def _walk_queries(
     return dk, dv
 
 
-@triton.jit(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
+@entry(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
 def attention_backward_kv_kernel(
     dk, dv, dout, q, k, v, lse_ptr, delta_ptr,  # dk or dv may be None
     sdkb, sdkh, sdks, sdvb, sdvh, sdvs, sdob, sdoh, sdot, sqb, sqh, sqt, skb, skh, sks, svb, svh, svs,

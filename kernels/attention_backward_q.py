@@ -19,6 +19,7 @@ from .attention_tile import (
     without_padding,
     zero_parts,
 )  # fmt: skip
+from .entry import entry
 
 
 @triton.jit
@@ -77,7 +78,7 @@ def _walk_keys(
     return dq
 
 
-@triton.jit(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
+@entry(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
 def attention_backward_q_kernel(
     dq, dout, q, k, v, lse_ptr, delta_ptr,
     sdqb, sdqh, sdqt, sdob, sdoh, sdot, sqb, sqh, sqt, skb, skh, sks, svb, svh, svs,

@@ -24,6 +24,7 @@ import triton.language as tl
 
 from .attention_mask import limits
 from .attention_tile import LOG2_E, block_width, empty_like_rows
+from .entry import entry
 from .launch import Chip, cdiv, chip, dot_precision, on_device_of
 from .tile import tanh
 from .tunable import Bucket, Choice
@@ -32,7 +33,7 @@ _FAR = 1 << 30  # further than any position
 _COMBINED = 4096  # elements of the shares' sums that a program of the second kernel has in flight
 
 
-@triton.jit(do_not_specialize=["T", "S", "causal_offset", "window", "splits"])
+@entry(do_not_specialize=["T", "S", "causal_offset", "window", "splits"])
 def _share_kernel(
     o_ptr,  # one share: (B, H, T, DV), any strides; more: (B HK, splits, G T, DV) float32
     max_ptr, sum_ptr,  # (B HK, splits, G T) float32; None for one share
@@ -136,7 +137,7 @@ def _share_kernel(
             tl.store(o_ptr + part[:, None] * DV + offs_dv[None, :], acc, mask=there[:, None] & dv_inside)
 
 
-@triton.jit(do_not_specialize=["T", "splits"])
+@entry(do_not_specialize=["T", "splits"])
 def _combine_kernel(
     o_ptr, part_ptr, max_ptr, sum_ptr,  # (B, H, T, DV), any strides; as _share_kernel leaves them
     stride_ob, stride_oh, stride_ot, HK, G, T, DV, splits,

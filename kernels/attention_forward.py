@@ -30,6 +30,7 @@ from .attention_tile import (
     without_padding,
     zero_parts,
 )  # fmt: skip
+from .entry import entry
 from .launch import cdiv, chip, dot_precision, on_device_of
 
 
@@ -101,7 +102,7 @@ def _walk(
     return acc, total, top
 
 
-@triton.jit(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
+@entry(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
 def attention_forward_kernel(
     q, k, v, out, lse_ptr,  # pointers or descriptors of (B, H, T, D), (B, HK, S, D), (B, HK, S, DV), (B, H, T, DV)
     sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot,  # strides in elements; that of the last axis is 1

@@ -17,19 +17,19 @@ workspace, written, read, and added to by each of S / BLOCK_N programs, in L2 wh
 """
 
 import torch
-import triton
 import triton.language as tl
 
 from .attention_forward import heads_at_once, ordered_tile
 from .attention_settings import Attention, TileSettings, attention_bucket
 from .attention_tile import LOG2_E, block_width, described, descriptor, empty_like_rows
+from .entry import entry
 from .launch import cdiv, chip, on_device_of
 from .tunable import Variants
 
 _CAST = 2048  # elements of dq per program
 
 
-@triton.jit(do_not_specialize=["T", "S", "offset", "heads_at_once"])
+@entry(do_not_specialize=["T", "S", "offset", "heads_at_once"])
 def _onepass_kernel(
     dq, dk, dv, do, q, k, v,  # descriptors of (B, H or HK, T or S, D); dq is of float32
     lse_ptr, delta_ptr,  # (B, H, T) float32
@@ -74,7 +74,7 @@ def _onepass_kernel(
     dv.store([b, hk, n, 0], dv_tile.to(dv.dtype).reshape(1, 1, BLOCK_N, BLOCK_D))
 
 
-@triton.jit
+@entry
 def _cast_kernel(dq_ptr, sums_ptr, numel, scale, BLOCK: tl.constexpr):
     """dq = scale * sums, both dense and laid out alike."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

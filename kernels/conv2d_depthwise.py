@@ -4,17 +4,17 @@ import math
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 
 from .conv2d_geometry import flat_pixels, inverses, walk
+from .entry import entry
 from .launch import Chip, cdiv, chip, on_device_of
 from .partials import partial_length, reduce_partials
 from .tile import activate, backpropagate
 from .tunable import Bucket, Choice
 
 
-@triton.jit
+@entry
 def _depthwise_kernel(
     out_ptr, out_saved_ptr,  # results
     a_ptr, saved_ptr, b_ptr, bias_ptr,
@@ -91,7 +91,7 @@ def _depthwise_kernel(
         tl.store(out_saved_ptr + offsets, kept.to(out_saved_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@entry
 def _depthwise_weight_kernel(
     part_ptr,  # (splits, total) float32: out in its memory order, then the sums
     dy_ptr, saved_ptr, x_ptr,

@@ -22,6 +22,7 @@ from .conv2d_geometry import (
     walk,
 )
 from .descriptor import tensor_descriptor
+from .entry import entry
 from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, on_device_of, product_choice
 from .partials import partial_length, reduce_partials
 from .tile import activate, backpropagate, grouped_tile
@@ -64,7 +65,7 @@ def _finish(
                 tl.store(saved + offsets, kept.to(saved.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@entry
 def _gather_kernel(
     out, out_saved, part_ptr,  # results: pointers or descriptors
     a, saved, b, bias_ptr,  # operands: pointers or descriptors

@@ -1,16 +1,16 @@
 """Convolution: gradients of the weights and of the bias, sums over all pixels; kernels/conv2d.py launches it."""
 
 import torch
-import triton
 import triton.language as tl
 
 from .conv2d_geometry import FEW, FILL, Source, box_corner, box_of, box_tile, columns_of, flat_pixels, rows_of
+from .entry import entry
 from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, on_device_of, product_choice
 from .partials import partial_length, reduce_partials
 from .tile import backpropagate, grouped_tile
 
 
-@triton.jit
+@entry
 def _weight_kernel(
     out_ptr, out_sums_ptr, part_ptr,  # results: the weights' gradient, that of the bias
     dy, saved, x,  # operands: pointers or descriptors

@@ -27,6 +27,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .entry import entry
 from .launch import Chip, cdiv, chip, on_device_of
 from .partials import add_rows
 from .tile_settings import Grid, TileSettings, tile_choice
@@ -41,7 +42,7 @@ def _gather(table_ptr, ids, col, rows, stride_row, stride_col, inside):
     return tl.load(table_ptr + offsets, mask=inside & there[:, None], other=float("nan")).to(tl.float32)
 
 
-@triton.jit
+@entry
 def _forward_kernel(
     y_ptr,  # (M, D) contiguous
     input_ptr, weight_ptr, position_ptr, position_ids_ptr,  # (M,), (V, D), (P, D) or None, (period,) or None
@@ -65,7 +66,7 @@ def _forward_kernel(
     tl.store(y_ptr + row[:, None] * D + col[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@entry
 def _runs_kernel(
     table_ptr, part_ptr,  # (V, D) contiguous; (chunks, 2, D) float32
     dy_ptr, sorted_ptr, order_ptr,  # (M, D); (M,): indices in ascending order, and whose they are
@@ -107,7 +108,7 @@ def _runs_kernel(
         came = came & (ends == 0)
 
 
-@triton.jit
+@entry
 def _join_kernel(
     table_ptr, part_ptr, sorted_ptr,  # (V, D) contiguous; (chunks, 2, D) float32; (M,)
     chunks, D, V,

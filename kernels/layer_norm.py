@@ -25,6 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .entry import entry
 from .launch import cdiv, chip, on_device_of
 from .layer_norm_settings import Rows, RowSettings, backward_choice, forward_choice
 from .partials import add_rows
@@ -63,7 +64,7 @@ def _finish(y_ptr, weight_ptr, bias_ptr, normal, row, col, inside, N):
     tl.store(y_ptr + row[:, None] * N + col[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@entry
 def _forward_kernel(
     y_ptr, sum_ptr, mean_ptr, rstd_ptr,  # (rows, N) contiguous, the same or None; (rows,) float32 or None
     x_ptr, residual_ptr, weight_ptr, bias_ptr,  # (rows, N); the same or None; (N,) or None
@@ -114,7 +115,7 @@ def _forward_kernel(
         tl.store(rstd_ptr + row, rstd, mask=row_inside)
 
 
-@triton.jit
+@entry
 def _row_means_kernel(
     means_ptr,  # (2, rows) float32: mean(g), mean(g n)
     dy_ptr, s_ptr, weight_ptr, mean_ptr, rstd_ptr,  # (rows, N); the same; (N,) or None; (rows,)
@@ -136,7 +137,7 @@ def _row_means_kernel(
     tl.store(means_ptr + rows + row, tl.sum(second, axis=1) / N)
 
 
-@triton.jit
+@entry
 def _backward_kernel(
     ds_ptr, part_ptr,  # (rows, N) contiguous or None; (programs, DW + DB, N) float32 or None
     dy_ptr, dsum_ptr, s_ptr, weight_ptr,  # (rows, N); the same or None, twice; (N,) or None

@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 
 from .descriptor import tensor_descriptor
+from .entry import entry
 from .launch import Chip, MatmulSettings, Product, cdiv, chip, dot_precision, matmul_settings, on_device_of, passes
 from .linear_prepass import Activated, backward_choice, prepass
 from .partials import partial_length, reduce_partials
@@ -102,7 +103,7 @@ def _finish(
                 tl.store(saved + offsets, kept.to(saved.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@entry
 def _matmul_kernel(
     out, out_saved, out_sums_ptr, part_ptr,  # results: pointers or descriptors of contiguous (M, N); sums (M,)
     a, saved, b, bias_ptr, addend,  # operands: pointers or descriptors; the addend's are as the result's

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .entry import entry
 from .launch import cdiv, chip, on_device_of
 from .partials import add_rows
 from .tile import backpropagate
@@ -47,7 +48,7 @@ backward_choice = Variants(
 )  # fmt: skip
 
 
-@triton.jit
+@entry
 def _prepass_kernel(
     g_ptr, part_ptr, dy_ptr, saved_ptr,  # g (M, N) contiguous; part (programs, N) float32 or None
     stride_dm, stride_dn, stride_sm, stride_sn, M, N, rows,

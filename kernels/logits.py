@@ -34,6 +34,7 @@ import triton
 import triton.language as tl
 
 from .descriptor import tensor_descriptor
+from .entry import entry
 from .launch import (
     Chip,
     MatmulSettings,
@@ -79,7 +80,7 @@ def _rescale(extra, total, peak, base):
     return tl.exp2(peak - base) * (extra + moved)
 
 
-@triton.jit
+@entry
 def _statistics_kernel(
     part_ptr,  # (SPLITS, 3 or 4, M) float32: maximum, sum of exponentials, target's logit, extra; in units of log2
     x, w, bias_ptr, target_ptr,  # x (M, K), w (V, K): pointers or descriptors
@@ -135,7 +136,7 @@ def _statistics_kernel(
         tl.store(part_ptr + 3 * M, extra, mask=rows)
 
 
-@triton.jit
+@entry
 def _combine_kernel(
     score_ptr, lse_ptr, entropy_ptr,  # (M,), (2, M), (M,) float32; lse: maximum, log2 of the sum relative to it
     part_ptr, target_ptr, M, V, splits, ignore_index, smoothing, sign,  # ignore_index: None where no row is ignored
@@ -222,7 +223,7 @@ def _store_gradient(
             tl.store(out + offsets, g.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@entry
 def _gradient_kernel(
     out,  # (M, V), rows stride_out apart: pointer or descriptor
     x, w, bias_ptr,

@@ -25,6 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .entry import entry
 from .launch import cdiv, chip, on_device_of
 from .tile_settings import Grid, TileSettings, tile_choice
 
@@ -62,7 +63,7 @@ def _offset(n, c, h, w, C, H, W, CHANNELS_LAST: tl.constexpr):
     return offset
 
 
-@triton.jit
+@entry
 def _forward_kernel(
     y_ptr, kept_ptr, indices_ptr,  # dense (N, C, OH, OW) in the layout of x; the last two may be None
     x_ptr,  # (N, C, H, W)
@@ -132,7 +133,7 @@ def _store(dx_ptr, dx, n, c, h, w, inside, C, H, W, CHANNELS_LAST: tl.constexpr)
     tl.store(dx_ptr + _offset(n, c, h, w, C, H, W, CHANNELS_LAST), dx.to(dx_ptr.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@entry
 def _backward_kernel(
     dx_ptr,  # dense (N, C, H, W)
     dy_ptr, kept_ptr,  # (N, C, OH, OW); kept is dense in the layout of dx

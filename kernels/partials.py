@@ -3,13 +3,14 @@
 import triton
 import triton.language as tl
 
+from .entry import entry
 from .launch import cdiv, chip, on_device_of
 from .tile import activate
 
 _BLOCK = 1024  # elements per program
 
 
-@triton.jit
+@entry
 def _reduce_kernel(
     out_ptr, out_saved_ptr, out_sums_ptr,  # results: numel elements of dense memory, the same, (sums,)
     part_ptr, bias_ptr, addend_ptr,  # part (splits, total) float32: a result, then the sums; addend: as the result
@@ -54,7 +55,7 @@ def reduce_partials(out, out_saved, out_sums, part, bias, activation, precise, *
     )  # fmt: skip
 
 
-@triton.jit
+@entry
 def _add_rows_kernel(
     out_ptr, second_ptr,  # (first,), (cols - first,) or None
     source_ptr, stride, rows, cols, first, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,

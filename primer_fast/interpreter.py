@@ -59,6 +59,7 @@ def mend() -> None:
         replacement = _replacements[owner, method](original)
         setattr(getattr(runtime, owner), method, functools.wraps(original)(replacement))
     runtime.interpreter_builder.options = options
+    runtime._patch_lang_tensor = _counted(runtime._patch_lang_tensor)
     # What is missing altogether: bfloat16 constants, and descriptor.atomic_add.
     builder.get_bf16 = lambda self, value: narrow(np.array([value], np.float32))
     builder.create_descriptor_reduce = interpreter_memory.descriptor_reduce
@@ -134,6 +135,16 @@ def _round_to_odd(values: np.ndarray) -> np.ndarray:
         nearest = values.astype(np.float32)
     cut = np.where(np.abs(nearest) > np.abs(values), np.nextafter(nearest, np.float32(0)), nearest)
     return (cut.view(np.uint32) | (cut != values)).view(np.float32)
+
+
+def _counted(original):
+    """Triton 3.6 takes the bounds of a loop from arrays of one element in a way that NumPy 2.5 refuses."""
+
+    def patch(tensor, scope):
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return patch
 
 
 def is_bfloat16(operand) -> bool:

@@ -60,13 +60,19 @@ def _check_addresses(access: str, pointers, mask) -> None:
     raise IndexError(f"{access}: {(~inside).sum()} of {inside.size} addresses lie outside the arguments{nearest}")
 
 
+def _as_bool(mask):
+    """A mask as Triton 3.9 wants it: ``&`` of a mask and a number that is 0 or 1 is an integer in its interpreter."""
+    data = getattr(mask, "data", None)
+    return TensorHandle(data != 0, tl.int1) if isinstance(data, np.ndarray) and data.dtype != np.bool_ else mask
+
+
 @replaces(BUILDER, "create_masked_load")
 def _load(original):
     """A GPU reads what is there, or faults; never what the author meant."""
 
     def create_masked_load(self, pointers, mask, *rest, **options):
         _check_addresses("load", pointers, mask)
-        return original(self, pointers, mask, *rest, **options)
+        return original(self, pointers, _as_bool(mask), *rest, **options)
 
     return create_masked_load
 
@@ -77,7 +83,7 @@ def _store(original):
 
     def create_masked_store(self, pointers, value, mask, *rest, **options):
         _check_addresses("store", pointers, mask)
-        return original(self, pointers, value, mask, *rest, **options)
+        return original(self, pointers, value, _as_bool(mask), *rest, **options)
 
     return create_masked_store
 

@@ -1,5 +1,6 @@
 """Without a GPU the kernels run in Triton's interpreter, on CPU tensors."""
 
+import importlib.util
 import os
 import signal
 import sys
@@ -20,6 +21,42 @@ sys.modules.setdefault("kernels", None)  # transformers looks for PyPI's package
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell's background; Ctrl-C is tested
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+OPTIONAL = {  # packages that a test may need, by the names they are imported by; all but the tests' own
+    "tyro", "rich", "matplotlib", "safetensors", "tokenizers", "transformers", "mlxtend", "vaderSentiment", "trl",
+    "datasets", "expecttest", "liger_kernel", "cut_cross_entropy",
+}  # fmt: skip
+
+
+def missing_package(error):
+    """The optional package whose absence an error or its cause tells of; None where it tells another thing."""
+    while error is not None:
+        name = (getattr(error, "name", None) or "").split(".")[0]
+        if isinstance(error, ModuleNotFoundError) and name in OPTIONAL and importlib.util.find_spec(name) is None:
+            return name
+        error = error.__cause__
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """A file of tests that imports an optional package is skipped, with the package's name, where it is missing."""
+    report = yield
+    return skipped_where_missing(report, report.call.excinfo, collector.path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A test that imports one is skipped likewise."""
+    report = yield
+    return skipped_where_missing(report, call.excinfo, item.path)
+
+
+def skipped_where_missing(report, excinfo, path):
+    if report.failed and excinfo is not None and (name := missing_package(excinfo.value)):
+        report.outcome, report.longrepr = "skipped", (str(path), 0, f"Skipped: {name} is not installed")
+    return report
 
 
 @pytest.fixture(autouse=True)

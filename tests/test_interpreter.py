@@ -288,6 +288,22 @@ def test_random_numbers_may_wrap_around():
     assert out.min() >= 0 and out.max() < 1 and 0.4 < out.mean() < 0.6
 
 
+@triton.jit
+def _count_kernel(out_ptr, bound_ptr, part, N: tl.constexpr):
+    offs = tl.arange(0, N)
+    count = tl.zeros((N,), tl.int32)
+    for i in range(tl.load(bound_ptr)):
+        count += i
+    tl.store(out_ptr + offs, count, mask=(offs < N // 2) & (part == 0))
+
+
+def test_loops_have_bounds_from_memory_and_masks_may_have_a_number_in_them():
+    """Triton 3.6 with NumPy 2.5, and Triton 3.9, refused one of the two."""
+    out = torch.full((8,), -1, dtype=torch.int32)
+    _count_kernel[(1,)](out, torch.tensor([4], dtype=torch.int32), 0, 8)
+    assert out.tolist() == [6] * 4 + [-1] * 4
+
+
 def test_mend_refuses_an_interpreter_it_does_not_know(monkeypatch):
     from triton.runtime import interpreter
 

@@ -7,9 +7,10 @@ arguments get on a GPU (alignment, sizes that 16 divides or that are 1), then re
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import triton
@@ -36,6 +37,17 @@ class Launch:
     target: Target
     compiled: Any = None  # triton.compiler.CompiledKernel; None where ``error`` says why
     error: str | None = None
+    log: list[str] = field(default_factory=list)  # what was printed meanwhile
+
+    @property
+    def serialized(self) -> bool | None:
+        """Whether ptxas makes each wgmma wait for the one before; None where it was not run or not asked to tell.
+
+        It tells under TRITON_DUMP_PTXAS_LOG=1; TRITON_ALWAYS_COMPILE=1 runs it for what is in Triton's cache, too.
+        """
+        if not any(line.startswith("ptxas") for line in self.log):
+            return None
+        return any("(C7515)" in line for line in self.log)
 
     @property
     def programs(self) -> int:
@@ -81,13 +93,12 @@ def offline(
             caches[self], self.device_caches = self.device_caches, type(self.device_caches)(self.create_binder)
         launch = _describe(self, args, kwargs, grid, chip)
         launches.append(launch)
-        output: list[str] = []
         try:
-            with _captured(output):
+            with _captured(launch.log):
                 launch.compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
             _check_shared_memory(launch)
         except Exception as error:
-            launch.error = _last_line(error, output)
+            launch.error = _last_line(error, launch.log)
             if not keep_going:
                 raise
         return launch.compiled
@@ -150,6 +161,7 @@ def _captured(output: list[str]) -> Iterator[None]:
             os.dup2(file.fileno(), 2)
             yield
         finally:
+            sys.stdout.flush()  # what Python printed goes the same way
             for number, copy in zip((1, 2), saved, strict=True):
                 os.dup2(copy, number)
                 os.close(copy)

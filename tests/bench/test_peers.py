@@ -46,8 +46,10 @@ def test_without_a_gpu_they_say_why_and_the_rest_is_timed(name):
     rows = measure_group(
         Group(op, SMALL[name], "float32", FORWARD_BACKWARD, "cpu"), WallClock(), LIMITS, 0.001, with_compile=False
     )
+    old = name == "linear_cross_entropy" and not hasattr(torch.nn, "LinearCrossEntropyOptions")  # torch 2.11
+    here = {OURS, EAGER, *HERE} - ({CHUNKED} if old else set())
     for row in rows:
-        if row.provider in {OURS, EAGER, *HERE}:
+        if row.provider in here:
             assert row.status == "ok" and row.error <= 5e-5 and row.median_ms > 0, row
         else:
             assert row.status == "not available" and row.reason and row.median_ms is None, row

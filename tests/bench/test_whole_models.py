@@ -95,7 +95,8 @@ def test_the_digit_models_learn_the_same():
 def test_the_loss_head_saves_memory():
     ours, logits, *others = loss_head("cpu", 0.001, False, rows=512, width=16, vocab=16000)
     assert ours.status == logits.status == "ok" and logits.loss_difference < 1e-4
-    assert {t.provider: t.status for t in others}[CHUNKED] == "ok"
+    there = hasattr(torch.nn, "LinearCrossEntropyOptions")  # not in torch 2.11
+    assert {t.provider: t.status for t in others}[CHUNKED] == ("ok" if there else "not available")
     if ours.peak_mib is not None:
         (target,) = ours.targets
         assert target["value"] == ours.peak_mib / logits.peak_mib

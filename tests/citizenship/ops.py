@@ -50,6 +50,12 @@ def classes(other: Tensor) -> Tensor:
     return _copy("classes", other.device)
 
 
+def _cross_entropy(x, w, b):
+    if hasattr(torch_F, "linear_cross_entropy"):  # torch 2.11 does not have it yet
+        return torch_F.linear_cross_entropy(x, w, classes(x), linear_bias=b)
+    return torch_F.cross_entropy(torch_F.linear(x, w, b), classes(x))
+
+
 def _log_prob(x, w, b):
     logits = torch_F.linear(x, w, b)
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -97,7 +103,7 @@ OPS = {
     "linear_cross_entropy": Op(
         LINEAR,
         lambda x, w, b: F.linear_cross_entropy(x, w, classes(x), linear_bias=b),
-        lambda x, w, b: torch_F.linear_cross_entropy(x, w, classes(x), linear_bias=b),
+        _cross_entropy,
     ),
     "linear_log_prob": Op(LINEAR, lambda x, w, b: F.linear_log_prob(x, w, classes(x), linear_bias=b), _log_prob, False),
 }

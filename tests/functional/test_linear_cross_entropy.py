@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import linear_cross_entropy as torch_linear_cross_entropy
+import torch.nn.functional as torch_F
 
 from primer_fast import functional as F
 from primer_fast.functional import logits
@@ -19,6 +19,13 @@ from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_grad
 
 CASES = verify.cases("linear_cross_entropy", torch.cuda.is_available())
+
+
+@pytest.fixture
+def torch_linear_cross_entropy():
+    if not hasattr(torch_F, "linear_cross_entropy"):
+        pytest.skip(f"torch {torch.__version__} has no linear_cross_entropy")
+    return torch_F.linear_cross_entropy
 
 
 @pytest.mark.parametrize("dtype", verify.DTYPES)
@@ -51,7 +58,7 @@ def test_reference_gradient_is_the_derivative(reduction):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
-def test_means_what_torch_means(reduction, dtype, autocast, device):
+def test_means_what_torch_means(reduction, dtype, autocast, device, torch_linear_cross_entropy):
     x, w, b = (torch.randn(s, device=device, dtype=dtype, requires_grad=True) for s in ((6, 16), (40, 16), (40,)))
     t = torch.tensor([3, 39, -100, 0, -100, 7], device=device)
     results = []
@@ -127,7 +134,7 @@ def test_second_derivative(device):
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
-def test_small_logits_are_left_to_torch(plain_path, monkeypatch):
+def test_small_logits_are_left_to_torch(plain_path, monkeypatch, torch_linear_cross_entropy):
     """nanoGPT's characters on a CPU: 768 x 65 logits are less than one chunk."""
     monkeypatch.delattr(sys.modules["primer_fast.library.linear_cross_entropy"], "chunked_fwd")
     x, w, t = torch.randn(768, 8, requires_grad=True), torch.randn(65, 8), torch.randint(65, (768,))
