@@ -314,8 +314,8 @@ def test_what_ptxas_says_of_waiting_is_read(log, want):
 
 def test_rows_are_written_with_pytorch_and_triton_alone(tmp_path):
     """Each launch of a kernel has what ptxas said when that kernel was compiled."""
-    module = ["-W", "error::UserWarning", "-m", "primer_fast.proof.production", "embedding", "--dtype", "bfloat16"]
-    arguments = [*module, "--jobs", "1", "--json", str(tmp_path / "rows.json")]
+    module = ["-W", "error::UserWarning", "-m", "primer_fast.proof.production", "embedding", "--case", "tokens"]
+    arguments = [*module, "--dtype", "bfloat16", "--jobs", "1", "--json", str(tmp_path / "rows.json")]
     done = run_python(*arguments, TRITON_DUMP_PTXAS_LOG="1", TRITON_ALWAYS_COMPILE="1")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     rows = json.loads((tmp_path / "rows.json").read_text())
