@@ -1,6 +1,7 @@
 """What the parts of versions.py found, side by side, as Markdown."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,7 @@ def _overview(found: dict[str, Summary]) -> str:
         "bytes spilled per thread, all launches": lambda s: f"{s.total('spill_bytes'):,}",
         "launches whose wgmma wait for each other": lambda s: s.count(lambda row: bool(row["serialized"])),
         "instructions, all launches": lambda s: f"{s.total('instructions'):,}",
-        "tests passed / skipped / failed": lambda s: f"{s.passed} / {s.skipped} / {len(s.failed)}",
+        "tests passed / skipped / failed": lambda s: f"{s.passed} / {s.skipped} / {len(s.failed)}" if s.passed else "-",
         "seconds to verify / compile / test": lambda s: " / ".join(
             str(s.seconds.get(file, "-")) for file in ("verify.json", "compile.json", "tests.xml")
         ),
@@ -153,8 +154,9 @@ def _compared(name: str, ours: Summary, pinned: Summary) -> str:
         f"{len(judged)} differ in spills, in waiting or in their matrix instructions; {len(changed)} more "
         f"differ by {100 * _NOTABLE:.0f} % or more in instructions or registers."
     ]
+    alike = Counter(tuple(_difference(*pair)) for pair in shown)
     if shown:
-        lines += ["", _markdown(["launch", PINNED, name], [_difference(*pair) for pair in shown])]
+        lines += ["", _markdown(["launches", "", PINNED, name], [[str(n), *cells] for cells, n in alike.items()])]
     return "\n".join(lines)
 
 
@@ -181,8 +183,8 @@ def _difference(key: Key, ours: dict, pinned: dict) -> list[str]:
         words += ["waits"] if row["serialized"] else []
         return ", ".join([*words, *r["matrix"]])
 
-    op, case, direction, _ = key
-    return [f"{op} {case} {direction} `{ours['kernel']}`", described(pinned), described(ours)]
+    op, _, direction, _ = key
+    return [f"{op} {direction} `{ours['kernel']}`", described(pinned), described(ours)]
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -86,14 +86,20 @@ def test_what_differs_is_told(write, change, told):
     folders = {"pinned": write("pinned", [launch()]), "newest": write("newest", [launch(**change)])}
     text = tables(summaries(folders))
     assert ("1 of 1" if "serialized" in change else "0 of 1") + " launches have the very same" in text
-    (row,) = [line for line in text.splitlines() if line.startswith("| linear square forward")]
-    assert told in row.split("|")[3] and told not in row.split("|")[2]
+    (row,) = [line for line in text.splitlines() if line.startswith("| 1 | linear forward")]
+    assert told in row.split("|")[4] and told not in row.split("|")[3]
+
+
+def test_launches_that_differ_alike_share_a_line(write):
+    changed = [launch(instructions=1200), launch("odd", instructions=1200)]
+    folders = {"pinned": write("pinned", [launch(), launch("odd")]), "newest": write("newest", changed)}
+    assert "| 2 | linear forward `_k` | 1000 instructions" in tables(summaries(folders))
 
 
 def test_a_small_change_is_counted_and_not_shown(write):
     folders = {"pinned": write("pinned", [launch()]), "newest": write("newest", [launch(instructions=1050)])}
     text = tables(summaries(folders))
-    assert "0 of 1 launches have the very same" in text and "| linear square" not in text
+    assert "0 of 1 launches have the very same" in text and "| linear forward" not in text
 
 
 def test_two_launches_of_a_case_are_told_apart(write):
