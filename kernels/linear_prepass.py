@@ -17,7 +17,6 @@ import triton
 import triton.language as tl
 
 from .entry import entry
-from .entry import entry
 from .launch import cdiv, chip, on_device_of
 from .partials import add_rows
 from .tile import backpropagate
