@@ -85,9 +85,10 @@ def stages(out: Path, rehearsed: bool = False) -> list[Stage]:
     ]
 
 
-def tune_stage(out: Path, rehearsed: bool = False) -> Stage:
-    """The search for settings and variants."""
-    return _stage(out, "tune", 1.0, "tuning", rehearsed, "--out", str(out / "tuned"), interpreted=True)
+def tune_stage(out: Path, rehearsed: bool = False, report: Path | None = None) -> Stage:
+    """The search for settings and ways; ``report``: a fast.json that says what is furthest below its target."""
+    order = ("--from", str(report)) if report is not None else ()
+    return _stage(out, "tune", 1.0, "tuning", rehearsed, "--out", str(out / "tuned"), *order, interpreted=True)
 
 
 def _stage(
@@ -206,6 +207,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", choices=[*names, "tune"], metavar="STAGE", help=f"of {', '.join(names)}, tune; each longer"
     )
+    parser.add_argument(
+        "--from", dest="report", type=Path, metavar="FILE", help="the fast.json whose worst rows the search begins with"
+    )
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: the same, small, on a stand-in")
     parser.add_argument("--estimate", action="store_true", help="say how long each stage will take, and run none")
     args = parser.parse_args(argv)
@@ -223,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    todo = [*stages(out, args.rehearse), tune_stage(out, args.rehearse)]
+    todo = [*stages(out, args.rehearse), tune_stage(out, args.rehearse, args.report)]
     todo = [stage for stage in todo if stage.name in (args.only or names)]
     for name in (*(stage.leaves.name for stage in todo), summary.LOG, summary.PAGE):  # an older run's results must not
         (out / name).unlink(missing_ok=True)  # pass for this one's

@@ -165,6 +165,8 @@ def test_the_real_commands(tmp_path):
     assert again[3:5] == ["primer_fast.bench.rehearsal", "primer_fast.bench.right"]
     assert again[-2:] == ["--small", "--resume"]
     assert [name for name, s in rehearsed.items() if s.environment] == ["right", "fast", "programs", "sanitizer"]
+    search = gpu.tune_stage(tmp_path, report=Path("fast.json")).command(100)
+    assert search[3:9] == ["primer_fast.tuning", "--out", str(tmp_path / "tuned"), "--from", "fast.json", "--json"]
     files = {*(s.leaves.name for s in real.values()), summary.PAGE, summary.LOG}
     assert len(files) <= 8, "more do not come back from every machine"
     assert (gpu.ROOT / "bench" / "gpu.py").is_file()
