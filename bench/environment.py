@@ -13,6 +13,7 @@ import triton
 
 import primer_fast
 from primer_fast import bench, kernels
+from primer_fast.kernels.tunable import TUNED
 
 STAND_IN = "Stand-in"  # the device's name in a rehearsal, see rehearsal.py
 
@@ -33,6 +34,7 @@ def describe(device: str) -> dict:
         "numpy": np.__version__,
         "commit": commit(),
         "source": source(),
+        "tuned": tuned(),
     }
 
 
@@ -45,6 +47,12 @@ def source() -> str:
             digest.update(f"{package.__name__} {path.relative_to(folder).as_posix()}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def tuned(folder: Path = TUNED) -> str | None:
+    """A digest of the settings that measurement has chosen; None where there are none."""
+    files = sorted(folder.glob("*.json"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16] if files else None
 
 
 def commit(repository: Path = Path(__file__).parent) -> str | None:

@@ -7,22 +7,32 @@ with the tables.
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from primer_fast.bench import report, scoreboard, tables, trial
 from primer_fast.bench.files import replace_text
 from primer_fast.bench.op import OURS
 
-PAGE, LOG = "summary.md", "log.txt"
-BRIEF_CHARACTERS = 9_500
+BRIEF_CHARACTERS = 9_500  # of the page that is printed last: some callers keep only the end of what a command prints
 _FAILURES, _WORST, _ROWS = 20, 8, 40  # lines of each kind on the brief page
 
 
-def save(out: Path, header: dict, outcomes: list) -> None:
-    """Write DIR/summary.md; a reader never sees half of it."""
-    replace_text(out / PAGE, text(out, header, outcomes))
+class Names(NamedTuple):
+    """Files of a run beside those of its stages."""
+
+    page: str
+    log: str
 
 
-def text(out: Path, header: dict, outcomes: list, *, brief: bool = False) -> str:
+MEASURED, TUNED = Names("summary.md", "log.txt"), Names("tune.md", "tune.txt")
+
+
+def save(out: Path, header: dict, outcomes: list, names: Names = MEASURED) -> None:
+    """Write the page; a reader never sees half of it."""
+    replace_text(out / names.page, text(out, header, outcomes, names))
+
+
+def text(out: Path, header: dict, outcomes: list, names: Names = MEASURED, *, brief: bool = False) -> str:
     """The page; if brief, under 10,000 characters."""
     found = {name: _read(out / f"{name}.json", how) for name, how in _READERS.items() if _ran(name, outcomes)}
     most = _FAILURES if brief else None
@@ -35,10 +45,10 @@ def text(out: Path, header: dict, outcomes: list, *, brief: bool = False) -> str
     parts += ["## Wrong", _lines(_wrong(found), most, "Nothing was wrong in what was checked.")]
     parts += ["## No time", _lines(_no_time(found, outcomes), most, "Nothing was left out.")]
     for name, content in found.items():
-        parts += [f"## {name}", _details(name, content, out, brief)]
+        parts += [f"## {name}", _details(name, content, out / names.log, brief)]
     page = "\n\n".join(parts) + "\n"
     if brief and len(page) > BRIEF_CHARACTERS:
-        page = page[:BRIEF_CHARACTERS].rsplit("\n", 1)[0] + f"\n... the rest is in {out / PAGE}"
+        page = page[:BRIEF_CHARACTERS].rsplit("\n", 1)[0] + f"\n... the rest is in {out / names.page}"
     return page
 
 
@@ -116,9 +126,9 @@ def _of(found: dict, name: str) -> list[dict]:
     return content["rows"] if isinstance(content, dict) else []
 
 
-def _details(name: str, content, out: Path, brief: bool) -> str:
+def _details(name: str, content, log: Path, brief: bool) -> str:
     if isinstance(content, str):
-        return f"{content}\n\n{_tail(out / LOG)}"
+        return f"{content}\n\n{_tail(log)}"
     if name == "compile":
         slowest = sorted(content["rows"], key=lambda row: -row.get("seconds", 0))[:3]
         return f"{content.get('launches')} launches in {content.get('seconds')} s; the slowest: " + ", ".join(
@@ -166,7 +176,7 @@ def _lines(lines: Iterable[str], most: int | None, nothing: str) -> str:
 def _limited(lines: list[str], most: int | None) -> list[str]:
     if most is None or len(lines) <= most:
         return lines
-    return [*lines[:most], f"  ... and {len(lines) - most} more in {PAGE}"]
+    return [*lines[:most], f"  ... and {len(lines) - most} more in the file"]
 
 
 def _tail(log: Path, lines: int = 15) -> str:

@@ -31,7 +31,7 @@ def each(
     marker: Path | None = None,
     budget: float | None = None,
     expected: Callable[[Unit], float] | None = None,
-    patience: float = 60.0,
+    patience: float | Callable[[Unit], float] = 60.0,
     now: Callable[[], float] = time.monotonic,
 ) -> list[str]:
     """Call ``work(unit)`` for each unit in turn; return the names of those for which there was no time.
@@ -44,7 +44,8 @@ def each(
         marker: a file that names the unit at work. Where an earlier process left one, it ended in that unit.
         budget: seconds for all; a unit is begun only if the longest of the last few would still fit, or
         expected: where it is given, the seconds that it says of the unit; a shorter unit may then fit after a longer.
-        patience: seconds after which a unit counts as hung. Then ``fail`` is called and the process ends.
+        patience: seconds, of all units or by unit, after which one counts as hung. Then ``fail`` is called and the
+            process ends.
 
     Raises:
         DeviceLost: ``work`` raised it; ``fail`` has been called.
@@ -66,7 +67,7 @@ def each(
             passed.append(str(unit))
             continue
         try:
-            with _watched(unit, fail, marker, patience):
+            with _watched(unit, fail, marker, patience(unit) if callable(patience) else patience):
                 work(unit)
         except DeviceLost as error:
             fail(unit, f"the GPU was lost: {error}")

@@ -108,7 +108,7 @@ def test_what_had_no_time(folder):
 
 def test_brief_is_short_whatever_happened(folder):
     write(folder, "right", {"rows": [right(case=f"case{i}" * 20, passed=False) for i in range(2000)]})
-    (folder / summary.LOG).write_text("y" * 50_000 + "\n" * 3)
+    (folder / summary.MEASURED.log).write_text("y" * 50_000 + "\n" * 3)
     assert len(summary.text(folder, HEADER, OUTCOMES, brief=True)) < 10_000
     assert summary.text(folder, HEADER, OUTCOMES).count("- values linear") >= 2000
 
@@ -116,7 +116,7 @@ def test_brief_is_short_whatever_happened(folder):
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("content", ["{", "[]", '{"rows": [1]}', None])
 def test_damaged_and_missing_files_are_named_not_fatal(folder, name, content):
-    (folder / summary.LOG).write_text("Traceback\nValueError: why")
+    (folder / summary.MEASURED.log).write_text("Traceback\nValueError: why")
     (folder / f"{name}.json").unlink()
     if content is not None:
         (folder / f"{name}.json").write_text(content)
