@@ -20,7 +20,7 @@ from primer_fast.bench.units import LOST, DeviceLost
 
 _PASSES = {"forward": (FORWARD,), "backward": (FORWARD_BACKWARD,), "both": PASSES}
 _CPU_PRECISIONS = ("float32", "bfloat16")  # without --dtype: the others have no fast product on most CPUs
-_PATIENCE = 90.0  # seconds after which a group hangs; compilers take up to half of it
+_PATIENCE = 45.0  # seconds after which a group counts as hung; torch.compile may take half of it
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -6,6 +6,8 @@ them. What torch.compile makes of the rows that are timed first is compiled too,
 
 import argparse
 import contextlib
+import functools
+import importlib
 import json
 import multiprocessing
 import os
@@ -76,12 +78,30 @@ def both_ways(unit: Unit) -> list[Unit]:
     return [unit, alone] if unit.case.gradients else [unit]
 
 
+def _make_launcher(compiled) -> None:
+    """Up to 3.6, Triton compiles a C function for a kernel's signature at its first launch; have it beforehand."""
+    driver = importlib.import_module("triton.backends.nvidia.driver")
+    if compiled is not None and hasattr(driver, "make_launcher") and _has_utilities():
+        driver.CudaLauncher(compiled.src, compiled.metadata)
+
+
+@functools.cache
+def _has_utilities() -> bool:
+    """Load what a launcher needs of Triton's driver; without CUDA's library there is none, nor a GPU to launch on."""
+    with contextlib.suppress(AssertionError):
+        importlib.import_module("triton.backends.nvidia.driver").CudaUtils()
+        return True
+    return False
+
+
 def compile_unit(unit: Unit, gpu: Chip) -> Row:
     """Compile a unit both ways."""
     begin, count, errors = _core_seconds(), 0, []
     for one in both_ways(unit):
         launches, _, error = compiled_launches(one, gpu)
         count += len(launches)
+        for launch in launches:
+            _make_launcher(launch.compiled)
         errors += [error] if error else []
         errors += [f"{launch.kernel}: {launch.error}" for launch in launches if launch.error]
     return Row(f"{unit.op} {unit.case} {unit.dtype}", count, errors, _core_seconds() - begin)
@@ -95,11 +115,13 @@ def peers(most: int | None = None) -> list[tuple[str, str, str, str]]:
 
 def compile_peer(op: str, case: str, precision: str, pass_name: str, small: bool) -> Row:
     """What torch.compile makes of PyTorch's own op. Where it fails that is no error here: the benchmarks will tell."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # this process is one of many that compile
     begin, declared = _core_seconds(), ops.load(op)
     declared = declared.with_smallest_case() if small else declared
     chosen = next((c for c in declared.gpu_cases if c.name == case), declared.gpu_cases[0])
     with contextlib.suppress(Exception):
         prepared(Group(declared, chosen, precision, pass_name, "cuda"), COMPILED)
+    torch.cuda.empty_cache()  # the other processes need the memory
     return Row(f"torch.compile {op} {case} {precision} {pass_name}", 0, [], _core_seconds() - begin)
 
 
@@ -113,10 +135,19 @@ def compile_program(small: bool) -> Row:
     return Row("torch.compile nanoGPT", 0, [], _core_seconds() - begin)
 
 
+def _begin(many: bool) -> None:
+    """In a worker; ``many`` short tasks wait for the few long ones, which would end last otherwise."""
+    end_with_parent()
+    if many:
+        os.nice(10)
+
+
 def compile_all(
     tasks: Sequence[Sequence[tuple]], jobs: Sequence[int], after: Callable[[Row], None], seconds: float
 ) -> list[str]:
     """Call every (name, function, *arguments) of each list in processes of its own, ``jobs`` of them, side by side.
+
+    Those of the first list, the many, give way to the others.
 
     Args:
         after: sees each Row as it comes; what a function raises is a Row with that error.
@@ -129,8 +160,8 @@ def compile_all(
     rows: queue.Queue[Row] = queue.Queue()
     context = multiprocessing.get_context("spawn")  # torch and Triton have threads: no fork
     with contextlib.ExitStack() as pools:
-        for some, count in zip(tasks, jobs, strict=True):
-            pool = pools.enter_context(context.Pool(min(count, max(len(some), 1)), end_with_parent))
+        for number, (some, count) in enumerate(zip(tasks, jobs, strict=True)):
+            pool = pools.enter_context(context.Pool(min(count, max(len(some), 1)), _begin, (number == 0,)))
             for name, function, *arguments in some:
 
                 def failed(error: BaseException, name: str = name) -> None:
@@ -154,6 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=60.0, metavar="S", help="stop after S seconds (60)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes for our kernels (all cores)")
     parser.add_argument("--small", action="store_true", help="one case of each op, in bfloat16")
+    parser.add_argument("--resume", action="store_true", help="changes nothing: what was compiled is in the cache")
     args = parser.parse_args(argv)
     if args.jobs < 1 or args.budget <= 0:
         parser.error(f"--jobs and --budget must be positive; got {args.jobs} and {args.budget:g}")

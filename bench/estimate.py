@@ -8,7 +8,7 @@ from primer_fast.bench import op as ops
 from primer_fast.bench.agenda import AGENDA, planned
 from primer_fast.bench.compile import both_ways, our_units
 from primer_fast.bench.gpu import SECONDS_PER_ROW
-from primer_fast.bench.measure import Group
+from primer_fast.bench.measure import HOST_MS, Group
 from primer_fast.bench.op import FORWARD, PASSES, PRECISIONS
 from primer_fast.bench.timing import MIN_ROUNDS, WARMUP_ROUNDS
 from primer_fast.proof.production import compiled_launches
@@ -42,7 +42,8 @@ def group_seconds(group: Group) -> float:
     flops = sum(group.op.flops(group.case)[p] for p in passes) * itemsize / 2
     moved = sum(group.op.bytes_moved(group.case, itemsize)[p] for p in passes)
     call = max(flops / _FLOPS, moved / _BYTES) + _ROUND
-    one = max(SECONDS_PER_ROW, MIN_ROUNDS * call) + (WARMUP_ROUNDS + 4) * call
+    host = 50 * call if call < HOST_MS / 1e3 else 0.0
+    one = max(SECONDS_PER_ROW, MIN_ROUNDS * call) + (WARMUP_ROUNDS + 4) * call + host
     return _GROUP + len(group.providers()) * one
 
 

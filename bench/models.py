@@ -84,7 +84,6 @@ SUBJECTS = {
     "dpo_trl": "dpo",
 }  # what the trials of a part are called
 NO_TIME = "no time was left"
-PATIENCE = 45.0  # seconds at least after which a part on a GPU counts as hung
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -212,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         note(name, [Trial(SUBJECTS.get(name, name), "all", OURS, FAILED, reason)])
 
     def patience(name: str) -> float:
-        return max(PATIENCE, 2 * estimate(name)) if args.device == "cuda" else threading.TIMEOUT_MAX
+        return 15 + 2 * estimate(name) if args.device == "cuda" else threading.TIMEOUT_MAX
 
     budget = None if args.budget is None else args.budget - (time.monotonic() - begin)
     try:

@@ -34,7 +34,7 @@ _ON_USUAL_CASES = (GRAPH, "streams", "threads")
 _FIRST = "bfloat16"
 _ORDER = (_FIRST, *(name for name in DTYPES if name != _FIRST))
 _TRAINING, _ANY = "training step", "any"  # in the place of an op
-_PATIENCE = 60.0  # seconds after which a unit counts as hung
+_PATIENCE = 20.0  # seconds after which a unit counts as hung
 _OTHER_SECONDS = 0.4  # assumed: a check that is not of values
 
 

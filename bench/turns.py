@@ -11,7 +11,7 @@ from primer_fast.bench.memory import peak_bytes
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import NotAvailable
 from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, time_interleaved
-from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, WRONG, Goal, Trial
+from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, OK, WRONG, Goal, Trial
 from primer_fast.bench.units import DeviceLost
 from primer_fast.train.cuda_graphs import WARM_UP
 
@@ -53,6 +53,8 @@ def take_turns(
             peak = peak_bytes(run, device)  # of the last, in which ours would record a CUDA graph, and take its memory
             first, ours = _numbers(losses[provider]), _numbers(losses[OURS])[:compared]
             apart = _apart(first, ours)
+            if provider == OURS and not math.isfinite(apart):
+                raise RuntimeError("a loss of ours is no number")
             scale = max(abs(loss) for loss in ours)
             if not apart <= tolerance * scale:
                 trials[provider].status = WRONG
@@ -76,7 +78,11 @@ def take_turns(
         trial.time([ms / 1e3 for ms in timing.samples], [ms / 1e3 for ms in timings[OURS].samples], work)
         found = _numbers(losses[provider])
         trial.loss, trial.loss_difference = found[-1], None if provider == OURS else _apart(found, ours)
-        if provider in goals:
+        if not all(map(math.isfinite, found)):  # which JSON cannot say
+            trial.status, trial.reason, trial.loss = WRONG, "a loss is no number", None
+        if not math.isfinite(trial.loss_difference or 0.0):
+            trial.loss_difference = None
+        if provider in goals and trial.status == OK:
             trial.targets.append(goals[provider].judged(trial.versus))
     return list(trials.values())
 

@@ -117,9 +117,13 @@ def graph(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     with torch.cuda.stream(side):  # kernels are loaded before the capture, in which nothing can be
         first, upstream = run(op, case, arrays)
     torch.cuda.current_stream().wait_stream(side)
-    recording = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(recording):
-        recorded, _ = run(op, case, arrays, upstream)
+    recording, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(recording):
+            recorded, _ = run(op, case, arrays, upstream)
+    except BaseException:
+        torch.cuda.set_stream(here)  # torch leaves the recording's in place where that fails
+        raise
     pairs = []
     for seed in (1, 0):
         for name, values in draw(op, case, dtype, device(), seed).items():

@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,6 +37,32 @@ def test_processes_hand_in_rows_and_errors():
     assert compile_all(tasks, [2, 1], rows.append, 120) == []
     assert sorted(row.what for row in rows) == ["a", "b", "c"]
     assert next(row for row in rows if row.what == "b").errors == ["ValueError: b cannot be"]
+
+
+def test_launchers_of_older_tritons_are_made_beforehand(monkeypatch):
+    """Where there is a GPU and a Triton that compiles one for every signature."""
+    made = []
+    driver = SimpleNamespace(
+        CudaUtils=lambda: None, CudaLauncher=lambda *compiled: made.append(compiled), make_launcher=None
+    )
+    command._has_utilities.cache_clear()
+    monkeypatch.setattr(command.importlib, "import_module", lambda name: driver)
+    compiled = SimpleNamespace(src="source", metadata="metadata")
+    for one in (compiled, None):
+        command._make_launcher(one)
+    assert made == [("source", "metadata")], "what did not compile has none"
+    del driver.make_launcher
+    command._make_launcher(compiled)
+    assert len(made) == 1
+    driver.make_launcher, driver.CudaUtils = None, fails_to_find
+    command._has_utilities.cache_clear()
+    command._make_launcher(compiled)
+    assert len(made) == 1, "no CUDA library, no launcher"
+    command._has_utilities.cache_clear()
+
+
+def fails_to_find():
+    raise AssertionError("libcuda.so cannot found!")
 
 
 def test_what_does_not_end_in_time_is_named():

@@ -248,6 +248,33 @@ class TestTargets:
         assert not self.found(Target("versus torch", at_least=1, where=lambda case: False), row)
 
 
+def test_what_is_compiled_beforehand_has_the_precision_of_the_measurement():
+    """Inductor keeps what it compiles by that."""
+    seen = []
+
+    def watched(**arrays):
+        seen.append(precision())
+        return plain(**arrays)
+
+    before = precision()
+    prepared(Group(tiny_op(peer=watched), CASE, "tf32", FORWARD, "cpu"), "peer")
+    assert set(seen) == {"high"} and precision() == before
+
+
+def precision():
+    return torch.get_float32_matmul_precision()
+
+
+def test_the_host_is_timed_where_its_time_says_something(monkeypatch):
+    clock = WallClock()
+    monkeypatch.setattr(clock, "host_us", lambda function: 7.0)
+    for limit, host_us in ((0.0, None), (1e9, 7.0)):
+        monkeypatch.setattr(measure, "HOST_MS", limit)
+        group = Group(tiny_op(), CASE, "float32", FORWARD, "cpu")
+        rows = measure_group(group, clock, LIMITS, 0.001, with_compile=False)
+        assert {row.host_us for row in rows if row.status == "ok"} == {host_us}
+
+
 class TestRun:
     def groups(self):
         return planned([tiny_op()], ["bfloat16", "float32"], [FORWARD, FORWARD_BACKWARD], "cpu")
