@@ -42,8 +42,8 @@ def each(
             along.
         done: names of units that an earlier process has tried.
         marker: a file that names the unit at work. Where an earlier process left one, it ended in that unit.
-        budget: seconds for all; a unit is begun only if the longest of the last few would still fit, or
-        expected: where it is given, the seconds that it says of the unit; a shorter unit may then fit after a longer.
+        budget: seconds for all. A unit is begun only if it would still end in time: by ``expected(unit)`` where that
+            is given, else by the longest of the last six.
         patience: seconds after which a unit counts as hung. Then ``fail`` is called and the process ends.
 
     Raises:
@@ -58,7 +58,7 @@ def each(
                 tried.add(died)
         marker.unlink(missing_ok=True)
     left = [unit for unit in left if str(unit) not in tried]
-    begin, recent = now(), deque([0.0], maxlen=6)  # not all of them: the very first also starts compilers
+    begin, recent = now(), deque([0.0], maxlen=6)  # the last six: the very first unit also starts compilers
     passed: list[str] = []
     for number, unit in enumerate(left):
         started = now()
