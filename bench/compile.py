@@ -34,7 +34,7 @@ from primer_fast.proof.verify import DTYPES
 
 SCHEMA = "compiled 1"
 _DTYPES = ("bfloat16", *(name for name in DTYPES if name != "bfloat16"))  # in the order in which they are timed
-_PEERS = sum(len(entry.cases) * len(entry.passes) for entry in AGENDA)  # rows that torch.compile is asked for
+_AGENDA_ROWS = sum(len(entry.cases) * len(entry.passes) for entry in AGENDA)  # how many rows the agenda has
 _PEER_JOBS = 8  # each holds the tensors of a case on the GPU
 
 
@@ -110,11 +110,11 @@ def compile_unit(unit: Unit, gpu: Chip) -> Row:
 def peers(most: int | None = None) -> list[tuple[str, str, str, str]]:
     """The first rows of the benchmarks: op, case, precision and pass; at most so many."""
     groups = planned([ops.load(name) for name in ops.names()], ["bfloat16", "float32"], PASSES, "cuda")
-    return [group.row(COMPILED).group for group in groups[: _PEERS if most is None else most]]
+    return [group.row(COMPILED).group for group in groups[: _AGENDA_ROWS if most is None else most]]
 
 
 def compile_peer(op: str, case: str, precision: str, pass_name: str, small: bool) -> Row:
-    """What torch.compile makes of PyTorch's own op. Where it fails that is no error here: the benchmarks will tell."""
+    """What torch.compile makes of PyTorch's own op. A failure is no error here: the benchmarks will report it."""
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # this process is one of many that compile
     begin, declared = _core_seconds(), ops.load(op)
     declared = declared.with_smallest_case() if small else declared

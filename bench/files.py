@@ -1,4 +1,4 @@
-"""Files of results: what stands there is the old content or the new, never half of it."""
+"""Writing files of results: a reader finds the old content or the new, never half of either."""
 
 import os
 from collections.abc import Mapping

@@ -47,8 +47,9 @@ class _OnCpu(TorchFunctionMode):
 class Operators(TorchDispatchMode):
     """Runs and keeps every operator that is called inside, as the capture of a CUDA graph keeps kernels.
 
-    ``undo`` makes the tensors from before what they were: a capture runs nothing. ``replay`` calls the operators again
-    on the same tensors. Like a graph it runs no Python, so a number that the host had computed stays the first.
+    ``undo`` restores the tensors that were there before, because capturing a graph runs nothing. ``replay`` calls the
+    operators again on the same tensors. Like a graph it runs no Python, so a number that Python computed during the
+    capture keeps its first value.
     """
 
     def __init__(self):

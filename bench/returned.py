@@ -1,4 +1,4 @@
-"""A folder that came back from `make gpu` or `make gpu-tune`: its files, and whether they are to be trusted."""
+"""A folder that `make gpu` or `make gpu-tune` wrote: its files, and whether they are to be trusted."""
 
 import json
 import re

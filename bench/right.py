@@ -1,6 +1,7 @@
-"""python -m primer_fast.bench.right: is every kernel right on this GPU, at its real sizes, and what only a GPU shows.
+"""python -m primer_fast.bench.right --json FILE: is every kernel right on this GPU, at its real sizes?
 
-Values in bfloat16 come first, then graphs, streams, threads and layouts, then the other dtypes.
+What only a GPU shows is checked too. Values in bfloat16 come first, then graphs, streams, threads and layouts, then the
+other dtypes.
 """
 
 import argparse

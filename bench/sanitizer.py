@@ -30,7 +30,8 @@ PROGRAM = "compute-sanitizer"
 PASSED, ERRORS, STOPPED, FAILED, NOT_AVAILABLE = "passed", "errors", "stopped", "failed", "not available"
 STATUSES = (PASSED, ERRORS, STOPPED, FAILED, NOT_AVAILABLE)
 HEADER_KEYS = ("device", "kind", "date", "torch", "triton", "python", "source")
-TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}  # PyTorch asks for what a driver may not have
+# PyTorch probes for driver functions that may be missing
+TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
 _SHARES = {"memcheck": 0.5, "racecheck": 1.0}  # of the time that is left when it begins
 _GRACE = 3.0  # seconds for the tool to end when it is asked to
 _LINES = 40
@@ -129,7 +130,7 @@ def run_tool(tool: str, program: str, limit: float, small: bool) -> Row:
     """Run the cases of bench/sanitized.py under a tool, for at most ``limit`` seconds."""
     command = [program, "--tool", tool, *TOOLS[tool], sys.executable, "-u", "-m", "primer_fast.bench.sanitized"]
     command += ["--small"] if small else []
-    # Each tensor in an allocation of its own, or what lies beside it would belong to another
+    # Without PyTorch's cache each tensor has its own allocation, so that reading past its end is seen
     environ = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     begin, code = time.monotonic(), None
     with tempfile.TemporaryFile("w+", errors="replace") as output:

@@ -85,7 +85,7 @@ def wrong(row: dict) -> bool:
 
 
 def failed(row: dict) -> bool:
-    """Whether a row of ``tune`` says that the settings in use are wrong or hang; want of memory says nothing."""
+    """Whether a row of ``tune`` says that the settings in use are wrong or hang. Out of memory is not counted."""
     return row["status"].startswith("failed") and "OutOfMemory" not in row["status"]
 
 

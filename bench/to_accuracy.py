@@ -71,8 +71,8 @@ def digits(small: bool) -> tuple[str, Digits]:
 class Race:
     """One provider's training to ENOUGH, again and again from the same weights."""
 
-    def __init__(self, make: Callable[[], torch.nn.Module], data: Digits, config: SupervisedConfig, graph: bool | None):
-        self.make, self.data, self.config, self.graph = make, data, config, graph
+    def __init__(self, make: Callable[[], torch.nn.Module], data: Digits, config: SupervisedConfig, asked: bool | None):
+        self.make, self.data, self.config, self.asked = make, data, config, asked
 
     def run(self, steps: int, every: int) -> tuple[float, float, int]:
         """Seconds, the last accuracy and the steps it took, at most ``steps``; measured each ``every``."""
@@ -81,7 +81,7 @@ class Race:
         state = supervised.start(self.make(), config)
         batch = config.batch_size or len(images)
         step = cuda_graphs.recorded(
-            supervised.update, state, asked=self.graph, batch=batch, rows=batch, procedure="bench"
+            supervised.update, state, asked=self.asked, batch=batch, rows=batch, procedure="bench"
         )
         per_epoch, last = len(images) // batch, supervised.total_steps(len(images), config)
         taken, accuracy = 0.0, 0.0
@@ -157,7 +157,7 @@ def _raced(races: dict[str, Race], trials: dict[str, Trial], steps: int, device:
             if trials[provider].status != OK:
                 continue
             try:
-                first = 1 if small and races[provider].graph is False else cuda_graphs.WARM_UP + 1
+                first = 1 if small and races[provider].asked is False else cuda_graphs.WARM_UP + 1
                 run = races[provider].run(first if round_ < 0 else steps, 25)
                 if small or round_ >= 0:
                     results[provider].append(run)

@@ -50,7 +50,7 @@ def take_turns(
             count = compared if not small else min(compared, WARM_UP + 1) if provider == OURS else 1
             for _ in range(count - 1):
                 run()
-            peak = peak_bytes(run, device)  # of the last, in which ours would record a CUDA graph, and take its memory
+            peak = peak_bytes(run, device)  # of the last step: ours may record a CUDA graph in it, which takes memory
             first, ours = _numbers(losses[provider]), _numbers(losses[OURS])[:compared]
             apart = _apart(first, ours)
             if provider == OURS and not math.isfinite(apart):

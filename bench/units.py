@@ -42,8 +42,8 @@ def each(
             along.
         done: names of units that an earlier process has tried.
         marker: a file that names the unit at work. Where an earlier process left one, it ended in that unit.
-        budget: seconds for all; a unit is begun only if the longest of the last few would still fit, or
-        expected: where it is given, the seconds that it says of the unit; a shorter unit may then fit after a longer.
+        budget: seconds for all. A unit is begun only if it would still end in time: by ``expected(unit)`` where that
+            is given, else by the longest of the last six.
         patience: seconds, of all units or by unit, after which one counts as hung. Then ``fail`` is called and the
             process ends.
 
@@ -59,11 +59,13 @@ def each(
                 tried.add(died)
         marker.unlink(missing_ok=True)
     left = [unit for unit in left if str(unit) not in tried]
-    begin, recent = now(), deque([0.0], maxlen=6)  # not all of them: the very first also starts compilers
+    begin, recent = now(), deque([0.0], maxlen=6)  # the last six: the very first unit also starts compilers
     passed: list[str] = []
     for number, unit in enumerate(left):
         started = now()
         if budget is not None and started - begin + (max(recent) if expected is None else expected(unit)) > budget:
+            if expected is None:  # nor will any other fit
+                return [str(other) for other in left[number:]]
             passed.append(str(unit))
             continue
         try:

@@ -260,7 +260,7 @@ def dot_precision(gpu: Chip, precision: str) -> str:
 
 
 def passes(dot: str, itemsize: int) -> int:
-    """Tensor-core products per product, by dot_precision: float32 is split into tf32 parts for three of them."""
+    """How many tensor-core products make one product: three for float32 split into TF32 parts, otherwise one."""
     return 3 if dot == "tf32x3" and itemsize == 4 else 1
 
 

@@ -1,4 +1,4 @@
-"""``python -m primer_fast.tuning``: the same as ``primer-fast tune`` with PyTorch and Triton alone."""
+"""The search of `primer-fast tune`, with PyTorch and Triton alone, and with what `make gpu-tune` needs besides."""
 
 import argparse
 import sys

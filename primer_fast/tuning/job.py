@@ -45,7 +45,7 @@ class Request:
         if self.target is not None and not self.dry_run:
             raise ValueError(f"tune: target must come with --dry-run, as nothing can be timed there; got {self.target}")
         if self.resume and self.json is None:
-            raise ValueError("tune: resume must come with --json, the file that is gone on with")
+            raise ValueError("tune: --resume must come with --json FILE")
 
 
 class Job:

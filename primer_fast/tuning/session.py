@@ -23,7 +23,7 @@ from primer_fast.tuning.replay import launches_of, whole_call
 from primer_fast.tuning.search import Outcome, Sampler, fastest
 
 CLOSING = 10.0  # seconds kept for ending
-_FAIR = 4.0  # times its even share of the time that one problem may take
+_FAIR = 4.0  # a problem may take this many times its even share of the time
 _PATIENCE = LONGEST + 60.0  # seconds after which a problem hangs; one waits for a compiler for LONGEST at most
 _SMALL = (Unit("linear", "primer", "float32"),)
 
@@ -227,8 +227,8 @@ class Unknown(RuntimeError):
 def time_site(site: Site, kept: list[tuple], clock: Clock, until: float, now: Callable[[], float]) -> Outcome:
     """The fastest of the settings, the first of which is the default. What is wrong is not timed.
 
-    Settings must have the results of the default. Variants must have those of PyTorch's own op, for one way says
-    nothing of another.
+    Settings must have the results of the default. Variants must have those of PyTorch's own op: one way says
+    nothing about another.
 
     Raises:
         Wrong: the default variant is wrong.

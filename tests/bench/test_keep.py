@@ -141,10 +141,13 @@ def test_another_day_stands_beside_the_first(root, folder, tmp_path):
     assert "2026-03-04" in (root / "README.md").read_text()
 
 
-def test_a_folder_that_lies_read_only_is_read(root, folder):
-    for path in [*folder.rglob("*"), folder]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
+def test_nothing_in_the_folder_is_touched(root, folder):
+    """It may be read-only. Even a temporary file would show: it changes the folder's time."""
+    times = {path: path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+    contents = tree(folder)
     assert call(folder, root=root) == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))} == times
+    assert tree(folder) == contents
 
 
 REFUSALS = {

@@ -71,7 +71,7 @@ def test_the_search_ends_and_leaves_its_files(tmp_path):
 
 
 def test_killed_in_the_middle_the_files_so_far_are_whole(tmp_path):
-    """As a machine that is taken away does it: the process and all that it has started, at once."""
+    """The process and all its children are killed at once."""
     folder = tmp_path / "rehearsal"
     process = subprocess.Popen(
         command(tmp_path, "--only", "right", "fast", "--minutes", "10"), env=environment(), start_new_session=True,

@@ -65,7 +65,7 @@ def test_threads_that_do_not_agree_are_seen(monkeypatch):
 
 def test_two_runs_that_differ_are_seen(monkeypatch):
     monkeypatch.setattr(functional, "linear", lambda *args, **options: linear_plain(*args, **options) + torch.rand(()))
-    rows = on_gpu.twice("linear", on_gpu.usual_case("linear", small=True), torch.float32)
+    rows = on_gpu.bitwise("linear", on_gpu.usual_case("linear", small=True), torch.float32)
     assert rows[0].passed is False and rows[0].budget == 0
 
 
