@@ -37,7 +37,7 @@ class Launch:
     target: Target
     compiled: Any = None  # triton.compiler.CompiledKernel; None where ``error`` says why
     error: str | None = None
-    log: list[str] = field(default_factory=list)  # what was printed meanwhile
+    log: list[str] = field(default_factory=list)  # what was printed while it was compiled
 
     @property
     def serialized(self) -> bool | None:
@@ -84,6 +84,7 @@ def offline(
     chip = TARGETS[target] if isinstance(target, str) else target
     launches: list[Launch] = []
     caches = {}  # kernel -> what it had compiled for the GPU of this machine
+    logs: dict[int, list[str]] = {}  # a compiled kernel -> what was printed when it was compiled, at its first launch
     run = JITFunction.run
 
     def record(self, *args, grid, warmup, **kwargs):
@@ -96,6 +97,7 @@ def offline(
         try:
             with _captured(launch.log):
                 launch.compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+            launch.log = logs.setdefault(id(launch.compiled), launch.log)
             _check_shared_memory(launch)
         except Exception as error:
             launch.error = _last_line(error, launch.log)

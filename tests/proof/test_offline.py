@@ -13,7 +13,7 @@ import pytest
 
 from primer_fast import backend
 from primer_fast.proof import resources
-from primer_fast.proof.offline import offline
+from primer_fast.proof.offline import Launch, offline
 from primer_fast.proof.targets import TARGETS
 
 pytestmark = pytest.mark.xdist_group("offline")  # one process has what the session's fixtures compile
@@ -298,3 +298,26 @@ def test_a_number_that_a_tool_does_not_give():
     assert resources._number("REG:", "STACK:8 REG:24") == 24
     with pytest.raises(ValueError, match="with a number after 'REG:'; got none"):
         resources._number("REG:", "STACK:8")
+
+
+@pytest.mark.parametrize(
+    "log, want",
+    [
+        ([], None),
+        (["ptxas info    : Used 90 registers"], False),
+        (["ptxas info    : (C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized"], True),
+    ],
+)
+def test_what_ptxas_says_of_waiting_is_read(log, want):
+    assert Launch("_k", (1,), {}, {}, TARGETS["sm_90"], log=log).serialized is want
+
+
+def test_rows_are_written_with_pytorch_and_triton_alone(tmp_path):
+    """Each launch of a kernel has what ptxas said when that kernel was compiled."""
+    module = ["-W", "error::UserWarning", "-m", "primer_fast.proof.production", "embedding", "--case", "tokens"]
+    arguments = [*module, "--dtype", "bfloat16", "--jobs", "1", "--json", str(tmp_path / "rows.json")]
+    done = run_python(*arguments, TRITON_DUMP_PTXAS_LOG="1", TRITON_ALWAYS_COMPILE="1")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows and done.stdout.splitlines()[-1] == f"{len(rows)} launches, 0 failed"
+    assert {row["serialized"] for row in rows} == {False}, "embedding has no matrix products"
