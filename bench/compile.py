@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import functools
 import importlib
-import json
 import multiprocessing
 import os
 import queue
@@ -23,18 +22,15 @@ import torch
 
 from primer_fast.bench import environment
 from primer_fast.bench import op as ops
-from primer_fast.bench.agenda import AGENDA, planned
-from primer_fast.bench.files import replace_text
+from primer_fast.bench.agenda import ROWS, planned
 from primer_fast.bench.measure import Group, prepared
 from primer_fast.bench.op import COMPILED, PASSES
-from primer_fast.bench.right import other_cases
+from primer_fast.bench.right import ORDER, other_cases
+from primer_fast.bench.stages import COMPILE, Stage
+from primer_fast.bench.units import leave
 from primer_fast.kernels.launch import Chip, chip
 from primer_fast.proof.production import Unit, compiled_launches, end_with_parent, plan
-from primer_fast.proof.verify import DTYPES
 
-SCHEMA = "compiled 1"
-_DTYPES = ("bfloat16", *(name for name in DTYPES if name != "bfloat16"))  # in the order in which they are timed
-_AGENDA_ROWS = sum(len(entry.cases) * len(entry.passes) for entry in AGENDA)  # how many rows the agenda has
 _PEER_JOBS = 8  # each holds the tensors of a case on the GPU
 
 
@@ -61,9 +57,9 @@ def units_of(dtype: str, most: int | None = None) -> list[Unit]:
 
 def our_units(small: bool = False) -> list[Unit]:
     """All that is compiled of ours: what is timed or judged in bfloat16, other checks' cases, the other dtypes."""
-    dtypes, most = (_DTYPES[:1], 1) if small else (_DTYPES, None)
+    dtypes, most = (ORDER[:1], 1) if small else (ORDER, None)
     first, *others = [units_of(dtype, most) for dtype in dtypes]
-    first += [Unit(op, case, _DTYPES[0], "sm_90") for op, case in other_cases()[:most]]
+    first += [Unit(op, case, ORDER[0], "sm_90") for op, case in other_cases()[:most]]
     return [*first, *chain(*others)]
 
 
@@ -110,7 +106,7 @@ def compile_unit(unit: Unit, gpu: Chip) -> Row:
 def peers(most: int | None = None) -> list[tuple[str, str, str, str]]:
     """The first rows of the benchmarks: op, case, precision and pass; at most so many."""
     groups = planned([ops.load(name) for name in ops.names()], ["bfloat16", "float32"], PASSES, "cuda")
-    return [group.row(COMPILED).group for group in groups[: _AGENDA_ROWS if most is None else most]]
+    return [group.row(COMPILED).group for group in groups[: len(ROWS) if most is None else most]]
 
 
 def compile_peer(op: str, case: str, precision: str, pass_name: str, small: bool) -> Row:
@@ -192,30 +188,31 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("bench.compile: this Python sees no CUDA GPU to compile for", file=sys.stderr)
         return 2
-    begin, gpu, rows = time.monotonic(), chip(), []
+    begin, gpu, report = time.monotonic(), chip(), Stage(COMPILE, environment.describe("cuda", args.small))
     ours = [(f"{u.op} {u.case} {u.dtype}", compile_unit, u, gpu) for u in our_units(args.small)]
     theirs: list[tuple] = [("torch.compile nanoGPT", compile_program, args.small)]  # the longest, so the first
     asked = peers(2 if args.small else None)
     theirs += [("torch.compile " + " ".join(row), compile_peer, *row, args.small) for row in asked]
-    content = {"schema": SCHEMA, "header": environment.describe("cuda"), "jobs": args.jobs}
+    report.beside = {"jobs": args.jobs, "launches": 0}
 
-    def save(left: list[str]) -> None:
-        counts = {"launches": sum(row.launches for row in rows), "seconds": round(time.monotonic() - begin, 1)}
-        text = json.dumps({**content, **counts, "rows": [asdict(row) for row in rows], "left_out": left}, indent=1)
-        replace_text(args.json, text)
+    def save() -> None:
+        report.beside["seconds"] = round(time.monotonic() - begin, 1)
+        report.save(args.json)
 
     def after(row: Row) -> None:
-        rows.append(row)
+        report.rows.append(asdict(row))
+        report.beside["launches"] += row.launches
         print(f"{time.monotonic() - begin:5.1f} s  {row.what}: {row.launches} launches", *row.errors, flush=True)
-        save([])
+        save()
 
     left = compile_all([ours, theirs], [args.jobs, _PEER_JOBS], after, args.budget - (time.monotonic() - begin))
-    save(left)
-    failed = sum(bool(row.errors) for row in rows)
-    launches, took = sum(row.launches for row in rows), time.monotonic() - begin
-    print(f"{launches} launches in {took:.0f} s; {failed} cases with errors; {len(left)} had no time")
+    report.left_out = left
+    save()
+    launches, seconds = (report.beside[name] for name in ("launches", "seconds"))
+    failed = sum(bool(row["errors"]) for row in report.rows)
+    print(f"{launches} launches in {seconds:.0f} s; {failed} cases with errors; {len(left)} had no time")
     return int(failed > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

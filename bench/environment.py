@@ -16,10 +16,14 @@ from primer_fast import bench, kernels
 from primer_fast.kernels.tunable import TUNED
 
 STAND_IN = "Stand-in"  # the device's name in a rehearsal, see rehearsal.py
+_OF_A_RUN = ("device", "kind", "torch", "source", "small")
 
 
-def describe(device: str) -> dict:
-    """What a report's header says of "cpu" or "cuda" and the software; an entry that cannot be found out is None."""
+def describe(device: str, small: bool = False) -> dict:
+    """What a report's header says of "cpu" or "cuda" and the software; an entry that cannot be found out is None.
+
+    small: whether sizes are those of a rehearsal, which the header then says.
+    """
     name, details = _gpu() if device == "cuda" else _cpu()
     return {
         "device": name,
@@ -35,7 +39,12 @@ def describe(device: str) -> dict:
         "commit": commit(),
         "source": source(),
         "tuned": tuned(),
-    }
+    } | ({"small": True} if small else {})
+
+
+def same_run(header: dict, other: dict) -> bool:
+    """Whether what stands behind two headers may stand in one file: of one machine and source, of equal sizes."""
+    return all(header.get(key) == other.get(key) for key in _OF_A_RUN)
 
 
 def source() -> str:

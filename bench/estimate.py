@@ -5,7 +5,7 @@ Launches, rows and operations are counted. What a launch costs the compiler is m
 
 from primer_fast.bench import models, right
 from primer_fast.bench import op as ops
-from primer_fast.bench.agenda import AGENDA, planned
+from primer_fast.bench.agenda import ROWS, planned
 from primer_fast.bench.compile import both_ways, our_units
 from primer_fast.bench.gpu import SECONDS_PER_ROW
 from primer_fast.bench.measure import HOST_MS, Group
@@ -51,7 +51,7 @@ def lines(cores: int) -> list[str]:
     """A line for each stage, on a machine of so many cores."""
     count, checks = launches(), right.plan()
     rows = planned([ops.load(name) for name in ops.names()], PRECISIONS, PASSES, "cuda")
-    first = rows[: sum(len(entry.cases) * len(entry.passes) for entry in AGENDA)]
+    first = rows[: len(ROWS)]
     asked, everything = (_STARTING + sum(map(group_seconds, some)) for some in (first, rows))
     programs = models.ESTIMATES | {"gpt2_compiled": models.COMPILED_BEFORE}  # as the first stage leaves it
     programs = {name: programs[name] for name in models.ON_GPU}

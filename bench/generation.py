@@ -15,9 +15,9 @@ import torch
 from primer_fast.bench import goals
 from primer_fast.bench.memory import peak_bytes
 from primer_fast.bench.op import OURS
+from primer_fast.bench.peers import failure
 from primer_fast.bench.timing import rotated
 from primer_fast.bench.trial import NOT_AVAILABLE, OK, WRONG, Trial
-from primer_fast.bench.turns import failure
 from primer_fast.models.generation import generate
 from primer_fast.models.pretrained import load_gpt2
 from primer_fast.models.transformer import Transformer, TransformerConfig

@@ -252,9 +252,8 @@ def main(argv: list[str] | None = None) -> int:
 def _estimate(minutes: float | None) -> int:
     """Print how long the stages take, or with ``minutes`` how much of the search fits into them."""
     if minutes is not None:
-        from primer_fast.tuning.__main__ import main as tune
-
-        return tune(["--estimate", "--minutes", f"{minutes:g}", "--jobs", str(CORES)])
+        options = ["--estimate", "--minutes", f"{minutes:g}", "--jobs", str(CORES)]
+        return subprocess.run([sys.executable, "-m", "primer_fast.tuning", *options]).returncode
     from primer_fast.bench import estimate  # it reads every stage, which a run on a GPU has no time for
 
     print("\n".join(estimate.lines(CORES)))

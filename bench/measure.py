@@ -9,10 +9,9 @@ from torch import Tensor
 
 from primer_fast.bench.ceilings import Ceilings, matmul_precision
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, PRECISIONS, Op, part_pass
-from primer_fast.bench.peers import NotAvailable
+from primer_fast.bench.peers import failure
 from primer_fast.bench.report import Row, judged
-from primer_fast.bench.timing import Clock, Timing, apart, ratio, time_interleaved
-from primer_fast.bench.units import DeviceLost
+from primer_fast.bench.timing import Clock, Timing, apart, ratio, time_interleaved, wait
 from primer_fast.reference.case import Case
 
 _AGAIN = "the same again"  # A/A: our provider a second time
@@ -187,7 +186,7 @@ def _called(contender: _Contender, device: str) -> tuple[Tensor, ...] | None:
     """The contender's tensors, or None where it failed, which is noted in it."""
     try:
         outputs = contender.call()
-        _synchronize(device)
+        wait(device)
         return outputs
     except Exception as error:
         contender.failure = _failed(error, device)
@@ -195,23 +194,7 @@ def _called(contender: _Contender, device: str) -> tuple[Tensor, ...] | None:
 
 
 def _failed(error: Exception, device: str) -> dict[str, str]:
-    first_line = (str(error).strip().splitlines() or [""])[0][:300]
-    kind = "not installed" if isinstance(error, ModuleNotFoundError) else type(error).__name__
-    try:
-        _synchronize(device)
-    except Exception as lost:
-        raise DeviceLost(f"{kind}: {first_line}") from lost
-    if device == "cuda":
-        torch.cuda.empty_cache()  # what an out-of-memory error left behind
-    if isinstance(error, NotAvailable):
-        return {"status": "not available", "reason": first_line}
-    status = "not available" if isinstance(error, ModuleNotFoundError) else "failed"
-    return {"status": status, "reason": f"{kind}: {first_line}"}
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    return dict(zip(("status", "reason"), failure(error, device), strict=True))
 
 
 def relative_error(outputs: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> float:

@@ -24,12 +24,12 @@ from primer_fast.bench import environment, generation, trial, units
 from primer_fast.bench.dpo_step import dpo_step, dpo_trl
 from primer_fast.bench.loss_head import loss_head
 from primer_fast.bench.op import OURS
+from primer_fast.bench.peers import failure
 from primer_fast.bench.ppo_step import ppo_step
 from primer_fast.bench.supervised_step import cnn, mlp
 from primer_fast.bench.to_accuracy import cnn_99, mlp_99
 from primer_fast.bench.transformer_step import COMPILED, characters, compile_nanogpt, gpt2, gpt2_compiled
 from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, OK, Trial, TrialReport
-from primer_fast.bench.turns import failure
 from primer_fast.bench.units import DeviceLost
 from primer_fast.bench.wrappers import wrappers
 
@@ -149,19 +149,18 @@ def begun(args: argparse.Namespace, command: str) -> TrialReport:
 
     "done" in its header are the parts tried, and the seconds that each took.
     """
-    header = trial.header(args.device, command) | {"done": {}} | ({"small": True} if args.small else {})
-    if args.resume and Path(args.json).exists():
-        try:
-            found = trial.load(args.json)
-        except ValueError as error:
-            print(f"bench: not resumed: {error}", file=sys.stderr)
-        else:
-            same = ("device", "kind", "torch", "source", "small")
-            if isinstance(found.header.get("done"), dict) and all(found.header.get(k) == header.get(k) for k in same):
-                found.trials = [t for t in found.trials if t.reason != NO_TIME]
-                return found
-            print(f"bench: not resumed: {args.json} is of another machine or other code", file=sys.stderr)
-    return TrialReport(header)
+    header = trial.header(args.device, command, args.small) | {"done": {}}
+    found = units.resumed(Path(args.json), _tried, header) if args.resume else None
+    if found is not None:
+        found.trials = [t for t in found.trials if t.reason != NO_TIME]
+    return found or TrialReport(header)
+
+
+def _tried(path: Path) -> TrialReport:
+    found = trial.load(path)
+    if not isinstance(found.header.get("done"), dict):
+        raise ValueError(f"{path} does not say which parts were tried")
+    return found
 
 
 def warm(small: bool) -> None:
@@ -231,4 +230,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    units.leave(main())

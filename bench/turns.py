@@ -9,10 +9,9 @@ from torch import Tensor
 
 from primer_fast.bench.memory import peak_bytes
 from primer_fast.bench.op import OURS
-from primer_fast.bench.peers import NotAvailable
+from primer_fast.bench.peers import failure
 from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, time_interleaved
-from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, OK, WRONG, Goal, Trial
-from primer_fast.bench.units import DeviceLost
+from primer_fast.bench.trial import OK, WRONG, Goal, Trial
 from primer_fast.train.cuda_graphs import WARM_UP
 
 COMPARED = 4  # steps whose losses must agree before anything is timed
@@ -85,26 +84,6 @@ def take_turns(
         if provider in goals and trial.status == OK:
             trial.targets.append(goals[provider].judged(trial.versus))
     return list(trials.values())
-
-
-def failure(error: Exception, device: str = "cpu") -> tuple[str, str]:
-    """Status and reason of a provider that raised.
-
-    Raises:
-        DeviceLost: the GPU takes no more work.
-    """
-    first_line = (str(error).strip().splitlines() or [""])[0][:300]
-    if device == "cuda":
-        try:
-            torch.cuda.synchronize()
-        except Exception as lost:
-            raise DeviceLost(f"{type(error).__name__}: {first_line}") from lost
-        torch.cuda.empty_cache()  # what an out-of-memory error left behind
-    if isinstance(error, NotAvailable):
-        return NOT_AVAILABLE, first_line
-    if isinstance(error, ModuleNotFoundError):
-        return NOT_AVAILABLE, f"not installed: {first_line}"
-    return FAILED, f"{type(error).__name__}: {first_line}"
 
 
 class _QueueClock(WallClock):

@@ -6,20 +6,88 @@ starts another, which goes on with the next unit.
 """
 
 import os
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
+
+import torch
+
+from primer_fast.bench import environment
 
 Unit = TypeVar("Unit")  # anything whose str() names it
+Report = TypeVar("Report")  # of a stage, with its ``header``
 LOST = 3  # exit status of a process that cannot go on
 
 
 class DeviceLost(RuntimeError):
     """The GPU takes no more work in this process, so nothing after this can be measured in it."""
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """Of an exception's message, cut short."""
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+def check_device(reason: str | None = None) -> None:
+    """Wait for the GPU, if this process uses one, and give back the memory that an error left behind.
+
+    Raises:
+        DeviceLost: it takes no more work; the message is ``reason``, or what the GPU says now.
+    """
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+    except Exception as lost:
+        raise DeviceLost(reason or told(lost)) from lost
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with the exit status of its ``main``.
+
+    To take down what is on a lost GPU would end it with another, so the interpreter's shutdown is left out then.
+    """
+    if status == LOST:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def marker_of(path: Path) -> Path:
+    """The marker of ``each`` beside a stage's file."""
+    return path.with_suffix(".begun")
+
+
+def resumed(path: Path, load: Callable[[Path], Report], header: dict) -> Report | None:
+    """What an earlier process of the same run has left, or None; a file of another run is not gone on with.
+
+    Args:
+        load: reads it; a ValueError says why it cannot.
+        header: of this run, see environment.same_run.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = load(path)
+        if environment.same_run(found.header, header):
+            return found
+        reason = f"{path} is of another machine, other code or other sizes"
+    except ValueError as error:
+        reason = str(error)
+    print(f"bench: not resumed: {reason}", file=sys.stderr)
+    marker_of(path).unlink(missing_ok=True)  # it is of that run too
+    return None
 
 
 def each(

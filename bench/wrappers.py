@@ -6,9 +6,9 @@ import torch.nn.functional as torch_F
 from primer_fast import functional as F
 from primer_fast.bench import goals
 from primer_fast.bench.op import EAGER, OURS
+from primer_fast.bench.peers import failure
 from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, quartiles, time_interleaved
 from primer_fast.bench.trial import Trial
-from primer_fast.bench.turns import failure
 
 
 class _HostClock(WallClock):

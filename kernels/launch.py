@@ -55,6 +55,11 @@ def assume_chip(arch: str | Chip):
         _assumed = before
 
 
+def file_name(device: str) -> str:
+    """What the files of a GPU are called, from the name that its driver gives it."""
+    return "_".join(device.lower().split())
+
+
 @functools.cache
 def _active_chip(device: int) -> Chip:
     driver = triton.runtime.driver.active
@@ -65,7 +70,7 @@ def _active_chip(device: int) -> Chip:
     name = properties.get("name") or torch.cuda.get_device_name(device)  # stand-in drivers know theirs
     return Chip(
         arch,
-        "_".join(name.lower().split()),
+        file_name(name),
         properties["multiprocessor_count"],
         properties["max_shared_mem"],
         *_RATES[known],

@@ -12,7 +12,7 @@ import torch
 
 from primer_fast.bench.report import Report
 from primer_fast.bench.timing import Clock, clock_for
-from primer_fast.bench.units import DeviceLost, each
+from primer_fast.bench.units import check_device, each, told
 from primer_fast.kernels.launch import Chip, chip
 from primer_fast.kernels.tunable import TUNED
 from primer_fast.proof.targets import TARGETS, Target, target_of
@@ -203,21 +203,12 @@ def work_on(
     except Unknown as error:
         row.failure = f"not timed: {error}"
     except Exception as error:  # of the default itself
-        row.failure = f"failed: {type(error).__name__}: {error}".splitlines()[0]
-        _check_device()
+        row.failure = f"failed: {told(error)}"
+        check_device(told(error))
     else:
         tuned_file.add(
             out / f"{todo.gpu.name}.json", todo.gpu.name, row.site, tuned_file.entry(row.outcome, row.default)
         )
-
-
-def _check_device() -> None:
-    """DeviceLost where the GPU takes no more work in this process."""
-    try:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-    except RuntimeError as error:
-        raise DeviceLost(str(error)) from error
 
 
 class Unknown(RuntimeError):

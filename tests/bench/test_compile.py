@@ -82,11 +82,11 @@ def test_the_file_is_whole_after_every_row(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(command, "compile_all", played)
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(command.environment, "describe", lambda kind: {"device": kind})
+    monkeypatch.setattr(command.environment, "describe", lambda kind, small: {"device": kind, "small": small})
     assert command.main(["--json", str(path), "--small"]) == 1
     content = json.loads(path.read_text())
     assert seen == [3, 5] and content["launches"] == 5 and content["left_out"] == ["linear c bfloat16"]
-    assert content["schema"] == command.SCHEMA and content["header"] == {"device": "cuda"}
+    assert content["schema"] == "compiled 1" and content["header"] == {"device": "cuda", "small": True}
     assert "5 launches" in capsys.readouterr().out
 
 

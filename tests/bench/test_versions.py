@@ -125,8 +125,9 @@ def test_a_page_keeps_what_stands_around_the_tables(write):
     once = page(f"before\n{BEGIN}\nold\n{END}\nafter\n", found)
     assert once.startswith(f"before\n{BEGIN}\n") and once.endswith(f"{END}\nafter\n") and "old" not in once
     assert page(once, found) == once
-    with pytest.raises(ValueError, match="must have the markers"):
-        page("no markers", found)
+    for other in ("no markers", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n" * 2):
+        with pytest.raises(ValueError, match="must have one place between"):
+            page(other, found)
 
 
 def test_an_environment_is_made_once_and_again_when_its_requirements_change(monkeypatch, tmp_path):

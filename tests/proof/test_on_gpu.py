@@ -75,11 +75,10 @@ def test_large_cases_are_of_production_size(op):
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def stand_in():
     """torch.cuda as in a rehearsal."""
-    for name, value in rehearsal._CUDA.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(on_gpu, "device", lambda: "cpu")
+    with rehearsal.stand_in():
+        yield
 
 
 @pytest.mark.parametrize("check", [on_gpu.graph, on_gpu.streams])

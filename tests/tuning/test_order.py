@@ -14,7 +14,7 @@ from primer_fast.kernels.launch import CHIPS, Product
 from primer_fast.kernels.tunable import Variant
 from primer_fast.proof.targets import TARGETS
 from primer_fast.tuning import __main__ as tuning_main
-from primer_fast.tuning import order, portfolio, prune, record, search, session
+from primer_fast.tuning import order, portfolio, prune, search, session
 from primer_fast.tuning.__main__ import main
 from primer_fast.tuning.problems import Site, Unit
 from primer_fast.tuning.prune import Compiled
@@ -138,7 +138,7 @@ def called(tmp_path, *more):
 
 def test_what_became_of_each_problem_is_written(played, tmp_path, capsys):
     status, content = called(tmp_path, "--minutes", "4")
-    assert status == 0 and content["schema"] == record.SCHEMA and content["left_out"] == []
+    assert status == 0 and content["schema"] == "tune 1" and content["left_out"] == []
     assert {"torch", "source"} <= set(content["header"]) and [r["site"] for r in content["rows"]] == list(
         map(str, SITES)
     )
@@ -180,7 +180,7 @@ def test_what_had_no_time_is_named_and_gone_on_with(played, tmp_path):
 
 def test_a_lost_gpu_costs_one_problem(played, tmp_path, monkeypatch):
     def lose():
-        raise RuntimeError("an illegal memory access was encountered")
+        raise RuntimeError("an illegal access")
 
     played[SITES[1]] = lose
     with monkeypatch.context() as patch:
@@ -188,7 +188,7 @@ def test_a_lost_gpu_costs_one_problem(played, tmp_path, monkeypatch):
         patch.setattr(torch.cuda, "synchronize", lose)
         status, content = called(tmp_path)
     assert status == units.LOST and len(content["rows"]) == 2
-    assert content["rows"][1]["status"] == "failed: the GPU was lost: an illegal memory access was encountered"
+    assert content["rows"][1]["status"] == "failed: the GPU was lost: RuntimeError: an illegal access"
     del played[SITES[1]]
     status, content = called(tmp_path, "--resume")
     assert status == 1, "an earlier process failed in one"
@@ -219,12 +219,21 @@ def test_a_process_that_was_killed_costs_one_problem(played, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "must be JSON"), ('{"schema": "tune 0"}', 'must have the schema "tune 1"')]
+    ("content", "message"), [("{", "must be JSON"), ('{"schema": "tune 0"}', "schema must be one of")]
 )
 def test_only_its_own_files_are_gone_on_with(played, tmp_path, content, message, capsys):
     (tmp_path / "tune.json").write_text(content)
-    assert main(["--json", str(tmp_path / "tune.json"), "--resume"]) == 2 and message in capsys.readouterr().err
-    assert (tmp_path / "tune.json").read_text() == content
+    status, found = called(tmp_path, "--resume")
+    said = capsys.readouterr().err
+    assert status == 0 and len(found["rows"]) == len(SITES) and "not resumed" in said and message in said
+
+
+def test_what_another_run_found_is_not_gone_on_with(played, tmp_path, capsys):
+    called(tmp_path)
+    (tmp_path / "tune.begun").write_text(str(SITES[0]))
+    status, found = called(tmp_path, "--resume", "--small")
+    assert status == 0 and found["header"]["small"] and [r["status"] for r in found["rows"]] == ["2.00 x"] * 4
+    assert "other code or other sizes" in capsys.readouterr().err
 
 
 def test_wrong_calls(played, tmp_path, capsys):
