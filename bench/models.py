@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report.left_out = units.each(
             args.names, work, fail, done=tuple(done), budget=budget, expected=estimate,
-            marker=Path(args.json).with_suffix(".begun") if args.json else None, patience=patience,
+            marker=units.marker_of(Path(args.json)) if args.json else None, patience=patience,
         )  # fmt: skip
     except DeviceLost:
         return units.LOST
