@@ -27,13 +27,13 @@ verify: $(READY)  ## every case of every op, kernel against NumPy
 bench: $(READY)  ## pytest-benchmark's table of the ops
 	$(PYTHON) -m pytest bench --benchmark-only
 
-gpu: $(READY)  ## all that a GPU can tell in six minutes, into $(OUT); ARGS=--rehearse without one, --estimate for the time
+gpu: $(READY)  ## measure on a GPU for six minutes, into $(OUT); ARGS=--rehearse without one, --estimate for the time
 	$(PYTHON) -m primer_fast.bench.gpu --out $(OUT) $(ARGS)
 
-gpu-tune: $(READY)  ## the fastest settings for what is furthest from its target, in four minutes, into $(OUT)
+gpu-tune: $(READY)  ## search settings for the rows furthest below their targets, four minutes on a GPU, into $(OUT)
 	$(PYTHON) -m primer_fast.bench.gpu --only tune --out $(OUT) $(ARGS)
 
-keep: $(READY)  ## put what came back from the GPU, in $(FROM), in place: to be committed, or refused with every reason
+keep: $(READY)  ## check the files of make gpu or gpu-tune in $(FROM) and put them in place, to be committed
 	$(PYTHON) -m primer_fast.bench.keep $(FROM) $(ARGS)
 
 gpu-python: $(READY)  ## a Python with what a GPU machine has and no more: make gpu PYTHON=.versions/gpu/bin/python ARGS=--rehearse

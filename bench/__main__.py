@@ -20,7 +20,7 @@ from primer_fast.bench.units import LOST, DeviceLost
 
 _PASSES = {"forward": (FORWARD,), "backward": (FORWARD_BACKWARD,), "both": PASSES}
 _CPU_PRECISIONS = ("float32", "bfloat16")  # without --dtype: the others have no fast product on most CPUs
-_PATIENCE = 90.0  # seconds after which a group hangs; compilers take up to half of it
+_PATIENCE = 45.0  # seconds after which a group counts as hung; torch.compile may take half of it
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -107,12 +107,12 @@ def main(argv: list[str] | None = None) -> int:
 
     clock = clock_for(device)
     path = Path(args.json) if args.json else None
-    if args.resume and path is not None and path.exists():
-        found = report.load(path)
-        limits = ceilings.Ceilings(**found.header["ceilings"])
-    else:
+    header = environment.describe(device, args.small)
+    found = units.resumed(path, report.load, header) if args.resume and path is not None else None
+    if found is None:
         limits = ceilings.measure(device, precisions, clock, sizes=ceilings.SMALL if args.small else None)
-        found = Report(environment.describe(device) | {"measures": clock.measures, "ceilings": vars(limits)})
+        found = Report(header | {"measures": clock.measures, "ceilings": vars(limits)})
+    limits = ceilings.Ceilings(**found.header["ceilings"])
     print("\n".join(tables.header_lines(found)), flush=True)
 
     loaded = []
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
             found.save(path)
 
     budget = None if args.budget is None else args.budget - (time.monotonic() - began)
-    marker = None if path is None else path.with_suffix(".begun")
+    marker = None if path is None else units.marker_of(path)
     try:
         run(groups, measured, found, budget, after, marker=marker)
     except DeviceLost as error:
@@ -149,4 +149,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    units.leave(main())

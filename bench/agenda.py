@@ -31,6 +31,8 @@ AGENDA = (
     Entry("embedding", ("gpt2",)),
     Entry(_ATTENTION, ("decode_8k",), (FORWARD,)),
 )
+# The same as (op, case, precision, pass), one of each row
+ROWS = [(entry.op, case, entry.precision, p) for entry in AGENDA for case in entry.cases for p in entry.passes]
 
 
 def planned(
@@ -49,11 +51,5 @@ def planned(
     if device != "cuda":
         return others
     named = {(g.op.name, g.case.name, g.precision, g.pass_name): g for g in others}
-    first = [
-        named.pop(key)
-        for entry in AGENDA
-        for case in entry.cases
-        for pass_name in entry.passes
-        if (key := (entry.op, case, entry.precision, pass_name)) in named
-    ]
+    first = [named.pop(key) for key in ROWS if key in named]
     return first + list(named.values())

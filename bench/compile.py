@@ -6,7 +6,8 @@ them. What torch.compile makes of the rows that are timed first is compiled too,
 
 import argparse
 import contextlib
-import json
+import functools
+import importlib
 import multiprocessing
 import os
 import queue
@@ -21,18 +22,15 @@ import torch
 
 from primer_fast.bench import environment
 from primer_fast.bench import op as ops
-from primer_fast.bench.agenda import AGENDA, planned
-from primer_fast.bench.files import replace_text
+from primer_fast.bench.agenda import ROWS, planned
 from primer_fast.bench.measure import Group, prepared
 from primer_fast.bench.op import COMPILED, PASSES
-from primer_fast.bench.right import other_cases
+from primer_fast.bench.right import ORDER, other_cases
+from primer_fast.bench.stages import COMPILE, Stage
+from primer_fast.bench.units import leave
 from primer_fast.kernels.launch import Chip, chip
 from primer_fast.proof.production import Unit, compiled_launches, end_with_parent, plan
-from primer_fast.proof.verify import DTYPES
 
-SCHEMA = "compiled 1"
-_DTYPES = ("bfloat16", *(name for name in DTYPES if name != "bfloat16"))  # in the order in which they are timed
-_PEERS = sum(len(entry.cases) * len(entry.passes) for entry in AGENDA)  # rows that torch.compile is asked for
 _PEER_JOBS = 8  # each holds the tensors of a case on the GPU
 
 
@@ -59,9 +57,9 @@ def units_of(dtype: str, most: int | None = None) -> list[Unit]:
 
 def our_units(small: bool = False) -> list[Unit]:
     """All that is compiled of ours: what is timed or judged in bfloat16, other checks' cases, the other dtypes."""
-    dtypes, most = (_DTYPES[:1], 1) if small else (_DTYPES, None)
+    dtypes, most = (ORDER[:1], 1) if small else (ORDER, None)
     first, *others = [units_of(dtype, most) for dtype in dtypes]
-    first += [Unit(op, case, _DTYPES[0], "sm_90") for op, case in other_cases()[:most]]
+    first += [Unit(op, case, ORDER[0], "sm_90") for op, case in other_cases()[:most]]
     return [*first, *chain(*others)]
 
 
@@ -76,12 +74,30 @@ def both_ways(unit: Unit) -> list[Unit]:
     return [unit, alone] if unit.case.gradients else [unit]
 
 
+def _make_launcher(compiled) -> None:
+    """Up to 3.6, Triton compiles a C function for a kernel's signature at its first launch; have it beforehand."""
+    driver = importlib.import_module("triton.backends.nvidia.driver")
+    if compiled is not None and hasattr(driver, "make_launcher") and _has_utilities():
+        driver.CudaLauncher(compiled.src, compiled.metadata)
+
+
+@functools.cache
+def _has_utilities() -> bool:
+    """Load what a launcher needs of Triton's driver; without CUDA's library there is none, nor a GPU to launch on."""
+    with contextlib.suppress(AssertionError):
+        importlib.import_module("triton.backends.nvidia.driver").CudaUtils()
+        return True
+    return False
+
+
 def compile_unit(unit: Unit, gpu: Chip) -> Row:
     """Compile a unit both ways."""
     begin, count, errors = _core_seconds(), 0, []
     for one in both_ways(unit):
         launches, _, error = compiled_launches(one, gpu)
         count += len(launches)
+        for launch in launches:
+            _make_launcher(launch.compiled)
         errors += [error] if error else []
         errors += [f"{launch.kernel}: {launch.error}" for launch in launches if launch.error]
     return Row(f"{unit.op} {unit.case} {unit.dtype}", count, errors, _core_seconds() - begin)
@@ -90,16 +106,18 @@ def compile_unit(unit: Unit, gpu: Chip) -> Row:
 def peers(most: int | None = None) -> list[tuple[str, str, str, str]]:
     """The first rows of the benchmarks: op, case, precision and pass; at most so many."""
     groups = planned([ops.load(name) for name in ops.names()], ["bfloat16", "float32"], PASSES, "cuda")
-    return [group.row(COMPILED).group for group in groups[: _PEERS if most is None else most]]
+    return [group.row(COMPILED).group for group in groups[: len(ROWS) if most is None else most]]
 
 
 def compile_peer(op: str, case: str, precision: str, pass_name: str, small: bool) -> Row:
-    """What torch.compile makes of PyTorch's own op. Where it fails that is no error here: the benchmarks will tell."""
+    """What torch.compile makes of PyTorch's own op. A failure is no error here: the benchmarks will report it."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # this process is one of many that compile
     begin, declared = _core_seconds(), ops.load(op)
     declared = declared.with_smallest_case() if small else declared
     chosen = next((c for c in declared.gpu_cases if c.name == case), declared.gpu_cases[0])
     with contextlib.suppress(Exception):
         prepared(Group(declared, chosen, precision, pass_name, "cuda"), COMPILED)
+    torch.cuda.empty_cache()  # the other processes need the memory
     return Row(f"torch.compile {op} {case} {precision} {pass_name}", 0, [], _core_seconds() - begin)
 
 
@@ -113,10 +131,19 @@ def compile_program(small: bool) -> Row:
     return Row("torch.compile nanoGPT", 0, [], _core_seconds() - begin)
 
 
+def _begin(many: bool) -> None:
+    """In a worker; ``many`` short tasks wait for the few long ones, which would end last otherwise."""
+    end_with_parent()
+    if many:
+        os.nice(10)
+
+
 def compile_all(
     tasks: Sequence[Sequence[tuple]], jobs: Sequence[int], after: Callable[[Row], None], seconds: float
 ) -> list[str]:
     """Call every (name, function, *arguments) of each list in processes of its own, ``jobs`` of them, side by side.
+
+    Those of the first list, the many, give way to the others.
 
     Args:
         after: sees each Row as it comes; what a function raises is a Row with that error.
@@ -129,8 +156,8 @@ def compile_all(
     rows: queue.Queue[Row] = queue.Queue()
     context = multiprocessing.get_context("spawn")  # torch and Triton have threads: no fork
     with contextlib.ExitStack() as pools:
-        for some, count in zip(tasks, jobs, strict=True):
-            pool = pools.enter_context(context.Pool(min(count, max(len(some), 1)), end_with_parent))
+        for number, (some, count) in enumerate(zip(tasks, jobs, strict=True)):
+            pool = pools.enter_context(context.Pool(min(count, max(len(some), 1)), _begin, (number == 0,)))
             for name, function, *arguments in some:
 
                 def failed(error: BaseException, name: str = name) -> None:
@@ -154,36 +181,38 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=60.0, metavar="S", help="stop after S seconds (60)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes for our kernels (all cores)")
     parser.add_argument("--small", action="store_true", help="one case of each op, in bfloat16")
+    parser.add_argument("--resume", action="store_true", help="changes nothing: what was compiled is in the cache")
     args = parser.parse_args(argv)
     if args.jobs < 1 or args.budget <= 0:
         parser.error(f"--jobs and --budget must be positive; got {args.jobs} and {args.budget:g}")
     if not torch.cuda.is_available():
         print("bench.compile: this Python sees no CUDA GPU to compile for", file=sys.stderr)
         return 2
-    begin, gpu, rows = time.monotonic(), chip(), []
+    begin, gpu, report = time.monotonic(), chip(), Stage(COMPILE, environment.describe("cuda", args.small))
     ours = [(f"{u.op} {u.case} {u.dtype}", compile_unit, u, gpu) for u in our_units(args.small)]
     theirs: list[tuple] = [("torch.compile nanoGPT", compile_program, args.small)]  # the longest, so the first
     asked = peers(2 if args.small else None)
     theirs += [("torch.compile " + " ".join(row), compile_peer, *row, args.small) for row in asked]
-    content = {"schema": SCHEMA, "header": environment.describe("cuda"), "jobs": args.jobs}
+    report.beside = {"jobs": args.jobs, "launches": 0}
 
-    def save(left: list[str]) -> None:
-        counts = {"launches": sum(row.launches for row in rows), "seconds": round(time.monotonic() - begin, 1)}
-        text = json.dumps({**content, **counts, "rows": [asdict(row) for row in rows], "left_out": left}, indent=1)
-        replace_text(args.json, text)
+    def save() -> None:
+        report.beside["seconds"] = round(time.monotonic() - begin, 1)
+        report.save(args.json)
 
     def after(row: Row) -> None:
-        rows.append(row)
+        report.rows.append(asdict(row))
+        report.beside["launches"] += row.launches
         print(f"{time.monotonic() - begin:5.1f} s  {row.what}: {row.launches} launches", *row.errors, flush=True)
-        save([])
+        save()
 
     left = compile_all([ours, theirs], [args.jobs, _PEER_JOBS], after, args.budget - (time.monotonic() - begin))
-    save(left)
-    failed = sum(bool(row.errors) for row in rows)
-    launches, took = sum(row.launches for row in rows), time.monotonic() - begin
-    print(f"{launches} launches in {took:.0f} s; {failed} cases with errors; {len(left)} had no time")
+    report.left_out = left
+    save()
+    launches, seconds = (report.beside[name] for name in ("launches", "seconds"))
+    failed = sum(bool(row["errors"]) for row in report.rows)
+    print(f"{launches} launches in {seconds:.0f} s; {failed} cases with errors; {len(left)} had no time")
     return int(failed > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

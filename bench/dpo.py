@@ -18,6 +18,7 @@ import torch
 
 from primer_fast.bench import goals, memory
 from primer_fast.bench.op import OURS
+from primer_fast.bench.timing import wait
 from primer_fast.bench.trial import Trial
 from primer_fast.data.completions import encode_pairs
 from primer_fast.data.preferences import Preference
@@ -95,18 +96,14 @@ def compare(shape: Shape, steps: int, precomputed: bool, device: str = "cpu") ->
         losses: list[tuple[float, float]] = []
         peaks: dict[str, int | None] = {}
 
-        def wait() -> None:
-            if device == "cuda":
-                torch.cuda.synchronize()
-
         class Turns(transformers.TrainerCallback):
             def on_step_begin(self, *args, **rest):
                 self.resident = memory.begin(device) if state.step < SKIPPED else None
-                wait()
+                wait(device)
                 self.began = time.perf_counter()
 
             def on_step_end(self, *args, **rest):
-                wait()
+                wait(device)
                 seconds["trl"].append(time.perf_counter() - self.began)
                 if state.step < SKIPPED:
                     peaks["trl"] = memory.end(device, self.resident)
@@ -114,7 +111,7 @@ def compare(shape: Shape, steps: int, precomputed: bool, device: str = "cpu") ->
                 began = time.perf_counter()
                 rows = torch.arange(state.step * shape.pairs, (state.step + 1) * shape.pairs)
                 dpo.train_step(state, encoded[rows], reference[rows], config, steps)
-                wait()
+                wait(device)
                 seconds["ours"].append(time.perf_counter() - began)
                 if state.step <= SKIPPED:
                     peaks["ours"] = memory.end(device, resident)

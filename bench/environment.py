@@ -13,12 +13,17 @@ import triton
 
 import primer_fast
 from primer_fast import bench, kernels
+from primer_fast.kernels.tunable import TUNED
 
 STAND_IN = "Stand-in"  # the device's name in a rehearsal, see rehearsal.py
+_OF_A_RUN = ("device", "kind", "torch", "source", "small")
 
 
-def describe(device: str) -> dict:
-    """What a report's header says of "cpu" or "cuda" and the software; an entry that cannot be found out is None."""
+def describe(device: str, small: bool = False) -> dict:
+    """What a report's header says of "cpu" or "cuda" and the software; an entry that cannot be found out is None.
+
+    small: whether sizes are those of a rehearsal, which the header then says.
+    """
     name, details = _gpu() if device == "cuda" else _cpu()
     return {
         "device": name,
@@ -33,7 +38,13 @@ def describe(device: str) -> dict:
         "numpy": np.__version__,
         "commit": commit(),
         "source": source(),
-    }
+        "tuned": tuned(),
+    } | ({"small": True} if small else {})
+
+
+def same_run(header: dict, other: dict) -> bool:
+    """Whether what stands behind two headers may stand in one file: of one machine and source, of equal sizes."""
+    return all(header.get(key) == other.get(key) for key in _OF_A_RUN)
 
 
 def source() -> str:
@@ -45,6 +56,12 @@ def source() -> str:
             digest.update(f"{package.__name__} {path.relative_to(folder).as_posix()}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def tuned(folder: Path = TUNED) -> str | None:
+    """A digest of the settings that measurement has chosen; None where there are none."""
+    files = sorted(folder.glob("*.json"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16] if files else None
 
 
 def commit(repository: Path = Path(__file__).parent) -> str | None:

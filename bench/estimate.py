@@ -1,19 +1,19 @@
-"""How long each stage of `make gpu` will take on one H100, from what there is to do: told before a GPU is there.
+"""How long each stage of `make gpu` should take on one H100, computed without a GPU.
 
 Launches, rows and operations are counted. What a launch costs the compiler is measured; times of a GPU are assumed.
 """
 
 from primer_fast.bench import models, right
 from primer_fast.bench import op as ops
-from primer_fast.bench.agenda import AGENDA, planned
+from primer_fast.bench.agenda import ROWS, planned
 from primer_fast.bench.compile import both_ways, our_units
 from primer_fast.bench.gpu import SECONDS_PER_ROW
-from primer_fast.bench.measure import Group
+from primer_fast.bench.measure import HOST_MS, Group
 from primer_fast.bench.op import FORWARD, PASSES, PRECISIONS
 from primer_fast.bench.timing import MIN_ROUNDS, WARMUP_ROUNDS
 from primer_fast.proof.production import compiled_launches
 
-COMPILE = 0.24  # seconds of one core a launch on sm_90, its compilers included: 170 for 706, Triton 3.7.1
+COMPILE = 0.24  # seconds of one core for a launch: 706 took 170 on a machine of two cores, sm_90, Triton 3.7.1
 _STARTING = 8.0  # assumed: a process's imports, and the GPU's context
 _FLOPS, _BYTES = 4e14, 2e12  # assumed: a second, of 16-bit products and of memory
 _ROUND = 5e-4  # assumed: what flushing the cache and the host add to a call
@@ -42,20 +42,23 @@ def group_seconds(group: Group) -> float:
     flops = sum(group.op.flops(group.case)[p] for p in passes) * itemsize / 2
     moved = sum(group.op.bytes_moved(group.case, itemsize)[p] for p in passes)
     call = max(flops / _FLOPS, moved / _BYTES) + _ROUND
-    one = max(SECONDS_PER_ROW, MIN_ROUNDS * call) + (WARMUP_ROUNDS + 4) * call
+    host = 50 * call if call < HOST_MS / 1e3 else 0.0
+    one = max(SECONDS_PER_ROW, MIN_ROUNDS * call) + (WARMUP_ROUNDS + 4) * call + host
     return _GROUP + len(group.providers()) * one
 
 
-def lines(cores: int = 16) -> list[str]:
-    """A line for each stage."""
+def lines(cores: int) -> list[str]:
+    """A line for each stage, on a machine of so many cores."""
     count, checks = launches(), right.plan()
     rows = planned([ops.load(name) for name in ops.names()], PRECISIONS, PASSES, "cuda")
-    first = rows[: sum(len(entry.cases) * len(entry.passes) for entry in AGENDA)]
+    first = rows[: len(ROWS)]
     asked, everything = (_STARTING + sum(map(group_seconds, some)) for some in (first, rows))
-    programs = {name: models.estimate(name) for name in models.ON_GPU}
+    programs = models.ESTIMATES | {"gpt2_compiled": models.COMPILED_BEFORE}  # as the first stage leaves it
+    programs = {name: programs[name] for name in models.ON_GPU}
     named = ", ".join(f"{name} {seconds:.0f}" for name, seconds in programs.items())
+    compiling = _STARTING + count * COMPILE / cores
     return [
-        f"compile    {_STARTING + count * COMPILE / cores:4.0f} s: {count:,} launches in {cores} processes",
+        f"compile    {compiling:4.0f} s: {count:,} launches on {cores} cores, without those of torch.compile",
         f"right      {_STARTING + right.estimate(checks):4.0f} s: {len(checks)} checks",
         f"fast       {asked:4.0f} s: the {len(first)} rows of the agenda; all {len(rows)} rows: {everything:.0f} s",
         f"programs   {_STARTING + sum(programs.values()):4.0f} s: {named}",

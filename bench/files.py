@@ -1,4 +1,7 @@
-"""Files of results: what stands there is the old content or the new, never half of it."""
+"""Writing files of results: a reader finds the old content or the new, never half of either.
+
+Documents have places for results, between two comments.
+"""
 
 import os
 from collections.abc import Mapping
@@ -22,3 +25,15 @@ def replace_texts(texts: Mapping[Path, str]) -> None:
     finally:
         for written in temporary.values():
             written.unlink(missing_ok=True)
+
+
+def filled(document: str, begin: str, end: str, content: str) -> str:
+    """``document`` with ``content`` on lines of its own between two comments, in place of what was there.
+
+    Raises:
+        ValueError: the document has no such place, or more than one.
+    """
+    if (document.count(begin), document.count(end)) != (1, 1) or document.index(begin) > document.index(end):
+        raise ValueError(f"it must have one place between {begin} and {end}")
+    before, rest = document.split(begin)
+    return "\n".join([before + begin, content, end + rest.split(end)[1]])

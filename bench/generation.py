@@ -15,15 +15,15 @@ import torch
 from primer_fast.bench import goals
 from primer_fast.bench.memory import peak_bytes
 from primer_fast.bench.op import OURS
+from primer_fast.bench.peers import failure
 from primer_fast.bench.timing import rotated
 from primer_fast.bench.trial import NOT_AVAILABLE, OK, WRONG, Trial
-from primer_fast.bench.turns import failure
 from primer_fast.models.generation import generate
 from primer_fast.models.pretrained import load_gpt2
 from primer_fast.models.transformer import Transformer, TransformerConfig
 
 CACHE, GRAPH, NO_CACHE, TRANSFORMERS = "cache", "cache, CUDA graph", "no cache", "transformers"
-TIE = 1e-3  # of the logits' deviation: what is closer than this, rounding may put in either order
+TIE = 1e-3  # of the logits' standard deviation: two logits closer than this may come in either order
 AT_LEAST = {NO_CACHE: goals.CACHE, TRANSFORMERS: goals.TRANSFORMERS}  # our rate with the cache over theirs
 
 
@@ -96,7 +96,7 @@ def seconds(function, device) -> float:
 
 @torch.no_grad()
 def same_text(ours: Transformer, tokens: torch.Tensor, others: torch.Tensor) -> bool:
-    """(B, T), (B, T): equal, or each row parts where the model's two tokens are a tie but for rounding."""
+    """Whether two texts are equal, or part only where the two tokens' logits are a tie (see TIE)."""
     for row, other in zip(tokens, others, strict=True):
         if torch.equal(row, other):
             continue

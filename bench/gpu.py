@@ -1,11 +1,11 @@
-"""python -m primer_fast.bench.gpu --out DIR: what this GPU can tell, within a few minutes and without a question.
+"""python -m primer_fast.bench.gpu: measure all that is asked of a GPU, within a few minutes and without questions.
 
 The stages run one after another, the most important first: everything is compiled, every kernel is compared with
 PyTorch, then timed, then whole programs, then a checker of memory. Each is a process of its own with its own limit and
 its own file; one that fails or hangs does not stop the next. What is in DIR is whole at any moment: the stages' files,
 log.txt, and summary.md, which begins with the targets. ``--only tune`` searches launch settings instead, into
-DIR/tuned. ``--rehearse`` does all of it on a CPU, small, with a stand-in for the GPU. ``--estimate`` says how long each
-stage will take.
+DIR/tuned, with tune.md and tune.txt beside them. ``--rehearse`` does all of it on a CPU, small, with a stand-in for the
+GPU, in DIR/rehearsal. ``--estimate`` says how long each stage will take.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -27,10 +27,11 @@ from primer_fast.bench.units import LOST
 ROOT = Path(__file__).resolve().parent.parent
 LOG_BYTES = 8 << 20  # a compiler that prints its whole input can fill a disk
 MINUTES = {"gpu": 6.0, "tune": 4.0}
-SECONDS_PER_ROW = 0.1  # that each provider of a row is timed
+CORES = 16  # that an estimate assumes
+SECONDS_PER_ROW = 0.1  # for each provider of a row
 _CLOSING_SECONDS = 15  # kept from the total for ending the last stage and writing the summary
 _MARGIN = 8.0  # seconds that a stage is to end before its limit
-_RESTART = 15.0  # seconds without which starting a stage's process once more is of no use
+_RESTART = 15.0  # seconds: with less time left, a stage is not started again
 
 
 @dataclass(frozen=True)
@@ -71,23 +72,25 @@ class Outcome:
 
 
 def stages(out: Path, rehearsed: bool = False) -> list[Stage]:
-    """All stages of a run, in the order in which a failure matters; what one does not need is the next one's.
+    """All stages of a run, in the order in which a failure matters.
 
-    Of six minutes they have 60, 100, 100, 65 and 20 seconds at most.
+    If each uses all that it is given, they have 59, 103, 99, 59 and 25 seconds of six minutes. What a stage does not
+    use is left to those behind it.
     """
     seconds = "0.01" if rehearsed else f"{SECONDS_PER_ROW:g}"
     return [
         _stage(out, "compile", 0.17, "bench.compile", rehearsed),
         _stage(out, "right", 0.36, "bench.right", rehearsed, interpreted=True),
         _stage(out, "fast", 0.54, "bench", rehearsed, "--seconds-per-row", seconds),
-        _stage(out, "programs", 0.77, "bench.models", rehearsed, "--all"),
+        _stage(out, "programs", 0.7, "bench.models", rehearsed, "--all"),
         _stage(out, "sanitizer", 1.0, "bench.sanitizer", rehearsed),
     ]
 
 
-def tune_stage(out: Path, rehearsed: bool = False) -> Stage:
-    """The search for settings and variants."""
-    return _stage(out, "tune", 1.0, "tuning", rehearsed, "--out", str(out / "tuned"), interpreted=True)
+def tune_stage(out: Path, rehearsed: bool = False, report: Path | None = None) -> Stage:
+    """The search for settings and ways; ``report``: a fast.json that says what is furthest below its target."""
+    order = ("--from", str(report)) if report is not None else ()
+    return _stage(out, "tune", 1.0, "tuning", rehearsed, "--out", str(out / "tuned"), *order, interpreted=True)
 
 
 def _stage(
@@ -98,20 +101,24 @@ def _stage(
     return Stage(name, share, f"primer_fast.{module}", out / f"{name}.json", arguments, extra, rehearsed)
 
 
-def run_all(todo: list[Stage], out: Path, seconds: float, header: dict) -> list[Outcome]:
+def run_all(
+    todo: list[Stage], out: Path, seconds: float, header: dict, names: summary.Names = summary.MEASURED
+) -> list[Outcome]:
     """Run the stages one after another within ``seconds`` in all; the summary is rewritten after each."""
     end = time.monotonic() + seconds - min(_CLOSING_SECONDS, seconds / 10)
     outcomes: list[Outcome] = []
-    summary.save(out, header, outcomes)
+    summary.save(out, header, outcomes, names)
     for stage in todo:
         limit = stage.share * (end - time.monotonic())
         if limit < 1:
             outcomes.append(Outcome(stage.name, "not started: no time was left", 0.0))
         else:
             print(f"{stage.name}: at most {limit:.0f} s ...", flush=True)
-            outcomes.append(run_stage(stage, out / summary.LOG, limit))
+            outcomes.append(run_stage(stage, out / names.log, limit))
         print(f"{stage.name}: {outcomes[-1].status}, {outcomes[-1].seconds:.0f} s", flush=True)
-        summary.save(out, header, outcomes)
+        summary.save(out, header, outcomes, names)
+    for left in (*out.glob("*.begun"), *out.glob(".*.json.*")):  # of a stage that was killed
+        left.unlink(missing_ok=True)
     return outcomes
 
 
@@ -147,7 +154,7 @@ def _run_process(
     try:
         process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | extra, stdout=stream, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_listen,
+            stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_accept_interrupt,
         )  # fmt: skip
     except OSError as error:
         return f"not started: {error}", None
@@ -160,7 +167,7 @@ def _run_process(
         _end(process, grace)
 
 
-def _listen() -> None:
+def _accept_interrupt() -> None:
     """In the child: what runs in a shell's background inherits that SIGINT is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -173,7 +180,8 @@ def _end(process: subprocess.Popen, grace: float) -> None:
             process.wait(grace)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):  # one that waits in the driver may outlive this
+        process.wait(10)
 
 
 def _shorten(log: Path) -> None:
@@ -206,34 +214,50 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", choices=[*names, "tune"], metavar="STAGE", help=f"of {', '.join(names)}, tune; each longer"
     )
+    parser.add_argument(
+        "--from", dest="report", type=Path, metavar="FILE", help="the fast.json whose worst rows the search begins with"
+    )
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: the same, small, on a stand-in")
     parser.add_argument("--estimate", action="store_true", help="say how long each stage will take, and run none")
     args = parser.parse_args(argv)
-    if args.estimate:
-        from primer_fast.bench import estimate  # it reads every stage, which a run on a GPU has no time for
-
-        print("\n".join(estimate.lines()))
-        return 0
     tunes = args.only == ["tune"]
     minutes = args.minutes if args.minutes is not None else MINUTES["tune" if tunes else "gpu"]
     if minutes <= 0:
         parser.error(f"--minutes must be positive; got {minutes:g}")
+    if args.estimate:
+        return _estimate(minutes if tunes else None)
     if not torch.cuda.is_available() and not args.rehearse:
         print("bench.gpu: this Python sees no CUDA GPU; --rehearse runs the same stages without one", file=sys.stderr)
         return 2
-    out = args.out.resolve()
+    out = args.out.resolve() / ("rehearsal" if args.rehearse else "")  # which may replace no measured file
     out.mkdir(parents=True, exist_ok=True)
-    todo = [*stages(out, args.rehearse), tune_stage(out, args.rehearse)]
+    measured = out / "fast.json"
+    report = args.report.resolve() if args.report else measured if measured.exists() else None
+    todo = [*stages(out, args.rehearse), tune_stage(out, args.rehearse, report)]
     todo = [stage for stage in todo if stage.name in (args.only or names)]
-    for name in (*(stage.leaves.name for stage in todo), summary.LOG, summary.PAGE):  # an older run's results must not
-        (out / name).unlink(missing_ok=True)  # pass for this one's
+    if args.only:
+        todo[-1] = replace(todo[-1], share=1.0)
+    pages = summary.TUNED if tunes else summary.MEASURED
+    for name in (*(stage.leaves.name for stage in todo), *pages):  # an older run's results must not pass for this one's
+        (out / name).unlink(missing_ok=True)
     for marker in out.glob("*.begun"):
         marker.unlink()
     os.environ.update(writable_home())
     header = environment.describe("cpu" if args.rehearse else "cuda")
-    outcomes = run_all(todo, out, 60 * minutes, header)
-    print("\n" + summary.text(out, header, outcomes, brief=True))
+    outcomes = run_all(todo, out, 60 * minutes, header, pages)
+    print("\n" + summary.text(out, header, outcomes, pages, brief=True))
     return int(not all(outcome.passed for outcome in outcomes))
+
+
+def _estimate(minutes: float | None) -> int:
+    """Print how long the stages take, or with ``minutes`` how much of the search fits into them."""
+    if minutes is not None:
+        options = ["--estimate", "--minutes", f"{minutes:g}", "--jobs", str(CORES)]
+        return subprocess.run([sys.executable, "-m", "primer_fast.tuning", *options]).returncode
+    from primer_fast.bench import estimate  # it reads every stage, which a run on a GPU has no time for
+
+    print("\n".join(estimate.lines(CORES)))
+    return 0
 
 
 if __name__ == "__main__":

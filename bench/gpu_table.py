@@ -1,7 +1,8 @@
 """What the documents say of speed on a GPU, made from what is committed: places between two HTML comments."""
 
 from primer_fast.bench import scoreboard
-from primer_fast.bench.agenda import AGENDA
+from primer_fast.bench.agenda import ROWS
+from primer_fast.bench.files import filled
 from primer_fast.bench.report import Report
 from primer_fast.bench.results import Results
 from primer_fast.bench.scoreboard import Line
@@ -12,7 +13,6 @@ from primer_fast.bench.verdicts import newest_ops, newest_trials
 BEGIN = "<!-- GPU figures: `make keep` writes what stands between here and the next comment -->"
 END = "<!-- end of the GPU figures -->"
 NOTHING = "Not measured on a GPU yet: no run on one is committed."
-_ROWS = {(entry.op, case, entry.precision, p) for entry in AGENDA for case in entry.cases for p in entry.passes}
 
 
 def refreshed(document: str, results: Results, whole: bool) -> str:
@@ -21,10 +21,7 @@ def refreshed(document: str, results: Results, whole: bool) -> str:
     Raises:
         ValueError: the document has no such place, or more than one.
     """
-    if (document.count(BEGIN), document.count(END)) != (1, 1) or document.index(BEGIN) > document.index(END):
-        raise ValueError(f"it must have one place between {BEGIN} and {END}")
-    before, _, rest = document.partition(BEGIN)
-    return "\n".join([before + BEGIN, "\n\n".join(_parts(results, whole)), END + rest.partition(END)[2]])
+    return filled(document, BEGIN, END, "\n\n".join(_parts(results, whole)))
 
 
 def _parts(results: Results, whole: bool) -> list[str]:
@@ -39,8 +36,8 @@ def _parts(results: Results, whole: bool) -> list[str]:
         reports = [f.content for f in newest_ops(results) if f.machine == machine and f in results.of_gpus()]
         lines = [*_of_ops(reports), *_of_programs(results, machine)]
         parts += [scoreboard.markdown(line for _, line in (lines if whole else _worst(lines)))] if lines else []
-        if missing := _ROWS - {row.group for report in reports for row in report.rows}:
-            parts.append(f"Not measured: {len(missing)} of the {len(_ROWS)} cases of single ops that come first.")
+        if missing := set(ROWS) - {row.group for report in reports for row in report.rows}:
+            parts.append(f"Not measured: {len(missing)} of the {len(ROWS)} cases of single ops that come first.")
     return parts or [NOTHING]
 
 
@@ -52,7 +49,7 @@ def _right(stage: Stage) -> str:
 
 def _of_ops(reports: list[Report]) -> list[tuple[tuple, Line]]:
     """The rows of the agenda, each with what tells its target from the others'."""
-    groups = [(report.header, group) for report in reports for group in report.groups() if group[0].group in _ROWS]
+    groups = [(report.header, group) for report in reports for group in report.groups() if group[0].group in ROWS]
     return [
         ((row.op, row.precision, row.pass_name, line.target), line)
         for header, (row, *others) in groups

@@ -117,7 +117,7 @@ def _standing(path: Path) -> dict:
 def _merge_tuned(found: Found, root: Path, wrong: dict[str, str], made: Plan, reasons: list[str]) -> None:
     """The tuned file that there will be: an entry of this run takes the place of its bucket's.
 
-    Ops share choices, so an entry is judged by the one that tune.json names beside it.
+    Several ops may share a choice. An entry is judged by the op that tune.json names for it.
     """
     path = root / "kernels" / "tuned" / f"{gpu_of(found.header)}.json"
     try:
@@ -162,7 +162,7 @@ def _leave_out(found: Found, wrong: dict[str, str], said: list[str]) -> None:
 def _rests_on(name: str, wrong: dict[str, str]) -> str:
     """Why an op or a program is left out; "" if it is not.
 
-    What right.json tries beside ops and programs, as a training step, may concern any program.
+    A failed check that belongs to no op, such as a training step, counts against every program.
     """
     every = set(ops.names())
     known = {name.removeprefix("call of ")} if name.startswith("call of ") else OPS_OF.get(name, every)
@@ -207,9 +207,11 @@ def main(argv: list[str] | None = None) -> int:
     """The exit status is 0, or 1 if it refused, or 2 for a wrong call."""
     first, *_, last = __doc__.split("\n\n")
     parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.keep", description=f"{first} {last}")
-    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="what came back from the GPU")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="the folder that `make gpu` wrote")
     parser.add_argument("--partly", action="store_true", help="leave out what rests on an op that was not right")
-    parser.add_argument("--root", type=Path, metavar="DIR", default=results.FOLDER.parents[1], help="of the checkout")
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", default=results.FOLDER.parents[1], help="the checkout to write to"
+    )
     args = parser.parse_args(argv)
     if args.folder is not None and not args.folder.is_dir():
         parser.error(f"FOLDER must be a folder; got {args.folder}")

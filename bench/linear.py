@@ -70,7 +70,7 @@ OP = Op(
         Target(f"versus {EAGER}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(512)),
         Target(f"versus {COMPILED}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(512)),
         Target(f"versus {PRODUCT}", at_least=0.97, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(4096)),
-        *(  # the passes over memory that fusion saves are the smaller a part, the longer the sums are
+        *(  # the longer the sums, the smaller the part of the time that fusion saves
             Target(f"versus {COMPILED}", at_least=gain, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=where)
             for gain, where in ((1.1, _sums(1, 2048)), (1.05, _sums(2049, 8191)), (1, _sums(8192)))
         ),

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from primer_fast.bench.ceilings import Ceilings, matmul_precision
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, PRECISIONS, Op, part_pass
-from primer_fast.bench.peers import NotAvailable
+from primer_fast.bench.peers import failure
 from primer_fast.bench.report import Row, judged
-from primer_fast.bench.timing import Clock, Timing, apart, ratio, time_interleaved
-from primer_fast.bench.units import DeviceLost
+from primer_fast.bench.timing import Clock, Timing, apart, ratio, time_interleaved, wait
 from primer_fast.reference.case import Case
 
 _AGAIN = "the same again"  # A/A: our provider a second time
+HOST_MS = 2.0  # of a call that takes the device longer, the host's time says nothing
 
 
 @dataclass
@@ -78,15 +78,17 @@ def measure_group(
         for name, timing in timings.items():
             if isinstance(timing, Exception) and name in contenders:
                 contenders[name].failure = _failed(timing, group.device)
-        host_us = {name: clock.host_us(c.call) for name, c in contenders.items() if not c.failure}
+        short = [n for n, t in timings.items() if isinstance(t, Timing) and t.median_ms < HOST_MS and n in contenders]
+        host_us = {name: clock.host_us(contenders[name].call) for name in short if not contenders[name].failure}
     return _rows(group, contenders, timings, host_us, ceilings, sum(t.nbytes for t in arrays.values()))
 
 
 def prepared(group: Group, provider: str) -> tuple[Callable[[], object], dict[str, str]]:
     """One provider's call, already compiled and compared with eager; its status and reason if it must not be timed."""
-    arrays = _arrays(group)
-    contenders = _contenders(group, arrays, dict.fromkeys((EAGER, provider)))
-    _check(group, contenders, arrays)
+    with matmul_precision(PRECISIONS[group.precision]):  # Inductor's cache has an entry for each
+        arrays = _arrays(group)
+        contenders = _contenders(group, arrays, dict.fromkeys((EAGER, provider)))
+        _check(group, contenders, arrays)
     return contenders[provider].call, contenders[provider].failure
 
 
@@ -184,7 +186,7 @@ def _called(contender: _Contender, device: str) -> tuple[Tensor, ...] | None:
     """The contender's tensors, or None where it failed, which is noted in it."""
     try:
         outputs = contender.call()
-        _synchronize(device)
+        wait(device)
         return outputs
     except Exception as error:
         contender.failure = _failed(error, device)
@@ -192,23 +194,7 @@ def _called(contender: _Contender, device: str) -> tuple[Tensor, ...] | None:
 
 
 def _failed(error: Exception, device: str) -> dict[str, str]:
-    first_line = (str(error).strip().splitlines() or [""])[0][:300]
-    kind = "not installed" if isinstance(error, ModuleNotFoundError) else type(error).__name__
-    try:
-        _synchronize(device)
-    except Exception as lost:
-        raise DeviceLost(f"{kind}: {first_line}") from lost
-    if device == "cuda":
-        torch.cuda.empty_cache()  # what an out-of-memory error left behind
-    if isinstance(error, NotAvailable):
-        return {"status": "not available", "reason": first_line}
-    status = "not available" if isinstance(error, ModuleNotFoundError) else "failed"
-    return {"status": status, "reason": f"{kind}: {first_line}"}
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    return dict(zip(("status", "reason"), failure(error, device), strict=True))
 
 
 def relative_error(outputs: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> float:
@@ -266,7 +252,7 @@ def _rows(
             high_ms=timing.high_ms,
             samples=len(timing.samples),
             exposed=timing.exposed,
-            host_us=host_us[name],
+            host_us=host_us.get(name),
             error=contender.error,
             rate=work / timing.median_ms,
             unit=unit,

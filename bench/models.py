@@ -24,12 +24,12 @@ from primer_fast.bench import environment, generation, trial, units
 from primer_fast.bench.dpo_step import dpo_step, dpo_trl
 from primer_fast.bench.loss_head import loss_head
 from primer_fast.bench.op import OURS
+from primer_fast.bench.peers import failure
 from primer_fast.bench.ppo_step import ppo_step
 from primer_fast.bench.supervised_step import cnn, mlp
 from primer_fast.bench.to_accuracy import cnn_99, mlp_99
 from primer_fast.bench.transformer_step import COMPILED, characters, compile_nanogpt, gpt2, gpt2_compiled
 from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, OK, Trial, TrialReport
-from primer_fast.bench.turns import failure
 from primer_fast.bench.units import DeviceLost
 from primer_fast.bench.wrappers import wrappers
 
@@ -57,12 +57,12 @@ PARTS: dict[str, Part] = {
     "generation": texts, "loss_head": loss_head, "wrappers": wrappers,
     "gpt2_compiled": gpt2_compiled, "mlp_99": mlp_99, "cnn_99": cnn_99, "dpo_trl": dpo_trl,
 }  # fmt: skip
-# What `make gpu` asks, the most important first. See ``order`` for where the second has not been compiled before.
+# What `make gpu` asks, the most important first; ``order`` moves gpt2_compiled to the end while it is not compiled yet.
 ON_GPU = (
-    "gpt2", "gpt2_compiled", "cnn_99", "mlp_99", "dpo", "ppo", "wrappers", "loss_head", "nanogpt", "generation",
+    "gpt2", "ppo", "cnn_99", "dpo", "gpt2_compiled", "mlp_99", "generation", "wrappers", "nanogpt", "loss_head",
 )  # fmt: skip
-# Seconds on one H100 with kernels compiled before, by reckoning; none has been measured. Of each about 2 s are the
-# model's set-up, and a provider is timed for 1 s; a GPT-2 step of 12 x 1024 tokens takes 26 ms (llm.c: 468k tokens/s).
+# Estimated seconds on one H100 with all kernels compiled. None is measured. About 2 s of each are the model's set-up,
+# and a provider is timed for 1 s; a GPT-2 step of 12 x 1024 tokens takes 26 ms (llm.c: 468k tokens/s).
 ESTIMATES: dict[str, float] = {
     "gpt2": 9.0,  # three providers, each some 15 steps besides
     "gpt2_compiled": 50.0,  # nanoGPT's train.py calls its compilation "a ~minute"
@@ -76,7 +76,7 @@ ESTIMATES: dict[str, float] = {
     "generation": 20.0,  # 3 x 256 tokens: 3 ms each with a cache, 3 without, 10 by transformers, whose import is 5 s
     "mlp": 30.0, "cnn": 30.0, "dpo_trl": 60.0,  # torch.compile; two trainers
 }  # fmt: skip
-COMPILED_BEFORE = 20.0  # gpt2_compiled after --warm: what Inductor made is read, the model is traced again
+COMPILED_BEFORE = 20.0  # gpt2_compiled after --warm: Inductor's cache is read, and the model is traced again
 SUBJECTS = {
     "gpt2_compiled": "gpt2",
     "mlp_99": "mlp",
@@ -84,13 +84,12 @@ SUBJECTS = {
     "dpo_trl": "dpo",
 }  # what the trials of a part are called
 NO_TIME = "no time was left"
-PATIENCE = {"cuda": 75.0, "cpu": threading.TIMEOUT_MAX}  # seconds after which a part counts as hung
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.models", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of " + ", ".join(PARTS))
-    parser.add_argument("--all", action="store_true", help="those of a GPU: " + ", ".join(ON_GPU))
+    parser.add_argument("--all", action="store_true", help="the programs that `make gpu` runs: " + ", ".join(ON_GPU))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, metavar="S", help="about as long as a program is timed (5; GPU: 1)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
@@ -150,19 +149,18 @@ def begun(args: argparse.Namespace, command: str) -> TrialReport:
 
     "done" in its header are the parts tried, and the seconds that each took.
     """
-    header = trial.header(args.device, command) | {"done": {}} | ({"small": True} if args.small else {})
-    if args.resume and Path(args.json).exists():
-        try:
-            found = trial.load(args.json)
-        except ValueError as error:
-            print(f"bench: not resumed: {error}", file=sys.stderr)
-        else:
-            same = ("device", "kind", "torch", "source", "small")
-            if isinstance(found.header.get("done"), dict) and all(found.header.get(k) == header.get(k) for k in same):
-                found.trials = [t for t in found.trials if t.reason != NO_TIME]
-                return found
-            print(f"bench: not resumed: {args.json} is of another machine or other code", file=sys.stderr)
-    return TrialReport(header)
+    header = trial.header(args.device, command, args.small) | {"done": {}}
+    found = units.resumed(Path(args.json), _tried, header) if args.resume else None
+    if found is not None:
+        found.trials = [t for t in found.trials if t.reason != NO_TIME]
+    return found or TrialReport(header)
+
+
+def _tried(path: Path) -> TrialReport:
+    found = trial.load(path)
+    if not isinstance(found.header.get("done"), dict):
+        raise ValueError(f"{path} does not say which parts were tried")
+    return found
 
 
 def warm(small: bool) -> None:
@@ -179,7 +177,7 @@ def _warmed() -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status is 0; 1 if one of ours failed or was wrong; 2 for a wrong call; units.LOST: call --resume."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    begin, argv = time.monotonic(), sys.argv[1:] if argv is None else list(argv)
     args = parse(argv)
     if backend.interpreting and not args.small:
         print("bench: TRITON_INTERPRET is set, and the time of an interpreter says nothing; unset it", file=sys.stderr)
@@ -211,10 +209,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     def fail(name: str, reason: str) -> None:
         note(name, [Trial(SUBJECTS.get(name, name), "all", OURS, FAILED, reason)])
 
+    def patience(name: str) -> float:
+        return 15 + 2 * estimate(name) if args.device == "cuda" else threading.TIMEOUT_MAX
+
+    budget = None if args.budget is None else args.budget - (time.monotonic() - begin)
     try:
         report.left_out = units.each(
-            args.names, work, fail, done=tuple(done), budget=args.budget, expected=estimate,
-            marker=Path(args.json).with_suffix(".begun") if args.json else None, patience=PATIENCE[args.device],
+            args.names, work, fail, done=tuple(done), budget=budget, expected=estimate,
+            marker=units.marker_of(Path(args.json)) if args.json else None, patience=patience,
         )  # fmt: skip
     except DeviceLost:
         return units.LOST
@@ -228,4 +230,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    units.leave(main())

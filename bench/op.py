@@ -112,7 +112,7 @@ class Op:
         return [*chosen, *(part_pass(part) for part in self.parts if FORWARD_BACKWARD in chosen)]
 
     def with_smallest_case(self) -> "Op":
-        """This op with one case on any device, the one in which nothing but the call takes time."""
+        """This op with its smallest case alone, on any device."""
         return replace(self, gpu_cases=self.cpu_cases[-1:], cpu_cases=self.cpu_cases[-1:])
 
     def cases(self, device: str) -> Sequence[Case]:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from primer_fast.bench.trial import FAILED, NOT_AVAILABLE
+from primer_fast.bench.units import check_device, first_line, told
 from primer_fast.functional.activation import apply_plain
 from primer_fast.functional.linear_log_prob import linear_log_prob_plain
 from primer_fast.functional.scaled_dot_product_attention import scaled_dot_product_attention_plain
@@ -25,6 +27,21 @@ MOST_SCORES = 8 << 30  # bytes of attention's scores that "math" may hold
 
 class NotAvailable(Exception):
     """A provider that cannot run here or does not compute this; the message says why."""
+
+
+def failure(error: Exception, device: str = "cpu") -> tuple[str, str]:
+    """Status and reason of a provider that raised.
+
+    Raises:
+        DeviceLost: the GPU takes no more work.
+    """
+    if device == "cuda":
+        check_device(told(error))
+    if isinstance(error, NotAvailable):
+        return NOT_AVAILABLE, first_line(error)
+    if isinstance(error, ModuleNotFoundError):
+        return NOT_AVAILABLE, f"not installed: {first_line(error)}"
+    return FAILED, told(error)
 
 
 def _on_cuda(tensor: Tensor, who: str) -> None:

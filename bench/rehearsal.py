@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 import torch._dynamo  # before the stand-in: it wants to know each function of torch.cuda by one name
@@ -47,8 +48,9 @@ class _OnCpu(TorchFunctionMode):
 class Operators(TorchDispatchMode):
     """Runs and keeps every operator that is called inside, as the capture of a CUDA graph keeps kernels.
 
-    ``undo`` makes the tensors from before what they were: a capture runs nothing. ``replay`` calls the operators again
-    on the same tensors. Like a graph it runs no Python, so a number that the host had computed stays the first.
+    ``undo`` restores the tensors that were there before, because capturing a graph runs nothing. ``replay`` calls the
+    operators again on the same tensors. Like a graph it runs no Python, so a number that Python computed during the
+    capture keeps its first value.
     """
 
     def __init__(self):
@@ -164,6 +166,7 @@ def _uncompiled(function=None, **options):
     return function if function is not None else lambda decorated: decorated
 
 
+_FOR_GOOD = contextlib.ExitStack()  # never left
 _STREAM = _Stream()
 _CUDA = {
     "is_available": lambda: True, "is_initialized": lambda: True, "init": _nothing, "device_count": lambda: 1,
@@ -184,26 +187,34 @@ _CUDA = {
 }  # fmt: skip
 
 
-def install() -> None:
-    """Put the stand-in in CUDA's place, in this process, for good."""
-    torch.set_num_threads(1)  # what is rehearsed is small
-    for name, value in _CUDA.items():
-        setattr(torch.cuda, name, value)
-    torch.Generator = _Generator  # type: ignore[misc]
-    torch.compile = _uncompiled
-    if not backend.interpreting:
-        triton.runtime.driver.set_active(StandInDriver(TARGETS["sm_90"]))
+@contextlib.contextmanager
+def stand_in():
+    """Inside, the stand-in is in CUDA's place; Triton's driver is not its business."""
     from primer_fast.train.cuda_graphs import CudaGraph
 
-    CudaGraph.device_type, CudaGraph.rate = "cpu", torch.float64  # what fused optimizers of a CPU read
     run = threading.Thread.run
 
     def run_on_cpu(thread: threading.Thread) -> None:  # a mode is its thread's own
         with _OnCpu():
             run(thread)
 
-    threading.Thread.run = run_on_cpu  # type: ignore[method-assign]
-    _OnCpu().__enter__()
+    cuda_graph = {"device_type": "cpu", "rate": torch.float64}  # what fused optimizers of a CPU read
+    with (
+        mock.patch.multiple(torch.cuda, **_CUDA),
+        mock.patch.multiple(torch, Generator=_Generator, compile=_uncompiled),
+        mock.patch.multiple(CudaGraph, **cuda_graph),
+        mock.patch.object(threading.Thread, "run", run_on_cpu),
+        _OnCpu(),
+    ):
+        yield
+
+
+def install() -> None:
+    """Put the stand-in in CUDA's place, in this process, for good."""
+    torch.set_num_threads(1)  # what is rehearsed is small
+    if not backend.interpreting:
+        triton.runtime.driver.set_active(StandInDriver(TARGETS["sm_90"]))
+    _FOR_GOOD.enter_context(stand_in())
 
 
 def main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""A folder that came back from `make gpu` or `make gpu-tune`: its files, and whether they are to be trusted."""
+"""A folder that `make gpu` or `make gpu-tune` wrote: its files, and whether they are to be trusted."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 from primer_fast.bench import environment, report, stages, trial
 from primer_fast.bench.op import OURS
 from primer_fast.bench.stages import COMPILE, TUNE, Stage
+from primer_fast.kernels.launch import file_name
 from primer_fast.kernels.tunable import FIGURES, Bucket, read_tuned
 
 FAST, PROGRAMS = "fast", "programs"
@@ -88,8 +89,8 @@ def _checked_tuned(content: dict) -> dict:
 
 
 def gpu_of(header: dict) -> str:
-    """The name of a GPU's files, as kernels.launch makes it."""
-    return "_".join(str(header["device"]).lower().split())
+    """The name of a GPU's files."""
+    return file_name(str(header["device"]))
 
 
 def elsewhere(found: Found) -> list[str]:

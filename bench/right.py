@@ -1,40 +1,35 @@
-"""python -m primer_fast.bench.right: is every kernel right on this GPU, at its real sizes, and what only a GPU shows.
+"""python -m primer_fast.bench.right --json FILE: is every kernel right on this GPU, at its real sizes?
 
-Values in bfloat16 come first, then graphs, streams, threads and layouts, then the other dtypes.
+What only a GPU shows is checked too. Values in bfloat16 come first, then graphs, streams, threads and layouts, then the
+other dtypes.
 """
 
 import argparse
 import gc
 import importlib
-import json
-import os
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
-from primer_fast.bench import environment, sanitized
-from primer_fast.bench.files import replace_text
+from primer_fast.bench import environment, sanitized, stages
 from primer_fast.bench.recorded_step import MODELS, recorded_step
-from primer_fast.bench.units import LOST, DeviceLost, each
+from primer_fast.bench.stages import RIGHT, Stage
+from primer_fast.bench.units import LOST, DeviceLost, check_device, each, leave, marker_of, resumed, told
 from primer_fast.proof import native, on_gpu
 from primer_fast.proof.native import ATTENTION, Row
 from primer_fast.proof.verify import DTYPES, device, ops
 from primer_fast.reference.case import Case
 
-SCHEMA = "right 1"
 VALUES, LAYOUTS, SECOND, GRAPH = "values", "layouts", "second GPU", "graph"
-HEADER_KEYS = ("device", "kind", "date", "torch", "triton", "python", "source")
 _ON_USUAL_CASES = (GRAPH, "streams", "threads")
 _FIRST = "bfloat16"
-_ORDER = (_FIRST, *(name for name in DTYPES if name != _FIRST))
+ORDER = (_FIRST, *(name for name in DTYPES if name != _FIRST))  # of dtypes, where time is short
 _TRAINING, _ANY = "training step", "any"  # in the place of an op
-_PATIENCE = 60.0  # seconds after which a unit counts as hung
+_PATIENCE = 20.0  # seconds after which a unit counts as hung
 _OTHER_SECONDS = 0.4  # assumed: a check that is not of values
 
 
@@ -53,67 +48,9 @@ class Unit(NamedTuple):
         return Row(self.check, self.op, self.case.name, self.dtype, passed=passed, reason=reason)
 
 
-@dataclass
-class Report:
-    """What was tried on one machine, and what had no time."""
-
-    header: dict
-    rows: list[Row] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-    def tried(self) -> set[str]:
-        """Names of the units that have rows."""
-        return {" ".join((row.check, row.op, row.case, row.dtype)) for row in self.rows}
-
-    def save(self, path: str | Path) -> None:
-        """Write JSON; a reader never sees half a file."""
-        rows = [row.as_dict() for row in self.rows]
-        content = {"schema": SCHEMA, "header": self.header, "rows": rows, "left_out": self.left_out}
-        replace_text(path, json.dumps(content, indent=1, allow_nan=False))
-
-
-def load(path: str | Path) -> Report:
-    """Read a report and check it.
-
-    Raises:
-        ValueError: not JSON, another schema, a missing header entry, an unknown or missing column, a row that failed
-            and does not say why or by how much.
-    """
-    try:
-        data = json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"right {path}: must be JSON; {error}") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"right {path}: schema must be {SCHEMA!r}; got {found!r}")
-    header, rows, left_out = data.get("header"), data.get("rows"), data.get("left_out")
-    if not (isinstance(header, dict) and isinstance(rows, list) and isinstance(left_out, list)):
-        raise ValueError(f"right {path}: must have a header, rows and left_out; got {', '.join(data)}")
-    if missing := [key for key in HEADER_KEYS if key not in header]:
-        raise ValueError(f"right {path}: header must have {', '.join(HEADER_KEYS)}; missing {', '.join(missing)}")
-    return Report(header, [_checked(path, number, row) for number, row in enumerate(rows)], left_out)
-
-
-def _checked(path: str | Path, number: int, data: dict) -> Row:
-    def refuse(what: str) -> ValueError:
-        return ValueError(f"right {path}: row {number} {what}")
-
-    if not isinstance(data, dict):
-        raise refuse(f"must be a set of columns; got {data!r}")
-    if unknown := sorted(set(data) - {f.name for f in fields(Row)}):
-        raise refuse(f"has unknown columns: {', '.join(unknown)}")
-    try:
-        row = Row(**data)
-    except TypeError as error:
-        raise refuse(f"is not a row: {error}") from error
-    if row.passed not in (True, False, None):
-        raise refuse(f"must have passed true, false or null; got {row.passed!r}")
-    figures = row.error is not None and row.budget is not None
-    if row.passed is not True and not (row.reason or figures):
-        raise refuse("has not passed, so it must say why, or have an error and a budget")
-    if row.passed and figures and row.error > row.budget:
-        raise refuse(f"has passed, so its error must be within its budget; got {row.error} and {row.budget}")
-    return row
+def tried(rows: Iterable[dict]) -> set[str]:
+    """Names of the units that have rows."""
+    return {" ".join((row["check"], row["op"], row["case"], row["dtype"])) for row in rows}
 
 
 def plan(names: Iterable[str] = (), small: bool = False) -> list[Unit]:
@@ -125,7 +62,7 @@ def plan(names: Iterable[str] = (), small: bool = False) -> list[Unit]:
     chosen, names = list(names), list(names) or ops()
     if unknown := [name for name in names if name not in ops()]:
         raise ValueError(f"right: op must be one of {', '.join(ops())}; got {', '.join(unknown)}")
-    values = {dtype: _values(names, dtype, small) for dtype in _ORDER}
+    values = {dtype: _values(names, dtype, small) for dtype in ORDER}
     others = _on_gpu(names, small)
     others += [] if chosen else [Unit(GRAPH, _TRAINING, Case(name, "a model's", {}), _FIRST) for name in MODELS]
     return [*values.pop(_FIRST), *others, *(unit for some in values.values() for unit in some)]
@@ -184,7 +121,7 @@ def rows_of(unit: Unit, small: bool) -> list[Row]:
     Raises:
         DeviceLost: the GPU takes no more work.
     """
-    begin, broken = time.perf_counter(), False
+    begin, error = time.perf_counter(), None
     try:
         if unit.op == _TRAINING:
             rows = recorded_step(unit.case.name, device(), small)
@@ -192,18 +129,12 @@ def rows_of(unit: Unit, small: bool) -> list[Row]:
             rows = [unit.row(on_gpu.no_second_gpu(), passed=None)]
         else:
             rows = on_gpu.CHECKS[unit.check](unit.op, unit.case, DTYPES[unit.dtype])
-    except Exception as error:
-        first_line = (str(error).strip().splitlines() or [""])[0][:300]
-        rows = [unit.row(f"{type(error).__name__}: {first_line}")]
-        broken = True
-    if broken:
+    except Exception as raised:
+        error = told(raised)
+        rows = [unit.row(error)]
+    if error:
         gc.collect()  # the error's traceback held tensors
-    if torch.cuda.is_available():
-        try:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-        except Exception as lost:
-            raise DeviceLost(rows[0].reason or str(lost).splitlines()[0]) from lost
+    check_device(error)
     for row in rows:
         row.seconds = round((time.perf_counter() - begin) / len(rows), 4)
     return rows
@@ -238,14 +169,13 @@ def main(argv: list[str] | None = None) -> int:
         where, units = device(), plan(args.ops, args.small)
     except (RuntimeError, ValueError) as error:
         parser.error(str(error))
-    if args.resume and args.json.exists():
-        report = load(args.json)
-    else:
-        report = Report(environment.describe(where))
+    header = environment.describe(where, args.small)
+    before = resumed(args.json, partial(stages.load, kind=RIGHT), header) if args.resume else None
+    report = before or Stage(RIGHT, header)
     print(f"{len(units)} units; on an H100 about {estimate(units):.0f} s", flush=True)
 
     def record(unit: Unit, rows: list[Row]) -> None:
-        report.rows += rows
+        report.rows += [row.as_dict() for row in rows]
         report.save(args.json)
         print(line(unit, rows), flush=True)
 
@@ -255,20 +185,17 @@ def main(argv: list[str] | None = None) -> int:
         report.left_out = each(
             units, lambda unit: record(unit, rows_of(unit, args.small)),
             lambda unit, reason: record(unit, [unit.row(reason)]),
-            done=report.tried(), marker=args.json.with_suffix(".begun"), budget=budget, patience=_PATIENCE,
+            done=tried(report.rows), marker=marker_of(args.json), budget=budget, patience=_PATIENCE,
         )  # fmt: skip
     except DeviceLost as error:
         print(f"right: the GPU was lost: {error}", file=sys.stderr)
         status = LOST
-        report.left_out = [str(unit) for unit in units if str(unit) not in report.tried()]
+        report.left_out = [str(unit) for unit in units if str(unit) not in tried(report.rows)]
     report.save(args.json)
-    failed = sum(row.passed is False for row in report.rows)
+    failed = sum(map(stages.wrong, report.rows))
     print(f"{len(report.rows)} results, {failed} wrong, {len(report.left_out)} units had no time")
     return status or int(failed > 0)
 
 
 if __name__ == "__main__":
-    if (status := main()) == LOST:
-        sys.stdout.flush()
-        os._exit(status)  # to take down what is on a lost GPU would end the process with another status
-    sys.exit(status)
+    leave(main())

@@ -1,4 +1,4 @@
-"""python -m primer_fast.bench.sanitized: every kernel once on small sizes, for a tool that looks on.
+"""python -m primer_fast.bench.sanitized: every kernel once on small sizes, to be run under compute-sanitizer.
 
 It says where it is, so that a tool that was stopped has said how far it came.
 """
@@ -17,7 +17,7 @@ from primer_fast.reference.case import Case
 ONE_PASS = "heads_last"  # of attention: with the backward of one pass
 _HEADS = {"query": (1, 4, 1, 32), "key": (1, 2, 700, 32), "value": (1, 2, 700, 32)}
 DECODE = Case("decode", "a query and many keys, no gradients", _HEADS, {"enable_gqa": True}, gradients=False)
-# By op, the most suspicious first: moved by descriptors and masked, by pointers, gathered, in rows
+# By op, those that most likely fail first: moved by descriptors and masked, by pointers, gathered, in rows
 CASES = {
     ATTENTION: ("heads_last", "head_odd", "lengths_causal", "mask_of_keys"),
     "linear": ("edges_aligned", "below_tile", "long_reduction"),
@@ -40,7 +40,7 @@ def cases(small: bool = False) -> list[tuple[str, Case]]:
 def _run(op: str, case: Case, how: str = "") -> None:
     print(f"at {op} {case} {how}".rstrip(), flush=True)
     where = device()
-    arrays = draw(op, case, torch.bfloat16, "cpu")  # there, since every kernel of PyTorch's takes its time too
+    arrays = draw(op, case, torch.bfloat16, "cpu")  # on the CPU: the sanitizer slows PyTorch's own kernels as well
     upstream = tuple(t.to(where) for t in run(op, case, arrays, plain=True)[1])
     run(op, case, {name: t.to(where) for name, t in arrays.items()}, upstream)
     if where == "cuda":

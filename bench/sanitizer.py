@@ -6,7 +6,6 @@ is kept.
 """
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -14,24 +13,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from shutil import which
 
 import torch
 
-from primer_fast.bench import environment
-from primer_fast.bench.files import replace_text
+from primer_fast.bench import environment, stages, units
+from primer_fast.bench.stages import ERRORS, FAILED, NOT_AVAILABLE, PASSED, SANITIZER, STOPPED, Stage
 
-SCHEMA = "sanitizer 1"
 PROGRAM = "compute-sanitizer"
-PASSED, ERRORS, STOPPED, FAILED, NOT_AVAILABLE = "passed", "errors", "stopped", "failed", "not available"
-STATUSES = (PASSED, ERRORS, STOPPED, FAILED, NOT_AVAILABLE)
-HEADER_KEYS = ("device", "kind", "date", "torch", "triton", "python", "source")
-TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}  # PyTorch asks for what a driver may not have
-_SHARES = {"memcheck": 0.5, "racecheck": 1.0}  # of the time that is left when it begins
+# PyTorch probes for driver functions that may be missing
+TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
+_BOTH = 30.0  # seconds that are worth dividing: starting PyTorch under a tool alone takes some ten
 _GRACE = 3.0  # seconds for the tool to end when it is asked to
 _LINES = 40
 
@@ -49,56 +45,6 @@ class Row:
     errors: int | None = None
     lines: list[str] = field(default_factory=list)
     seconds: float = 0.0
-
-
-@dataclass
-class Report:
-    """What the tools found on one machine."""
-
-    header: dict
-    rows: list[Row] = field(default_factory=list)
-
-    def save(self, path: str | Path) -> None:
-        """Write JSON; a reader never sees half a file."""
-        content = {"schema": SCHEMA, "header": self.header, "rows": [asdict(row) for row in self.rows]}
-        replace_text(path, json.dumps(content, indent=1, allow_nan=False))
-
-
-def load(path: str | Path) -> Report:
-    """Read a report and check it.
-
-    Raises:
-        ValueError: not JSON, another schema, a missing header entry, an unknown or missing column or status, a number
-            of errors that does not fit the status.
-    """
-    try:
-        data = json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"sanitizer {path}: must be JSON; {error}") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"sanitizer {path}: schema must be {SCHEMA!r}; got {found!r}")
-    if not (isinstance(data.get("header"), dict) and isinstance(data.get("rows"), list)):
-        raise ValueError(f"sanitizer {path}: must have a header and rows; got {', '.join(data)}")
-    if missing := [key for key in HEADER_KEYS if key not in data["header"]]:
-        raise ValueError(f"sanitizer {path}: header must have {', '.join(HEADER_KEYS)}; missing {', '.join(missing)}")
-    return Report(data["header"], [_checked(path, number, row) for number, row in enumerate(data["rows"])])
-
-
-def _checked(path: str | Path, number: int, data: dict) -> Row:
-    def refuse(what: str) -> ValueError:
-        return ValueError(f"sanitizer {path}: row {number} {what}")
-
-    if not isinstance(data, dict) or set(data) != {f.name for f in fields(Row)}:
-        raise refuse(f"must have {', '.join(f.name for f in fields(Row))}; got {data!r}")
-    row = Row(**data)
-    if row.status not in STATUSES:
-        raise refuse(f"must have a status of {', '.join(STATUSES)}; got {row.status!r}")
-    if (row.status == PASSED and row.errors != 0) or (row.status == ERRORS and not row.errors):
-        raise refuse(f"is {row.status!r}, which does not go with errors {row.errors!r}")
-    if row.status not in (PASSED, STOPPED) and not row.lines:
-        raise refuse(f"is {row.status!r}, so it must say why")
-    return row
 
 
 def read_output(tool: str, text: str, code: int | None, seconds: float) -> Row:
@@ -129,7 +75,7 @@ def run_tool(tool: str, program: str, limit: float, small: bool) -> Row:
     """Run the cases of bench/sanitized.py under a tool, for at most ``limit`` seconds."""
     command = [program, "--tool", tool, *TOOLS[tool], sys.executable, "-u", "-m", "primer_fast.bench.sanitized"]
     command += ["--small"] if small else []
-    # Each tensor in an allocation of its own, or what lies beside it would belong to another
+    # Without PyTorch's cache each tensor has its own allocation, so that reading past its end is seen
     environ = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     begin, code = time.monotonic(), None
     with tempfile.TemporaryFile("w+", errors="replace") as output:
@@ -162,30 +108,24 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.budget <= 0:
         parser.error(f"--budget must be positive; got {args.budget:g}")
-    if args.resume and args.json.exists():
-        report = load(args.json)
-    else:
-        report = Report(environment.describe("cuda" if torch.cuda.is_available() else "cpu"))
+    header = environment.describe("cuda" if torch.cuda.is_available() else "cpu", args.small)
+    before = units.resumed(args.json, partial(stages.load, kind=SANITIZER), header) if args.resume else None
+    report = before or Stage(SANITIZER, header)
     program = which(PROGRAM)
-    for tool in _missing(report.rows):
+    tried = {row["tool"] for row in report.rows}
+    for tool in (tool for tool in TOOLS if tool not in tried):
         left = args.budget - (time.monotonic() - begin)
         if program is None:
             row = Row(tool, NOT_AVAILABLE, lines=[f"{PROGRAM} is not on the PATH"])
         else:
-            row = run_tool(tool, program, _SHARES[tool] * left - _GRACE, args.small)
-        report.rows.append(row)
+            share = 0.5 if tool == "memcheck" and left >= _BOTH else 1.0
+            row = run_tool(tool, program, max(share * left - _GRACE, 0.5), args.small)
+        report.rows.append(asdict(row))
         report.save(args.json)
-        print(
-            "\n".join([f"{tool}: {row.status}, {row.errors or 0} errors, {row.seconds:.0f} s", *row.lines]), flush=True
-        )
+        print("\n".join([f"{stages.tool_line(report.rows[-1])}, {row.seconds:.0f} s", *row.lines]), flush=True)
     report.save(args.json)
-    return int(any(row.status in (ERRORS, FAILED) for row in report.rows))
-
-
-def _missing(rows: Iterable[Row]) -> list[str]:
-    there = {row.tool for row in rows}
-    return [tool for tool in TOOLS if tool not in there]
+    return int(any(row["status"] in (ERRORS, FAILED) for row in report.rows))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    units.leave(main())

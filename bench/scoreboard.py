@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from primer_fast.bench.agenda import AGENDA
+from primer_fast.bench.agenda import ROWS
 from primer_fast.bench.op import FORWARD, OURS
 from primer_fast.bench.report import Report, Row
 from primer_fast.bench.tables import number
@@ -29,7 +29,7 @@ class Line(NamedTuple):
 
 def of_ops(report: Report) -> list[Line]:
     """The targets of single ops, those of the agenda first, in its order."""
-    order = {(e.op, case, e.precision, p): i for i, e in enumerate(AGENDA) for case in e.cases for p in e.passes}
+    order = {key: place for place, key in enumerate(ROWS)}
     groups = sorted(report.groups(), key=lambda rows: order.get(rows[0].group, len(order)))
     return [
         Line(_name(rows[0]), readable(target["what"]), target["value"], _ratio(target), target["met"], _fastest(rows))

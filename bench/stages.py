@@ -4,14 +4,19 @@
 there was no time for.
 """
 
+import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from primer_fast.bench.files import replace_text
+
 KINDS = RIGHT, COMPILE, SANITIZER, TUNE = "right", "compile", "sanitizer", "tune"
-HEADER_KEYS = ("device", "kind", "date", "torch", "triton", "python")
+HEADER_KEYS = ("device", "kind", "date", "torch", "triton", "python", "source")
+PASSED, ERRORS, STOPPED, FAILED, NOT_AVAILABLE = "passed", "errors", "stopped", "failed", "not available"
+TOOL_STATUSES = (PASSED, ERRORS, STOPPED, FAILED, NOT_AVAILABLE)  # of a row of ``sanitizer``
 
 
 class Schema(NamedTuple):
@@ -30,22 +35,41 @@ SCHEMAS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stage:
     """One stage's file. ``beside``: the numbers of the whole stage, by name."""
 
     kind: str  # RIGHT, COMPILE, SANITIZER or TUNE
     header: dict
-    rows: list[dict]
-    beside: dict[str, float]
-    left_out: list[str]
+    rows: list[dict] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    beside: dict[str, float] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON; a reader never sees half a file."""
+        schema = next(name for name, schema in SCHEMAS.items() if schema.kind == self.kind)
+        content = {"schema": schema, "header": self.header, **self.beside, "rows": self.rows, "left_out": self.left_out}
+        replace_text(path, json.dumps(content, indent=1, allow_nan=False))
+
+
+def load(path: str | Path, kind: str) -> Stage:
+    """``parse`` of a file of one kind, with its errors; a file that is not JSON is a ValueError too."""
+    try:
+        data = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: must be JSON; {error}") from error
+    stage = parse(data, path)
+    if stage.kind != kind:
+        raise ValueError(f"{path}: it must be of the stage {kind}; its schema is that of {stage.kind}")
+    return stage
 
 
 def parse(data: dict, where: str | Path) -> Stage:
     """A stage from what was read as JSON.
 
     Raises:
-        ValueError: another schema; no header, or one without an entry; no rows, or one without a column.
+        ValueError: another schema; no header, or one without an entry; no rows, or one without a column or whose
+            columns contradict each other.
     """
     schema = SCHEMAS.get(str(data.get("schema"))) if isinstance(data, dict) else None
     if schema is None:
@@ -62,10 +86,32 @@ def parse(data: dict, where: str | Path) -> Stage:
             raise ValueError(f"{where}: row {number} must have {', '.join(sorted(schema.row))}; missing {missing}")
         if strange := [key for key in sorted(schema.figures) if not isinstance(row.get(key), int | float | None)]:
             raise ValueError(f"{where}: row {number}: {strange[0]} must be a number or null; got {row[strange[0]]!r}")
+        if wrong_form := _contradiction(schema.kind, row):
+            raise ValueError(f"{where}: row {number}: {wrong_form}")
+    left_out = data.get("left_out", [])
+    if not (isinstance(left_out, list) and all(isinstance(name, str) for name in left_out)):
+        raise ValueError(f"{where}: left_out must be names; got {left_out!r}")
     beside = {name: data.get(name) for name in sorted(schema.beside)}
     if wrong := [name for name, value in beside.items() if not isinstance(value, int | float)]:
         raise ValueError(f"{where}: must have the numbers {', '.join(beside)}; got none for {', '.join(wrong)}")
-    return Stage(schema.kind, header, rows, beside, data.get("left_out", []))
+    return Stage(schema.kind, header, rows, left_out, beside)
+
+
+def _contradiction(kind: str, row: dict) -> str:
+    """What cannot be in a row that has all its columns; "" if it can."""
+    if kind == RIGHT:
+        error, budget, passed = row["error"], row["budget"], row["passed"]
+        if passed not in (True, False, None):
+            return f"passed must be true, false or null; got {passed!r}"
+        if passed and None not in (error, budget) and not error <= budget:
+            return f"it has passed, so its error must be within its budget; got {error} and {budget}"
+    if kind == SANITIZER:
+        status, errors = row["status"], row["errors"]
+        if status not in TOOL_STATUSES:
+            return f"status must be one of {', '.join(TOOL_STATUSES)}; got {status!r}"
+        if (status == PASSED and errors != 0) or (status == ERRORS and not errors):
+            return f"it is {status!r}, which does not go with errors {errors!r}"
+    return ""
 
 
 def failures(stage: Stage) -> list[str]:
@@ -73,9 +119,10 @@ def failures(stage: Stage) -> list[str]:
     if stage.kind == RIGHT:
         return [line(row) for row in stage.rows if wrong(row)]
     if stage.kind == COMPILE:
-        return [f"{row['what']} does not compile{_first(row['errors'])}" for row in stage.rows if row["errors"]]
+        return [f"{row['what']} does not compile: {error}" for row in stage.rows for error in row["errors"]]
     if stage.kind == SANITIZER:
-        return [f"{row['tool']}: {row['errors']} errors{_first(row['lines'])}" for row in stage.rows if row["errors"]]
+        found = [row for row in stage.rows if row["errors"]]
+        return [f"{row['tool']}: {row['errors']} errors{_first('; '.join(row['lines'][:3]))}" for row in found]
     return [f"{row['op']} tuned, {row['site']}: {row['status']}" for row in stage.rows if failed(row)]
 
 
@@ -85,7 +132,7 @@ def wrong(row: dict) -> bool:
 
 
 def failed(row: dict) -> bool:
-    """Whether a row of ``tune`` says that the settings in use are wrong or hang; want of memory says nothing."""
+    """Whether a row of ``tune`` says that the settings in use are wrong or hang. Out of memory is not counted."""
     return row["status"].startswith("failed") and "OutOfMemory" not in row["status"]
 
 
@@ -97,6 +144,12 @@ def name_of(row: dict) -> str:
 def line(row: dict) -> str:
     """A row of ``right``: what it is about, and its error or the reason that there is none."""
     return f"{name_of(row)}: {_why(row)}"
+
+
+def tool_line(row: dict) -> str:
+    """A row of ``sanitizer``: its status with the number of errors, or with the reason that nothing was counted."""
+    counted = _first(row["lines"]) if row["errors"] is None else f", {row['errors']} errors"
+    return f"{row['tool']}: {row['status']}{counted}"
 
 
 def worst_first(rows: Iterable[dict]) -> list[dict]:

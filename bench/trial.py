@@ -90,9 +90,9 @@ class TrialReport:
         replace_text(path, json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False))
 
 
-def header(device: str, command: str) -> dict:
+def header(device: str, command: str, small: bool = False) -> dict:
     """The machine and the software, the command that measures, and how busy the machine is before it does."""
-    return environment.describe(device) | {"command": command, "load_before": os.getloadavg()[0]}
+    return environment.describe(device, small) | {"command": command, "load_before": os.getloadavg()[0]}
 
 
 def parse(data: dict, where: str | Path) -> TrialReport:

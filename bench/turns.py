@@ -9,10 +9,9 @@ from torch import Tensor
 
 from primer_fast.bench.memory import peak_bytes
 from primer_fast.bench.op import OURS
-from primer_fast.bench.peers import NotAvailable
+from primer_fast.bench.peers import failure
 from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, time_interleaved
-from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, WRONG, Goal, Trial
-from primer_fast.bench.units import DeviceLost
+from primer_fast.bench.trial import OK, WRONG, Goal, Trial
 from primer_fast.train.cuda_graphs import WARM_UP
 
 COMPARED = 4  # steps whose losses must agree before anything is timed
@@ -50,9 +49,11 @@ def take_turns(
             count = compared if not small else min(compared, WARM_UP + 1) if provider == OURS else 1
             for _ in range(count - 1):
                 run()
-            peak = peak_bytes(run, device)  # of the last, in which ours would record a CUDA graph, and take its memory
+            peak = peak_bytes(run, device)  # of the last step: ours may record a CUDA graph in it, which takes memory
             first, ours = _numbers(losses[provider]), _numbers(losses[OURS])[:compared]
             apart = _apart(first, ours)
+            if provider == OURS and not math.isfinite(apart):
+                raise RuntimeError("a loss of ours is no number")
             scale = max(abs(loss) for loss in ours)
             if not apart <= tolerance * scale:
                 trials[provider].status = WRONG
@@ -76,29 +77,13 @@ def take_turns(
         trial.time([ms / 1e3 for ms in timing.samples], [ms / 1e3 for ms in timings[OURS].samples], work)
         found = _numbers(losses[provider])
         trial.loss, trial.loss_difference = found[-1], None if provider == OURS else _apart(found, ours)
-        if provider in goals:
+        if not all(map(math.isfinite, found)):  # which JSON cannot say
+            trial.status, trial.reason, trial.loss = WRONG, "a loss is no number", None
+        if not math.isfinite(trial.loss_difference or 0.0):
+            trial.loss_difference = None
+        if provider in goals and trial.status == OK:
             trial.targets.append(goals[provider].judged(trial.versus))
     return list(trials.values())
-
-
-def failure(error: Exception, device: str = "cpu") -> tuple[str, str]:
-    """Status and reason of a provider that raised.
-
-    Raises:
-        DeviceLost: the GPU takes no more work.
-    """
-    first_line = (str(error).strip().splitlines() or [""])[0][:300]
-    if device == "cuda":
-        try:
-            torch.cuda.synchronize()
-        except Exception as lost:
-            raise DeviceLost(f"{type(error).__name__}: {first_line}") from lost
-        torch.cuda.empty_cache()  # what an out-of-memory error left behind
-    if isinstance(error, NotAvailable):
-        return NOT_AVAILABLE, first_line
-    if isinstance(error, ModuleNotFoundError):
-        return NOT_AVAILABLE, f"not installed: {first_line}"
-    return FAILED, f"{type(error).__name__}: {first_line}"
 
 
 class _QueueClock(WallClock):

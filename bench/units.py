@@ -6,20 +6,88 @@ starts another, which goes on with the next unit.
 """
 
 import os
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
+
+import torch
+
+from primer_fast.bench import environment
 
 Unit = TypeVar("Unit")  # anything whose str() names it
+Report = TypeVar("Report")  # of a stage, with its ``header``
 LOST = 3  # exit status of a process that cannot go on
 
 
 class DeviceLost(RuntimeError):
     """The GPU takes no more work in this process, so nothing after this can be measured in it."""
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """Of an exception's message, cut short."""
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+def check_device(reason: str | None = None) -> None:
+    """Wait for the GPU, if this process uses one, and give back the memory that an error left behind.
+
+    Raises:
+        DeviceLost: it takes no more work; the message is ``reason``, or what the GPU says now.
+    """
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+    except Exception as lost:
+        raise DeviceLost(reason or told(lost)) from lost
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with the exit status of its ``main``.
+
+    To take down what is on a lost GPU would end it with another, so the interpreter's shutdown is left out then.
+    """
+    if status == LOST:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def marker_of(path: Path) -> Path:
+    """The marker of ``each`` beside a stage's file."""
+    return path.with_suffix(".begun")
+
+
+def resumed(path: Path, load: Callable[[Path], Report], header: dict) -> Report | None:
+    """What an earlier process of the same run has left, or None; a file of another run is not gone on with.
+
+    Args:
+        load: reads it; a ValueError says why it cannot.
+        header: of this run, see environment.same_run.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = load(path)
+        if environment.same_run(found.header, header):
+            return found
+        reason = f"{path} is of another machine, other code or other sizes"
+    except ValueError as error:
+        reason = str(error)
+    print(f"bench: not resumed: {reason}", file=sys.stderr)
+    marker_of(path).unlink(missing_ok=True)  # it is of that run too
+    return None
 
 
 def each(
@@ -31,7 +99,7 @@ def each(
     marker: Path | None = None,
     budget: float | None = None,
     expected: Callable[[Unit], float] | None = None,
-    patience: float = 60.0,
+    patience: float | Callable[[Unit], float] = 60.0,
     now: Callable[[], float] = time.monotonic,
 ) -> list[str]:
     """Call ``work(unit)`` for each unit in turn; return the names of those for which there was no time.
@@ -42,9 +110,10 @@ def each(
             along.
         done: names of units that an earlier process has tried.
         marker: a file that names the unit at work. Where an earlier process left one, it ended in that unit.
-        budget: seconds for all; a unit is begun only if the longest of the last few would still fit, or
-        expected: where it is given, the seconds that it says of the unit; a shorter unit may then fit after a longer.
-        patience: seconds after which a unit counts as hung. Then ``fail`` is called and the process ends.
+        budget: seconds for all. A unit is begun only if it would still end in time: by ``expected(unit)`` where that
+            is given, else by the longest of the last six.
+        patience: seconds, of all units or by unit, after which one counts as hung. Then ``fail`` is called and the
+            process ends.
 
     Raises:
         DeviceLost: ``work`` raised it; ``fail`` has been called.
@@ -58,15 +127,17 @@ def each(
                 tried.add(died)
         marker.unlink(missing_ok=True)
     left = [unit for unit in left if str(unit) not in tried]
-    begin, recent = now(), deque([0.0], maxlen=6)  # not all of them: the very first also starts compilers
+    begin, recent = now(), deque([0.0], maxlen=6)  # the last six: the very first unit also starts compilers
     passed: list[str] = []
     for number, unit in enumerate(left):
         started = now()
         if budget is not None and started - begin + (max(recent) if expected is None else expected(unit)) > budget:
+            if expected is None:  # nor will any other fit
+                return [str(other) for other in left[number:]]
             passed.append(str(unit))
             continue
         try:
-            with _watched(unit, fail, marker, patience):
+            with _watched(unit, fail, marker, patience(unit) if callable(patience) else patience):
                 work(unit)
         except DeviceLost as error:
             fail(unit, f"the GPU was lost: {error}")

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".versions"
 PAGE = ROOT / "docs" / "versions.md"
 TESTS = ["pytest==9.1.1", "pytest-xdist==3.8.0", "setuptools"]
-# What a machine with a GPU was found to have; no more than that, so that a rehearsal misses what it will miss.
+# A machine with few packages: what it lacks, a rehearsal under these versions lacks too.
 GPU = ["torch==2.11.0", "triton==3.6.0", "numpy>=2.3,<2.6", "transformers==5.17.*", "hypothesis", "rich", "matplotlib"]
 GPU += ["safetensors", "tokenizers"]
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
+from primer_fast.bench.files import filled
+
 PINNED = "pinned"  # the column that the others are compared with
 BEGIN, END = "<!-- make versions: begin -->", "<!-- make versions: end -->"
 _SHOWN = 12  # launches in the table of the largest changes
@@ -94,13 +96,9 @@ def page(text: str, found: dict[str, Summary]) -> str:
     """A page with the tables between its markers, in place of those that were there.
 
     Raises:
-        ValueError: the page lacks the markers.
+        ValueError: the page lacks the markers, or has them twice or the wrong way round.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"versions: the page must have the markers {BEGIN} and {END}; it has not")
-    return f"{before}{BEGIN}\n\n{tables(found)}\n\n{END}{after}"
+    return filled(text, BEGIN, END, f"\n{tables(found)}\n")
 
 
 def tables(found: dict[str, Summary]) -> str:

@@ -6,13 +6,13 @@ import torch.nn.functional as torch_F
 from primer_fast import functional as F
 from primer_fast.bench import goals
 from primer_fast.bench.op import EAGER, OURS
+from primer_fast.bench.peers import failure
 from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, quartiles, time_interleaved
 from primer_fast.bench.trial import Trial
-from primer_fast.bench.turns import failure
 
 
 class _HostClock(WallClock):
-    """A GPU: the host's time to queue a call. The queue is short enough never to block, and empty when it begins."""
+    """Host time to queue a call on a GPU. The queue is empty at first and too short to fill up."""
 
     def __init__(self, calls: int):
         self.calls = calls
@@ -26,7 +26,10 @@ class _HostClock(WallClock):
 
 
 def pairs(device: str, small: bool = True) -> dict[str, tuple]:
-    """By op: our call and torch's, without arguments; tiny tensors, or such as keep a GPU for microseconds."""
+    """By op: our call and torch's, without arguments.
+
+    ``small``: tiny tensors, otherwise ones that occupy a GPU for microseconds.
+    """
     draw = torch.Generator().manual_seed(0)
 
     def normal(*shape):

@@ -9,8 +9,8 @@ from triton.runtime.jit import JITFunction
 class Entry(JITFunction):
     """A kernel whose every launch says that a product and a sum may become one instruction.
 
-    That is Triton's default up to 3.9, which warns that 3.10 has another: said here, there is no warning and no other
-    numbers.
+    Triton up to 3.9 does so by default, and 3.9 warns that 3.10 will not. Saying it avoids the warning and keeps the
+    numbers the same.
     """
 
     def __getitem__(self, grid):

@@ -55,6 +55,11 @@ def assume_chip(arch: str | Chip):
         _assumed = before
 
 
+def file_name(device: str) -> str:
+    """What the files of a GPU are called, from the name that its driver gives it."""
+    return "_".join(device.lower().split())
+
+
 @functools.cache
 def _active_chip(device: int) -> Chip:
     driver = triton.runtime.driver.active
@@ -65,7 +70,7 @@ def _active_chip(device: int) -> Chip:
     name = properties.get("name") or torch.cuda.get_device_name(device)  # stand-in drivers know theirs
     return Chip(
         arch,
-        "_".join(name.lower().split()),
+        file_name(name),
         properties["multiprocessor_count"],
         properties["max_shared_mem"],
         *_RATES[known],
@@ -260,7 +265,7 @@ def dot_precision(gpu: Chip, precision: str) -> str:
 
 
 def passes(dot: str, itemsize: int) -> int:
-    """Tensor-core products per product, by dot_precision: float32 is split into tf32 parts for three of them."""
+    """How many tensor-core products make one product: three for float32 split into TF32 parts, otherwise one."""
     return 3 if dot == "tf32x3" and itemsize == 4 else 1
 
 

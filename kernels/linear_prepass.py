@@ -23,7 +23,7 @@ from .tile import backpropagate
 from .tunable import Bucket, Variants
 
 _TILE, _WARPS, _STAGES = 2048, 4, 3  # elements of a tile: 16 a thread
-_NARROW = 1024  # the same where rows do not lie on 16 bytes: each address is in a register
+_NARROW = 1024  # the same where rows do not start on 16-byte boundaries: addresses then take a register each
 _BESIDE = 4  # programs for each processor
 
 
@@ -42,7 +42,7 @@ backward_choice = Variants(
     "linear_backward",
     lambda p: Bucket.of(p.M, p.N, p.K, item=p.itemsize, passes=p.passes, sums=p.sums),
     {"fused": lambda gpu, p: True, "prepass": lambda gpu, p: min(p.M, p.N, p.K) > 0},
-    # Estimated to gain where N and K are at least 2048 and to lose elsewhere; a model alone does not change a default
+    # A roofline model says prepass gains where N and K are at least 2048. It is not measured, so the default stays.
     lambda gpu, p: "fused",
     reach=1,
 )  # fmt: skip

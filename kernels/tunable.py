@@ -7,7 +7,8 @@ run never fails for a file that an editor or another version left.
 
 There are two kinds of choices. Settings are numbers: tile sizes, warps, stages. Variants are ways to compute the same,
 and their only setting is a name: {"variant": "prepass"}. The seconds of settings are those of the launches made with
-them. The seconds of a variant are those of the whole op, forward and backward, for ways differ in more than launches.
+them. The seconds of a variant are those of the whole op, forward and backward: ways also differ in copies and in how
+many kernels they launch.
 """
 
 import contextlib

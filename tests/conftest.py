@@ -30,7 +30,7 @@ OPTIONAL = {  # packages that a test may need, by the names they are imported by
 
 
 def missing_package(error):
-    """The optional package whose absence an error or its cause tells of; None where it tells another thing."""
+    """The optional package whose absence raised this error, or None."""
     while error is not None:
         name = (getattr(error, "name", None) or "").split(".")[0]
         if isinstance(error, ModuleNotFoundError) and name in OPTIONAL and importlib.util.find_spec(name) is None:

@@ -1,4 +1,4 @@
-"""A folder as it comes back from a GPU, for tests of what is done with it: nobody measured what is in it."""
+"""A folder that `make gpu` wrote, for tests of what is done with it: nobody measured what is in it."""
 
 import json
 
@@ -47,7 +47,7 @@ def gpu_folder(folder, **changed):
                   "rows": [right_row(), right_row("layer_norm", "width_1024"),
                            right_row(check="graph", passed=None, error=None, budget=None, reason="nothing to try")]},
         "sanitizer": {"schema": "sanitizer 1", "header": gpu_header(4),
-                      "rows": [{"tool": "memcheck", "status": "ok", "errors": 0, "lines": [], "seconds": 9.0}]},
+                      "rows": [{"tool": "memcheck", "status": "passed", "errors": 0, "lines": [], "seconds": 9.0}]},
         "tune": {"schema": "tune 1", "header": gpu_header(5), "left_out": [],
                  "rows": [tune_row("linear", "matmul 4096x4096 item2")]},
     }  # fmt: skip

@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from primer_fast.bench.units import LOST
 from primer_fast.cli.console import Display
 from primer_fast.kernels.tunable import TUNED
 from primer_fast.tuning import report, session
@@ -65,6 +66,8 @@ def main(argv: list[str]) -> int:
     console.width = console.width if console.is_terminal else _WIDTH
     _show(job.rows, console)
     console.print(job.closing(), markup=False, soft_wrap=True)
+    if status == LOST:
+        print("the GPU was lost: call it again", file=sys.stderr)
     return status
 
 

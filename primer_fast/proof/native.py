@@ -37,8 +37,8 @@ Part = tuple[int, int] | None  # an element of the batch and a key head; None: a
 class Row:
     """One comparison: a tensor of a case with its truth ("values"), or something else that must hold.
 
-    error, budget: largest absolute difference, and what is allowed; None where it is not finite, or there is none.
-    passed: None where there was nothing to try. reason: why, unless it passed by its figures. truth: the dtype of it.
+    error, budget: the largest absolute difference and what is allowed; None if not finite or not applicable.
+    passed: None if nothing could be tried. reason: why it failed or was not tried. truth: dtype of the truth.
     """
 
     check: str
@@ -64,7 +64,7 @@ def outputs_of(op: str) -> tuple[str, ...]:
 
 
 def draw(op: str, case: Case, dtype: torch.dtype, where: str, seed: int = 0) -> dict[str, Tensor]:
-    """The arrays of a case, drawn on the device: normal but for those that its reference says otherwise of.
+    """The arrays of a case, drawn on the device: normal, except those for which its reference has its own values.
 
     The weight of a production case has the variance that it has when initialised.
     """
@@ -321,11 +321,11 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def seconds(op: str, case: Case, dtype: torch.dtype) -> float:
-    """About how long ``check`` takes on an H100, by its floating-point operations and bytes at the rates below."""
+    """About how long ``check`` takes on an H100, by its floating-point operations and bytes at the rates above."""
     module = importlib.import_module(f"primer_fast.reference.{op}")
     flops, moved = sum(module.flops(case).values()), sum(module.bytes_moved(case, 8).values())
     judged = flops
-    if op == ATTENTION:  # its truth knows no keys that it may leave out
+    if op == ATTENTION:  # the truth computes every score, masked or not
         *_, heads, T, D = case.shapes["query"]
         group = heads // max(case.shapes["key"][1], 1)
         judged = len(parts(op, case)) * group * 14 * T * case.shapes["key"][2] * D

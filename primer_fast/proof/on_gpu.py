@@ -25,7 +25,7 @@ THREADS = 3
 _DELAY = 20_000_000  # cycles, some ten milliseconds: time for the other stream to do what it should not
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-# Of each op: sizes that its descriptors take and no tile divides; a production case of moderate size; and a small one
+# For each op three cases: one for layouts, a production case of moderate size, a small one
 _LAYOUT_CASES = {
     "linear": "edges_aligned",
     "conv2d": "boxes_exact",
@@ -102,7 +102,7 @@ def one_pass(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     return native.check(op, case, dtype, label="one pass", within=functional.fast_attention_backward)
 
 
-def twice(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def bitwise(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     """Two runs of forward and backward."""
     arrays = draw(op, case, dtype, device())
     first, upstream = run(op, case, arrays)
@@ -117,9 +117,13 @@ def graph(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     with torch.cuda.stream(side):  # kernels are loaded before the capture, in which nothing can be
         first, upstream = run(op, case, arrays)
     torch.cuda.current_stream().wait_stream(side)
-    recording = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(recording):
-        recorded, _ = run(op, case, arrays, upstream)
+    recording, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(recording):
+            recorded, _ = run(op, case, arrays, upstream)
+    except BaseException:
+        torch.cuda.set_stream(here)  # torch leaves the recording's in place where that fails
+        raise
     pairs = []
     for seed in (1, 0):
         for name, values in draw(op, case, dtype, device(), seed).items():
@@ -152,10 +156,10 @@ def threads(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
 
 
 def streams(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
-    """Two streams at once, which write the inputs late, while a third takes memory and fills it.
+    """Two streams run at once, and each writes its inputs late.
 
-    A kernel that is launched elsewhere reads inputs that are not yet there; memory that is given back too early is
-    overwritten.
+    Meanwhile the current stream allocates memory and fills it. A kernel that is launched elsewhere reads inputs that
+    are not yet there; memory that is given back too early is overwritten.
     """
     drawn = [draw(op, case, dtype, device(), seed) for seed in (0, 1)]
     first, upstream = run(op, case, drawn[0])
@@ -223,7 +227,7 @@ def _apart(got: Tensor, want: Tensor) -> Tensor:
 
 CHECKS: dict[str, Callable[[str, Case, torch.dtype], list[Row]]] = {
     "values": native.check,
-    "bitwise": twice,
+    "bitwise": bitwise,
     "graph": graph,
     "streams": streams,
     "threads": threads,

@@ -77,7 +77,7 @@ def _layer_norm(arrays, upstream, normalized_shape, eps=1e-5, return_residual=Fa
     total, size = (x, x.abs()) if residual is None else (x + residual, x.abs() + residual.abs())
     centred = total - total.mean(last, keepdim=True)
     scale = (centred.square().mean(last, keepdim=True) + eps).rsqrt()
-    # A mean is as exact as the largest of what it is of, and (s - mean) scale as that times the scale
+    # The mean's error is relative to the largest of its terms; times the scale it is that of (s - mean) scale
     normal = (centred * scale).abs_() + scale * size.mean(last, keepdim=True)
     y = normal if weight is None else normal * weight.abs()
     sums = {"output": y if bias is None else y + bias.abs(), "sum": size}

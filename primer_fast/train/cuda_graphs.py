@@ -42,8 +42,13 @@ class CudaGraph:
 
     def capture(self, step: Callable[[], None]) -> None:
         """Record what ``step()`` launches; nothing runs."""
-        with torch.cuda.graph(self.graph, stream=self.side):
-            step()
+        before = torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.graph(self.graph, stream=self.side):
+                step()
+        except BaseException:
+            torch.cuda.set_stream(before)  # torch leaves the recording's in place where that fails
+            raise
 
     def replay(self) -> None:
         self.graph.replay()

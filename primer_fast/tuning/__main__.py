@@ -1,10 +1,11 @@
-"""``python -m primer_fast.tuning``: the same as ``primer-fast tune`` with PyTorch and Triton alone."""
+"""The search of `primer-fast tune`, with PyTorch and Triton alone, and with what `make gpu-tune` needs besides."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from primer_fast.bench.op import PRECISIONS
+from primer_fast.bench.units import leave
 from primer_fast.kernels.tunable import TUNED
 from primer_fast.proof.targets import TARGETS
 from primer_fast.tuning import portfolio, report, session
@@ -71,4 +72,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

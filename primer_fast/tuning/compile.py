@@ -12,7 +12,7 @@ from primer_fast.proof.offline import Launch, offline
 from primer_fast.proof.production import end_with_parent
 from primer_fast.proof.resources import registers_and_spills
 from primer_fast.proof.targets import Target
-from primer_fast.tuning.problems import Site, Trial, arrays_of, run
+from primer_fast.tuning.problems import Candidate, Site, arrays_of, run
 from primer_fast.tuning.prune import Compiled
 
 LONGEST = 60.0  # seconds of waiting for one candidate: a compiler that dies takes its process along
@@ -36,10 +36,10 @@ def chip_of(target: Target) -> Chip:
 def compile_candidate(task: Task) -> Compiled:
     """Compile what is launched with a candidate; what goes wrong is its ``error``."""
     begin = time.perf_counter()
-    trial = Trial(task.site, task.settings)
+    candidate = Candidate(task.site, task.settings)
     error = None
-    wanted = trial.owns if task.settings is not None else lambda kernel: True
-    with offline(task.target, keep_going=True, wanted=wanted) as launches, assume_chip(task.gpu), watching(trial):
+    wanted = candidate.owns if task.settings is not None else lambda kernel: True
+    with offline(task.target, keep_going=True, wanted=wanted) as launches, assume_chip(task.gpu), watching(candidate):
         try:
             run(task.site.unit, arrays_of(task.site.unit, "meta"))
         except Exception as failure:

@@ -45,14 +45,14 @@ class Request:
         if self.target is not None and not self.dry_run:
             raise ValueError(f"tune: target must come with --dry-run, as nothing can be timed there; got {self.target}")
         if self.resume and self.json is None:
-            raise ValueError("tune: resume must come with --json, the file that is gone on with")
+            raise ValueError("tune: --resume must come with --json FILE")
 
 
 class Job:
     """A search that is planned and can begin.
 
     Raises:
-        ValueError: the request, a report or a file to go on with is wrong.
+        ValueError: the request or a report is wrong.
         RuntimeError: there is neither a GPU nor a target.
         OSError: a file cannot be read.
     """
@@ -62,7 +62,7 @@ class Job:
         request.check()
         self.request, self.workers = request, workers
         given = bench_report.load(request.report) if request.report else None
-        header = environment.describe("cuda" if torch.cuda.is_available() else "cpu")
+        header = environment.describe("cuda" if torch.cuda.is_available() else "cpu", request.small)
         self.record = None if request.json is None else Record(request.json, header, request.resume)
         many = workers.jobs > 1 or interpreting  # a process that interprets kernels cannot look for problems itself
         self.todo = session.plan(

@@ -9,7 +9,7 @@ from primer_fast.bench.report import Report, Row
 from primer_fast.tuning.problems import Site
 
 _SETTINGS_CHANGE = ("share", "versus", "rate", "median_ms")  # not the host's time, nor memory
-Need = dict[tuple[str, str, str, bool], float]  # op, case, precision, on the way back -> factor
+Need = dict[tuple[str, str, str, bool], float]  # op, case, precision, backward -> factor
 
 
 def newest(gpu_name: str, folder: Path = results.FOLDER) -> Report | None:
@@ -20,8 +20,8 @@ def newest(gpu_name: str, folder: Path = results.FOLDER) -> Report | None:
 def needs(report: Report) -> Need:
     """By how much each case of ours is short: the largest factor by which a target is missed.
 
-    A row without a target counts by the fastest of the others, or else by its share. The way there has a part in every
-    pass, the way back in those with a backward.
+    A row without a target counts by the fastest of the others, or else by its share. The forward has a part in every
+    pass, the backward in those that have one.
     """
     found: Need = {}
     for row in report.rows:
@@ -48,7 +48,7 @@ def need_of(site: Site, needs: Need) -> float | None:
 def by_need(found: Iterable[Site], needs: Need) -> list[Site]:
     """Sites of cases that are short by the largest factor first; the others after them, in the order they came in.
 
-    Of one case, what is least likely to gain comes last.
+    Within a case, choices marked ``late`` come last.
     """
     place: dict = {}
     for site in found:

@@ -15,7 +15,7 @@ COMPILE = 0.8  # seconds of one core for a candidate on sm_90, its compilers inc
 STARTING = 15.0  # assumed: imports, the search for problems, the processes
 _AROUND = 1e-3  # assumed: a call's flush of the cache, and what the host does
 _RUN = 0.03  # assumed: a run of the op that tells whether a candidate is right, beside the op's own time
-_WIDE = 20  # assumed: times as long takes PyTorch's own op in a wider dtype
+_WIDE = 20  # assumed: PyTorch's own op in a wider dtype takes this many times as long
 
 
 class Share(NamedTuple):

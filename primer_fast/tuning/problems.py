@@ -40,7 +40,7 @@ class Site(NamedTuple):
     unit: Unit
     choice: str
     problem: tuple
-    backward: bool = False  # whether it is met on the way back
+    backward: bool = False  # whether it is met in the backward
 
     @property
     def space(self) -> Space:
@@ -142,7 +142,7 @@ def by_torch(unit: Unit, arrays: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return run(unit._replace(provider=EAGER), widened)
 
 
-class Trial:
+class Candidate:
     """Gives one problem the settings that are tried, and knows which launches are made with them."""
 
     def __init__(self, site: Site, settings: tuple | None):

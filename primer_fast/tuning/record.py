@@ -1,13 +1,12 @@
 """The file that a search writes beside kernels/tuned/<gpu>.json: what became of each problem, and what had no time."""
 
-import json
+from functools import partial
 from pathlib import Path
 
-from primer_fast.bench.files import replace_text
+from primer_fast.bench import stages, units
+from primer_fast.bench.stages import TUNE, Stage
 from primer_fast.tuning.order import need_of
 from primer_fast.tuning.session import Plan, Row
-
-SCHEMA = "tune 1"
 
 
 class Record:
@@ -16,12 +15,13 @@ class Record:
     def __init__(self, path: Path, header: dict, resume: bool):
         self.path, self.header = path, header
         self.left_out: list[str] = []
-        self.rows: dict[str, dict] = load(path) if resume and path.exists() else {}
+        before = units.resumed(path, partial(stages.load, kind=TUNE), header) if resume else None
+        self.rows: dict[str, dict] = {row["site"]: row for row in before.rows} if before else {}
 
     @property
     def marker(self) -> Path:
         """Of the problem at work; see bench.units.each."""
-        return self.path.with_suffix(".begun")
+        return units.marker_of(self.path)
 
     @property
     def failed(self) -> bool:
@@ -39,8 +39,7 @@ class Record:
         self.save()
 
     def save(self) -> None:
-        content = {"schema": SCHEMA, "header": self.header, "rows": list(self.rows.values()), "left_out": self.left_out}
-        replace_text(self.path, json.dumps(content, indent=1, allow_nan=False))
+        Stage(TUNE, self.header, list(self.rows.values()), self.left_out).save(self.path)
 
 
 def as_dict(row: Row, todo: Plan) -> dict:
@@ -65,18 +64,3 @@ def as_dict(row: Row, todo: Plan) -> dict:
         "refused": [] if outcome is None else list(outcome.refused),
         "compile_seconds": row.compile_seconds,
     }  # fmt: skip
-
-
-def load(path: Path) -> dict[str, dict]:
-    """The rows of a file by the names of their problems.
-
-    Raises:
-        ValueError: it is not such a file.
-    """
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"tune: {path} must be JSON; {error}") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise ValueError(f'tune: {path} must have the schema "{SCHEMA}"')
-    return {row["site"]: row for row in data["rows"]}

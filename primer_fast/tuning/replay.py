@@ -11,7 +11,7 @@ from triton.runtime.jit import JITFunction
 from primer_fast.backend import interpreting
 from primer_fast.bench.op import PRECISIONS
 from primer_fast.kernels.tunable import watching
-from primer_fast.tuning.problems import Site, Trial, caller, run
+from primer_fast.tuning.problems import Candidate, Site, caller, run
 
 _Kernel = InterpretedFunction if interpreting else JITFunction
 
@@ -50,8 +50,8 @@ def launches_of(
     Raises:
         Wrong: they do not, by the benchmarks' tolerance for the precision.
     """
-    trial = Trial(site, settings)
-    with watching(trial), _recording(trial.owns) as launches:
+    candidate = Candidate(site, settings)
+    with watching(candidate), _recording(candidate.owns) as launches:
         got = run(site.unit, arrays)
     if not launches:
         raise RuntimeError(f"nothing was launched for {site}")
@@ -73,14 +73,14 @@ def whole_call(
     Raises:
         Wrong: its results are not ``want``, by the benchmarks' tolerance for the precision.
     """
-    trial, call = Trial(site, settings), caller(site.unit, arrays)
+    candidate, call = Candidate(site, settings), caller(site.unit, arrays)
 
     def again() -> tuple[Tensor, ...]:
-        with watching(trial):
+        with watching(candidate):
             return call()
 
     got = again()
-    if not trial.met:
+    if not candidate.met:
         raise RuntimeError(f"{site} was not met")
     _compare(got, want, PRECISIONS[site.unit.precision].tolerance)
     return again

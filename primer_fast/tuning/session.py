@@ -12,7 +12,7 @@ import torch
 
 from primer_fast.bench.report import Report
 from primer_fast.bench.timing import Clock, clock_for
-from primer_fast.bench.units import DeviceLost, each
+from primer_fast.bench.units import check_device, each, told
 from primer_fast.kernels.launch import Chip, chip
 from primer_fast.kernels.tunable import TUNED
 from primer_fast.proof.targets import TARGETS, Target, target_of
@@ -23,7 +23,7 @@ from primer_fast.tuning.replay import launches_of, whole_call
 from primer_fast.tuning.search import Outcome, Sampler, fastest
 
 CLOSING = 10.0  # seconds kept for ending
-_FAIR = 4.0  # times its even share of the time that one problem may take
+_FAIR = 4.0  # a problem may take this many times its even share of the time
 _PATIENCE = LONGEST + 60.0  # seconds after which a problem hangs; one waits for a compiler for LONGEST at most
 _SMALL = (Unit("linear", "primer", "float32"),)
 
@@ -203,21 +203,12 @@ def work_on(
     except Unknown as error:
         row.failure = f"not timed: {error}"
     except Exception as error:  # of the default itself
-        row.failure = f"failed: {type(error).__name__}: {error}".splitlines()[0]
-        _check_device()
+        row.failure = f"failed: {told(error)}"
+        check_device(told(error))
     else:
         tuned_file.add(
             out / f"{todo.gpu.name}.json", todo.gpu.name, row.site, tuned_file.entry(row.outcome, row.default)
         )
-
-
-def _check_device() -> None:
-    """DeviceLost where the GPU takes no more work in this process."""
-    try:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-    except RuntimeError as error:
-        raise DeviceLost(str(error)) from error
 
 
 class Unknown(RuntimeError):
@@ -227,8 +218,8 @@ class Unknown(RuntimeError):
 def time_site(site: Site, kept: list[tuple], clock: Clock, until: float, now: Callable[[], float]) -> Outcome:
     """The fastest of the settings, the first of which is the default. What is wrong is not timed.
 
-    Settings must have the results of the default. Variants must have those of PyTorch's own op, for one way says
-    nothing of another.
+    Settings must have the results of the default. Variants must have those of PyTorch's own op: one way says
+    nothing about another.
 
     Raises:
         Wrong: the default variant is wrong.

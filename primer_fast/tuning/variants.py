@@ -1,4 +1,4 @@
-"""Choices between ways to compute the same. All ways are tried: what was worth writing is worth timing."""
+"""Choices between ways to compute the same. Every way is tried."""
 
 from primer_fast.kernels import attention_onepass, linear_prepass
 from primer_fast.kernels.linear import operands_choice

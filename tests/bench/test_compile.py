@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,6 +39,32 @@ def test_processes_hand_in_rows_and_errors():
     assert next(row for row in rows if row.what == "b").errors == ["ValueError: b cannot be"]
 
 
+def test_launchers_of_older_tritons_are_made_beforehand(monkeypatch):
+    """Where there is a GPU and a Triton that compiles one for every signature."""
+    made = []
+    driver = SimpleNamespace(
+        CudaUtils=lambda: None, CudaLauncher=lambda *compiled: made.append(compiled), make_launcher=None
+    )
+    command._has_utilities.cache_clear()
+    monkeypatch.setattr(command.importlib, "import_module", lambda name: driver)
+    compiled = SimpleNamespace(src="source", metadata="metadata")
+    for one in (compiled, None):
+        command._make_launcher(one)
+    assert made == [("source", "metadata")], "what did not compile has none"
+    del driver.make_launcher
+    command._make_launcher(compiled)
+    assert len(made) == 1
+    driver.make_launcher, driver.CudaUtils = None, fails_to_find
+    command._has_utilities.cache_clear()
+    command._make_launcher(compiled)
+    assert len(made) == 1, "no CUDA library, no launcher"
+    command._has_utilities.cache_clear()
+
+
+def fails_to_find():
+    raise AssertionError("libcuda.so cannot found!")
+
+
 def test_what_does_not_end_in_time_is_named():
     begin = time.monotonic()
     assert compile_all([[("slow", fine, "slow", 600.0)]], [1], lambda row: None, 1.0) == ["slow"]
@@ -55,11 +82,11 @@ def test_the_file_is_whole_after_every_row(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(command, "compile_all", played)
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(command.environment, "describe", lambda kind: {"device": kind})
+    monkeypatch.setattr(command.environment, "describe", lambda kind, small: {"device": kind, "small": small})
     assert command.main(["--json", str(path), "--small"]) == 1
     content = json.loads(path.read_text())
     assert seen == [3, 5] and content["launches"] == 5 and content["left_out"] == ["linear c bfloat16"]
-    assert content["schema"] == command.SCHEMA and content["header"] == {"device": "cuda"}
+    assert content["schema"] == "compiled 1" and content["header"] == {"device": "cuda", "small": True}
     assert "5 launches" in capsys.readouterr().out
 
 

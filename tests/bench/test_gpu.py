@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def stage(tmp_path):
 
 
 def log_of(folder: Path) -> str:
-    return (folder / summary.LOG).read_text()
+    return (folder / summary.MEASURED.log).read_text()
 
 
 def test_goes_on_past_a_failure_and_a_timeout(tmp_path, stage):
@@ -76,13 +77,13 @@ def test_a_stage_is_given_its_budget(tmp_path, stage):
 def test_a_process_that_cannot_go_on_is_followed_by_another(tmp_path, stage, end):
     """The second is told to resume, and what it says in the end is what the stage says."""
     code = f"print('--resume' in sys.argv, flush=True)\nif '--resume' not in sys.argv:\n    {end}"
-    outcome = run_stage(stage(code), tmp_path / summary.LOG, 60)
+    outcome = run_stage(stage(code), tmp_path / summary.MEASURED.log, 60)
     assert [line for line in log_of(tmp_path).splitlines() if line and "=" not in line] == ["False", "True"]
     assert outcome.status == "failed (1 processes ended early); the last one: passed" and not outcome.passed
 
 
 def test_no_process_is_started_again_without_time_for_it(tmp_path, stage):
-    outcome = run_stage(stage(f"raise SystemExit({LOST})"), tmp_path / summary.LOG, 10)
+    outcome = run_stage(stage(f"raise SystemExit({LOST})"), tmp_path / summary.MEASURED.log, 10)
     assert outcome.status == f"failed (exit {LOST})"
 
 
@@ -96,7 +97,7 @@ def test_what_a_stopped_stage_started_is_stopped_too(tmp_path, stage):
         "time.sleep(60)"
     )
     begin = time.monotonic()
-    outcome = run_stage(stage(code), tmp_path / summary.LOG, limit=3, grace=0.5)
+    outcome = run_stage(stage(code), tmp_path / summary.MEASURED.log, limit=3, grace=0.5)
     assert outcome.status == "stopped after 3 s"
     assert time.monotonic() - begin < 10
     pid = int(log_of(tmp_path).split()[-1])
@@ -124,7 +125,7 @@ def test_an_interrupted_stage_can_still_write(tmp_path, stage):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         code = "import time\ntry:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  print('saved')"
-        run_stage(stage(code), tmp_path / summary.LOG, limit=2)
+        run_stage(stage(code), tmp_path / summary.MEASURED.log, limit=2)
     finally:
         signal.signal(signal.SIGINT, before)
     assert log_of(tmp_path).endswith("saved\n")
@@ -133,23 +134,23 @@ def test_an_interrupted_stage_can_still_write(tmp_path, stage):
 def test_a_stage_has_its_environment(tmp_path, stage):
     made = stage("import os; print(os.environ['TRITON_INTERPRET'], 'PATH' in os.environ)")
     made.environment["TRITON_INTERPRET"] = "1"
-    assert run_stage(made, tmp_path / summary.LOG, 10).passed
+    assert run_stage(made, tmp_path / summary.MEASURED.log, 10).passed
     assert log_of(tmp_path).endswith("1 True\n")
 
 
 def test_a_stage_that_leaves_nothing_has_not_passed(tmp_path, stage):
-    outcome = run_stage(stage("", writes=False), tmp_path / summary.LOG, 10)
+    outcome = run_stage(stage("", writes=False), tmp_path / summary.MEASURED.log, 10)
     assert outcome.status == "failed (exit 0, but no right.json)"
 
 
 def test_a_command_that_is_not_there(tmp_path, stage, monkeypatch):
     monkeypatch.setattr(Stage, "command", lambda *_, **__: ["/no/such/program"])
-    assert run_stage(stage(""), tmp_path / summary.LOG, 5).status.startswith("not started: ")
+    assert run_stage(stage(""), tmp_path / summary.MEASURED.log, 5).status.startswith("not started: ")
 
 
 def test_a_long_log_keeps_both_ends(tmp_path, stage, monkeypatch):
     monkeypatch.setattr(gpu, "LOG_BYTES", 1000)
-    run_stage(stage("print('begin' + 'x' * 5000 + 'end')"), tmp_path / summary.LOG, 10)
+    run_stage(stage("print('begin' + 'x' * 5000 + 'end')"), tmp_path / summary.MEASURED.log, 10)
     text = log_of(tmp_path)
     assert len(text) < 1100 and "begin" in text and text.endswith("end\n") and "shortened" in text
 
@@ -164,10 +165,11 @@ def test_the_real_commands(tmp_path):
     again = rehearsed["right"].command(100, resume=True)
     assert again[3:5] == ["primer_fast.bench.rehearsal", "primer_fast.bench.right"]
     assert again[-2:] == ["--small", "--resume"]
-    assert [name for name, s in rehearsed.items() if s.environment] == ["right", "fast", "programs", "sanitizer"]
-    files = {*(s.leaves.name for s in real.values()), summary.PAGE, summary.LOG}
-    assert len(files) <= 8, "more do not come back from every machine"
-    assert (gpu.ROOT / "bench" / "gpu.py").is_file()
+    assert [name for name, s in rehearsed.items() if s.environment] == ["right"], "its kernels are interpreted"
+    search = gpu.tune_stage(tmp_path, report=Path("fast.json")).command(100)
+    assert search[3:9] == ["primer_fast.tuning", "--out", str(tmp_path / "tuned"), "--from", "fast.json", "--json"]
+    files = {*(s.leaves.name for s in real.values()), summary.MEASURED.page, summary.MEASURED.log}
+    assert len(files) <= 8, "as performance.md says"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -181,28 +183,54 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys):
 def test_exit_status_and_the_page_printed_last(tmp_path, stage, monkeypatch, capsys, code, status):
     made = [stage(""), stage(code, "fast")]
     monkeypatch.setattr(gpu, "stages", lambda *_: made)
-    (tmp_path / "right.json").write_text("an older run's")
-    (tmp_path / "right.begun").write_text("an older run's")
+    rehearsal = tmp_path / "rehearsal"
+    rehearsal.mkdir()
+    (rehearsal / "fast.json").write_text("an older run's")
+    (rehearsal / "right.begun").write_text("an older run's")
+    (tmp_path / "fast.json").write_text("measured")
+    made = [replace(one, leaves=rehearsal / one.leaves.name) for one in made]
     assert gpu.main(["--out", str(tmp_path), "--minutes", "0.5", "--rehearse"]) == status
-    assert (tmp_path / "right.json").read_text() == "" and not (tmp_path / "right.begun").exists()
+    assert (rehearsal / "fast.json").read_text() == "" and not (rehearsal / "right.begun").exists()
+    assert (tmp_path / "fast.json").read_text() == "measured", "a rehearsal replaces nothing that was measured"
     printed = capsys.readouterr().out
     assert f"- fast: {'passed' if status == 0 else 'failed (exit 1)'}" in printed.split("# ", 1)[1]
 
 
 def test_stages_by_name(tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(gpu, "run_all", lambda todo, out, seconds, header: ran.append((seconds, todo)) or [])
+    monkeypatch.setattr(gpu, "run_all", lambda todo, out, seconds, *_: ran.append((seconds, todo)) or [])
+
+    def todo(*only):
+        assert gpu.main(["--out", str(tmp_path), "--rehearse", *only]) == 0
+        return ran.pop()
 
     def names(*only):
-        assert gpu.main(["--out", str(tmp_path), "--rehearse", *only]) == 0
-        seconds, todo = ran.pop()
-        return seconds, [stage.name for stage in todo]
+        seconds, stages = todo(*only)
+        return seconds, [stage.name for stage in stages]
 
     assert names() == (360, ["compile", "right", "fast", "programs", "sanitizer"]), "the search is asked for"
     assert names("--only", "fast", "right") == (360, ["right", "fast"])
     assert names("--only", "tune") == (240, ["tune"])
+    for only in (["right"], ["right", "fast"], ["tune"]):
+        assert todo("--only", *only)[1][-1].share == 1.0, "the last has all that is left"
     with pytest.raises(SystemExit):
         gpu.main(["--out", str(tmp_path), "--rehearse", "--only", "nothing"])
+
+
+def test_the_search_begins_with_the_worst_rows_that_were_measured(tmp_path, monkeypatch):
+    """It leaves the page and the log of the measurement alone."""
+    ran = []
+    monkeypatch.setattr(gpu, "run_all", lambda todo, *_: ran.append(todo[0].command(100)) or [])
+    folder = tmp_path / "rehearsal"
+    folder.mkdir()
+    for name in ("fast.json", *summary.MEASURED):
+        (folder / name).write_text("measured")
+    command = ["--out", str(tmp_path), "--rehearse", "--only", "tune"]
+    assert gpu.main(command) == 0
+    assert ran[0][ran[0].index("--from") + 1] == str(folder / "fast.json")
+    assert gpu.main([*command, "--from", str(tmp_path / "other.json")]) == 0
+    assert ran[1][ran[1].index("--from") + 1] == str(tmp_path / "other.json")
+    assert {(folder / name).read_text() for name in ("fast.json", *summary.MEASURED)} == {"measured"}
 
 
 def test_a_home_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):

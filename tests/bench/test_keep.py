@@ -22,7 +22,7 @@ from made_folders import (
 )
 
 from primer_fast.bench import environment, files, gpu_table, keep, results
-from primer_fast.bench.agenda import AGENDA
+from primer_fast.bench.agenda import ROWS
 from primer_fast.bench.environment import STAND_IN
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,6 @@ def test_what_was_right_is_put_in_place(root, folder, capsys):
     found = results.read(root / "bench" / "results")
     assert found.unreadable == {} and len(found.of_gpus()) == 1 and len(found.stages) == 4
     assert settings(root) == {"matmul": {"4096x4096 item2": MATMUL | TUNED}}
-    rows = sum(len(entry.cases) * len(entry.passes) for entry in AGENDA)
     for name in keep.DOCUMENTS:
         text = (root / name).read_text()
         assert "| linear square_4096 | time of torch.compile over ours \u2265 1 | 1.25 |" in text
@@ -99,7 +98,7 @@ def test_what_was_right_is_put_in_place(root, folder, capsys):
             "NVIDIA H200, 2026-01-02" in text
             and "None failed; of what the kernels compute, 2 checks passed and 1 had no time." in text
         )
-        assert re.search(r"\nNot measured: (\d+) of the (\d+) cases", text).groups() == (str(rows - 1), str(rows))
+        assert re.search(r"\nNot measured: (\d+) of the (\d+) cases", text)[1] == str(len(ROWS) - 1)
         assert text.startswith("# Title") and text.endswith("\n\nThe \u2265 rest.\n") and gpu_table.NOTHING not in text
 
 
@@ -141,10 +140,13 @@ def test_another_day_stands_beside_the_first(root, folder, tmp_path):
     assert "2026-03-04" in (root / "README.md").read_text()
 
 
-def test_a_folder_that_lies_read_only_is_read(root, folder):
-    for path in [*folder.rglob("*"), folder]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
+def test_nothing_in_the_folder_is_touched(root, folder):
+    """It may be read-only. Even a temporary file would show: it changes the folder's time."""
+    times = {path: path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+    contents = tree(folder)
     assert call(folder, root=root) == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))} == times
+    assert tree(folder) == contents
 
 
 REFUSALS = {
@@ -175,7 +177,7 @@ def test_a_file_that_cannot_be_read_is_refused(root, tmp_path, capsys, name):
     [
         (STAGES, {"device": STAND_IN}, "on a stand-in for a GPU"),
         (STAGES, {"kind": "cpu"}, "it is of no GPU"),
-        (["programs"], {"small": True}, "programs.json: it was made with --small"),
+        *(([stage], {"small": True}, f"{stage}.json: it was made with --small") for stage in STAGES),
         (["fast"], {"device": "NVIDIA H100"}, "device 'NVIDIA H100', not 'NVIDIA H200'"),
         (["fast"], {"driver": "1"}, "driver '1', not '580.1'"),
         (["fast"], {"source": "other"}, "source 'other', not '0123456789abcdef'"),
@@ -280,7 +282,7 @@ def test_a_program_of_ours_that_failed_is_left_out_alone(root, folder, capsys):
 
 
 def test_an_error_of_the_sanitizer_is_refused_or_said(root, folder, capsys):
-    changed(folder, "sanitizer", lambda data: data["rows"][0].update(errors=2, lines=["Invalid read"]))
+    changed(folder, "sanitizer", lambda data: data["rows"][0].update(status="errors", errors=2, lines=["Invalid read"]))
     assert "memcheck: 2 errors: Invalid read" in refused(root, folder, capsys=capsys)[0]
     assert call(folder, "--partly", root=root) == 0
     assert "memcheck: 2 errors: Invalid read" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from primer_fast.bench import __main__ as command
-from primer_fast.bench import ceilings, measure
+from primer_fast.bench import ceilings, measure, units
 from primer_fast.bench import op as ops
 from primer_fast.bench.__main__ import main, run
 from primer_fast.bench.agenda import planned
@@ -248,6 +248,33 @@ class TestTargets:
         assert not self.found(Target("versus torch", at_least=1, where=lambda case: False), row)
 
 
+def test_what_is_compiled_beforehand_has_the_precision_of_the_measurement():
+    """Inductor keeps what it compiles by that."""
+    seen = []
+
+    def watched(**arrays):
+        seen.append(precision())
+        return plain(**arrays)
+
+    before = precision()
+    prepared(Group(tiny_op(peer=watched), CASE, "tf32", FORWARD, "cpu"), "peer")
+    assert set(seen) == {"high"} and precision() == before
+
+
+def precision():
+    return torch.get_float32_matmul_precision()
+
+
+def test_the_host_is_timed_where_its_time_says_something(monkeypatch):
+    clock = WallClock()
+    monkeypatch.setattr(clock, "host_us", lambda function: 7.0)
+    for limit, host_us in ((0.0, None), (1e9, 7.0)):
+        monkeypatch.setattr(measure, "HOST_MS", limit)
+        group = Group(tiny_op(), CASE, "float32", FORWARD, "cpu")
+        rows = measure_group(group, clock, LIMITS, 0.001, with_compile=False)
+        assert {row.host_us for row in rows if row.status == "ok"} == {host_us}
+
+
 class TestRun:
     def groups(self):
         return planned([tiny_op()], ["bfloat16", "float32"], [FORWARD, FORWARD_BACKWARD], "cpu")
@@ -261,7 +288,7 @@ class TestRun:
         ]
 
     def test_budget_stops_before_a_group_that_would_not_fit(self):
-        clock = iter([0.0, 0.0, 4.0, 4.0, 8.0, 8.0]).__next__  # begin, then start and end of each group: 4 s
+        clock = iter([0.0, 0.0, 4.0, 4.0, 8.0, 8.0, 8.0]).__next__  # begin, then start and end of each group: 4 s
         report, seen = Report({}), []
         run(self.groups(), lambda g: [g.row(OURS, status="failed", reason="a test")], report, 10, seen.append, clock)
         assert len(report.rows) == len(seen) == 2
@@ -280,10 +307,10 @@ class TestRun:
 
     def test_a_lost_gpu_ends_the_run(self):
         def lost(group):
-            raise measure.DeviceLost("AcceleratorError: illegal memory access")
+            raise units.DeviceLost("AcceleratorError: illegal memory access")
 
         report, seen = Report({}), []
-        with pytest.raises(measure.DeviceLost):
+        with pytest.raises(units.DeviceLost):
             run(self.groups(), lost, report, None, seen.append)
         assert len(report.rows) == len(seen) == 1
         assert report.rows[0].reason == "the GPU was lost: AcceleratorError: illegal memory access"
@@ -373,6 +400,26 @@ def test_an_interrupted_command_keeps_what_it_measured(monkeypatch, tmp_path):
     assert [row.group for row in found.rows] == [("linear", "digits", "float32", FORWARD)]
     assert found.left_out[0] == "linear digits, float32, forward+backward"
     assert len(found.left_out) == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU's case list")
+def test_another_run_is_not_gone_on_with(monkeypatch, tmp_path, capsys):
+    groups = []
+
+    def measured(group, *_, **__):
+        groups.append(group)
+        return [group.row(OURS, status="failed", reason="a test")]
+
+    monkeypatch.setattr(command, "measure_group", measured)
+    path = tmp_path / "bench.json"
+    arguments = [*quick_command(monkeypatch), "--json", str(path), "--resume"]
+    assert main(arguments) == main(arguments) == 1 and len(groups) == 4
+    assert "not resumed" not in capsys.readouterr().err
+    found = load(path)
+    found.header["source"] = "another"
+    found.save(path)
+    assert main(arguments) == 1 and len(groups) == 8 and len(load(path).rows) == 4
+    assert "not resumed" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU's case list")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from primer_fast.bench import estimate, keep, report, right, stages, summary, trial
+from primer_fast.bench import estimate, keep, report, stages, summary, trial
 from primer_fast.bench import op as ops
 from primer_fast.bench.environment import STAND_IN
 from primer_fast.bench.measure import Group
@@ -29,53 +29,57 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
-def run(out: Path, *arguments: str) -> str:
+def run(out: Path, *arguments: str) -> tuple[Path, str]:
+    """The folder that a rehearsal leaves its files in, and what it printed."""
     done = subprocess.run(command(out, *arguments), env=environment(), capture_output=True, text=True, timeout=1200)
-    log = out / summary.LOG
-    assert done.returncode == 0, done.stdout + done.stderr + (log.read_text()[-5000:] if log.exists() else "")
-    return done.stdout
+    folder = out / "rehearsal"
+    logs = "".join(path.read_text()[-5000:] for path in folder.glob("*.txt"))
+    assert done.returncode == 0, done.stdout + done.stderr + logs
+    return folder, done.stdout
 
 
 def test_every_stage_ends_and_leaves_its_file(tmp_path):
-    printed = run(tmp_path, "--minutes", "18")
-    assert {path.name for path in tmp_path.iterdir()} == {
+    folder, printed = run(tmp_path, "--minutes", "18")
+    assert {path.name for path in folder.iterdir()} == {
         *("compile.json", "right.json", "fast.json", "programs.json", "sanitizer.json"),
-        *(summary.PAGE, summary.LOG),
+        *(summary.MEASURED.page, summary.MEASURED.log),
     }
-    compiled = stages.parse(json.loads((tmp_path / "compile.json").read_text()), "compile.json")
-    assert compiled.kind == "compile" and {row["what"].split()[0] for row in compiled.rows} >= {*ops.names()}
-    checks = right.load(tmp_path / "right.json")
-    assert {row.op for row in checks.rows if row.passed} >= {*ops.names()} and not checks.left_out
-    assert {row.check for row in checks.rows} >= {"values", "graph", "threads", "streams", "bitwise", "layouts"}
-    timed = report.load(tmp_path / "fast.json")
+    compiled = stages.load(folder / "compile.json", stages.COMPILE)
+    assert {row["what"].split()[0] for row in compiled.rows} >= {*ops.names()}
+    checks = stages.load(folder / "right.json", stages.RIGHT)
+    assert {row["op"] for row in checks.rows if row["passed"]} >= {*ops.names()} and not checks.left_out
+    assert {row["check"] for row in checks.rows} >= {"values", "graph", "threads", "streams", "bitwise", "layouts"}
+    timed = report.load(folder / "fast.json")
     assert {row.op for row in timed.rows if row.status == "ok"} == {*ops.names()} and not timed.left_out
-    programs = trial.load(tmp_path / "programs.json")
+    programs = trial.load(folder / "programs.json")
     assert {t.name for t in programs.trials if t.status == trial.OK} >= {"gpt2", "dpo", "ppo", "generation"}
-    page = (tmp_path / summary.PAGE).read_text()
+    page = (folder / summary.MEASURED.page).read_text()
     assert page.count(": passed, ") == 5 and "Nothing was wrong in what was checked." in page
     assert len(printed) < 12_000 and "## Targets" in printed
-    headers = [json.loads(path.read_text())["header"] for path in tmp_path.glob("*.json")]
+    headers = [json.loads(path.read_text())["header"] for path in folder.glob("*.json")]
     assert {header["device"] for header in headers} == {STAND_IN} and len({h["source"] for h in headers}) == 1
-    assert keep.main([str(tmp_path)]) == 1, "figures of a stand-in are never kept"
+    assert keep.main([str(folder)]) == 1, "figures of a stand-in are never kept"
 
 
 def test_the_search_ends_and_leaves_its_files(tmp_path):
-    run(tmp_path, "--only", "tune", "--minutes", "10")
-    tried = stages.parse(json.loads((tmp_path / "tune.json").read_text()), "tune.json")
-    assert tried.kind == "tune" and len(tried.rows) >= 2
-    (tuned,) = (tmp_path / "tuned").glob("*.json")
+    folder, _ = run(tmp_path, "--only", "tune", "--minutes", "10")
+    assert {path.name for path in folder.iterdir()} == {"tune.json", "tuned", *summary.TUNED}
+    tried = stages.load(folder / "tune.json", stages.TUNE)
+    assert len(tried.rows) >= 2
+    (tuned,) = (folder / "tuned").glob("*.json")
     assert read_tuned(tuned)["settings"]
 
 
 def test_killed_in_the_middle_the_files_so_far_are_whole(tmp_path):
-    """As a machine that is taken away does it: the process and all that it has started, at once."""
+    """The process and all its children are killed at once."""
+    folder = tmp_path / "rehearsal"
     process = subprocess.Popen(
         command(tmp_path, "--only", "right", "fast", "--minutes", "10"), env=environment(), start_new_session=True,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         for _ in range(3000):
-            if (tmp_path / "right.json").exists() or process.poll() is not None:
+            if (folder / "right.json").exists() or process.poll() is not None:
                 break
             time.sleep(0.1)
         children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
@@ -84,9 +88,9 @@ def test_killed_in_the_middle_the_files_so_far_are_whole(tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert right.load(tmp_path / "right.json").rows
-    assert (tmp_path / summary.PAGE).read_text().startswith("# ")
-    assert (tmp_path / "right.begun").exists(), "the next process would know what this one was at"
+    assert stages.load(folder / "right.json", stages.RIGHT).rows
+    assert (folder / summary.MEASURED.page).read_text().startswith("# ")
+    assert (folder / "right.begun").exists(), "the next process would know what this one was at"
 
 
 def test_the_estimate_counts_what_there_is_to_do():

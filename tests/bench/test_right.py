@@ -7,16 +7,23 @@ import pytest
 import torch
 from train.test_cuda_graphs import StandIn
 
-from primer_fast.bench import recorded_step, right, summary
+from primer_fast.bench import environment, recorded_step, right, stages, summary
 from primer_fast.bench.gpu import Outcome
-from primer_fast.bench.right import Report, Unit, load, plan, rows_of
+from primer_fast.bench.right import Unit, plan, rows_of
+from primer_fast.bench.stages import RIGHT, Stage
 from primer_fast.bench.units import DeviceLost
 from primer_fast.proof import on_gpu, verify
 from primer_fast.proof.native import Row
 from primer_fast.reference.case import Case
 from primer_fast.train import cuda_graphs
 
-HEADER = dict.fromkeys(right.HEADER_KEYS, "")
+HEADER = dict.fromkeys(stages.HEADER_KEYS, "")
+
+
+def load(path):
+    return stages.load(path, RIGHT)
+
+
 UNIT = Unit("values", "linear", Case("some", "", {}), "float32")
 
 
@@ -67,7 +74,7 @@ def test_an_error_is_a_row(monkeypatch):
     def lost():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lost)
     with pytest.raises(DeviceLost, match="out of luck"):
         rows_of(UNIT, small=True)
@@ -111,10 +118,10 @@ def test_a_crash_and_a_hang_are_rows_and_the_next_process_goes_on(tmp_path):
         "begun first", "begun crash", "status 11", "begun hang", "status 3", "begun last", "status 1", "status 1"
     ], done.stderr[-2000:]  # fmt: skip
     report = load(path)
-    assert [(row.case, row.passed) for row in report.rows] == [
+    assert [(row["case"], row["passed"]) for row in report.rows] == [
         ("first", True), ("crash", False), ("hang", False), ("last", True)
     ]  # fmt: skip
-    assert "process ended" in report.rows[1].reason and "had not ended" in report.rows[2].reason
+    assert "process ended" in report.rows[1]["reason"] and "had not ended" in report.rows[2]["reason"]
     assert report.left_out == [] and [p.name for p in tmp_path.iterdir()] == ["right.json"]
 
 
@@ -151,25 +158,26 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
         Row("graph", "linear", "one", "bfloat16", reason="it had not ended"),
         Row("second GPU", "any", "any", "bfloat16", passed=None, reason="there is one GPU"),
     ]
-    Report(HEADER, rows, ["values linear two bfloat16"]).save(tmp_path / "right.json")
+    written = Stage(RIGHT, HEADER, [row.as_dict() for row in rows], ["values linear two bfloat16"])
+    written.save(tmp_path / "right.json")
     report = load(tmp_path / "right.json")
-    assert report.rows == rows and report.left_out == ["values linear two bfloat16"]
-    assert report.tried() == {"values linear one bfloat16", "graph linear one bfloat16", "second GPU any any bfloat16"}
+    assert report == written
+    names = {"values linear one bfloat16", "graph linear one bfloat16", "second GPU any any bfloat16"}
+    assert right.tried(report.rows) == names
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": "right 0"}, "schema must be 'right 1'; got 'right 0'"),
-        ({"rows": None}, "must have a header, rows and left_out"),
-        ({"left_out": None}, "must have a header, rows and left_out"),
+        ({"schema": "right 0"}, "schema must be one of right 1, .*; got 'right 0'"),
+        ({"schema": "tune 1", "rows": []}, "must be of the stage right; its schema is that of tune"),
+        ({"rows": None}, "must have a header and rows"),
+        ({"left_out": None}, "left_out must be names; got None"),
         ({"header": {}}, "header must have .*; missing device"),
-        ({"rows": [5]}, "row 0 must be a set of columns; got 5"),
-        ({"rows": [{"op": "linear"}]}, "row 0 is not a row"),
-        ({"rows": [{"speed": 1}]}, "row 0 has unknown columns: speed"),
-        ({"passed": "yes"}, "row 0 must have passed true, false or null; got 'yes'"),
-        ({"passed": False, "error": None}, "row 0 has not passed, so it must say why"),
-        ({"error": 3.0}, "row 0 has passed, so its error must be within its budget; got 3.0 and 2.0"),
+        ({"rows": [5]}, "row 0 must have .*; missing .*5"),
+        ({"rows": [{"op": "linear"}]}, "row 0 must have .*; missing .*budget"),
+        ({"passed": "yes"}, "row 0: passed must be true, false or null; got 'yes'"),
+        ({"error": 3.0}, "row 0: it has passed, so its error must be within its budget; got 3.0 and 2.0"),
     ],
 )
 def test_a_file_that_cannot_be_is_refused(change, message, tmp_path):
@@ -183,6 +191,20 @@ def test_a_file_that_cannot_be_is_refused(change, message, tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match="must be JSON"):
         load(path)
+
+
+@pytest.mark.parametrize("change", [{"source": "another"}, {"device": "another"}, {"small": None}, None])
+def test_what_another_run_found_is_not_gone_on_with(change, tmp_path, monkeypatch, capsys):
+    row = Row("values", "linear", "some", "float32", "output", 0.5, 1.0, 0.5, True)
+    monkeypatch.setattr(right, "plan", lambda *_: [UNIT])
+    monkeypatch.setattr(right, "estimate", lambda units: 0.0)
+    monkeypatch.setattr(right, "rows_of", lambda unit, small: [row])
+    path, tried = tmp_path / "right.json", row.as_dict() | {"reason": "of the other run"}
+    header = environment.describe(verify.device(), small=True)
+    Stage(RIGHT, header | (change or {}), [tried]).save(path)
+    right.main(["--json", str(path), "--small", "--resume"])
+    assert load(path).rows == ([row.as_dict()] if change else [tried])
+    assert ("not resumed" in capsys.readouterr().err) == bool(change) and load(path).header["small"]
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -201,7 +223,7 @@ def test_recorded_steps_are_the_steps(works, plain_path, monkeypatch):
 
 def test_what_could_not_be_tried_is_not_wrong_in_the_summary(tmp_path):
     rows = [Unit("second GPU", "any", Case("any", "", {}), "bfloat16").row("there is one GPU", passed=None)]
-    Report(HEADER, rows).save(tmp_path / "right.json")
+    Stage(RIGHT, HEADER, [row.as_dict() for row in rows]).save(tmp_path / "right.json")
     page = summary.text(
         tmp_path, HEADER | {"commit": None, "cuda": "", "driver": None}, [Outcome("right", "passed", 1.0)]
     )

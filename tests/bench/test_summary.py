@@ -1,12 +1,9 @@
 """summary.md: targets first, then what was wrong, then what had no time, from whatever files there are."""
 
-import json
-import math
-
 import pytest
 from made_reports import header, op_report, row, timed, trials
 
-from primer_fast.bench import scoreboard, summary
+from primer_fast.bench import scoreboard, stages, summary
 from primer_fast.bench.goals import NANOGPT
 from primer_fast.bench.gpu import Outcome
 from primer_fast.bench.op import FORWARD_BACKWARD
@@ -23,20 +20,20 @@ def right(op="linear", error=1e-7, passed=True, **more):
     return found | {"error": error, "passed": passed} | more
 
 
-def write(folder, name, content):
-    (folder / f"{name}.json").write_text(json.dumps({"header": HEADER, **content}))
+def write(folder, name, rows, **more):
+    stages.Stage(name, HEADER, rows, **more).save(folder / f"{name}.json")
+
+
+def compiled(folder, *rows):
+    write(folder, "compile", list(rows), beside={"launches": 3, "seconds": 2.5})
 
 
 @pytest.fixture
 def folder(tmp_path):
     """What stages that found nothing wrong leave."""
-    write(
-        tmp_path,
-        "compile",
-        {"launches": 3, "seconds": 2.5, "rows": [{"what": "linear square", "errors": [], "seconds": 1}]},
-    )
-    write(tmp_path, "right", {"rows": [right(error=i * 1e-7, case=f"case{i}") for i in range(3)]})
-    write(tmp_path, "sanitizer", {"rows": [{"tool": "memcheck", "status": "passed", "errors": 0, "lines": []}]})
+    compiled(tmp_path, {"what": "linear square", "errors": [], "seconds": 1})
+    write(tmp_path, "right", [right(error=i * 1e-7, case=f"case{i}") for i in range(3)])
+    write(tmp_path, "sanitizer", [{"tool": "memcheck", "status": "passed", "errors": 0, "lines": []}])
     op_report(2.0, row(provider="torch.mm", ms=1.5, error=None)).save(tmp_path / "fast.json")
     trials(timed(ratio=1.4, goal=NANOGPT, provider="nanoGPT"), timed()).save(tmp_path / "programs.json")
     return tmp_path
@@ -48,7 +45,7 @@ def test_targets_then_what_was_wrong_then_what_had_no_time(folder):
     heads = [line for line in page.splitlines() if line.startswith("## ")]
     assert heads == ["## Targets", "## Wrong", "## No time", *(f"## {name}" for name in STAGES)]
     assert "Nothing was wrong" in page and "Nothing was left out" in page
-    assert page.index("case2 bfloat16 output: error 2.00e-07, budget 1.00e-04") < page.index("case1 bfloat16 output")
+    assert page.index("case2 bfloat16 output values: error 2e-07, budget 0.0001") < page.index("case1 bfloat16 output")
 
 
 def test_a_target_stands_beside_its_figure_and_the_fastest_other(folder):
@@ -71,31 +68,28 @@ def test_a_target_stands_beside_its_figure_and_the_fastest_other(folder):
 
 
 def test_what_was_wrong_the_gravest_first(folder):
-    write(
-        folder,
-        "right",
-        {"rows": [right(), right(error=0.5, passed=False), right("conv2d", None, False, reason="hung")]},
-    )
+    write(folder, "right", [right(), right(error=0.5, passed=False), right("conv2d", None, False, reason="hung")])
     op_report(2.0, row(case="slow", status="wrong", reason="off by 1")).save(folder / "fast.json")
     trials(Trial("gpt2", "all", "primer_fast, CUDA graph", FAILED, "no capture")).save(folder / "programs.json")
-    write(
-        folder, "sanitizer", {"rows": [{"tool": "racecheck", "status": "failed", "errors": 2, "lines": ["Race in x"]}]}
-    )
-    write(folder, "compile", {"rows": [{"what": "linear odd", "errors": ["out of registers"], "seconds": 1}]})
-    page = summary.text(folder, HEADER, OUTCOMES)
+    write(folder, "sanitizer", [{"tool": "racecheck", "status": "failed", "errors": 2, "lines": ["Race in x"]}])
+    compiled(folder, {"what": "linear odd", "errors": ["out of registers"], "seconds": 1})
+    statuses = ("failed: OutOfMemoryError: no memory", "failed: hung", "2.00 x")
+    write(folder, "tune", [{"site": f"matmul {i}", "op": "linear", "status": s} for i, s in enumerate(statuses)])
+    page = summary.text(folder, HEADER, [*OUTCOMES, Outcome("tune", "passed", 9.0)])
     wrong = page.split("## Wrong")[1].split("## No time")[0].strip().splitlines()
     assert wrong == [
-        "- values linear square bfloat16 output: error 5.00e-01, budget 1.00e-04",
-        "- values conv2d square bfloat16 output: hung",
+        "- linear square bfloat16 output values: error 0.5, budget 0.0001",
+        "- conv2d square bfloat16 output values: hung",
         "- fast linear slow bfloat16 forward: wrong: off by 1",
         "- racecheck: 2 errors: Race in x",
-        "- compile linear odd: out of registers",
+        "- linear odd does not compile: out of registers",
         "- program gpt2: primer_fast, CUDA graph: failed: no capture",
+        "- linear tuned, matmul 1: failed: hung",
     ]
 
 
 def test_what_had_no_time(folder):
-    write(folder, "right", {"rows": [], "left_out": ["linear square float16", "linear odd float16"]})
+    write(folder, "right", [], left_out=["linear square float16", "linear odd float16"])
     stopped = (Outcome("right", "stopped after 90 s", 90.0), Outcome("fast", "not started: no time was left", 0.0))
     page = summary.text(folder, HEADER, stopped)
     left = page.split("## No time")[1].split("\n\n")[1].splitlines()
@@ -107,16 +101,16 @@ def test_what_had_no_time(folder):
 
 
 def test_brief_is_short_whatever_happened(folder):
-    write(folder, "right", {"rows": [right(case=f"case{i}" * 20, passed=False) for i in range(2000)]})
-    (folder / summary.LOG).write_text("y" * 50_000 + "\n" * 3)
+    write(folder, "right", [right(case=f"case{i}" * 20, passed=False) for i in range(2000)])
+    (folder / summary.MEASURED.log).write_text("y" * 50_000 + "\n" * 3)
     assert len(summary.text(folder, HEADER, OUTCOMES, brief=True)) < 10_000
-    assert summary.text(folder, HEADER, OUTCOMES).count("- values linear") >= 2000
+    assert summary.text(folder, HEADER, OUTCOMES).count("- linear case") >= 2000
 
 
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("content", ["{", "[]", '{"rows": [1]}', None])
 def test_damaged_and_missing_files_are_named_not_fatal(folder, name, content):
-    (folder / summary.LOG).write_text("Traceback\nValueError: why")
+    (folder / summary.MEASURED.log).write_text("Traceback\nValueError: why")
     (folder / f"{name}.json").unlink()
     if content is not None:
         (folder / f"{name}.json").write_text(content)
@@ -125,7 +119,14 @@ def test_damaged_and_missing_files_are_named_not_fatal(folder, name, content):
     assert "No result (" in section and "    ValueError: why" in section
 
 
-def test_rows_with_figures_that_are_none_or_nan(folder):
-    write(folder, "right", {"rows": [right(error=math.nan, passed=False), right(error=None, passed=False)]})
+def test_rows_whose_figures_are_none(folder):
+    write(folder, "right", [right(error=None, passed=False), right("conv2d", budget=None, passed=False)])
     page = summary.text(folder, HEADER, OUTCOMES)
-    assert "error nan, budget" in page and "error -, budget" in page
+    assert "0 passed, 2 failed" in page and page.count("output values: no reason is given") == 2
+
+
+def test_a_tool_that_is_not_there(folder):
+    row = {"tool": "memcheck", "status": "not available", "errors": None, "lines": ["it is not on the PATH"]}
+    write(folder, "sanitizer", [row])
+    page = summary.text(folder, HEADER, OUTCOMES)
+    assert page.endswith("- memcheck: not available: it is not on the PATH\n") and "Nothing was wrong" in page

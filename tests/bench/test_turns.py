@@ -4,7 +4,7 @@ import torch
 from primer_fast.bench import turns
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import NotAvailable
-from primer_fast.bench.trial import Goal
+from primer_fast.bench.trial import Goal, TrialReport
 from primer_fast.bench.turns import COMPARED, take_turns
 
 LOSSES = [3.0, 2.0, 1.5, 1.25, 1.2, 1.1]
@@ -34,6 +34,21 @@ def raced(**steps):
     options |= {key: steps.pop(key) for key in ("goals", "tolerance") if key in steps}
     found = take_turns("n", "s", {OURS: program()} | steps, **options)
     return {trial.provider: trial for trial in found}
+
+
+def test_a_loss_of_ours_that_is_no_number_is_said(plain_path):
+    with pytest.raises(RuntimeError, match="a loss of ours is no number"):
+        take_turns(
+            "n", "s", {OURS: program([float("nan")]), "peer": program()}, work=1, unit="u", seconds=0.0, device="cpu"
+        )
+
+
+def test_a_loss_that_becomes_no_number_while_it_is_timed_is_wrong_and_can_be_written(plain_path, tmp_path):
+    found = raced(peer=program([*LOSSES[:COMPARED], float("nan")]), goals={"peer": Goal(">= 0", at_least=0)})
+    assert found["peer"].status == "wrong" and found["peer"].reason == "a loss is no number"
+    assert found["peer"].loss is None and found["peer"].loss_difference is None and not found["peer"].targets
+    assert found[OURS].status == "ok"
+    TrialReport({}, list(found.values())).save(tmp_path / "trials.json")
 
 
 def test_programs_of_equal_losses_are_timed(plain_path):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from primer_fast.bench import units
 from primer_fast.bench.units import LOST, DeviceLost
@@ -112,3 +113,29 @@ def test_a_unit_that_hangs_or_crashes_costs_itself_alone(tmp_path, what, status,
 def test_a_unit_that_would_take_too_long_by_its_estimate_is_passed_over(played):
     seen, left = played(budget=50.0, now=lambda: 0.0, expected={"a": 10.0, "b": 60.0, "c": 50.0}.get)
     assert (seen, left) == (["a", "c"], ["b"])
+
+
+def test_a_gpu_that_takes_no_more_work_is_lost(monkeypatch):
+    units.check_device("without a GPU there is none to lose")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", raises(RuntimeError("misaligned address\nand more")))
+    for reason, said in ((None, "RuntimeError: misaligned address"), ("what was tried", "what was tried")):
+        with pytest.raises(DeviceLost) as lost:
+            units.check_device(reason)
+        assert str(lost.value) == said
+
+
+LEAVING = """
+import atexit, os, sys
+from primer_fast.bench import units
+atexit.register(lambda: os._exit(134))
+print("said")
+units.leave(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(("status", "seen"), [(LOST, LOST), (1, 134)])
+def test_a_lost_gpu_cannot_change_the_exit_status(status, seen):
+    """What ends the interpreter's shutdown with another status has no turn; what was printed is not lost."""
+    done = subprocess.run([sys.executable, "-c", LEAVING, str(status)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == seen and (done.stdout == "said\n" or status != LOST)

@@ -65,7 +65,7 @@ def test_threads_that_do_not_agree_are_seen(monkeypatch):
 
 def test_two_runs_that_differ_are_seen(monkeypatch):
     monkeypatch.setattr(functional, "linear", lambda *args, **options: linear_plain(*args, **options) + torch.rand(()))
-    rows = on_gpu.twice("linear", on_gpu.usual_case("linear", small=True), torch.float32)
+    rows = on_gpu.bitwise("linear", on_gpu.usual_case("linear", small=True), torch.float32)
     assert rows[0].passed is False and rows[0].budget == 0
 
 
@@ -75,11 +75,10 @@ def test_large_cases_are_of_production_size(op):
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def stand_in():
     """torch.cuda as in a rehearsal."""
-    for name, value in rehearsal._CUDA.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(on_gpu, "device", lambda: "cpu")
+    with rehearsal.stand_in():
+        yield
 
 
 @pytest.mark.parametrize("check", [on_gpu.graph, on_gpu.streams])

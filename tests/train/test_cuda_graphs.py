@@ -4,6 +4,7 @@ Without a GPU a stand-in records: it keeps the operators that a step calls, on t
 calls them again on these. Like a CUDA graph it runs no Python, so a number that the host had computed stays the first.
 """
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -259,3 +260,22 @@ def test_it_pays_for_small_models():
         digits = MLP(MLPConfig((784, 512, 256, 10)))
     assert pays(small, 64 * 256) and pays(digits, 256)
     assert not pays(gpt2, 12 * 1024)
+
+
+def test_a_recording_that_fails_leaves_the_stream_as_it_was(monkeypatch):
+    """torch's own context does not."""
+    streams = ["the caller's"]
+
+    @contextlib.contextmanager
+    def graph(recording, stream):
+        streams.append(stream)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "the recording's")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    with pytest.raises(ZeroDivisionError):
+        cuda_graphs.CudaGraph(torch.device("cuda")).capture(lambda: 1 // 0)
+    assert streams == ["the caller's", "the recording's", "the caller's"]

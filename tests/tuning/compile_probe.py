@@ -11,7 +11,7 @@ from primer_fast.proof.offline import offline
 from primer_fast.proof.targets import TARGETS, target_of
 from primer_fast.tuning import prune
 from primer_fast.tuning.compile import Task, Workers, chip_of, compile_candidate
-from primer_fast.tuning.problems import Trial, arrays_of, distinct, run, sites_of, units
+from primer_fast.tuning.problems import Candidate, arrays_of, distinct, run, sites_of, units
 
 
 def sites(all_units, gpu, target):
@@ -20,8 +20,11 @@ def sites(all_units, gpu, target):
 
 def owned(site, settings):
     """Kernels whose launches are made with the settings, in their order."""
-    names, trial = [], Trial(site, settings)
-    with offline(target, wanted=lambda kernel: names.append(kernel) if trial.owns(kernel) else None), watching(trial):
+    names, candidate = [], Candidate(site, settings)
+    with (
+        offline(target, wanted=lambda kernel: names.append(kernel) if candidate.owns(kernel) else None),
+        watching(candidate),
+    ):
         run(site.unit, arrays_of(site.unit, "meta"))
     return names
 

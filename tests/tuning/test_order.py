@@ -13,7 +13,8 @@ from primer_fast.bench.report import Report, judged
 from primer_fast.kernels.launch import CHIPS, Product
 from primer_fast.kernels.tunable import Variant
 from primer_fast.proof.targets import TARGETS
-from primer_fast.tuning import job, order, portfolio, prune, record, search, session
+from primer_fast.tuning import __main__ as tuning_main
+from primer_fast.tuning import order, portfolio, prune, search, session
 from primer_fast.tuning.__main__ import main
 from primer_fast.tuning.problems import Site, Unit
 from primer_fast.tuning.prune import Compiled
@@ -48,7 +49,7 @@ def test_cases_furthest_below_target_come_first():
     needs = order.needs(report)
     assert needs["linear", "slow", "bfloat16", False] == pytest.approx(1.5), "the host's time is not the settings'"
     assert needs["linear", "slower", "bfloat16", True] == pytest.approx(2.2)
-    assert ("linear", "slow", "bfloat16", True) not in needs, "nothing is known of the way back"
+    assert ("linear", "slow", "bfloat16", True) not in needs, "nothing is known of the backward"
     every = [
         site("unknown", 32), site("met", 64), site("slow", 128), site("slow", 256, True), site("slower", 512),
         site("slower", 1024, True), site("late", 2048), site("without", 4096),
@@ -137,7 +138,7 @@ def called(tmp_path, *more):
 
 def test_what_became_of_each_problem_is_written(played, tmp_path, capsys):
     status, content = called(tmp_path, "--minutes", "4")
-    assert status == 0 and content["schema"] == record.SCHEMA and content["left_out"] == []
+    assert status == 0 and content["schema"] == "tune 1" and content["left_out"] == []
     assert {"torch", "source"} <= set(content["header"]) and [r["site"] for r in content["rows"]] == list(
         map(str, SITES)
     )
@@ -179,7 +180,7 @@ def test_what_had_no_time_is_named_and_gone_on_with(played, tmp_path):
 
 def test_a_lost_gpu_costs_one_problem(played, tmp_path, monkeypatch):
     def lose():
-        raise RuntimeError("an illegal memory access was encountered")
+        raise RuntimeError("an illegal access")
 
     played[SITES[1]] = lose
     with monkeypatch.context() as patch:
@@ -187,11 +188,25 @@ def test_a_lost_gpu_costs_one_problem(played, tmp_path, monkeypatch):
         patch.setattr(torch.cuda, "synchronize", lose)
         status, content = called(tmp_path)
     assert status == units.LOST and len(content["rows"]) == 2
-    assert content["rows"][1]["status"] == "failed: the GPU was lost: an illegal memory access was encountered"
+    assert content["rows"][1]["status"] == "failed: the GPU was lost: RuntimeError: an illegal access"
     del played[SITES[1]]
     status, content = called(tmp_path, "--resume")
     assert status == 1, "an earlier process failed in one"
     assert [r["status"] for r in content["rows"]] == ["2.00 x", content["rows"][1]["status"], "2.00 x", "2.00 x"]
+
+
+def test_the_command_says_that_the_gpu_was_lost(played, tmp_path, monkeypatch, capsys):
+    from primer_fast.cli import tune
+
+    def lose():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    played[SITES[1]] = lose
+    monkeypatch.setattr(tune, "Workers", tuning_main.Workers)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lose)
+    assert tune.main(["--out", str(tmp_path / "tuned")]) == units.LOST
+    assert capsys.readouterr().err.endswith("the GPU was lost: call it again\n")
 
 
 def test_a_process_that_was_killed_costs_one_problem(played, tmp_path):
@@ -204,20 +219,28 @@ def test_a_process_that_was_killed_costs_one_problem(played, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "must be JSON"), ('{"schema": "tune 0"}', 'must have the schema "tune 1"')]
+    ("content", "message"), [("{", "must be JSON"), ('{"schema": "tune 0"}', "schema must be one of")]
 )
 def test_only_its_own_files_are_gone_on_with(played, tmp_path, content, message, capsys):
     (tmp_path / "tune.json").write_text(content)
-    assert main(["--json", str(tmp_path / "tune.json"), "--resume"]) == 2 and message in capsys.readouterr().err
-    assert (tmp_path / "tune.json").read_text() == content
+    status, found = called(tmp_path, "--resume")
+    said = capsys.readouterr().err
+    assert status == 0 and len(found["rows"]) == len(SITES) and "not resumed" in said and message in said
+
+
+def test_what_another_run_found_is_not_gone_on_with(played, tmp_path, capsys):
+    called(tmp_path)
+    (tmp_path / "tune.begun").write_text(str(SITES[0]))
+    status, found = called(tmp_path, "--resume", "--small")
+    assert status == 0 and found["header"]["small"] and [r["status"] for r in found["rows"]] == ["2.00 x"] * 4
+    assert "other code or other sizes" in capsys.readouterr().err
 
 
 def test_wrong_calls(played, tmp_path, capsys):
-    assert main(["--resume"]) == 2 and "resume must come with --json" in capsys.readouterr().err
+    assert main(["--resume"]) == 2 and "--resume must come with --json FILE" in capsys.readouterr().err
     (tmp_path / "report.json").write_text("{}")
     assert main(["--from", str(tmp_path / "report.json")]) == 2 and "schema must be 1" in capsys.readouterr().err
 
 
 def test_a_way_is_written_by_its_name():
     assert session.Row(SITES[0], 2, 2, 2, default=Variant("fused")).default._asdict() == {"variant": "fused"}
-    assert job.Request().minutes == 9

@@ -115,7 +115,7 @@ def test_a_lost_gpu_ends_the_search(played, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: lose(None))
     rows = searched(planned(), 1e6, played, out=tmp_path)
-    assert len(rows) == 5 and rows[0].status.startswith("failed: the GPU was lost: CUDA error: an illegal")
+    assert len(rows) == 5 and rows[0].status.startswith("failed: the GPU was lost: RuntimeError: CUDA error: an i")
     assert [row.status for row in rows[1:]] == ["not compiled"] * 4 and not list(tmp_path.iterdir())
 
 
