@@ -145,7 +145,7 @@ def test_what_was_wrong_on_a_gpu_comes_first(folder):
     gpu = gpu_folder(folder / "nvidia_h200")
     (gpu / "tuned" / "nvidia_h200.json").unlink()
     changed(gpu, "right", lambda data: data["rows"].append(wrong_row("layer_norm", reason="row <7>")))
-    changed(gpu, "sanitizer", lambda data: data["rows"][0].update(errors=2, lines=["Invalid read"]))
+    changed(gpu, "sanitizer", lambda data: data["rows"][0].update(status="errors", errors=2, lines=["Invalid read"]))
     changed(gpu, "compile", lambda data: data["rows"][0].update(errors=["_k: no registers"]))
     untimed = {"seconds": None, "default_seconds": None, "winner": None}
     late = tune_row("conv2d", "implicit 64", status="not timed: its share of the time was over", **untimed)
@@ -171,7 +171,7 @@ def test_what_was_wrong_on_a_gpu_comes_first(folder):
     assert [c[0] for c in page.row("linear square_4096 bfloat16 output values")[1:]] == ["0.001", "0.004", "0.25"]
     assert "Left out: 1, the first: conv2d stem float32" in page.sections["Right on a GPU"]
     assert "608 launches compiled in 31.5 s; cases with errors: 1" in "".join(page.sections.values())
-    assert [cell[0] for cell in page.row("memcheck")] == ["memcheck", "ok", "2"]
+    assert [cell[0] for cell in page.row("memcheck")] == ["memcheck", "errors", "2"]
     tuned = [cell[0] for cell in page.row("linear", "matmul 4096x4096 item2")[2:]]
     assert tuned == ["20.0", "10.0", "2.00", "block_m 128, block_n 256"]
     assert page.row("linear", "matmul 512")[-1][0] == "default"
