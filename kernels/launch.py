@@ -99,6 +99,12 @@ def on_device_of(x):
     return _stay if not x.is_cuda or x.get_device() == torch.cuda.current_device() else torch.cuda.device_of(x)
 
 
+def chip_of(x) -> Chip:
+    """The GPU that holds ``x``: where a host has two kinds of them, settings must suit that one."""
+    with on_device_of(x):
+        return chip()
+
+
 class MatmulSettings(NamedTuple):
     """How one product is cut up: tile sizes, warps, pipeline stages."""
 
