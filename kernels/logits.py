@@ -47,7 +47,7 @@ from .launch import (
     product_choice,
     tile_fits,
 )  # fmt: skip
-from .linear import Operand, matmul, movable, operand_tile, wrapped
+from .matmul import Operand, matmul, movable, operand_tile, wrapped
 from .tile import grouped_tile
 
 CHUNK_BYTES = 2**27  # of the buffer for gradients at the logits
