@@ -151,6 +151,7 @@ _CLOCK = 1.6e9  # of a multiprocessor, which begins an instruction of four warps
 _REGISTERS = 65536  # of a multiprocessor
 _SPLIT = 12  # instructions that make two tf32 parts of an element, counted in code for sm_90
 _FUSED = 3  # the same that make an element of a gradient, on its way to a product
+_DOUBLE = 3  # the same that make the derivative beside an element of the result, or multiply by it
 _ORDER = 100  # cycles until the tensor cores see what a program wrote to shared memory, an estimate
 LAUNCH_SECONDS = 3e-6  # a second launch, on the device
 _FULL = 0.95  # share of the processors with a program that counts as all
@@ -182,7 +183,7 @@ def _shared(p: Product, s: MatmulSettings) -> int:
         held = 2 * a * (s.num_stages - 1) + b * s.num_stages + a
     else:
         held = (a + b) * s.num_stages
-    return max(held, s.BLOCK_M * s.BLOCK_N * p.itemsize) + 2048
+    return max(held, s.BLOCK_M * s.BLOCK_N * p.itemsize) + 3072
 
 
 def tile_fits(gpu: Chip, p: Product, s: MatmulSettings) -> bool:
@@ -257,7 +258,7 @@ def estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
         _LATENCY / (s.num_stages - 1),
     )
     elements = s.BLOCK_M * s.BLOCK_N / (s.num_warps * 32)
-    ends = _TILE_SECONDS + elements * (p.finish + 2 * p.double) * s.num_warps / 4 / _CLOCK
+    ends = _TILE_SECONDS + elements * (p.finish + _DOUBLE * p.double) * s.num_warps / 4 / _CLOCK
     if waves > 1:
         ends /= beside
     moved = p.traffic

@@ -1,13 +1,16 @@
 """Launch settings: tuned ones when there are some, estimated ones otherwise."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from primer_fast.kernels import launch, tunable
 from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
+from primer_fast.kernels.linear_prepass import Activated, backward_choice
 from primer_fast.reference.linear import CASES, sizes
 
+ROOT = Path(__file__).parent.parent
 H100, A100 = CHIPS["sm_90"], CHIPS["sm_80"]
 
 
@@ -88,3 +91,53 @@ def test_products_in_one_launch_count():
     assert launch._programs(nine, s) == 9 * launch._programs(one, s) == 144
     assert launch.estimate(H100, nine, s) > launch.estimate(H100, one, s)
     assert launch.product_bucket(nine) != launch.product_bucket(one)
+
+
+def test_what_overlaps_nothing_costs_less_with_a_second_program_on_the_processor():
+    """Splitting float32 into TF32 parts: beside it the other program multiplies."""
+    product = Product(4096, 4096, 4096, 4, passes=3, descriptors=True)
+    alone, beside = MatmulSettings(128, 128, 32, 8, 4), MatmulSettings(64, 128, 32, 4, 4)
+    assert [launch._residents(H100, product, s) for s in (alone, beside)] == [1, 2]
+    assert launch._alone(H100, product, beside) > 0 == launch._alone(A100, product, beside)
+    assert launch.estimate(H100, product, beside) < 0.8 * launch.estimate(H100, product, alone)
+    assert launch._residents(H100, product, matmul_settings(H100, product)) == 2
+
+
+def test_a_costly_epilogue_is_estimated():
+    product = Product(16384, 3072, 768, 2, descriptors=True)
+    costly = product._replace(finish=15, double=True)
+    s = MatmulSettings(128, 256, 64, 8, 4)
+    ends = launch.estimate(H100, costly, s) - launch.estimate(H100, product, s)
+    waves = -(-launch._programs(product, s) // H100.processors)
+    assert ends == pytest.approx(waves * 128 * 18 * 2 / 1.6e9), (
+        "128 elements a thread, 18 instructions, two warps a part"
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "way"),
+    [
+        ((4096, 4096, 4096), "prepass"),
+        ((8192, 8192, 8192), "prepass"),
+        ((512, 512, 512), "fused"),
+        ((0, 8, 8), "fused"),
+    ],
+    ids=str,
+)
+def test_the_way_of_linears_backward_follows_from_its_size(size, way):
+    """Writing the gradient once pays where the products are long; a small one would wait for another launch."""
+    assert backward_choice.default(H100, Activated(*size, 2)).variant == way
+
+
+def test_the_estimate_of_shared_memory_is_not_below_what_kernels_take():
+    table = json.loads((ROOT / "bench/results/offline/sm_90.json").read_text())
+    rows = [row for row in table["rows"] if row["kernel"] == "_matmul_kernel" and row["constexprs"]["DESCRIPTORS_IN"]]
+    assert len(rows) > 20
+    for row in rows:
+        c = row["constexprs"]
+        names = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
+        s = MatmulSettings(*(c[name] for name in names), row["warps"], row["stages"])
+        p = Product(
+            1, 1, 1, 4 if c["PRECISE"] else 2, 3 if c["PRECISE"] else 1, True, fused=c["GRADIENT_OF"] is not None
+        )
+        assert 0.7 * launch._shared(p, s) <= row["resources"]["shared_bytes"] <= launch._shared(p, s), row

@@ -8,6 +8,7 @@ from primer_fast.functional.linear import linear_plain
 from primer_fast.kernels import launch
 from primer_fast.kernels.launch import MatmulSettings
 from primer_fast.kernels.linear import linear_bwd_input, linear_bwd_weight, linear_fwd
+from primer_fast.kernels.matmul import matmul
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.linear import linear, linear_grad
@@ -76,11 +77,15 @@ TILES = [
 
 
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("settings", TILES, ids=lambda s: "x".join(map(str, s)))
-def test_every_tiling_gives_the_same_answer(settings, chip, device):
-    """Tile sizes, groups, splits and subtiles are chosen by size; here each is forced on sizes it does not divide."""
+def test_every_tiling_gives_the_same_answer(settings, dtype, chip, device):
+    """Tile sizes, groups, splits and subtiles are chosen by size; here each is forced on sizes it does not divide.
+
+    The fused backward is computed transposed in 16-bit dtypes alone.
+    """
     M, N, K = 104, 72, 88
-    x, w, b, dy = (torch.randn(s, device=device) for s in ((M, K), (N, K), (N,), (M, N)))
+    x, w, b, dy = (torch.randn(s, device=device).to(dtype) for s in ((M, K), (N, K), (N,), (M, N)))
     with launch.assume_chip(chip):
         y, saved = linear_fwd(x, w, b, "gelu", True, "highest", settings)
         dx = linear_bwd_input(dy, saved, w, "gelu", "highest", settings)
@@ -88,7 +93,22 @@ def test_every_tiling_gives_the_same_answer(settings, chip, device):
     arrays = [exact(t) for t in (x, w, b)]
     want = linear_grad(exact(dy), *arrays, activation="gelu") | {"output": linear(*arrays, activation="gelu")}
     for name, got in {"output": y, "input": dx, "weight": dw, "bias": db}.items():
-        assert worst(exact(got), want[name]) < 2e-4, name
+        limit = 2e-4 if dtype == torch.float32 else 2**-7 * np.abs(want[name]).max()
+        assert worst(exact(got), want[name]) < limit, name
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("settings", [None, *TILES], ids=str)
+@pytest.mark.parametrize("activation", ["gelu", "relu", "sigmoid"])
+def test_a_product_times_the_derivative_of_an_activation(activation, settings, chip, device):
+    """Of what comes before it: its slope is read where the result is written."""
+    M, N, K = 104, 72, 88
+    a, b, kept = (torch.randn(s, device=device) for s in ((M, K), (N, K), (M, N)))
+    with launch.assume_chip(chip):
+        got = matmul(a, b, "highest", slope=kept, slope_of=activation, settings=settings)[0]
+    products = exact(a) @ exact(b).T
+    slope = {"gelu": exact(kept), "relu": exact(kept) > 0, "sigmoid": exact(kept) * (1 - exact(kept))}[activation]
+    assert worst(exact(got), products * slope) < 5e-4
 
 
 @pytest.mark.parametrize("activation", [None, "gelu"])
