@@ -78,13 +78,14 @@ TILES = [
 
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("K", [88, 80])
 @pytest.mark.parametrize("settings", TILES, ids=lambda s: "x".join(map(str, s)))
-def test_every_tiling_gives_the_same_answer(settings, dtype, chip, device):
+def test_every_tiling_gives_the_same_answer(settings, K, dtype, chip, device):
     """Tile sizes, groups, splits and subtiles are chosen by size; here each is forced on sizes it does not divide.
 
-    The fused backward is computed transposed in 16-bit dtypes alone.
+    80 is 5 steps of 16: of 16 shares, 11 have no work. The fused backward is computed transposed in 16-bit dtypes alone.
     """
-    M, N, K = 104, 72, 88
+    M, N = 104, 72
     x, w, b, dy = (torch.randn(s, device=device).to(dtype) for s in ((M, K), (N, K), (N,), (M, N)))
     with launch.assume_chip(chip):
         y, saved = linear_fwd(x, w, b, "gelu", True, "highest", settings)
