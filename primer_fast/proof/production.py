@@ -18,6 +18,7 @@ import torch
 
 from primer_fast import functional
 from primer_fast.kernels.launch import Chip, assume_chip
+from primer_fast.proof.hot_loop import epilogue_per_element
 from primer_fast.proof.inputs import allocate
 from primer_fast.proof.offline import Launch, offline, refuse_interpreter
 from primer_fast.proof.resources import Resources
@@ -42,7 +43,8 @@ class Row:
     stages: int | None
     resources: Resources | None  # None where ``error`` says why
     error: str | None = None
-    serialized: bool | None = None  # each wgmma waits for the one before; None where ptxas was not asked
+    serialized: bool | None = None  # each wgmma waits for the one before; None where the target has no wgmma
+    epilogue: float | None = None  # instructions for each element of a product's tile, see proof/hot_loop.py
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -172,12 +174,16 @@ def compiled_launches(
 def _row(unit: Unit, direction: str, launch: Launch) -> Row:
     metadata = getattr(launch.compiled, "metadata", None)
     constexprs = {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in launch.constexprs.items()}
+    resources = None if launch.compiled is None else launch.resources()
+    epilogue = None
+    if resources is not None:
+        epilogue = epilogue_per_element(resources.hot_loop, constexprs, launch.compiled.metadata.num_warps)
     return Row(
         unit.op, unit.case.name, unit.dtype, unit.target, direction, launch.kernel, launch.programs, constexprs,
         getattr(metadata, "num_warps", launch.options.get("num_warps")),
         getattr(metadata, "num_stages", launch.options.get("num_stages")),
-        None if launch.compiled is None else launch.resources(), launch.error,
-        launch.serialized,
+        resources, launch.error,
+        resources.serialized if resources is not None and launch.target.has_wgmma else None, epilogue,
     )  # fmt: skip
 
 
