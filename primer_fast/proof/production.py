@@ -77,12 +77,17 @@ def plan(
         list(targets),
     )
     _check_known("op", names, ops())
-    cases = {op: importlib.import_module(f"primer_fast.reference.{op}").CASES for op in names}
+    cases = {op: _cases(op) for op in names}
     _check_known("case", case_names, {case.name for there in cases.values() for case in there})
     _check_known("dtype", dtypes, DTYPES)
     _check_known("target", targets, TARGETS)
     chosen = [(op, c) for op in names for c in cases[op] if (c.name in case_names if case_names else c.production)]
     return [Unit(op, case, dtype, target) for target in targets for dtype in dtypes for op, case in chosen]
+
+
+def _cases(op: str) -> tuple[Case, ...]:
+    reference = importlib.import_module(f"primer_fast.reference.{op}")
+    return (*reference.CASES, *getattr(reference, "DRAWN", ()))
 
 
 def _check_known(what: str, asked: list[str], there: Iterable[str]) -> None:
