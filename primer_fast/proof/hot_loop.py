@@ -8,7 +8,6 @@ from itertools import pairwise
 _LABEL = re.compile(r"\s*\.(L_\w+):")
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]*\S)\s*;")
 _BRANCH = re.compile(r"BRA\b.*`\(\.(L_\w+)\)")
-_CONDITION = re.compile(r"/\s+@")
 _PRODUCT = re.compile(r"(?:HGMMA|QGMMA|IGMMA|HMMA|QMMA|IMMA|DMMA|UTC\w*MMA)\b")
 _WGMMA = re.compile(r"[HQI]GMMA\.(\d+)x(\d+)x(\d+)\S*\s+R\d+,\s*(\w+)")
 _WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x[0-9a-f]+)")
@@ -99,16 +98,15 @@ class _Code:
     def __init__(self, sass: str):
         self.lines: list[str] = []
         labels: dict[str, int] = {}
-        exits: list[int] = []
+        end: int | None = None
         for line in sass.splitlines():
             if match := _LABEL.match(line):
                 labels[match[1]] = len(self.lines)
             elif match := _INSTRUCTION.match(line):
-                if match[1] == "EXIT" and not _CONDITION.search(line):
-                    exits.append(len(self.lines))
                 self.lines.append(match[1])
-        if exits:
-            del self.lines[exits[-1] + 1 :]
+                if match[1] == "EXIT":
+                    end = len(self.lines)
+        del self.lines[end:]
         ends: dict[int, int] = {}  # first instruction of a loop -> the last that jumps back there
         for number, line in enumerate(self.lines):
             first = labels.get(match[1], number + 1) if (match := _BRANCH.match(line)) else number + 1

@@ -80,6 +80,7 @@ def test_the_loop_of_a_product():
         ((SS, SS, ALL), 1),
         ((SS, "FADD R1, R2, R3", ALL, RS, ALL), 2),
         ((ALL, SS, "FADD R1, R2, R3", SS), 0),
+        ((SS, ONE, ALL), 0),
         (("DEPBAR.LE SB0, 0x0", SS, "DEPBAR.LE SB0, 0x0"), 0),  # of something else
     ],
 )
@@ -100,15 +101,19 @@ def test_the_loop_with_most_matrix_work_and_of_equals_the_shortest():
         {large}
         {large}
         FADD R1, R2, R3
+        FADD R1, R2, R3
+        FADD R1, R2, R3
         @P0 | {to(2)}
         3:
         {large}
         {large}
+        FADD R1, R2, R3
+        FADD R1, R2, R3
         @P0 | {to(3)}
         EXIT
         """
     loop = read_hot_loop(sass(text))
-    assert loop.instructions == 3 and loop.products == 2 and loop.epilogue == 1
+    assert loop.instructions == 5 and loop.products == 2 and loop.epilogue == 1
 
 
 def test_products_of_tiles_in_a_loop_around():
