@@ -21,16 +21,21 @@ from primer_fast import __version__
 from primer_fast.bench.environment import commit
 from primer_fast.cli.console import Display
 from primer_fast.cli.run_folder import write_text
+from primer_fast.proof.hot_loop import HotLoop
 from primer_fast.proof.production import Row, Unit, compile_units, plan
+from primer_fast.proof.resources import Resources
 from primer_fast.proof.targets import TARGETS
 
 _WIDTH = 150  # where the output is not a terminal
 _PASS = {"forward": "fwd", "backward": "bwd"}
 _LEGEND = """\
 grid: programs of the launch · tile: block sizes, / programs that share a reduction · w/s: warps, pipeline stages
-regs, spill: registers, spilled bytes per thread · KiB: shared memory of a program · fit: programs per processor
-instructions as they stand in the code, a loop's once · TMA: tiles by descriptor · async: 16 bytes to shared memory
-16B: 16 bytes by registers · small: fewer than 16 bytes"""
+regs: registers, + spilled bytes, per thread · KiB: shared memory of a program · fit: programs per processor
+step: instructions in a step of the hot loop, the innermost with most matrix work · wait: after how many wgmma of a step
+a warp waits for all products; ! ptxas makes it wait after each · epi: instructions for an element of a tile once its
+products are complete · matrix: wgmma of a step, S with both operands in shared memory, R with one in registers; other
+instructions of tensor cores, loads and stores: as they stand in the code, a loop's once · TMA: tiles by descriptor
+async: 16 bytes to shared memory · 16B: 16 bytes by registers · small: fewer than 16 bytes"""
 
 
 @dataclass
@@ -102,7 +107,10 @@ def _show(rows: list[Row], console: Console) -> None:
         console.print(f"{place}: {row.error}", style="red", markup=False, soft_wrap=True)
     spilling = sum(row.resources is not None and row.resources.spills for row in rows)
     console.print(_LEGEND, style="dim", markup=False)
-    console.print(f"{len(rows)} launches: {len(rows) - len(failed)} compiled, {len(failed)} failed, {spilling} spill")
+    console.print(
+        f"{len(rows)} launches: {len(rows) - len(failed)} compiled, {len(failed)} failed, {spilling} spill, "
+        f"{sum(bool(row.serialized) for row in rows)} with serialised products"
+    )
 
 
 def _table(rows: list[Row], target: str, dtype: str, op: str) -> Table:
@@ -114,7 +122,7 @@ def _table(rows: list[Row], target: str, dtype: str, op: str) -> Table:
     )  # fmt: skip
     for name in ("case", "pass", "kernel"):
         table.add_column(name, no_wrap=True)
-    for name in ("grid", "tile", "w/s", "regs", "spill", "KiB", "fit"):
+    for name in ("grid", "tile", "w/s", "regs", "KiB", "fit", "step", "wait", "epi"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("matrix", "loads", "stores"):
         table.add_column(f" {name}", no_wrap=True)
@@ -126,18 +134,32 @@ def _table(rows: list[Row], target: str, dtype: str, op: str) -> Table:
 
 
 def _cells(row: Row) -> list[str]:
-    kernel = row.kernel.removeprefix("_").removesuffix("_kernel")
+    kernel = row.kernel.removeprefix("_").removeprefix("attention_").removesuffix("_kernel")
     blocks = [str(v) for name, v in row.constexprs.items() if name.startswith("BLOCK")]
     splits = row.constexprs.get("SPLITS", 1)
     tile = "x".join(blocks) + (f" /{splits}" if splits != 1 else "")
     cells = [_PASS[row.direction], kernel, f"{row.programs:,}", tile, f"{row.warps}/{row.stages or '-'}"]
     r = row.resources
     if row.error or r is None:
-        return [*cells, "[red]failed[/red]", *[""] * 6]
-    spill = f"[red]{r.spill_bytes or f'{r.spill_instructions} ops'}[/red]" if r.spills else "0"
-    matrix = _counts(r.matrix) or (f"FFMA {r.ffma}" if r.ffma else "")
-    memory = [str(r.registers), spill, f"{r.shared_bytes / 1024:.0f}", str(r.programs_per_processor)]
-    return [*cells, *memory, *(f" {counts}" for counts in (matrix, _counts(r.loads), _counts(r.stores)))]
+        return [*cells, "[red]failed[/red]", *[""] * 8]
+    spill = f"[red]+{r.spill_bytes or f'{r.spill_instructions} ops'}[/red]" if r.spills else ""
+    memory = [f"{r.registers}{spill}", f"{r.shared_bytes / 1024:.0f}", str(r.programs_per_processor)]
+    step = ["" if r.hot_loop is None else str(r.hot_loop.instructions), _waits(row, r.hot_loop)]
+    epilogue = "" if row.epilogue is None else f"{row.epilogue:.1f}"
+    counts = (f" {counts}" for counts in (_matrix(r), _counts(r.loads), _counts(r.stores)))
+    return [*cells, *memory, *step, epilogue, *counts]
+
+
+def _waits(row: Row, loop: HotLoop | None) -> str:
+    wgmma = loop is not None and loop.from_shared + loop.from_registers > 0
+    waits = str(loop.waits) if loop is not None and wgmma else ""
+    return f"[red]{waits}![/red]" if row.serialized else waits
+
+
+def _matrix(r: Resources) -> str:
+    kinds = {} if r.hot_loop is None else {"S": r.hot_loop.from_shared, "R": r.hot_loop.from_registers}
+    step = " ".join(f"{n}{kind}" for kind, n in kinds.items() if n)
+    return step or _counts(r.matrix) or (f"FFMA {r.ffma}" if r.ffma else "")
 
 
 _WORDS = {"tma": "TMA", "async wide": "async", "wide": "16B", "async narrow": "small", "narrow": "small"}

@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import triton
@@ -37,17 +37,6 @@ class Launch:
     target: Target
     compiled: Any = None  # triton.compiler.CompiledKernel; None where ``error`` says why
     error: str | None = None
-    log: list[str] = field(default_factory=list)  # what was printed while it was compiled
-
-    @property
-    def serialized(self) -> bool | None:
-        """Whether ptxas makes each wgmma wait for the one before; None where it was not run or not asked to tell.
-
-        It tells under TRITON_DUMP_PTXAS_LOG=1; TRITON_ALWAYS_COMPILE=1 runs it for what is in Triton's cache, too.
-        """
-        if not any(line.startswith("ptxas") for line in self.log):
-            return None
-        return any("(C7515)" in line for line in self.log)
 
     @property
     def programs(self) -> int:
@@ -57,7 +46,7 @@ class Launch:
         return count
 
     def resources(self) -> Resources:
-        """Registers, shared memory and instructions; takes half a second the first time."""
+        """Registers, shared memory, instructions and warnings; takes half a second the first time."""
         return read_resources(self.compiled, self.target)
 
 
@@ -84,7 +73,6 @@ def offline(
     chip = TARGETS[target] if isinstance(target, str) else target
     launches: list[Launch] = []
     caches = {}  # kernel -> what it had compiled for the GPU of this machine
-    logs: dict[int, list[str]] = {}  # a compiled kernel -> what was printed when it was compiled, at its first launch
     run = JITFunction.run
 
     def record(self, *args, grid, warmup, **kwargs):
@@ -94,13 +82,13 @@ def offline(
             caches[self], self.device_caches = self.device_caches, type(self.device_caches)(self.create_binder)
         launch = _describe(self, args, kwargs, grid, chip)
         launches.append(launch)
+        output: list[str] = []
         try:
-            with _captured(launch.log):
+            with _captured(output):
                 launch.compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
-            launch.log = logs.setdefault(id(launch.compiled), launch.log)
             _check_shared_memory(launch)
         except Exception as error:
-            launch.error = _last_line(error, launch.log)
+            launch.error = _last_line(error, output)
             if not keep_going:
                 raise
         return launch.compiled

@@ -18,6 +18,7 @@ import torch
 
 from primer_fast import functional
 from primer_fast.kernels.launch import Chip, assume_chip
+from primer_fast.proof.hot_loop import epilogue_per_element
 from primer_fast.proof.inputs import allocate
 from primer_fast.proof.offline import Launch, offline, refuse_interpreter
 from primer_fast.proof.resources import Resources
@@ -42,7 +43,8 @@ class Row:
     stages: int | None
     resources: Resources | None  # None where ``error`` says why
     error: str | None = None
-    serialized: bool | None = None  # each wgmma waits for the one before; None where ptxas was not asked
+    serialized: bool | None = None  # each wgmma waits for the one before; None where the target has no wgmma
+    epilogue: float | None = None  # instructions for each element of a product's tile, see proof/hot_loop.py
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -75,12 +77,17 @@ def plan(
         list(targets),
     )
     _check_known("op", names, ops())
-    cases = {op: importlib.import_module(f"primer_fast.reference.{op}").CASES for op in names}
+    cases = {op: _cases(op) for op in names}
     _check_known("case", case_names, {case.name for there in cases.values() for case in there})
     _check_known("dtype", dtypes, DTYPES)
     _check_known("target", targets, TARGETS)
     chosen = [(op, c) for op in names for c in cases[op] if (c.name in case_names if case_names else c.production)]
     return [Unit(op, case, dtype, target) for target in targets for dtype in dtypes for op, case in chosen]
+
+
+def _cases(op: str) -> tuple[Case, ...]:
+    reference = importlib.import_module(f"primer_fast.reference.{op}")
+    return (*reference.CASES, *getattr(reference, "DRAWN", ()))
 
 
 def _check_known(what: str, asked: list[str], there: Iterable[str]) -> None:
@@ -172,12 +179,16 @@ def compiled_launches(
 def _row(unit: Unit, direction: str, launch: Launch) -> Row:
     metadata = getattr(launch.compiled, "metadata", None)
     constexprs = {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in launch.constexprs.items()}
+    resources = None if launch.compiled is None else launch.resources()
+    epilogue = None
+    if resources is not None:
+        epilogue = epilogue_per_element(resources.hot_loop, constexprs, launch.compiled.metadata.num_warps)
     return Row(
         unit.op, unit.case.name, unit.dtype, unit.target, direction, launch.kernel, launch.programs, constexprs,
         getattr(metadata, "num_warps", launch.options.get("num_warps")),
         getattr(metadata, "num_stages", launch.options.get("num_stages")),
-        None if launch.compiled is None else launch.resources(), launch.error,
-        launch.serialized,
+        resources, launch.error,
+        resources.serialized if resources is not None and launch.target.has_wgmma else None, epilogue,
     )  # fmt: skip
 
 

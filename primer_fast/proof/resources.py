@@ -1,14 +1,18 @@
 """What a compiled kernel needs of a GPU, read from its machine code; no GPU takes part."""
 
+import contextlib
 import functools
+import io
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triton import knobs
+from triton.compiler import make_backend
 
+from primer_fast.proof.hot_loop import HotLoop, instructions_of, read_hot_loop
 from primer_fast.proof.targets import Target
 
 # Opcode -> what it is counted as; the first pattern that matches counts. A "narrow" access moves less than 16 bytes.
@@ -52,17 +56,28 @@ class Resources:
     stores: dict[str, int]  # "tma", "wide", "narrow" -> count
     ffma: int  # float32 multiply-adds outside the tensor cores
     instructions: int
+    warnings: tuple[str, ...] = ()  # of ptxas, about performance; it has none on AMD
+    hot_loop: HotLoop | None = None  # None without a loop, and on AMD
 
     @property
     def spills(self) -> bool:
         return self.spill_bytes > 0 or self.spill_instructions > 0
+
+    @property
+    def serialized(self) -> bool:
+        """Each wgmma waits for the one before, whatever the kernel asked for."""
+        return any("instructions are serialized" in warning for warning in self.warnings)
 
 
 def read_resources(kernel, target: Target) -> Resources:
     """The resources of a ``triton.compiler.CompiledKernel``; one binary is read once per process."""
     text = kernel.asm["amdgcn"] if target.is_amd else kernel.asm["cubin"]
     tensor_columns = getattr(kernel.metadata, "tmem_size", 0) if target.name == "sm_100" else 0
-    return _read(text, target, kernel.metadata.num_warps, kernel.metadata.shared, tensor_columns)
+    read = _read(text, target, kernel.metadata.num_warps, kernel.metadata.shared, tensor_columns)
+    if target.is_amd:
+        return read
+    options = kernel.metadata.enable_fp_fusion, kernel.metadata.ptx_options
+    return replace(read, warnings=_warnings(kernel.asm["ptx"], target, *options))
 
 
 def registers_and_spills(kernel, target: Target) -> tuple[int, int]:
@@ -73,7 +88,7 @@ def registers_and_spills(kernel, target: Target) -> tuple[int, int]:
 def _usage(code: str | bytes) -> tuple[int, int]:
     if isinstance(code, str):  # AMD's; accumulation registers included: on CDNA3 they share one file
         return _number(r"\.vgpr_count:\s*", code), _number(r"\.private_segment_fixed_size:\s*", code)
-    usage = _run_tool("cuobjdump", "--dump-resource-usage", code)
+    usage = _run_tool("cuobjdump", code, "--dump-resource-usage")
     return _number("REG:", usage), _number("STACK:", usage)
 
 
@@ -90,9 +105,10 @@ def _read(code: str | bytes, target: Target, warps: int, shared: int, tensor_col
     registers, spill_bytes = _usage(code)
     if isinstance(code, str):
         lines = [line.strip() for line in code.splitlines() if re.match(r"\s+[a-z]\w*_\w+(\s|$)", line)]
-        patterns = _AMDGCN
+        patterns, hot_loop = _AMDGCN, None
     else:
-        lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]*);", _run_tool("nvdisasm", "-c", code))
+        sass = _run_tool("nvdisasm", code, "-ndf", "-c")  # without data flow, which takes a third of the time
+        lines, hot_loop = instructions_of(sass), read_hot_loop(sass)
         patterns = _SASS
     counts, matrix = _count(lines, patterns)
     group = lambda word: {k[: -len(word) - 1]: n for k, n in sorted(counts.items()) if k.endswith(" " + word)}  # noqa: E731
@@ -100,6 +116,7 @@ def _read(code: str | bytes, target: Target, warps: int, shared: int, tensor_col
         registers, spill_bytes, counts["spill"], shared,
         target.resident_programs(warps, registers, shared, tensor_columns),
         matrix, group("load"), group("store"), counts["ffma"], len(lines),
+        hot_loop=hot_loop,
     )  # fmt: skip
 
 
@@ -117,10 +134,31 @@ def _count(lines: list[str], patterns: list[tuple[str, str]]) -> tuple[Counter[s
     return counts, dict(matrix)
 
 
-def _run_tool(name: str, option: str, cubin: bytes) -> str:
+@functools.lru_cache(maxsize=1024)
+def _warnings(ptx: str, target: Target, fused: bool, options: str | None) -> tuple[str, ...]:
+    """What ptxas has to say of a kernel's performance: Triton does not show it, and its cache does not keep it.
+
+    Triton assembles the kernel once more, with its own choice of options; some 0.1 s. fused: a product and a sum may
+    become one instruction. options: others, as given at the launch.
+    """
+    backend = make_backend(target.triton)
+    chosen = {"enable_fp_fusion": fused, "ptx_options": options}
+    log = io.StringIO()
+    with knobs.nvidia.scope(), contextlib.redirect_stdout(log):
+        knobs.nvidia.dump_ptxas_log = True
+        backend.make_cubin(ptx, {}, backend.parse_options(chosen), target.triton.arch)
+    return performance_warnings(log.getvalue())
+
+
+def performance_warnings(log: str) -> tuple[str, ...]:
+    """Those in what ptxas -v wrote, each once."""
+    return tuple(dict.fromkeys(re.findall(r"\(C\d+\) Potential Performance Loss: .*", log)))
+
+
+def _run_tool(name: str, cubin: bytes, *options: str) -> str:
     """Output of one of the CUDA tools that come with Triton."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [getattr(knobs.nvidia, name).path, option, file.name]
+        command = [getattr(knobs.nvidia, name).path, *options, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -32,6 +32,10 @@ class Target:
     def is_amd(self) -> bool:
         return self.triton.backend == "hip"
 
+    @property
+    def has_wgmma(self) -> bool:
+        return not self.is_amd and self.triton.arch == 90
+
     def resident_programs(self, warps: int, registers: int, shared: int, tensor_columns: int = 0) -> int:
         """How many programs of ``warps`` warps, ``registers`` per thread and ``shared`` bytes a processor holds.
 

@@ -266,9 +266,22 @@ CASES = (
     _case("softcap_4k", "Gemma 2: softcap and window", 1, 16, 4096, 256, HK=8, is_causal=True, window=2048,
           softcap=50.0, production=True),
     _case("bias_1k", "a bias for each head", 4, 12, 1024, 64, mask=(12, 1024, 1024), production=True),
+    _case("bias_128_2k", "heads of 128 with a bias for each pair, causal", 2, 16, 2048, 128, mask=(2048, 2048),
+          is_causal=True, production=True),
+    _case("bias_72_729", "SigLIP so400m: 729 patches, heads of 72; a bias for each pair", 8, 16, 729, 72,
+          mask=(8, 1, 729, 729), production=True),
+    _case("softcap_72_2k", "softcap, a bool mask and lengths at once, heads of 72", 2, 16, 2048, 72,
+          mask=(2, 1, 2048, 2048), mask_dtype="bool", lengths=True, softcap=30.0, production=True),
+    _case("grouped_lengths_2k", "Llama 3 8B: a padded batch", 4, 32, 2048, 128, HK=8, lengths=True, is_causal=True,
+          production=True),
     _case("decode_8k", "a token of Llama 3 8B: the bytes of its cache", 8, 32, 1, 128, S=8192, HK=8,
           gradients=False, production=True),
     _case("decode_32k", "the same, long", 8, 32, 1, 128, S=32768, HK=8, gradients=False, production=True),
     _case("decode_lengths", "GPT-2 124M, 64 sequences of different lengths", 64, 12, 1, 64, S=1024, lengths=True,
           gradients=False, production=True),
+)  # fmt: skip
+
+# Whose results are drawn: compiled like the production cases, compared with nothing.
+DRAWN = (
+    _case("dropout_2k", "heads of 128, dropout", 4, 16, 2048, 128, is_causal=True, dropout_p=0.1, production=True),
 )  # fmt: skip

@@ -10,6 +10,7 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from primer_fast import backend
+from primer_fast.proof import resources
 from primer_fast.proof.offline import offline
 from primer_fast.proof.targets import TARGETS
 
@@ -33,6 +34,19 @@ def _product_kernel(out_ptr, a_ptr, b_ptr, K, BLOCK: tl.constexpr, BLOCK_K: tl.c
     acc = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     for k in range(0, K, BLOCK_K):
         a = tl.load(a_ptr + offs[:, None] * K + k + offs_k[None, :])
+        b = tl.load(b_ptr + offs[:, None] * K + k + offs_k[None, :])
+        acc = tl.dot(a, b.T, acc)
+    tl.store(out_ptr + offs[:, None] * BLOCK + offs[None, :], acc)
+
+
+@triton.jit
+def _fused_kernel(out_ptr, a_ptr, saved_ptr, b_ptr, K, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The same with (a * saved) in place of a: an operand that is computed, so that it comes from registers."""
+    offs, offs_k = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+    for k in range(0, K, BLOCK_K):
+        a = tl.load(a_ptr + offs[:, None] * K + k + offs_k[None, :])
+        a *= tl.load(saved_ptr + offs[:, None] * K + k + offs_k[None, :])
         b = tl.load(b_ptr + offs[:, None] * K + k + offs_k[None, :])
         acc = tl.dot(a, b.T, acc)
     tl.store(out_ptr + offs[:, None] * BLOCK + offs[None, :], acc)
@@ -79,6 +93,26 @@ def product(target, dtype, BLOCK, BLOCK_K, num_stages, keep_going=True):
     return asdict(launch.resources()) | {"error": launch.error}
 
 
+def waiting(fused):
+    """A product of 128 x 128 in steps of 64, plain or fused, and what ptxas says of it."""
+    with offline("sm_90") as launches:
+        x, out = empty(128, 4096), empty(128, 128, dtype=torch.float32)
+        options = {"BLOCK": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
+        if fused:
+            _fused_kernel[(1,)](out, x, x, x, 4096, **options)
+        else:
+            _product_kernel[(1,)](out, x, x, 4096, **options)
+    found = launches[0].resources()
+    return asdict(found) | {"serialized": found.serialized}
+
+
+def waiting_from_cache():
+    """The same once more, when this process has forgotten what it read and Triton's cache has the kernel."""
+    resources._read.cache_clear()
+    resources._warnings.cache_clear()
+    return waiting(fused=True)
+
+
 def raised(action):
     try:
         action()
@@ -122,6 +156,9 @@ seen = {
     "no multiple of 16": copy("sm_90", empty(4096), n=4095),
     "centre": {f"{target} {warps}": centre(target, warps) for target in TARGETS for warps in (1, 16)},
     "product": {target: product(target, torch.bfloat16, 128, 32, 2) for target in TARGETS},
+    "plain product": waiting(fused=False),
+    "fused product": waiting(fused=True),
+    "fused product from Triton's cache": waiting_from_cache(),
     "too much shared memory": product("sm_90", torch.float32, 128, 64, 5),
     "too much, raised": raised(lambda: product("sm_90", torch.float32, 128, 64, 5, keep_going=False)),
     "refused, raised": raised(lambda: refused(keep_going=False)),

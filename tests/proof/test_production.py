@@ -1,0 +1,100 @@
+"""The machine code of what is launched in production: no product waits, nothing spills, but for what is listed here."""
+
+import json
+
+import pytest
+import triton
+from compiled_rows import ROOT, names
+
+from primer_fast.proof.sweep import PARKED
+
+pytestmark = pytest.mark.xdist_group("offline")
+
+TABLE = ROOT / "bench" / "results" / "offline" / "sm_90.json"
+COMMAND = "primer-fast kernels --dtype bfloat16 --json bench/results/offline/sm_90.json"
+ATTENTION = "scaled_dot_product_attention"
+# What is known to be wrong. Each list must be exact: an entry that is no longer needed goes, nothing is to be added.
+SERIALIZED = {  # op and kernel of 16-bit launches whose wgmma wait for each other
+    ("linear", "_matmul_kernel"),  # gradients of an activation, fused into the product
+    ("conv2d", "_matmul_kernel"),  # the same
+    ("conv2d", "_gather_kernel"),  # a box of pixels, which becomes an operand through registers
+    ("conv2d", "_weight_kernel"),  # the same
+    (ATTENTION, "attention_forward_kernel"),  # a bias with 64 keys a step; dropout
+    (ATTENTION, "attention_backward_kv_kernel"),
+    (ATTENTION, "attention_backward_q_kernel"),
+}
+SPILLING = {  # op, case and kernel of launches that spill more than the few addresses which differ from run to run
+    (ATTENTION, "bias_128_2k", "attention_forward_kernel"),
+    (ATTENTION, "bias_72_729", "attention_forward_kernel"),
+    (ATTENTION, "bias_72_729", "attention_backward_q_kernel"),
+    (ATTENTION, "softcap_72_2k", "attention_backward_kv_kernel"),
+    (ATTENTION, "grouped_lengths_2k", "attention_backward_kv_kernel"),
+}
+
+
+@pytest.fixture(scope="session")
+def hopper(table):
+    return [row for row in table if row["target"] == "sm_90" and row["error"] is None]
+
+
+def test_no_16_bit_product_is_serialised(hopper):
+    rows = [row for row in hopper if row["dtype"] != "float32"]
+    assert {row["serialized"] for row in rows} <= {True, False}, "each launch has an answer"
+    waiting = [row for row in rows if row["serialized"]]
+    assert {(row["op"], row["kernel"]) for row in waiting} == SERIALIZED, names(waiting)
+
+
+def test_no_tile_spills(hopper):
+    spilling = [row for row in hopper if row["resources"]["spill_bytes"] > PARKED]
+    assert {(row["op"], row["case"], row["kernel"]) for row in spilling} == SPILLING, names(spilling)
+
+
+def test_what_ptxas_says_of_waiting_stands_in_the_code(hopper):
+    """Each wgmma of a serialised launch is followed by a wait for all; of the others, not each where there are more."""
+    for row in hopper:
+        loop = row["resources"]["hot_loop"]
+        number = 0 if loop is None else loop["from_shared"] + loop["from_registers"]
+        if row["serialized"]:
+            assert number == loop["waits"] > 0, names([row])
+        elif number > 1:
+            assert loop["waits"] < number, names([row])
+
+
+def test_products_have_a_hot_loop_and_an_epilogue(table):
+    """But where the whole reduction is one step, and for attention, whose products are not its result."""
+    rows = [row for row in table if row["target"] != "gfx942" and row["op"] in ("linear", "linear_cross_entropy")]
+    rows = [row for row in rows if row["error"] is None and row["resources"]["matrix"]]
+    without = [row for row in rows if not row["resources"]["hot_loop"]["products"] or not row["epilogue"] > 0]
+    assert len(rows) > 100 and not without, names(without)
+
+
+def test_other_targets_have_no_wgmma(table):
+    for row in table:
+        if row["target"] == "gfx942":
+            assert row["resources"]["hot_loop"] is None and row["resources"]["warnings"] == []
+        if row["target"] != "sm_90":
+            assert row["serialized"] is None
+
+
+def test_the_committed_table_is_of_this_code(hopper):
+    content = json.loads(TABLE.read_text())
+    if content["triton"] != triton.__version__:
+        pytest.skip(f"the table is of Triton {content['triton']}, this is {triton.__version__}")
+    fresh = [row for row in hopper if row["dtype"] == "bfloat16"]
+    assert [place(row) for row in content["rows"]] == [place(row) for row in fresh], f"run {COMMAND}"
+    changed = [new for old, new in zip(content["rows"], fresh, strict=True) if differ(old, new)]
+    assert not changed, f"run {COMMAND}: {names(changed)}"
+    assert content["command"] == COMMAND
+
+
+def place(row):
+    return row["op"], row["case"], row["direction"], row["kernel"]
+
+
+def differ(old, new):
+    """Whether two rows are of different code: the same code compiled twice varies in a few instructions."""
+    a, b = old["resources"], new["resources"]
+    exact = ("shared_bytes", "matrix", "loads", "stores", "warnings")
+    settings = ("programs", "constexprs", "warps", "stages", "serialized")
+    near = abs(a["instructions"] - b["instructions"]) <= 0.02 * b["instructions"]
+    return not near or any(a[key] != b[key] for key in exact) or any(old[key] != new[key] for key in settings)

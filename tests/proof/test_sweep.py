@@ -1,0 +1,94 @@
+"""Random calls through every launcher: each launch compiles, fits and spills nothing."""
+
+import pytest
+from compiled_rows import run_python
+
+from primer_fast.proof import sweep
+from primer_fast.proof.production import Unit
+from primer_fast.proof.verify import ops
+from primer_fast.reference.case import Case
+from primer_fast.reference.scaled_dot_product_attention import CASES
+
+OP = "scaled_dot_product_attention"
+
+pytestmark = pytest.mark.xdist_group("offline")
+
+
+def test_sixty_launches_compile_fit_and_spill_nothing():
+    done = run_python("-m", "primer_fast.proof.sweep", "--seed", "0", "--launches", "60")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    launches, failed, *_ = (int(word) for word in done.stdout.split() if word.isdecimal())
+    assert launches >= 60 and failed == 0
+
+
+def test_every_op_and_option_is_drawn():
+    units = [sweep.draw(0, number) for number in range(400)]
+    assert {unit.op for unit in units} == set(ops())
+    assert {unit.dtype for unit in units} == {"bfloat16", "float16", "float32"}
+    assert {unit.case.gradients for unit in units} == {True, False}
+
+    def drawn(op, name):
+        return {unit.case.options.get(name) for unit in units if unit.op == op}
+
+    attention = [unit for unit in units if unit.op == OP]
+    assert {1} < {unit.case.shapes["query"][-2] for unit in attention}, "decoding too"
+    assert all(len(drawn(OP, name)) > 1 for name in ("softcap", "window", "dropout_p"))
+    for name in ("attn_mask", "key_lengths"):
+        assert len({name in unit.case.shapes for unit in attention}) == 2
+    assert {1, 4} < drawn("conv2d", "groups") and {1, 2} <= drawn("conv2d", "dilation") & drawn("conv2d", "stride")
+    pools = [unit.case.layouts.get("input") for unit in units if unit.op == "max_pool2d"]
+    assert {None, "channels_last"} < set(pools)
+
+
+def test_a_draw_is_the_same_again():
+    assert sweep.draw(3, 7) == sweep.draw(3, 7) != sweep.draw(4, 7)
+
+
+def of_attention(D, dtypes=None, options=None, **shapes):
+    heads = (1, 8, 64, D)
+    shapes = {"query": heads, "key": heads, "value": heads, **shapes}
+    return Unit(OP, Case("x", "", shapes, options or {}, {}, False, dtypes or {}), "float16", "")
+
+
+def test_where_spills_are_known():
+    mask = {"attn_mask": (64, 64)}
+    assert sweep.may_spill(of_attention(65, **mask)) and not sweep.may_spill(of_attention(64, **mask))
+    assert sweep.may_spill(of_attention(128, options={"softcap": 30.0}))
+    assert sweep.may_spill(of_attention(128, options={"dropout_p": 0.1}))
+    assert sweep.may_spill(of_attention(128, dtypes={"key_lengths": "int64"}, key_lengths=(1,)))
+    assert not sweep.may_spill(of_attention(128, options={"window": 100}))
+    linear = Unit("linear", Case("x", "", {"input": (1, 128), "weight": (128, 128)}), "float16", "sm_90")
+    assert not sweep.may_spill(linear)
+
+
+@pytest.mark.parametrize(
+    "spilled, known, failure", [(16, False, None), (17, False, "spills 17 bytes"), (17, True, None)]
+)
+def test_what_fails(spilled, known, failure):
+    unit = of_attention(72 if known else 64, attn_mask=(64, 64))
+    found = sweep.Result(unit, "_k", {}, spilled).failure
+    assert found is None if failure is None else found.startswith(failure)
+    assert sweep.Result(unit, "_k", {}, 0, "does not compile").failure == "does not compile"
+
+
+def test_the_known_spills_are_still_there(table):
+    """Where no production case that may spill does, may_spill is not needed any more."""
+    known = [case.name for case in CASES if case.production and sweep.may_spill(Unit(OP, case, "bfloat16", "sm_90"))]
+    rows = [row for row in table if row["op"] == OP and row["case"] in known and row["target"] == "sm_90"]
+    assert max(row["resources"]["spill_bytes"] for row in rows) > sweep.PARKED
+
+
+def test_a_failure_comes_with_the_line_that_repeats_it(monkeypatch, capsys):
+    def results(unit):
+        yield sweep.Result(unit, "_k", {"BLOCK": 64}, error="PTXASError: too large")
+        yield sweep.Result(unit, "_k", {"BLOCK": 32})
+
+    monkeypatch.setattr(sweep, "results", results)
+    assert sweep.main(["--seed", "5", "--launches", "3"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "_k {'BLOCK': 64}: PTXASError: too large"
+    assert lines[1].split()[:2] == list(sweep.draw(5, 0)[:3:2])
+    assert lines[2].strip() == "python -m primer_fast.proof.sweep --seed 5 --only 0"
+    assert lines[5].endswith("--seed 5 --only 1") and lines[-1] == "4 launches, 2 failed, 0 with known spills"
+    assert sweep.main(["--seed", "5", "--only", "1"]) == 1
+    assert capsys.readouterr().out.splitlines()[2].endswith("--only 1")
