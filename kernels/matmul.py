@@ -148,7 +148,7 @@ def _matmul_kernel(
     tl.assume(k_begin < k_end)
 
     products = tl.zeros((BLOCK_N, BLOCK_M) if SWAPPED else (BLOCK_M, BLOCK_N), dtype=tl.float32)
-    sums = tl.zeros((BLOCK_M, BLOCK_K if SWAPPED else 16), dtype=tl.float32)
+    sums = tl.zeros((64, BLOCK_M) if SWAPPED else (BLOCK_M, 16), dtype=tl.float32)
     for k in range(k_begin, k_end, BLOCK_K):
         a_tile = operand_tile(a, m, k, M, K, stride_am, stride_ak, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS_IN, A_K_MAJOR)
         b_tile = operand_tile(b, n, k, N, K, stride_bn, stride_bk, BLOCK_N, BLOCK_K, EVEN_K, DESCRIPTORS_IN, B_K_MAJOR)
@@ -161,7 +161,8 @@ def _matmul_kernel(
         if out_sums_ptr is not None:
             if tile_n == 0:
                 if SWAPPED:
-                    sums += g
+                    ones = tl.full((64, BLOCK_K), 0.015625, dtype=a_tile.dtype)  # a share in each of 64 equal rows
+                    sums = tl.dot(ones, a_tile.T, sums, input_precision=SUM_PRECISION)
                 else:
                     ones = tl.full((BLOCK_K, 16), 0.0625, dtype=a_tile.dtype)  # a share in each of 16 equal columns
                     sums = tl.dot(a_tile, ones, sums, input_precision=SUM_PRECISION)
@@ -174,7 +175,7 @@ def _matmul_kernel(
 
     offs_m = m + tl.arange(0, BLOCK_M)
     if out_sums_ptr is not None:
-        row_sums = tl.sum(sums, axis=1)
+        row_sums = tl.sum(sums, axis=0 if SWAPPED else 1)
         first = (offs_m < M) & (tile_n == 0)
     if SPLITS > 1:
         part_ptr += split.to(tl.int64) * total
