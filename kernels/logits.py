@@ -54,6 +54,7 @@ CHUNK_BYTES = 2**27  # of the buffer for gradients at the logits
 _CHUNK_ROWS = 16384
 _LOG2_E = 1.4426950408889634
 _LN_2 = tl.constexpr(0.6931471805599453)
+_LEAST = tl.constexpr(-1e3)  # log2 of an exponential that is 0: in place of -inf, so that 0 log 0 = 0
 _COMBINED = 128  # rows of a program that combines shares
 
 
@@ -66,11 +67,17 @@ def _products_tile(
 ):  # fmt: skip
     """Tile (BLOCK_M, BLOCK_V) of x w^T at (m, v)."""
     products = tl.zeros((BLOCK_M, BLOCK_V), dtype=tl.float32)
-    for k in range(0, K, BLOCK_K):
+    for k in range(0, tl.maximum(K, 1), BLOCK_K):
         x_tile = operand_tile(x, m, k, M, K, stride_xm, stride_xk, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS, X_K_MAJOR)
         w_tile = operand_tile(w, v, k, V, K, stride_wv, stride_wk, BLOCK_V, BLOCK_K, EVEN_K, DESCRIPTORS, W_K_MAJOR)
         products = tl.dot(x_tile, w_tile.T, products, input_precision=PRECISION)
     return products
+
+
+@triton.jit
+def _any_within(target, v, LENGTH: tl.constexpr):
+    """Whether one of the targets is in [v, v + LENGTH)."""
+    return tl.max(((target >= v) & (target < v + LENGTH)).to(tl.int32), axis=0) > 0
 
 
 @triton.jit
@@ -82,7 +89,7 @@ def _rescale(extra, total, peak, base):
 
 @entry
 def _statistics_kernel(
-    part_ptr,  # (SPLITS, 3 or 4, M) float32: maximum, sum of exponentials, target's logit, extra; in units of log2
+    part_ptr,  # (SPLITS, 3 or 4, M) float32: maximum, sum of exponentials, target's logit, extra: see above
     x, w, bias_ptr, target_ptr,  # x (M, K), w (V, K): pointers or descriptors
     stride_xm, stride_xk, stride_wv, stride_wk,  # in elements
     M, V, K, tiles_per_split, scale,
@@ -110,19 +117,20 @@ def _statistics_kernel(
             PRECISION, EVEN_K, DESCRIPTORS, X_K_MAJOR, W_K_MAJOR, BLOCK_M, BLOCK_V, BLOCK_K,
         )  # fmt: skip
         offs_v = v + tl.arange(0, BLOCK_V)
-        inside = offs_v < V
         if bias_ptr is not None:
-            z += tl.load(bias_ptr + offs_v, mask=inside, other=0.0).to(tl.float32)[None, :]
-        z *= scale
+            z += tl.load(bias_ptr + offs_v, mask=offs_v < V, other=0.0).to(tl.float32)[None, :]
         if EXTRA == "sum":  # 0 outside the vocabulary
             extra += tl.sum(z, axis=1)
-        z = tl.where(inside[None, :], z, float("-inf"))
-        chosen += tl.sum(tl.where(offs_v[None, :] == target[:, None], z, 0.0), axis=1)
-        top = tl.maximum(peak, tl.max(z, axis=1))  # drops NaN, which the sum of exponentials keeps
+        if v + BLOCK_V > V:
+            z = tl.where((offs_v < V)[None, :], z, float("-inf"))
+        if _any_within(target, v, BLOCK_V):
+            chosen += tl.sum(tl.where(offs_v[None, :] == target[:, None], z, 0.0), axis=1)
+        top = tl.maximum(peak, tl.max(z, axis=1) * scale)  # drops NaN, which the sum of exponentials keeps
         base = tl.where(top == float("-inf"), 0.0, top)
-        e = tl.exp2(z - base[:, None])
-        if EXTRA == "entropy":  # e > 0: 0 log 0 = 0
-            extra = _rescale(extra, total, peak, base) + tl.sum(tl.where(e > 0, e * (z - base[:, None]), 0.0), axis=1)
+        log_e = z * scale - base[:, None]  # one multiply-add, and so no rounding at the size of z
+        e = tl.exp2(log_e)
+        if EXTRA == "entropy":
+            extra = _rescale(extra, total, peak, base) + tl.sum(e * tl.maximum(log_e, _LEAST), axis=1)
         total = total * tl.exp2(peak - base) + tl.sum(e, axis=1)
         peak = top
 
@@ -139,7 +147,7 @@ def _statistics_kernel(
 @entry
 def _combine_kernel(
     score_ptr, lse_ptr, entropy_ptr,  # (M,), (2, M), (M,) float32; lse: maximum, log2 of the sum relative to it
-    part_ptr, target_ptr, M, V, splits, ignore_index, smoothing, sign,  # ignore_index: None where no row is ignored
+    part_ptr, target_ptr, M, V, splits, scale, ignore_index, smoothing, sign,  # ignore_index: None where no row is ignored
     EXTRA: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: the shares of BLOCK rows, combined in order. A target outside the vocabulary gives NaN."""
@@ -167,9 +175,9 @@ def _combine_kernel(
         part_ptr += 3 * M if EXTRA is None else 4 * M
 
     log_total = tl.log2(total)
-    score = chosen - peak - log_total
+    score = chosen * scale - peak - log_total
     if EXTRA == "sum":
-        score = (1.0 - smoothing) * score + smoothing * (extra / V - peak - log_total)
+        score = (1.0 - smoothing) * score + smoothing * (extra / V * scale - peak - log_total)
     score *= _LN_2 * sign
     target = tl.load(target_ptr + offs, mask=rows, other=0)
     known = (target >= 0) & (target < V)
@@ -185,9 +193,46 @@ def _combine_kernel(
 
 
 @triton.jit
+def _row_terms(
+    offs_m, M, target_ptr, peak_ptr, log_total_ptr, score_grad_ptr, entropy_grad_ptr, entropy_ptr,
+    first_class, V, share, smooth, inverse_temperature,
+):  # fmt: skip
+    """What the gradient at a row's logits is made of: with log_e = log2 e^(z - max) it is
+
+    -e (weight + slope log_e) + uniform, and at_target more at the class ``target``, or -1 where that is not among the V.
+    """
+    rows = offs_m < M
+    target = tl.load(target_ptr + offs_m, mask=rows, other=-1) - first_class
+    target = tl.where((target >= 0) & (target < V), target, -1).to(tl.int32)
+    peak = tl.load(peak_ptr + offs_m, mask=rows, other=0.0)
+    log_total = tl.load(log_total_ptr + offs_m, mask=rows, other=0.0)
+    score_grad = tl.load(score_grad_ptr + offs_m, mask=rows, other=0.0) * inverse_temperature
+    weight, slope = score_grad, score_grad
+    if entropy_ptr is not None:
+        entropy_grad = tl.load(entropy_grad_ptr + offs_m, mask=rows, other=0.0) * inverse_temperature
+        entropy = tl.load(entropy_ptr + offs_m, mask=rows, other=0.0)
+        weight += entropy_grad * (entropy - log_total * _LN_2)
+        slope = entropy_grad * _LN_2
+    of_total = tl.exp2(-log_total)
+    return target, peak, weight * of_total, slope * of_total, score_grad * smooth, score_grad * share
+
+
+@triton.jit
+def _gradient_at(z, target, peak, weight, slope, uniform, at_target, offs_v, scale, has_target, ENTROPY: tl.constexpr):
+    """Logits before the scale -> gradient at them, from the terms of their rows."""
+    log_e = z * scale - peak[:, None]  # one multiply-add, as in the forward
+    factor = -weight[:, None]
+    if ENTROPY:
+        factor -= slope[:, None] * tl.maximum(log_e, _LEAST)
+    g = tl.exp2(log_e) * factor + uniform[:, None]
+    if has_target:
+        g += tl.where(offs_v[None, :] == target[:, None], at_target[:, None], 0.0)
+    return g
+
+
+@triton.jit
 def _store_gradient(
-    products, out, bias_ptr, target, peak, log_total, score_grad, entropy_grad, entropy, m, v, M, V, stride_out,
-    scale, share, smooth, inverse_temperature,
+    products, out, bias_ptr, target, peak, weight, slope, uniform, at_target, has_target, m, v, M, V, stride_out, scale,
     ENTROPY: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, SUBTILES: tl.constexpr,
 ):  # fmt: skip
@@ -196,24 +241,20 @@ def _store_gradient(
         HALF: tl.constexpr = BLOCK_V // 2
         left, right = products.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
         _store_gradient(
-            left, out, bias_ptr, target, peak, log_total, score_grad, entropy_grad, entropy, m, v, M, V,
-            stride_out, scale, share, smooth, inverse_temperature, ENTROPY, DESCRIPTORS, BLOCK_M, HALF, SUBTILES // 2,
+            left, out, bias_ptr, target, peak, weight, slope, uniform, at_target, has_target, m, v, M, V,
+            stride_out, scale, ENTROPY, DESCRIPTORS, BLOCK_M, HALF, SUBTILES // 2,
         )  # fmt: skip
         _store_gradient(
-            right, out, bias_ptr, target, peak, log_total, score_grad, entropy_grad, entropy, m, v + HALF, M, V,
-            stride_out, scale, share, smooth, inverse_temperature, ENTROPY, DESCRIPTORS, BLOCK_M, HALF, SUBTILES // 2,
+            right, out, bias_ptr, target, peak, weight, slope, uniform, at_target, has_target, m, v + HALF, M, V,
+            stride_out, scale, ENTROPY, DESCRIPTORS, BLOCK_M, HALF, SUBTILES // 2,
         )  # fmt: skip
     else:
         offs_v = v + tl.arange(0, BLOCK_V)
         if bias_ptr is not None:
             products += tl.load(bias_ptr + offs_v, mask=offs_v < V, other=float("-inf")).to(tl.float32)[None, :]
-        log_p = products * scale - peak[:, None] - log_total[:, None]
-        p = tl.exp2(log_p)
-        wanted = tl.where(offs_v[None, :] == target[:, None], share + smooth, smooth)
-        g = score_grad[:, None] * (wanted - p)
-        if ENTROPY:  # p > 0: 0 log 0 = 0
-            g -= entropy_grad[:, None] * tl.where(p > 0, p * (log_p * _LN_2 + entropy[:, None]), 0.0)
-        g *= inverse_temperature
+        g = _gradient_at(
+            products, target, peak, weight, slope, uniform, at_target, offs_v, scale, has_target, ENTROPY
+        )  # fmt: skip
         if DESCRIPTORS:
             out.store([m, v], g.to(out.dtype))
         else:
@@ -241,21 +282,13 @@ def _gradient_kernel(
         x, w, m, v, M, V, K, stride_xm, stride_xk, stride_wv, stride_wk,
         PRECISION, EVEN_K, DESCRIPTORS, X_K_MAJOR, W_K_MAJOR, BLOCK_M, BLOCK_V, BLOCK_K,
     )  # fmt: skip
-    offs_m = m + tl.arange(0, BLOCK_M)
-    rows = offs_m < M
-    target = tl.load(target_ptr + offs_m, mask=rows, other=-1) - first_class
-    target = tl.where((target >= 0) & (target < V), target, -1).to(tl.int32)
-    peak = tl.load(peak_ptr + offs_m, mask=rows, other=0.0)
-    log_total = tl.load(log_total_ptr + offs_m, mask=rows, other=0.0)
-    score_grad = tl.load(score_grad_ptr + offs_m, mask=rows, other=0.0)
-    entropy_grad, entropy = score_grad, score_grad
-    if entropy_ptr is not None:
-        entropy_grad = tl.load(entropy_grad_ptr + offs_m, mask=rows, other=0.0)
-        entropy = tl.load(entropy_ptr + offs_m, mask=rows, other=0.0)
+    target, peak, weight, slope, uniform, at_target = _row_terms(
+        m + tl.arange(0, BLOCK_M), M, target_ptr, peak_ptr, log_total_ptr, score_grad_ptr, entropy_grad_ptr,
+        entropy_ptr, first_class, V, share, smooth, inverse_temperature,
+    )  # fmt: skip
     _store_gradient(
-        products, out, bias_ptr, target, peak, log_total, score_grad, entropy_grad, entropy, m, v, M, V, stride_out,
-        scale, share, smooth, inverse_temperature,
-        entropy_ptr is not None, DESCRIPTOR_OUT, BLOCK_M, BLOCK_V, SUBTILES,
+        products, out, bias_ptr, target, peak, weight, slope, uniform, at_target, _any_within(target, v, BLOCK_V),
+        m, v, M, V, stride_out, scale, entropy_ptr is not None, DESCRIPTOR_OUT, BLOCK_M, BLOCK_V, SUBTILES,
     )  # fmt: skip
 
 
@@ -336,11 +369,11 @@ def logits_fwd(x, w, bias, target, head: Head, entropy: bool, precision, setting
         _statistics_kernel[(cdiv(N, s.BLOCK_M) * s.SPLITS,)](
             part, *_loaded(x_, w_, s, descriptors), bias, target, *x_.t.stride(), *w_.t.stride(),
             N, V, D, cdiv(cdiv(V, s.BLOCK_N), s.SPLITS), _LOG2_E / head.temperature,
-            extra, dot, D % s.BLOCK_K == 0, descriptors, x_.k_major, w_.k_major,
+            extra, dot, D % s.BLOCK_K == 0 < D, descriptors, x_.k_major, w_.k_major,
             s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.SPLITS, s.GROUP_M, num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
         _combine_kernel[(cdiv(N, _COMBINED),)](
-            score, lse, entropies, part, target, N, V, s.SPLITS, head.ignore_index, head.smoothing, head.sign,
+            score, lse, entropies, part, target, N, V, s.SPLITS, _LOG2_E / head.temperature, head.ignore_index, head.smoothing, head.sign,
             extra, _COMBINED, num_warps=4,
         )  # fmt: skip
     return score, lse, entropies
@@ -435,6 +468,6 @@ def _gradient(
             result, *_loaded(x_, w_, s, descriptors), bias, target, peak, log_total, score_grad, entropy_grad, entropy,
             stride, *x_.t.stride(), *w_.t.stride(), M, V, K, first_class,
             _LOG2_E / head.temperature, 1.0 - head.smoothing, head.smoothing / classes, 1.0 / head.temperature,
-            dot, K % s.BLOCK_K == 0, descriptors, descriptors, x_.k_major, w_.k_major,
+            dot, K % s.BLOCK_K == 0 < K, descriptors, descriptors, x_.k_major, w_.k_major,
             s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.GROUP_M, s.SUBTILES, num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
