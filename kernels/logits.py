@@ -7,23 +7,27 @@ a_i of the scores and c_i of the entropies, the gradient at the products x w^T +
 
     g_v = (a ((1 - s) [v = t] + s / V - p_v) - c p_v (log p_v + H)) / T        dx = g w    dw = g^T x    db = sum_i g
 
-Forward: a program owns a block of rows and a share of the vocabulary. It walks over tiles of logits, made in registers
-by the tensor cores, and keeps per row the running maximum, the sum of exponentials relative to it, the target's logit,
-and sum e^(z - max) (z - max) or sum z where entropy or smoothing asks for it. A second kernel combines the shares in a
-fixed order. The backward needs lse, as the maximum and the logarithm of the sum so that large logits lose nothing to
-its rounding, and H: two or three float32 a row.
+Forward (logits_statistics.py): a program owns a block of rows and a share of the vocabulary. It walks over tiles of
+logits, made in registers by the tensor cores, and keeps per row the running maximum, the sum of exponentials relative to
+it, the target's logit, and sum e^(z - max) (z - max) or sum z where entropy or smoothing asks for it. A second kernel
+combines the shares in a fixed order. The backward needs lse, as the maximum and the logarithm of the sum so that large
+logits lose nothing to its rounding, and H: two or three float32 a row.
 
-Backward: g of a chunk of rows and classes is recomputed, tile by tile, into a buffer of at most CHUNK_BYTES in the
-input's dtype; two plain products take it from there: dw of those classes complete, dx summed in float32 over the
-chunks. Chunks come in a fixed order and nothing is atomic: two runs are bitwise equal.
+Backward (logits_gradient.py): g of a chunk of rows and classes is recomputed, tile by tile, into a buffer of at most
+CHUNK_BYTES in the input's dtype; two plain products take it from there: dw of those classes complete, dx summed in
+float32 over the chunks. Chunks come in a fixed order and nothing is atomic: two runs are bitwise equal.
 
 N rows, D features, V classes; 2 N D V FLOPs are "one product". The forward is one product, the backward three, where
 recomputing the logits inside two separate kernels for dx and dw would be four, and both would have to sum
 D-wide float32 tiles that no register file holds, in memory. The price is traffic: g written once and read twice, 6 N V
 bytes in bfloat16, and dx read and written in float32 for each chunk of classes, 8 N D bytes. At N = 8192, D = 4096,
-V = 151936: 40.8 TFLOP in all, 42 ms at cuBLAS's rate, and 7.5 + 5.1 GB, 3.8 ms of an H100's bandwidth, not all hidden
-behind the products. Memory beside the gradients: the buffer, 4 N D bytes for dx in 16-bit dtypes, and beyond
+V = 151936: 40.8 TFLOP in all, 42 ms at cuBLAS's rate, and 7.5 + 2.7 GB, 3 ms of an H100's bandwidth, not all hidden
+behind the products. Memory beside the gradients: the buffer, 256 MiB, 4 N D bytes for dx in 16-bit dtypes, and beyond
 _CHUNK_ROWS rows a chunk of dw in float32.
+
+The forward can keep the logits, 2 N V bytes in bfloat16: then g is made from them and the backward is two products.
+They are rounded before the forward's sums: probabilities made of them must add up to 1. g still goes through the buffer,
+a chunk at a time, so that the logits serve another backward and memory holds no second tensor of their size.
 """
 
 from typing import NamedTuple

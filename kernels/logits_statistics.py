@@ -1,6 +1,7 @@
 """Forward of the loss heads: softmax statistics of the logits. See logits.py."""
 
 import functools
+import math
 
 import torch
 import triton
@@ -33,6 +34,18 @@ def _rescale(extra, total, peak, base):
     return tl.exp2(peak - base) * (extra + moved)
 
 
+@triton.jit
+def _store_parts(tile, out, m, v, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, SUBTILES: tl.constexpr):
+    """Store a tile by a descriptor in column parts, which take turns in the shared memory of one."""
+    if SUBTILES > 1:
+        HALF: tl.constexpr = BLOCK_V // 2
+        left, right = tile.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
+        _store_parts(left, out, m, v, BLOCK_M, HALF, SUBTILES // 2)
+        _store_parts(right, out, m, v + HALF, BLOCK_M, HALF, SUBTILES // 2)
+    else:
+        out.store([m, v], tile)
+
+
 @entry
 def _statistics_kernel(
     part_ptr,  # (SPLITS, 3 or 4, M) float32: maximum * scale, sum of exponentials, target's logit, extra
@@ -44,6 +57,7 @@ def _statistics_kernel(
     PRECISION: tl.constexpr, EVEN_K: tl.constexpr, DESCRIPTORS: tl.constexpr,  # of the operands and of kept
     X_K_MAJOR: tl.constexpr, W_K_MAJOR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, GROUP_M: tl.constexpr,
+    SUBTILES: tl.constexpr,  # column parts in which a tile is kept
 ):  # fmt: skip
     """Program (row block, share): the statistics of the share's classes."""
     tile_m, split = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), SPLITS, GROUP_M)
@@ -69,7 +83,7 @@ def _statistics_kernel(
         if kept is not None:  # rounded before the statistics: the backward's probabilities must add up to 1
             if DESCRIPTORS:
                 rounded = z.to(kept.dtype)
-                kept.store([m, v], rounded)
+                _store_parts(rounded, kept, m, v, BLOCK_M, BLOCK_V, SUBTILES)
             else:
                 rounded = z.to(kept.dtype.element_ty)
                 inside = (offs_m < M)[:, None] & (offs_v < kept_columns)[None, :]
@@ -199,13 +213,19 @@ def logits_fwd(
     kept = torch.empty(N, columns, dtype=x.dtype, device=x.device) if keep else None
     place = kept
     if keep and descriptors:
-        place = tensor_descriptor(kept, [N, columns], [columns, 1], [s.BLOCK_M, s.BLOCK_N])
+        part_shape = [s.BLOCK_M, s.BLOCK_N // s.SUBTILES]
+        place = tensor_descriptor(kept, [N, columns], [columns, 1], part_shape)
+        # While one tile's last part is on its way, the next tile's operands arrive: all of them need shared memory.
+        room = gpu._replace(shared=gpu.shared - math.prod(part_shape) * x.element_size())
+        while s.num_stages > 2 and not tile_fits(room, product, s):
+            s = s._replace(num_stages=s.num_stages - 1)
     with on_device_of(x):
         _statistics_kernel[(cdiv(N, s.BLOCK_M) * s.SPLITS,)](
             part, place, columns, *loaded(x_, w_, s, descriptors), bias, target, *x_.t.stride(), *w_.t.stride(),
             N, V, D, cdiv(cdiv(V, s.BLOCK_N), s.SPLITS), scale,
             extra, dot, D % s.BLOCK_K == 0 < D, descriptors, x_.k_major, w_.k_major,
-            s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.SPLITS, s.GROUP_M, num_warps=s.num_warps, num_stages=s.num_stages,
+            s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.SPLITS, s.GROUP_M, s.SUBTILES if keep else 1,
+            num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
         _combine_kernel[(cdiv(N, _COMBINED),)](
             score, lse, entropies, part, target, N, V, s.SPLITS, scale, head.ignore_index, head.smoothing, head.sign,
