@@ -8,9 +8,9 @@ a_i of the scores and c_i of the entropies, the gradient at the products x w^T +
     g_v = (a ((1 - s) [v = t] + s / V - p_v) - c p_v (log p_v + H)) / T        dx = g w    dw = g^T x    db = sum_i g
 
 Forward (logits_statistics.py): a program owns a block of rows and a share of the vocabulary. It walks over tiles of
-logits, made in registers by the tensor cores, and keeps per row the running maximum, the sum of exponentials relative to
-it, the target's logit, and sum e^(z - max) (z - max) or sum z where entropy or smoothing asks for it. A second kernel
-combines the shares in a fixed order. The backward needs lse, as the maximum and the logarithm of the sum so that large
+logits, made in registers by the tensor cores, and keeps per row the running maximum, the sum of exponentials relative
+to it, the target's logit, and sum e^(z - max) (z - max) or sum z where entropy or smoothing asks for it. A second
+kernel combines the shares in a fixed order. The backward needs lse, as the maximum and the logarithm of the sum so that large
 logits lose nothing to its rounding, and H: two or three float32 a row.
 
 Backward (logits_gradient.py): g of a chunk of rows and classes is recomputed, tile by tile, into a buffer of at most
@@ -26,8 +26,8 @@ behind the products. Memory beside the gradients: the buffer, 256 MiB, 4 N D byt
 _CHUNK_ROWS rows a chunk of dw in float32.
 
 The forward can keep the logits, 2 N V bytes in bfloat16: then g is made from them and the backward is two products.
-They are rounded before the forward's sums: probabilities made of them must add up to 1. g still goes through the buffer,
-a chunk at a time, so that the logits serve another backward and memory holds no second tensor of their size.
+They are rounded before the forward's sums: probabilities made of them must add up to 1. g goes through the buffer here
+too, so that the logits serve another backward and memory holds no second tensor of their size.
 """
 
 from typing import NamedTuple
@@ -52,6 +52,7 @@ def products_tile(
 ):  # fmt: skip
     """Tile (BLOCK_M, BLOCK_V) of x w^T at (m, v)."""
     products = tl.zeros((BLOCK_M, BLOCK_V), dtype=tl.float32)
+    # Where the loop might not run at all, Triton 3.6 lets every tensor-core product wait for the one before.
     for k in range(0, tl.maximum(K, 1), BLOCK_K):
         x_tile = operand_tile(x, m, k, M, K, stride_xm, stride_xk, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS, X_K_MAJOR)
         w_tile = operand_tile(w, v, k, V, K, stride_wv, stride_wk, BLOCK_V, BLOCK_K, EVEN_K, DESCRIPTORS, W_K_MAJOR)

@@ -15,7 +15,7 @@ from primer_fast.functional.logits import check, plain_is_best, rows_of
 class _LinearLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, b, target, temperature, return_entropy, keep):  # x (N, D), w (V, D), b (V,), target (N,)
-        y, lse, entropy, kept = library.linear_log_prob.forward(x, w, b, target, temperature, return_entropy, keep)
+        y, lse, entropy, kept = library.linear_log_prob.forward(x, w, b, target, temperature, return_entropy, keep=keep)
         ctx.save_for_backward(x, w, b, target, lse, entropy, kept)
         ctx.temperature = temperature
         return y, entropy
