@@ -10,8 +10,8 @@ a_i of the scores and c_i of the entropies, the gradient at the products x w^T +
 Forward (logits_statistics.py): a program owns a block of rows and a share of the vocabulary. It walks over tiles of
 logits, made in registers by the tensor cores, and keeps per row the running maximum, the sum of exponentials relative
 to it, the target's logit, and sum e^(z - max) (z - max) or sum z where entropy or smoothing asks for it. A second
-kernel combines the shares in a fixed order. The backward needs lse, as the maximum and the logarithm of the sum so that large
-logits lose nothing to its rounding, and H: two or three float32 a row.
+kernel combines the shares in a fixed order. The backward needs lse, as the maximum and the logarithm of the sum so that
+large logits lose nothing to its rounding, and H: two or three float32 a row.
 
 Backward (logits_gradient.py): g of a chunk of rows and classes is recomputed, tile by tile, into a buffer of at most
 CHUNK_BYTES in the input's dtype; two plain products take it from there: dw of those classes complete, dx summed in

@@ -14,7 +14,8 @@ REDUCTIONS = ("mean", "sum", "none")
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, b, target, options, dtype, keep):  # x (N, D), w (V, D), b (V,) or None, target (N,)
-        losses, lse, kept = library.linear_cross_entropy.forward(x, w, b, target, *options[1:], keep=keep)
+        _, ignore_index, smoothing = options
+        losses, lse, kept = library.linear_cross_entropy.forward(x, w, b, target, ignore_index, smoothing, keep=keep)
         loss, number = _reduce(losses, target, options)
         ctx.save_for_backward(x, w, b, target, lse, number, kept)
         ctx.options, ctx.dtype = options, dtype
