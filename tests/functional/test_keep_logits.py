@@ -1,6 +1,10 @@
 """keep_logits of the loss heads: one product less, and logits rounded to the dtype of the input."""
 
 import itertools
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -168,3 +172,35 @@ def test_changes_nothing_on_pytorchs_operators(plain_path, monkeypatch):
     target = torch.randint(V, (N,))
     got, want = (torch.autograd.grad(both(x, w, b, target, keep), (x, w, b)) for keep in (True, False))
     assert all(map(torch.equal, got, want))
+
+
+PROBE = """
+import json, torch
+from primer_fast import functional as F
+from primer_fast.proof.offline import offline
+
+seen = []
+for dtype, entropy in ((torch.bfloat16, False), (torch.bfloat16, True), (torch.float32, False)):
+    x, w = (torch.empty(n, 1024, dtype=dtype, device="meta", requires_grad=True) for n in (8192, 50257))
+    t = torch.empty(8192, dtype=torch.int64, device="meta")
+    with offline("sm_90", wanted=lambda kernel: kernel in ("_statistics_kernel", "_kept_gradient_kernel")) as launches:
+        y = F.linear_log_prob(x, w, t, return_entropy=entropy, keep_logits=True)
+        y = y[0] + y[1] if entropy else y
+        torch.autograd.grad(y, (x, w), torch.empty_like(y))
+    for launch in launches:
+        r = launch.resources()
+        seen.append([launch.kernel, r.spill_bytes, launch.serialized, sorted(r.stores)])
+print(json.dumps(seen))
+"""
+
+
+def test_compiles_for_a_gpu():
+    """Tiles to be kept and operands fit shared memory together; nothing spills, no product waits for another."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"}
+    done = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    seen = json.loads(done.stdout)
+    assert {kernel for kernel, *_ in seen} == {"_statistics_kernel", "_kept_gradient_kernel"}
+    assert all(spilled == 0 and serialized is False for _, spilled, serialized, _ in seen), seen
+    assert all(stores == ["wide"] for kernel, *_, stores in seen if kernel == "_kept_gradient_kernel"), seen
