@@ -63,7 +63,12 @@ def file_name(device: str) -> str:
 @functools.cache
 def _active_chip(device: int) -> Chip:
     driver = triton.runtime.driver.active
-    target = driver.get_current_target()
+    current = driver.get_current_device()
+    driver.set_current_device(device)  # drivers tell the target of the current one
+    try:
+        target = driver.get_current_target()
+    finally:
+        driver.set_current_device(current)
     arch = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
     properties = driver.utils.get_device_properties(device)
     known = arch if arch in _RATES else "gfx942" if target.backend == "hip" else "sm_80"
@@ -82,13 +87,18 @@ def forget_chip() -> None:
     _active_chip.cache_clear()
 
 
-def chip() -> Chip:
-    """The GPU that the next kernel is launched on."""
+def chip(device: int | None = None) -> Chip:
+    """The GPU of that number, or that the next kernel is launched on."""
     if _assumed is not None:
         return _assumed
     if triton.knobs.runtime.interpret:
         return CHIPS["sm_90"]
-    return _active_chip(triton.runtime.driver.active.get_current_device())
+    return _active_chip(triton.runtime.driver.active.get_current_device() if device is None else device)
+
+
+def chip_of(x) -> Chip:
+    """The GPU that holds ``x``: where a host has two kinds of them, settings must suit that one."""
+    return chip(x.get_device() if x.is_cuda else None)
 
 
 _stay = contextlib.nullcontext()
@@ -97,12 +107,6 @@ _stay = contextlib.nullcontext()
 def on_device_of(x):
     """Context in which kernels run on the GPU that holds ``x``; costs nothing where that is the current one."""
     return _stay if not x.is_cuda or x.get_device() == torch.cuda.current_device() else torch.cuda.device_of(x)
-
-
-def chip_of(x) -> Chip:
-    """The GPU that holds ``x``: where a host has two kinds of them, settings must suit that one."""
-    with on_device_of(x):
-        return chip()
 
 
 class MatmulSettings(NamedTuple):
@@ -130,7 +134,8 @@ class Product(NamedTuple):
     vector: bool = True  # operands can be read 16 bytes at a time
     wide_result: bool = True  # the result can be written 16 bytes at a time
     fused: bool = False  # a is multiplied by the activation's derivative on the way in
-    double: bool = False  # the activation's derivative is written beside the result
+    double: bool = False  # the activation's derivative is written beside the result, or read there
+    finish: int = 0  # instructions for an element of the result, beside what a plain product takes
     count: int = 1  # products of this size in one launch
     fill: float = 1.0  # by what factor the estimate may rise so that _FULL of the processors get a program
     traffic: int | None = None  # bytes that pass through device memory, where not every operand and result once
@@ -142,7 +147,12 @@ _TILES = (  # BLOCK_M, BLOCK_N, warps
 )  # fmt: skip
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TILE_SECONDS = 2.1e-6  # a tile's prologue and epilogue on Hopper, fitted to the figures of Triton's Gluon tutorial 07
-_LAUNCH_SECONDS = 3e-6  # a second launch, on the device
+_CLOCK = 1.6e9  # of a multiprocessor, which begins an instruction of four warps in each cycle
+_REGISTERS = 65536  # of a multiprocessor
+_SPLIT = 12  # instructions that make two tf32 parts of an element, counted in code for sm_90
+_FUSED = 3  # the same that make an element of a gradient, on its way to a product
+_ORDER = 100  # cycles until the tensor cores see what a program wrote to shared memory, an estimate
+LAUNCH_SECONDS = 3e-6  # a second launch, on the device
 _FULL = 0.95  # share of the processors with a program that counts as all
 _LATENCY = 0.8e-6  # of a load from device memory
 _INDIFFERENT = 0.3e-6  # settings whose estimates differ by less: the one with fewer programs
@@ -161,16 +171,26 @@ def _held(gpu: Chip, p: Product) -> int:
 
 
 def _shared(p: Product, s: MatmulSettings) -> int:
-    """Bytes of shared memory, about."""
-    stage = (s.BLOCK_M * (1 + p.fused) + s.BLOCK_N) * s.BLOCK_K * p.itemsize
-    split_copies = (s.BLOCK_M + s.BLOCK_N) * s.BLOCK_K * 4 * (p.passes > 1)  # tf32 parts on their way to the product
-    finish = s.BLOCK_M * min(s.BLOCK_N, 128) * p.itemsize
-    return max(stage * s.num_stages + split_copies, finish) + 2048
+    """Bytes of shared memory, about: a buffer of each operand for each stage, and what is written there on the way.
+
+    An operand that is changed on its way needs one buffer less, and memory for what it became.
+    """
+    a, b = (rows * s.BLOCK_K * p.itemsize for rows in (s.BLOCK_M, s.BLOCK_N))
+    if p.passes > 1:  # tf32 parts: of b, of both where two groups of four warps share the tile
+        held = (a * (1 + p.fused) + b) * (s.num_stages - 1) + 2 * (a + b if s.num_warps > 4 else b)
+    elif p.fused:
+        held = 2 * a * (s.num_stages - 1) + b * s.num_stages + a
+    else:
+        held = (a + b) * s.num_stages
+    return max(held, s.BLOCK_M * s.BLOCK_N * p.itemsize) + 2048
 
 
 def tile_fits(gpu: Chip, p: Product, s: MatmulSettings) -> bool:
     """Whether registers and shared memory hold a tile."""
-    elements = s.BLOCK_M * s.BLOCK_N // (s.num_warps * 32)
+    threads = s.num_warps * 32
+    elements = s.BLOCK_M * s.BLOCK_N // threads
+    if p.fused and elements + s.BLOCK_M * s.BLOCK_K // threads > 160:
+        return False  # sums of a's elements may need registers too
     return elements <= _held(gpu, p) and _shared(p, s) <= gpu.shared and s.BLOCK_N >= 16 * s.SUBTILES
 
 
@@ -186,7 +206,7 @@ def shape_tile(gpu: Chip, p: Product, block_m: int, block_n: int, warps: int) ->
     if not p.vector:
         step_bytes = 64
     # Accumulators per thread that the epilogue can finish at once without spilling
-    part = 16 if not p.wide_result else 64 if p.descriptors else 32
+    part = 16 if not p.wide_result else 64 if p.descriptors and p.itemsize == 2 else 32
     subtiles = max(1, min(elements // part, block_n // 16))
     block_k = max(step_bytes // p.itemsize, 16)
     shaped = MatmulSettings(block_m, block_n, block_k, warps, 2 if gpu.is_amd else 4, SUBTILES=subtiles)
@@ -199,28 +219,53 @@ def _programs(p: Product, s: MatmulSettings) -> int:
     return p.count * cdiv(p.M, s.BLOCK_M) * max(cdiv(p.N, s.BLOCK_N), 1) * s.SPLITS
 
 
+def _residents(gpu: Chip, p: Product, s: MatmulSettings) -> int:
+    """Programs that a processor holds at once."""
+    registers = s.BLOCK_M * s.BLOCK_N // (s.num_warps * 32) + (56 if p.passes == 1 else 116)
+    by_registers = _REGISTERS // (registers * s.num_warps * 32)
+    return max(1, min(gpu.shared // _shared(p, s), by_registers, 16 // s.num_warps))
+
+
+def _alone(gpu: Chip, p: Product, s: MatmulSettings) -> float:
+    """Seconds of a reduction step in which a program multiplies nothing, because the next product waits for it."""
+    threads = s.num_warps * 32
+    instructions = _SPLIT * (s.BLOCK_M + s.BLOCK_N) * s.BLOCK_K / threads if p.passes > 1 else 0
+    if p.fused:
+        instructions += _FUSED * s.BLOCK_M * s.BLOCK_K / threads + _ORDER
+    return instructions * s.num_warps / 4 / _CLOCK if gpu.has_descriptors else 0.0
+
+
 def estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
-    """Seconds by a roofline per wave of programs: tensor cores, L2, latency, device memory."""
+    """Seconds by a roofline per wave of programs: tensor cores, L2, latency, device memory, and what overlaps nothing.
+
+    What a program does without the tensor cores, programs beside it on the processor use to multiply.
+    """
     steps = cdiv(cdiv(p.K, s.BLOCK_K), s.SPLITS)
     stage = (s.BLOCK_M * (1 + p.fused) + s.BLOCK_N) * s.BLOCK_K * p.itemsize
-    resident = max(1, min(gpu.shared // (stage * s.num_stages), 16 // s.num_warps))
+    resident = _residents(gpu, p, s)
     programs = _programs(p, s)
     waves = cdiv(programs, gpu.processors * resident)
     beside = min(resident, cdiv(programs, gpu.processors))  # programs that share a processor
     fullness = min(1.0, s.BLOCK_N / 128) * (1.0 if s.BLOCK_M >= 64 else 0.5)
-    peak = 0.7 * gpu.tflops * 1e12 / gpu.processors * 2 / p.itemsize / p.passes * max(fullness, 0.15)
+    peak = 0.7 * gpu.tflops * 1e12 / gpu.processors * 2 / p.itemsize / p.passes * fullness
     cache = 3 * gpu.bandwidth * 1e12 / gpu.processors
+    product, alone = 2 * s.BLOCK_M * s.BLOCK_N * s.BLOCK_K / peak, _alone(gpu, p, s)
     step = max(
-        beside * 2 * s.BLOCK_M * s.BLOCK_N * s.BLOCK_K / peak,
+        beside * max(product, alone),
+        product + alone,
         beside * stage / cache * (1 if p.vector else 4),
         _LATENCY / (s.num_stages - 1),
     )
+    elements = s.BLOCK_M * s.BLOCK_N / (s.num_warps * 32)
+    ends = _TILE_SECONDS + elements * (p.finish + 2 * p.double) * s.num_warps / 4 / _CLOCK
+    if waves > 1:
+        ends /= beside
     moved = p.traffic
     if moved is None:
         moved = p.count * (p.M * p.K * (1 + p.fused) + p.N * p.K + p.M * p.N * (1 + p.double)) * p.itemsize
-    seconds = max(waves * (steps * step + _TILE_SECONDS), moved / (0.9 * gpu.bandwidth * 1e12))
+    seconds = max(waves * (steps * step + ends), moved / (0.9 * gpu.bandwidth * 1e12))
     if s.SPLITS > 1:
-        seconds += _LAUNCH_SECONDS + s.SPLITS * p.count * p.M * p.N * 8 / (gpu.bandwidth * 1e12)
+        seconds += LAUNCH_SECONDS + s.SPLITS * p.count * p.M * p.N * 8 / (gpu.bandwidth * 1e12)
     return seconds
 
 
@@ -232,14 +277,16 @@ def estimated_settings(gpu: Chip, p: Product) -> MatmulSettings:
         shaped = shape_tile(gpu, p, *tile)
         if shaped is None:
             continue
+        fewer = range(min(shaped.num_stages, 3), shaped.num_stages)  # stages: less memory, perhaps more residents
+        shapes = [shaped, *(shaped._replace(num_stages=n) for n in fewer)]
         even = {gpu.processors * n // _programs(p, shaped) for n in (1, 2, 3, 4)} if p.fill > 1 else ()
         for splits in sorted({*_SPLITS, *even} - {0}):
             if splits == 1 or cdiv(p.K, shaped.BLOCK_K) >= 4 * splits:
-                candidates.append(shaped._replace(SPLITS=splits))
+                candidates += [s._replace(SPLITS=splits) for s in shapes]
     seconds = {s: estimate(gpu, p, s) for s in candidates}
     best = min(seconds.values())
     alike = [s for s in candidates if seconds[s] <= best + _INDIFFERENT]
-    chosen = min(alike, key=lambda s: (_programs(p, s), seconds[s]))
+    chosen = min(alike, key=lambda s: (_programs(p, s), seconds[s], -s.num_stages))
     if p.fill > 1:
         least_m = min(chosen.BLOCK_M, 64)  # wgmma multiplies 64 rows and more
         filling = [s for s in candidates if _programs(p, s) >= _FULL * gpu.processors and least_m <= s.BLOCK_M]

@@ -10,6 +10,7 @@ Traffic: 3 M N elements. Each program walks down its share of the rows and sums 
 the shares of db in a fixed order: two runs are bitwise equal.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .entry import entry
-from .launch import cdiv, chip, on_device_of
+from .launch import LAUNCH_SECONDS, Chip, Product, cdiv, chip_of, estimate, estimated_settings, on_device_of
 from .partials import add_rows
 from .tile import backpropagate
 from .tunable import Bucket, Variants
@@ -28,22 +29,47 @@ _BESIDE = 4  # programs for each processor
 
 
 class Activated(NamedTuple):
-    """The backward of a layer with an activation, where x and w need a gradient."""
+    """The backward of a layer with an activation."""
 
     M: int
     N: int
     K: int
     itemsize: int
     passes: int = 1  # see launch.Product
-    sums: bool = True  # the bias needs one too
+    input: bool = True  # x needs a gradient
+    weight: bool = True  # so does w
+    sums: bool = True  # so does the bias
+
+
+def _possible(gpu: Chip, p: Activated) -> bool:
+    return min(p.M, p.N, p.K) > 0
+
+
+@functools.lru_cache(maxsize=4096)
+def estimated_way(gpu: Chip, p: Activated) -> str:
+    """The way with the smaller sum of estimated times."""
+
+    def products(fused: bool) -> float:
+        dx = Product(p.M, p.K, p.N, p.itemsize, p.passes, gpu.has_descriptors, fused=fused)
+        dw = dx._replace(M=p.N, K=p.M)
+        return sum(
+            estimate(gpu, product, estimated_settings(gpu, product))
+            for product, needed in ((dx, p.input), (dw, p.weight))
+            if needed
+        )
+
+    moved = 3 * p.M * p.N * p.itemsize / (0.9 * gpu.bandwidth * 1e12)
+    pass_over = moved + LAUNCH_SECONDS * (2 if p.sums else 1)
+    return "prepass" if _possible(gpu, p) and products(False) + pass_over < products(True) else "fused"
 
 
 backward_choice = Variants(
     "linear_backward",
-    lambda p: Bucket.of(p.M, p.N, p.K, item=p.itemsize, passes=p.passes, sums=p.sums),
-    {"fused": lambda gpu, p: True, "prepass": lambda gpu, p: min(p.M, p.N, p.K) > 0},
-    # A roofline model says prepass gains where N and K are at least 2048. It is not measured, so the default stays.
-    lambda gpu, p: "fused",
+    lambda p: Bucket.of(
+        p.M, p.N, p.K, item=p.itemsize, passes=p.passes, input=p.input, weight=p.weight, sums=p.sums
+    ),
+    {"fused": lambda gpu, p: True, "prepass": _possible},
+    estimated_way,
     reach=1,
 )  # fmt: skip
 
@@ -78,7 +104,7 @@ def prepass(dy, saved, activation, sums_dtype):
     block_n = min(256, max(16, triton.next_power_of_2(N)))
     wide = N * dy.element_size() % 16 == 0
     block_m, columns = (_TILE if wide else _NARROW) // block_n, cdiv(N, block_n)
-    shares = max(1, min(cdiv(M, block_m), _BESIDE * chip().processors // columns))
+    shares = max(1, min(cdiv(M, block_m), _BESIDE * chip_of(dy).processors // columns))
     rows = cdiv(cdiv(M, block_m), shares) * block_m
     shares = cdiv(M, rows)
     g = torch.empty(M, N, dtype=dy.dtype, device=dy.device)

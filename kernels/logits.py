@@ -36,7 +36,7 @@ import triton
 import triton.language as tl
 
 from .launch import Product, cdiv
-from .linear import movable, operand_tile, wrapped
+from .matmul import movable, operand_tile, wrapped
 
 LOG2_E = 1.4426950408889634
 LN_2 = tl.constexpr(0.6931471805599453)

@@ -16,8 +16,8 @@ from .launch import (
     product_choice,
     tile_fits,
 )  # fmt: skip
-from .linear import Operand, matmul
 from .logits import LEAST, LN_2, LOG2_E, Head, any_within, large, loaded, operands, padded, product_of, products_tile
+from .matmul import Operand, matmul
 from .tile import grouped_tile
 
 CHUNK_BYTES = 2**28  # of the buffer for gradients at the logits

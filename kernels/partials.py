@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .entry import entry
 from .launch import cdiv, chip_of, on_device_of
-from .tile import activate
+from .tile import activate, backpropagate
 
 _BLOCK = 1024  # elements per program
 
@@ -13,9 +13,9 @@ _BLOCK = 1024  # elements per program
 @entry
 def _reduce_kernel(
     out_ptr, out_saved_ptr, out_sums_ptr,  # results: numel elements of dense memory, the same, (sums,)
-    part_ptr, bias_ptr, addend_ptr,  # part (splits, total) float32: a result, then the sums; addend: as the result
+    part_ptr, bias_ptr, addend_ptr, slope_ptr,  # part (splits, total) float32: a result, then sums; last two: as it
     channels, inner, numel, sums, total, splits,  # element i of a result takes the bias i // inner % channels
-    ACTIVATION: tl.constexpr, PRECISE: tl.constexpr, BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLOPE_OF: tl.constexpr, PRECISE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK elements of the partial sums, added in order and finished."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -30,6 +30,9 @@ def _reduce_kernel(
         z += tl.load(addend_ptr + offs, mask=offs < numel, other=0.0)
     if bias_ptr is not None:
         z += tl.load(bias_ptr + offs // inner % channels, mask=offs < numel, other=0.0).to(tl.float32)
+    if slope_ptr is not None:
+        slope = tl.load(slope_ptr + offs, mask=offs < numel, other=0.0).to(tl.float32)
+        z = backpropagate(z, slope, SLOPE_OF)
     y, kept = activate(z, ACTIVATION, PRECISE)
     tl.store(out_ptr + offs, y.to(out_ptr.dtype.element_ty), mask=offs < numel)
     if out_saved_ptr is not None:
@@ -41,17 +44,19 @@ def partial_length(numel, sums):
     return cdiv(numel + sums, 16) * 16
 
 
-def reduce_partials(out, out_saved, out_sums, part, bias, activation, precise, *, inner=1, addend=None):
+def reduce_partials(
+    out, out_saved, out_sums, part, bias, activation, precise, *, inner=1, addend=None, slope=None, slope_of=None
+):
     """part (splits, partial_length) -> out and out_saved, dense and laid out alike, and out_sums (sums,).
 
     bias (channels,): element i of out's memory belongs to channel i // inner % channels. addend: float32, laid out as
-    out, which it may be. Call on the GPU of out.
+    out, which it may be. slope, slope_of: see matmul.py; laid out as out. Call on the GPU of out.
     """
     splits, total = part.shape
     channels, sums = (1 if t is None else t.numel() for t in (bias, out_sums))
     _reduce_kernel[(cdiv(total, _BLOCK),)](
-        out, out_saved, out_sums, part, bias, addend, channels, inner, out.numel(), sums, total, splits,
-        activation, precise, _BLOCK, num_warps=4,
+        out, out_saved, out_sums, part, bias, addend, slope, channels, inner, out.numel(), sums, total, splits,
+        activation, slope_of, precise, _BLOCK, num_warps=4,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Choices between ways to compute the same. Every way is tried."""
 
 from primer_fast.kernels import attention_onepass, linear_prepass
-from primer_fast.kernels.linear import operands_choice
+from primer_fast.kernels.matmul import operands_choice
 from primer_fast.kernels.tunable import Variant, Variants
 from primer_fast.tuning.space import Space
 

@@ -9,10 +9,10 @@ from primer_fast.functional import logits
 from primer_fast.functional.linear_log_prob import linear_log_prob_plain
 from primer_fast.kernels import launch
 from primer_fast.kernels.launch import CHIPS, MatmulSettings
-from primer_fast.kernels.linear import matmul
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
 from primer_fast.kernels.logits_gradient import CHUNK_BYTES, chunk_size
 from primer_fast.kernels.logits_statistics import share_count
+from primer_fast.kernels.matmul import matmul
 from primer_fast.library import logits as chunks
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import exact, worst

@@ -65,7 +65,8 @@ if __name__ == "__main__":  # processes that compile import this file again
             "default": default,
             "equal": twice[0].code == twice[1].code != "",
             "sm_89": [target_of(other).triton.arch, target_of(other).shared_per_program, target_of(other).processors],
-            "there": [str(site) for site in found_there[0]] == [str(s) for s in sites([site.unit], gpu, target)],
+            "there": [str(site) for site in distinct(found_there[0])]
+            == [str(s) for s in sites([site.unit], gpu, target)],
             "prepass": compile_candidate(Task(backward, Variant("prepass"), gpu, target))[1:4],
             "ways": {name: owned(backward, Variant(name)) for name in ("fused", "prepass")},
             "known": target_of(gpu) is target,

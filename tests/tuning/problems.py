@@ -6,8 +6,8 @@ from primer_fast.kernels.conv2d_depthwise import Depthwise, DepthwiseSettings
 from primer_fast.kernels.embedding import Runs, RunSettings
 from primer_fast.kernels.launch import MatmulSettings, Product
 from primer_fast.kernels.layer_norm_settings import Rows, RowSettings
-from primer_fast.kernels.linear import Operands
 from primer_fast.kernels.linear_prepass import Activated
+from primer_fast.kernels.matmul import Operands
 from primer_fast.kernels.tile_settings import Grid
 from primer_fast.kernels.tile_settings import TileSettings as GridSettings
 from primer_fast.kernels.tunable import Variant
@@ -35,6 +35,6 @@ PROBLEMS = {
     "conv2d_depthwise": _DEPTHWISE,
     "conv2d_depthwise_weight": _DEPTHWISE,
     "matmul_operands": (Operands(4096, 4096, 4096, 2), Variant("pointers")),
-    "linear_backward": (Activated(4096, 4096, 4096, 2), Variant("prepass")),
+    "linear_backward": (Activated(4096, 4096, 4096, 2), Variant("fused")),
     "attention_backward": (_ATTENTION[0], Variant("deterministic")),
 }

@@ -42,7 +42,7 @@ def test_launches_are_made_again_with_the_settings(sites, monkeypatch):
     again()
     assert len(grids) == 4, "of which one launch is the choice's"
     _, arguments = grids[-1]
-    assert SMALL[:3] == arguments[-6:-3] and arguments[0] is grids[0][1][0]
+    assert SMALL[:3] == arguments[-7:-4] and arguments[0] is grids[0][1][0]
     output = arguments[0]
     want = output.clone()
     output.fill_(float("nan"))
@@ -60,7 +60,7 @@ def test_the_rest_of_the_op_keeps_its_settings(sites):
     grids = []
     usual = replay._Kernel.run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay._Kernel, "run", lambda self, *a, **o: grids.append(a[-6:-3]) or usual(self, *a, **o))
+        patch.setattr(replay._Kernel, "run", lambda self, *a, **o: grids.append(a[-7:-4]) or usual(self, *a, **o))
         launches_of(sites[1], SMALL, arrays_of(UNIT, "cpu"))
     assert [blocks == SMALL[:3] for blocks in grids] == [False, True, False]
 

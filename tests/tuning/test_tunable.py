@@ -10,8 +10,8 @@ from tuning.problems import PROBLEMS
 from primer_fast import functional as F
 from primer_fast.kernels import tunable
 from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
-from primer_fast.kernels.linear import operands_choice
 from primer_fast.kernels.linear_prepass import backward_choice
+from primer_fast.kernels.matmul import operands_choice
 from primer_fast.kernels.tunable import Bucket, Variant, watching
 from primer_fast.tuning.registry import SPACES
 
@@ -146,7 +146,7 @@ def test_an_unknown_way_is_ignored_with_one_warning(tuned, name):
     problem = PROBLEMS["linear_backward"][0]
     path = tuned(H100, {"linear_backward": {str(backward_choice.bucket(problem)): {"variant": name}}})
     with pytest.warns(UserWarning, match=f"{path} are ignored: .*must be variant, one of fused, prepass; got") as seen:
-        assert backward_choice(H100, problem).variant == "fused"
+        assert backward_choice(H100, problem) == backward_choice.default(H100, problem)
         backward_choice(H100, problem._replace(M=77))
     assert len(seen) == 1
 
