@@ -99,6 +99,13 @@ def operands(x, w, gpu, large):
     return *movable(x_, w_, None)[:2], True
 
 
+def registers(gpu, s, itemsize, descriptors):
+    """Option of a launch on Hopper: where two programs fit a processor in all else, registers keep neither out."""
+    held = s.BLOCK_M * s.BLOCK_N // (s.num_warps * 32)
+    two = gpu.arch == "sm_90" and descriptors and itemsize == 2 and (held, s.num_warps) == (64, 8)
+    return {"maxnreg": 128} if two else {}
+
+
 def loaded(x, w, s, descriptors):
     if not descriptors:
         return x.t, w.t

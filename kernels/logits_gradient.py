@@ -16,7 +16,20 @@ from .launch import (
     product_choice,
     tile_fits,
 )  # fmt: skip
-from .logits import LEAST, LN_2, LOG2_E, Head, any_within, large, loaded, operands, padded, product_of, products_tile
+from .logits import (
+    LEAST,
+    LN_2,
+    LOG2_E,
+    Head,
+    any_within,
+    large,
+    loaded,
+    operands,
+    padded,
+    product_of,
+    products_tile,
+    registers,
+)  # fmt: skip
 from .matmul import Operand, matmul
 from .tile import grouped_tile
 
@@ -239,6 +252,7 @@ def _gradient(
             *_factors(head, classes),
             dot, K % s.BLOCK_K == 0 < K, descriptors, descriptors, x_.k_major, w_.k_major,
             s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.GROUP_M, s.SUBTILES, num_warps=s.num_warps, num_stages=s.num_stages,
+            **registers(gpu, s, x.element_size(), descriptors),
         )  # fmt: skip
 
 

@@ -21,7 +21,20 @@ from .launch import (
     product_choice,
     tile_fits,
 )  # fmt: skip
-from .logits import LEAST, LN_2, LOG2_E, Head, any_within, large, loaded, operands, padded, product_of, products_tile
+from .logits import (
+    LEAST,
+    LN_2,
+    LOG2_E,
+    Head,
+    any_within,
+    large,
+    loaded,
+    operands,
+    padded,
+    product_of,
+    products_tile,
+    registers,
+)  # fmt: skip
 from .tile import grouped_tile
 
 _COMBINED = 128  # rows of a program that combines shares
@@ -225,7 +238,7 @@ def logits_fwd(
             N, V, D, cdiv(cdiv(V, s.BLOCK_N), s.SPLITS), scale,
             extra, dot, D % s.BLOCK_K == 0 < D, descriptors, x_.k_major, w_.k_major,
             s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.SPLITS, s.GROUP_M, s.SUBTILES if keep else 1,
-            num_warps=s.num_warps, num_stages=s.num_stages,
+            num_warps=s.num_warps, num_stages=s.num_stages, **({} if keep else registers(gpu, s, x.element_size(), descriptors)),
         )  # fmt: skip
         _combine_kernel[(cdiv(N, _COMBINED),)](
             score, lse, entropies, part, target, N, V, s.SPLITS, scale, head.ignore_index, head.smoothing, head.sign,

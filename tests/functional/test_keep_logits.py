@@ -180,11 +180,12 @@ from primer_fast import functional as F
 from primer_fast.proof.offline import offline
 
 seen = []
-for dtype, entropy in ((torch.bfloat16, False), (torch.bfloat16, True), (torch.float32, False)):
-    x, w = (torch.empty(n, 1024, dtype=dtype, device="meta", requires_grad=True) for n in (8192, 50257))
+for dtype, entropy, D in ((torch.bfloat16, False, 4096), (torch.bfloat16, True, 512), (torch.float32, False, 1024)):
+    x, w = (torch.empty(n, D, dtype=dtype, device="meta", requires_grad=True) for n in (8192, 50257))
+    b = torch.empty(50257, dtype=dtype, device="meta", requires_grad=True)
     t = torch.empty(8192, dtype=torch.int64, device="meta")
     with offline("sm_90", wanted=lambda kernel: kernel in ("_statistics_kernel", "_kept_gradient_kernel")) as launches:
-        y = F.linear_log_prob(x, w, t, return_entropy=entropy, keep_logits=True)
+        y = F.linear_log_prob(x, w, t, linear_bias=b, return_entropy=entropy, keep_logits=True)
         y = y[0] + y[1] if entropy else y
         torch.autograd.grad(y, (x, w), torch.empty_like(y))
     for launch in launches:

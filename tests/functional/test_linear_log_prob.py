@@ -83,6 +83,18 @@ def test_every_tiling_gives_the_same_answer(settings, chunk, chip, dtype, device
         assert worst(exact(got), right) < tolerance * max(1, np.abs(right).max())
 
 
+@pytest.mark.parametrize("target", [0, 15, 16, 31, 32, 39])
+def test_a_target_alone_at_the_edge_of_a_tile(target, device):
+    """Tiles of 16 classes look for the target where one of their rows has it among them, the last one in 8 classes."""
+    x, w = torch.randn(1, 24, device=device), torch.randn(40, 24, device=device)
+    t, dy, tile = torch.tensor([target], device=device), torch.ones(1, device=device), TILES[0]
+    y, lse, *_ = linear_log_prob_fwd(x, w, None, t, 1.0, False, "highest", tile)
+    dx, *_ = linear_log_prob_bwd(dy, None, x, w, None, t, lse, None, 1.0, (True, False, False), "highest", tile)
+    arrays = exact(x), exact(w), t.cpu().numpy()
+    assert worst(exact(y), linear_log_prob(*arrays)) < 1e-4
+    assert worst(exact(dx), linear_log_prob_grad(exact(dy), *arrays)["input"]) < 1e-4
+
+
 def test_an_addend_is_added_in_float32(device):
     a, b, total = (torch.randn(s, device=device) for s in ((40, 600), (24, 600), (40, 24)))
     want = exact(total) + exact(a) @ exact(b).T
