@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -93,6 +96,29 @@ def test_a_target_alone_at_the_edge_of_a_tile(target, device):
     arrays = exact(x), exact(w), t.cpu().numpy()
     assert worst(exact(y), linear_log_prob(*arrays)) < 1e-4
     assert worst(exact(dx), linear_log_prob_grad(exact(dy), *arrays)["input"]) < 1e-4
+
+
+PROBE = """
+import torch
+from primer_fast.functional import linear_log_prob
+from primer_fast.proof.offline import offline
+
+x, w = (torch.empty(n, 768, dtype=torch.bfloat16, device="meta", requires_grad=True) for n in (16384, 50257))
+t = torch.empty(16384, dtype=torch.int64, device="meta")
+with offline("sm_90", wanted=lambda kernel: kernel in ("_statistics_kernel", "_gradient_kernel")) as launches:
+    y, h = linear_log_prob(x, w, t, return_entropy=True)
+    torch.autograd.grad(y + h, x, torch.empty_like(y))
+for launch in launches[:2]:
+    r = launch.resources()
+    print(launch.kernel, r.spill_bytes, r.programs_per_processor)
+"""
+
+
+def test_small_tiles_share_a_multiprocessor():
+    """The estimate counts on two programs there, of which one multiplies while the other does not."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", PROBE], env=kept, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["_statistics_kernel 0 2", "_gradient_kernel 0 2"], done.stderr[-4000:]
 
 
 def test_an_addend_is_added_in_float32(device):
