@@ -238,7 +238,8 @@ def logits_fwd(
             N, V, D, cdiv(cdiv(V, s.BLOCK_N), s.SPLITS), scale,
             extra, dot, D % s.BLOCK_K == 0 < D, descriptors, x_.k_major, w_.k_major,
             s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.SPLITS, s.GROUP_M, s.SUBTILES if keep else 1,
-            num_warps=s.num_warps, num_stages=s.num_stages, **({} if keep else registers(gpu, s, x.element_size(), descriptors)),
+            num_warps=s.num_warps, num_stages=s.num_stages,
+            **({} if keep else registers(gpu, s, x.element_size(), descriptors)),  # beside what is kept, one has room
         )  # fmt: skip
         _combine_kernel[(cdiv(N, _COMBINED),)](
             score, lse, entropies, part, target, N, V, s.SPLITS, scale, head.ignore_index, head.smoothing, head.sign,
