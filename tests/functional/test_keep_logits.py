@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from primer_fast import functional as F
 from primer_fast import library
@@ -166,6 +167,14 @@ def test_without_a_gradient_nothing_is_kept(device, monkeypatch):
     assert asked[4:] == [True, True]
 
 
+def test_a_graph_without_a_gradient_keeps_nothing(device):
+    tensors = [t.detach() for t in operands(torch.float32, device)]
+    target = torch.randint(V, (N,), device=device)
+    graph = make_fx(lambda x, w, b: both(x, w, b, target, True))(*tensors)
+    names = {str(node.target) for node in graph.graph.nodes if "primer_fast" in str(node.target)}
+    assert len(names) == 2 and not any("kept" in name for name in names)
+
+
 def test_changes_nothing_on_pytorchs_operators(plain_path, monkeypatch):
     monkeypatch.setattr("primer_fast.functional.logits.PLAIN_BYTES", 0)
     x, w, b = operands(torch.float32, "cpu")
@@ -177,6 +186,8 @@ def test_changes_nothing_on_pytorchs_operators(plain_path, monkeypatch):
 PROBE = """
 import json, torch
 from primer_fast import functional as F
+from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.kernels.linear_log_prob import linear_log_prob_fwd
 from primer_fast.proof.offline import offline
 
 seen = []
@@ -188,7 +199,11 @@ for dtype, entropy, D in ((torch.bfloat16, False, 4096), (torch.bfloat16, True, 
         y = F.linear_log_prob(x, w, t, linear_bias=b, return_entropy=entropy, keep_logits=True)
         y = y[0] + y[1] if entropy else y
         torch.autograd.grad(y, (x, w), torch.empty_like(y))
-    for launch in launches:
+    whole = MatmulSettings(128, 256, 64, 8, 4)  # kept in one part, for which four stages leave no room
+    with offline("sm_90", wanted=lambda kernel: kernel == "_statistics_kernel") as too:
+        if dtype == torch.bfloat16:
+            linear_log_prob_fwd(x, w, None, t, 1.0, entropy, "highest", whole, keep=True)
+    for launch in launches + too:
         r = launch.resources()
         seen.append([launch.kernel, r.spill_bytes, launch.serialized, sorted(r.stores)])
 print(json.dumps(seen))
