@@ -27,7 +27,7 @@ from .attention_tile import (
     result_programs,
 )  # fmt: skip
 from .entry import entry
-from .launch import cdiv, chip, dot_precision, on_device_of
+from .launch import cdiv, chip_of, dot_precision, on_device_of
 
 
 @entry(do_not_specialize=["T"])
@@ -73,7 +73,7 @@ def attention_backward(
     dk, dv = (empty_like_rows(k, D), empty_like_rows(v, DV)) if needed[1] else (None, None)
     if B * H * T * S * DV == 0:
         return tuple(t if t is None else t.zero_() for t in (dq, dk, dv))
-    gpu = chip()
+    gpu = chip_of(q)
     descriptors = gpu.has_descriptors and q.element_size() == 2 and all(described(t) for t in (q, k, v, dout))
     block_d, block_dv = block_width(D), block_width(DV)
     causal_at_most = H == HK and band.left is None and band.lengths is None

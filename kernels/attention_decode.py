@@ -25,7 +25,7 @@ import triton.language as tl
 from .attention_mask import limits
 from .attention_tile import LOG2_E, block_width, empty_like_rows
 from .entry import entry
-from .launch import Chip, cdiv, chip, dot_precision, on_device_of
+from .launch import Chip, cdiv, chip_of, dot_precision, on_device_of
 from .tile import tanh
 from .tunable import Bucket, Choice
 
@@ -248,7 +248,7 @@ def attention_decode(
         return o
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     G = H // HK
-    gpu = chip()
+    gpu = chip_of(q)
     edited = mask is not None or softcap is not None
     capacity = cdiv(S, 128) * 128  # a cache that grows gets its settings once in 128 steps
     s = settings or decode_choice(gpu, Decode(B * HK, G * T, capacity, D, DV, q.element_size(), edited))

@@ -31,7 +31,7 @@ from .attention_tile import (
     zero_parts,
 )  # fmt: skip
 from .entry import entry
-from .launch import cdiv, chip, dot_precision, on_device_of
+from .launch import cdiv, chip_of, dot_precision, on_device_of
 
 
 @triton.jit
@@ -191,7 +191,7 @@ def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, se
         return out, lse
     if S == 0 or DV == 0:
         return out.zero_(), lse if lse is None else lse.fill_(float("-inf"))
-    gpu = chip()
+    gpu = chip_of(q)
     descriptors = gpu.has_descriptors and q.element_size() == 2 and all(described(t) for t in (q, k, v))
     block_d, block_dv = block_width(D), block_width(DV)
     dot = dot_precision(gpu, precision)

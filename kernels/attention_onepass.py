@@ -23,7 +23,7 @@ from .attention_forward import heads_at_once, ordered_tile
 from .attention_settings import Attention, TileSettings, attention_bucket
 from .attention_tile import LOG2_E, block_width, described, descriptor, empty_like_rows
 from .entry import entry
-from .launch import cdiv, chip, on_device_of
+from .launch import cdiv, chip_of, on_device_of
 from .tunable import Variants
 
 _CAST = 2048  # elements of dq per program
@@ -93,7 +93,7 @@ def supported(
     """Whether attention_bwd_onepass serves these arguments, and determinism is not asked for."""
     return (
         not torch.are_deterministic_algorithms_enabled()
-        and chip().has_descriptors
+        and chip_of(q).has_descriptors
         and not isinstance(causal_offset, torch.Tensor)
         and window is None and softcap is None and key_lengths is None and mask is None and dropout_p == 0
         and q.element_size() == 2
@@ -115,7 +115,7 @@ def chosen(q, k, causal) -> bool:
     problem = Attention(
         B * HK, T, S, q.element_size(), block_width(D), True, H == HK, group=H // HK, causal=causal
     )  # fmt: skip
-    return backward_choice(chip(), problem).variant == "one-pass"
+    return backward_choice(chip_of(q), problem).variant == "one-pass"
 
 
 def attention_bwd_onepass(

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .conv2d_geometry import flat_pixels, inverses, walk
 from .entry import entry
-from .launch import Chip, cdiv, chip, on_device_of
+from .launch import Chip, cdiv, chip_of, on_device_of
 from .partials import partial_length, reduce_partials
 from .tile import activate, backpropagate
 from .tunable import Bucket, Choice
@@ -192,7 +192,7 @@ def depthwise(out, out_saved, a, w, geometry, *, transposed, bias=None, activati
     classes = math.prod(g.stride) if transposed else 1
     rows = images * (cdiv(P, g.stride[0]) * cdiv(Q, g.stride[1]) if transposed else P * Q)
     adjacent, taps = a.stride(1) == 1, math.prod(w.shape[2:])
-    block_p, block_c, warps = result_choice(chip(), Depthwise(rows, channels, a.element_size(), adjacent, taps))
+    block_p, block_c, warps = result_choice(chip_of(a), Depthwise(rows, channels, a.element_size(), adjacent, taps))
     tiles_p = cdiv(rows, block_p)
     of_o, _, of_r, of_s = w.stride()
     with on_device_of(a):
@@ -210,9 +210,9 @@ def depthwise_weight(out, sums, dy, saved, x, geometry, activation):
     g, (O, _, R, S) = geometry, out.shape
     images, _, P, Q = dy.shape
     problem = Depthwise(images * P * Q, O, dy.element_size(), dy.stride(1) == 1, R * S)
-    block_p, block_c, warps = weight_choice(chip(), problem)
+    block_p, block_c, warps = weight_choice(chip_of(dy), problem)
     programs, steps = R * S * cdiv(O, block_c), cdiv(images * P * Q, block_p)
-    splits = max(1, min(cdiv(4 * chip().processors, programs), cdiv(steps, 4), 64))
+    splits = max(1, min(cdiv(4 * chip_of(dy).processors, programs), cdiv(steps, 4), 64))
     part = torch.empty(splits, partial_length(out.numel(), O), dtype=torch.float32, device=dy.device)
     of_o, _, of_r, of_s = out.stride()
     with on_device_of(dy):

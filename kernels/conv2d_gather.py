@@ -23,7 +23,7 @@ from .conv2d_geometry import (
 )
 from .descriptor import tensor_descriptor
 from .entry import entry
-from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, on_device_of, product_choice
+from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, product_choice
 from .partials import partial_length, reduce_partials
 from .tile import activate, backpropagate, grouped_tile
 
@@ -229,7 +229,7 @@ def gather(
     if not joint and w.stride(1) != 1 and images * P * Q >= 1024:
         w = w.contiguous(memory_format=torch.channels_last)
 
-    gpu = chip()
+    gpu = chip_of(a)
     dot = dot_precision(gpu, precision)
     stride = (1, 1) if transposed else g.stride
     a_, saved_ = Source(a, stride), None if saved is None else Source(saved, stride)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .conv2d_geometry import FEW, FILL, Source, box_corner, box_of, box_tile, columns_of, flat_pixels, rows_of
 from .entry import entry
-from .launch import MatmulSettings, Product, cdiv, chip, dot_precision, on_device_of, product_choice
+from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, product_choice
 from .partials import partial_length, reduce_partials
 from .tile import backpropagate, grouped_tile
 
@@ -138,7 +138,7 @@ def weight(dw, db, dy, saved, x, geometry, activation, need_w, precision, settin
     M, N, itemsize = O // g.groups, dw.shape[1] if need_w else 0, dw.element_size()
     joint = 0 < N < FEW
     columns, taps = (R * S * N, 1) if joint else (N, R * S if need_w else 1)
-    gpu = chip()
+    gpu = chip_of(dy)
     dot, exact = dot_precision(gpu, precision), dot_precision(gpu, "highest")
     dy_, saved_, x_ = Source(dy), None if saved is None else Source(saved), Source(x, g.stride)
     descriptors = (

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 
 from .entry import entry
-from .launch import Chip, cdiv, chip, on_device_of
+from .launch import Chip, cdiv, chip_of, on_device_of
 from .partials import add_rows
 from .tile_settings import Grid, TileSettings, tile_choice
 from .tunable import Bucket, Choice
@@ -184,7 +184,7 @@ def embedding_fwd(ids, weight, position, position_ids, period, settings: TileSet
     if y.numel() == 0:
         return y
     tables = 1 if position is None else 2
-    cut = settings or forward_choice(chip(), Grid(M, D, weight.element_size(), tables))
+    cut = settings or forward_choice(chip_of(weight), Grid(M, D, weight.element_size(), tables))
     positions, strides = (1, (0, 0)) if position is None else (position.shape[0], position.stride())
     with on_device_of(weight):
         _forward_kernel[(cdiv(M, cut.BLOCK_ROWS) * cdiv(D, cut.BLOCK_COLS),)](
@@ -202,7 +202,7 @@ def embedding_bwd(dy, ids, rows, dtype, padding=None, settings: RunSettings | No
         return table
     dy = dy.reshape(M, D)
     ordered, order = torch.sort(ids.reshape(M), stable=True)
-    cut = settings or run_choice(chip(), Runs(M, D, dy.element_size()))
+    cut = settings or run_choice(chip_of(dy), Runs(M, D, dy.element_size()))
     chunks, blocks = cdiv(M, cut.CHUNK), cdiv(D, cut.BLOCK_COLS)
     part = torch.empty(chunks, 2, D, dtype=torch.float32, device=dy.device)
     padding = -1 if padding is None else padding

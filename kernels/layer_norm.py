@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from .entry import entry
-from .launch import cdiv, chip, on_device_of
+from .launch import cdiv, chip_of, on_device_of
 from .layer_norm_settings import Rows, RowSettings, backward_choice, forward_choice
 from .partials import add_rows
 
@@ -208,7 +208,7 @@ def layer_norm_fwd(
         return y, s, mean, rstd
     x, residual = _rows(x, N), None if residual is None else _rows(residual, N)
     arrays = 2 + (residual is not None) + (s is not None)
-    cut = settings or forward_choice(chip(), Rows(rows, N, x.element_size(), arrays))
+    cut = settings or forward_choice(chip_of(x), Rows(rows, N, x.element_size(), arrays))
     with on_device_of(x):
         _forward_kernel[(cdiv(rows, cut.BLOCK_ROWS),)](
             y, s, mean, rstd, x, residual, _vector(weight), _vector(bias),
@@ -232,7 +232,7 @@ def layer_norm_bwd(
     dw, db = (t if t is None else torch.empty(N, dtype=t, device=dy.device) for t in (dweight, dbias))
     dy, dsum = _rows(dy, N), None if dsum is None else _rows(dsum, N)
     s = _rows(s, N) if ds is not None or dw is not None else None
-    cut = settings or backward_choice(chip(), Rows(rows, N, dy.element_size(), 3 + (dsum is not None)))
+    cut = settings or backward_choice(chip_of(dy), Rows(rows, N, dy.element_size(), 3 + (dsum is not None)))
     tiles, blocks = cdiv(rows, cut.BLOCK_ROWS), cdiv(N, cut.BLOCK_N)
     sums = [t for t in (dw, db) if t is not None]
     programs = min(tiles, cut.programs) if sums else tiles

@@ -10,19 +10,21 @@ Shapes: x (N, D), w (V, D), b (V,), t (N,) int64 -> loss (N,) float32. A target 
 gives NaN, in the row's gradients too, and reads nothing outside w.
 """
 
-from .logits import Head, logits_bwd, logits_fwd
+from .logits import Head
+from .logits_gradient import logits_bwd
+from .logits_statistics import logits_fwd
 
 
-def linear_cross_entropy_fwd(x, w, bias, target, ignore_index, smoothing, precision, settings=None):
-    """-> losses (N,), lse (2, N) for the backward; float32."""
+def linear_cross_entropy_fwd(x, w, bias, target, ignore_index, smoothing, precision, settings=None, keep=False):
+    """-> losses (N,), lse (2, N) for the backward; float32; logits for it, or None: see logits_fwd."""
     head = Head(1.0, smoothing, ignore_index, -1.0)
-    losses, lse, _ = logits_fwd(x, w, bias, target, head, False, precision, settings)
-    return losses, lse
+    losses, lse, _, kept = logits_fwd(x, w, bias, target, head, False, precision, settings, keep)
+    return losses, lse, kept
 
 
 def linear_cross_entropy_bwd(
-    dloss, x, w, bias, target, lse, smoothing, needed, precision, settings=None, chunk=None
+    dloss, x, w, bias, target, lse, smoothing, needed, precision, settings=None, chunk=None, kept=None
 ):  # fmt: skip
-    """dloss (N,) float32, contiguous, 0 for ignored rows; lse of the forward -> dx, dw, db, None unless ``needed``."""
+    """dloss (N,) float32, contiguous, 0 for ignored rows; lse, kept of the forward -> dx, dw, db if needed."""
     head = Head(1.0, smoothing)
-    return logits_bwd(-dloss, None, x, w, bias, target, lse, None, head, needed, precision, settings, chunk)
+    return logits_bwd(-dloss, None, x, w, bias, target, lse, None, head, needed, precision, settings, chunk, kept)

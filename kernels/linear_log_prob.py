@@ -10,16 +10,19 @@ Shapes: x (N, D), w (V, D), b (V,), t (N,) int64 -> y, H (N,) float32. A target 
 gradients too, and reads nothing outside w.
 """
 
-from .logits import Head, logits_bwd, logits_fwd
+from .logits import Head
+from .logits_gradient import logits_bwd
+from .logits_statistics import logits_fwd
 
 
-def linear_log_prob_fwd(x, w, bias, target, temperature, entropy, precision, settings=None):
-    """-> y (N,), lse (2, N) for the backward, H (N,) or None; float32."""
-    return logits_fwd(x, w, bias, target, Head(temperature), entropy, precision, settings)
+def linear_log_prob_fwd(x, w, bias, target, temperature, entropy, precision, settings=None, keep=False):
+    """-> y (N,), lse (2, N) for the backward, H (N,) or None; float32; logits for it, or None: see logits_fwd."""
+    return logits_fwd(x, w, bias, target, Head(temperature), entropy, precision, settings, keep)
 
 
 def linear_log_prob_bwd(
-    dy, dH, x, w, bias, target, lse, H, temperature, needed, precision, settings=None, chunk=None
+    dy, dH, x, w, bias, target, lse, H, temperature, needed, precision, settings=None, chunk=None, kept=None
 ):  # fmt: skip
-    """dy, dH (N,) float32, contiguous; lse, H of the forward -> dx, dw, db, each None unless ``needed``."""
-    return logits_bwd(dy, dH, x, w, bias, target, lse, H, Head(temperature), needed, precision, settings, chunk)
+    """dy, dH (N,) float32, contiguous; lse, H, kept of the forward -> dx, dw, db, each None unless ``needed``."""
+    head = Head(temperature)
+    return logits_bwd(dy, dH, x, w, bias, target, lse, H, head, needed, precision, settings, chunk, kept)

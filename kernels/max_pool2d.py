@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from .entry import entry
-from .launch import cdiv, chip, on_device_of
+from .launch import cdiv, chip_of, on_device_of
 from .tile_settings import Grid, TileSettings, tile_choice
 
 _UNROLL = 16  # windows, and cells, of up to so many elements are unrolled; half as long lines of larger windows too
@@ -228,10 +228,10 @@ forward_choice = tile_choice("max_pool2d_forward")
 backward_choice = tile_choice("max_pool2d_backward")
 
 
-def _grid(N, C, H, W, itemsize, channels_last, settings, choice, reads):
-    """A grid (N, C, H, W), however it lies -> its rows and columns, settings, programs."""
+def _grid(t, N, C, H, W, channels_last, settings, choice, reads):
+    """A grid (N, C, H, W) of elements as those of ``t``, however it lies -> its rows, columns, settings, programs."""
     rows, cols = (N * H * W, C) if channels_last else (N * C * H, W)
-    s = settings or choice(chip(), Grid(rows, cols, itemsize, reads))
+    s = settings or choice(chip_of(t), Grid(rows, cols, t.element_size(), reads))
     return rows, cols, s, cdiv(rows, s.BLOCK_ROWS) * cdiv(cols, s.BLOCK_COLS)
 
 
@@ -259,7 +259,7 @@ def max_pool2d_fwd(x, kernel, stride, padding, dilation, size, keep, indices, se
     )
     few = elements <= _UNROLL
     unroll_h, unroll_w = kernel[0] if few else 1, kernel[1] if few or kernel[1] <= _UNROLL // 2 else 1
-    rows, cols, s, programs = _grid(*y.shape, y.element_size(), channels_last, settings, forward_choice, elements)
+    rows, cols, s, programs = _grid(x, *y.shape, channels_last, settings, forward_choice, elements)
     with on_device_of(x):
         _forward_kernel[(programs,)](
             y, kept, found, x, *x.stride(), *x.shape[1:], *size, rows, cols,
@@ -279,7 +279,7 @@ def max_pool2d_bwd(dy, kept, kernel, stride, padding, dilation, size, settings: 
     pixels = math.prod(stride)
     unrolled = math.prod(kernel) <= _UNROLL and pixels <= _UNROLL
     rows, cols, s, programs = _grid(
-        *dy.shape[:2], *cells, dy.element_size(), channels_last, settings, backward_choice, math.prod(kernel)
+        dy, *dy.shape[:2], *cells, channels_last, settings, backward_choice, math.prod(kernel)
     )
     with on_device_of(dy):
         _backward_kernel[(programs if unrolled else programs * pixels,)](

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .entry import entry
-from .launch import cdiv, chip, on_device_of
+from .launch import cdiv, chip_of, on_device_of
 from .tile import activate, backpropagate
 
 _BLOCK = 1024  # elements per program
@@ -86,7 +86,7 @@ def add_rows(source, out, second=None):
     In float32, in an order that depends on the sizes and the GPU alone.
     """
     rows, cols = source.shape
-    fill = cdiv(cols, chip().processors)
+    fill = cdiv(cols, chip_of(source).processors)
     width = next((w for w in (32, 64, 128) if w >= fill), 256)
     height = min(max(triton.next_power_of_2(rows), 1), 4096 // width)
     with on_device_of(source):

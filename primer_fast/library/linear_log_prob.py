@@ -1,4 +1,7 @@
-"""The operators primer_fast::linear_log_prob and linear_log_prob_backward."""
+"""The operators primer_fast::linear_log_prob and linear_log_prob_backward.
+
+linear_log_prob_kept and its backward are the same where the logits are kept for the gradients.
+"""
 
 import torch
 from torch import Tensor
@@ -6,26 +9,30 @@ from torch import Tensor
 from primer_fast.backend import runs_triton
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
 from primer_fast.kernels.logits import Head
-from primer_fast.library.logits import as_they_are, chunked_bwd, chunked_fwd, sums_dtype
+from primer_fast.library.logits import as_they_are, chunked_bwd, chunked_fwd, like_kept, sums_dtype
 from primer_fast.library.register import absent, only, operator, present, spread
 
 
-def forward(x, w, b, target, temperature, entropy):
-    """x (N, D), w (V, D), b (V,) or None, target (N,) -> y (N,), lse (2, N), entropy (N,) or None."""
+def forward(x, w, b, target, temperature, entropy, keep=False):
+    """x (N, D), w (V, D), b (V,) or None, target (N,) -> y (N,), lse (2, N), entropy (N,) or None, and the logits that
+    the Triton kernels ``keep`` for the gradients, or None.
+    """
     with as_they_are(x):
         if runs_triton(x):
             precision = torch.get_float32_matmul_precision()
-            return linear_log_prob_fwd(x, w, b, target, temperature, entropy, precision)
-        return chunked_fwd(x, w, b, target, Head(temperature), entropy)
+            return linear_log_prob_fwd(x, w, b, target, temperature, entropy, precision, keep=keep)
+        return *chunked_fwd(x, w, b, target, Head(temperature), entropy), None
 
 
-def gradients(dy, dentropy, x, w, b, target, lse, entropy, temperature, needed):
+def gradients(dy, dentropy, x, w, b, target, lse, entropy, temperature, needed, kept=None):
     """dy (N,), dentropy (N,) or None as entropy -> dx, dw, db, None for each that is not needed."""
     dy, dentropy = dy.contiguous(), None if entropy is None else dentropy.contiguous()
     with as_they_are(x):
         if runs_triton(x):
             precision = torch.get_float32_matmul_precision()
-            return linear_log_prob_bwd(dy, dentropy, x, w, b, target, lse, entropy, temperature, needed, precision)
+            return linear_log_prob_bwd(
+                dy, dentropy, x, w, b, target, lse, entropy, temperature, needed, precision, kept=kept
+            )  # fmt: skip
         return chunked_bwd(dy, dentropy, x, w, b, target, lse, entropy, Head(temperature), needed)
 
 
@@ -34,7 +41,7 @@ def linear_log_prob(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
     temperature: float, return_entropy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    y, lse, entropy = forward(input, linear_weight, linear_bias, target, temperature, return_entropy)
+    y, lse, entropy, _ = forward(input, linear_weight, linear_bias, target, temperature, return_entropy)
     return y, lse, present(entropy, y)
 
 
@@ -77,3 +84,56 @@ def _backward(ctx, dy, _, dentropy):
 
 
 linear_log_prob.register_autograd(_backward, setup_context=_setup)
+
+
+@operator("linear_log_prob_kept")
+def linear_log_prob_kept(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
+    temperature: float, return_entropy: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    y, lse, entropy, logits = forward(
+        input, linear_weight, linear_bias, target, temperature, return_entropy, keep=True
+    )  # fmt: skip
+    return y, lse, present(entropy, y), present(logits, y)
+
+
+@linear_log_prob_kept.register_fake
+def _(input, linear_weight, linear_bias, target, temperature, return_entropy):
+    rows = input.shape[0]
+    y = input.new_empty(rows, dtype=sums_dtype(input))
+    entropy = torch.empty_like(y) if return_entropy else absent(y)
+    return y, y.new_empty(2, rows), entropy, like_kept(input, linear_weight)
+
+
+@operator("linear_log_prob_kept_backward")
+def linear_log_prob_kept_backward(
+    dy: Tensor, dentropy: Tensor | None, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None,
+    target: Tensor, lse: Tensor, entropy: Tensor | None, logits: Tensor, temperature: float, needed: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    grads = gradients(
+        dy, dentropy, input, linear_weight, linear_bias, target, lse, entropy, temperature, needed, logits
+    )  # fmt: skip
+    return only(grads, needed)
+
+
+@linear_log_prob_kept_backward.register_fake
+def _(dy, dentropy, input, linear_weight, linear_bias, target, lse, entropy, logits, temperature, needed):
+    return only([input.new_empty(s) for s in (input.shape, linear_weight.shape, linear_weight.shape[:1])], needed)
+
+
+def _setup_kept(ctx, inputs, output):
+    x, w, b, target, ctx.temperature, return_entropy = inputs
+    _, lse, entropy, logits = output
+    ctx.mark_non_differentiable(lse, logits, *(() if return_entropy else (entropy,)))
+    ctx.save_for_backward(x, w, b, target, lse, entropy if return_entropy else None, logits)
+
+
+def _backward_kept(ctx, dy, _, dentropy, __):
+    *saved, entropy, logits = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    dentropy = None if entropy is None else dentropy
+    grads = linear_log_prob_kept_backward(dy, dentropy, *saved, entropy, logits, ctx.temperature, needed)
+    return *spread(grads, needed), None, None, None
+
+
+linear_log_prob_kept.register_autograd(_backward_kept, setup_context=_setup_kept)

@@ -9,8 +9,9 @@ import contextlib
 import torch
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype
-from primer_fast.kernels.logits import Head
+from primer_fast.backend import autocast_dtype, runs_triton
+from primer_fast.kernels.logits import Head, padded
+from primer_fast.library.register import absent
 
 CHUNK_BYTES = 2**23  # of logits at a time: they stay in a processor's cache
 _CHUNK_ROWS = 4096
@@ -24,6 +25,11 @@ def as_they_are(x: Tensor):
 def sums_dtype(x: Tensor) -> torch.dtype:
     """Of the sums over classes, and so of the results."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def like_kept(x: Tensor, w: Tensor) -> Tensor:
+    """A tensor with the shape of the logits that the forward of x (N, D) and w (V, D) keeps: none off the GPU."""
+    return x.new_empty(x.shape[0], padded(w.shape[0])) if runs_triton(x) else absent(x)
 
 
 def _wide(t: Tensor) -> Tensor:

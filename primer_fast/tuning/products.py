@@ -6,7 +6,8 @@ from itertools import product
 from primer_fast.kernels.conv2d_gather import gather_settings
 from primer_fast.kernels.conv2d_weight import weight_settings
 from primer_fast.kernels.launch import Chip, MatmulSettings, Product, cdiv, estimate, matmul_settings, shape_tile
-from primer_fast.kernels.logits import gradient_settings, share_count, statistics_settings
+from primer_fast.kernels.logits_gradient import gradient_settings
+from primer_fast.kernels.logits_statistics import share_count, statistics_settings
 from primer_fast.tuning.space import Space
 
 _BLOCKS = (16, 32, 64, 128, 256)

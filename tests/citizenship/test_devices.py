@@ -1,5 +1,11 @@
 """Launches go to the device of the tensors and to the stream that is current there."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from citizenship.ops import OPS, upstream
@@ -67,3 +73,14 @@ def test_runs_on_the_device_of_its_tensors(name):
     assert torch.cuda.current_device() == 0
     for a, b in zip(first, second, strict=True):
         assert b.device == torch.device("cuda:1") and torch.equal(a, b.to(a.device))
+
+
+def test_settings_are_those_of_the_gpu_that_holds_the_tensors():
+    """On a host with two kinds of GPU, where the current one is another: every launcher, see two_gpus_probe.py."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    probe = Path(__file__).with_name("two_gpus_probe.py")
+    done = subprocess.run([sys.executable, probe], env=kept, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    seen = json.loads(done.stdout)
+    assert len(seen) == 20
+    assert {name: place for name, place in seen.items() if place != {"asked": [1], "launched": [1]}} == {}

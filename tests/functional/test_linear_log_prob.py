@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ from primer_fast.functional.linear_log_prob import linear_log_prob_plain
 from primer_fast.kernels import launch
 from primer_fast.kernels.launch import CHIPS, MatmulSettings
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
-from primer_fast.kernels.logits import CHUNK_BYTES, chunk_size, share_count
+from primer_fast.kernels.logits_gradient import CHUNK_BYTES, chunk_size
+from primer_fast.kernels.logits_statistics import share_count
 from primer_fast.kernels.matmul import matmul
 from primer_fast.library import logits as chunks
 from primer_fast.proof import verify
@@ -69,7 +73,7 @@ def test_every_tiling_gives_the_same_answer(settings, chunk, chip, dtype, device
     target = torch.randint(V, (N,), device=device)
     dy, dentropy = torch.randn(2, N, device=device)
     with launch.assume_chip(chip):
-        y, lse, entropy = linear_log_prob_fwd(x, w, b, target, 0.8, True, "highest", settings)
+        y, lse, entropy, _ = linear_log_prob_fwd(x, w, b, target, 0.8, True, "highest", settings)
         grads = linear_log_prob_bwd(
             dy, dentropy, x, w, b, target, lse, entropy, 0.8, (True, True, True), "highest", settings, chunk
         )
@@ -80,6 +84,41 @@ def test_every_tiling_gives_the_same_answer(settings, chunk, chip, dtype, device
         # float16: half a unit of every gradient at the logits and of the result
         tolerance = 2e-5 if got.dtype == torch.float32 and dtype == torch.float32 else 2e-3
         assert worst(exact(got), right) < tolerance * max(1, np.abs(right).max())
+
+
+@pytest.mark.parametrize("target", [0, 15, 16, 31, 32, 39])
+def test_a_target_alone_at_the_edge_of_a_tile(target, device):
+    """Tiles of 16 classes look for the target where one of their rows has it among them, the last one in 8 classes."""
+    x, w = torch.randn(1, 24, device=device), torch.randn(40, 24, device=device)
+    t, dy, tile = torch.tensor([target], device=device), torch.ones(1, device=device), TILES[0]
+    y, lse, *_ = linear_log_prob_fwd(x, w, None, t, 1.0, False, "highest", tile)
+    dx, *_ = linear_log_prob_bwd(dy, None, x, w, None, t, lse, None, 1.0, (True, False, False), "highest", tile)
+    arrays = exact(x), exact(w), t.cpu().numpy()
+    assert worst(exact(y), linear_log_prob(*arrays)) < 1e-4
+    assert worst(exact(dx), linear_log_prob_grad(exact(dy), *arrays)["input"]) < 1e-4
+
+
+PROBE = """
+import torch
+from primer_fast.functional import linear_log_prob
+from primer_fast.proof.offline import offline
+
+x, w = (torch.empty(n, 768, dtype=torch.bfloat16, device="meta", requires_grad=True) for n in (16384, 50257))
+t = torch.empty(16384, dtype=torch.int64, device="meta")
+with offline("sm_90", wanted=lambda kernel: kernel in ("_statistics_kernel", "_gradient_kernel")) as launches:
+    y, h = linear_log_prob(x, w, t, return_entropy=True)
+    torch.autograd.grad(y + h, x, torch.empty_like(y))
+for launch in launches[:2]:
+    r = launch.resources()
+    print(launch.kernel, r.spill_bytes, r.programs_per_processor)
+"""
+
+
+def test_small_tiles_share_a_multiprocessor():
+    """The estimate counts on two programs there, of which one multiplies while the other does not."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", PROBE], env=kept, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["_statistics_kernel 0 2", "_gradient_kernel 0 2"], done.stderr[-4000:]
 
 
 def test_an_addend_is_added_in_float32(device):
@@ -103,7 +142,7 @@ def test_chunks_are_bounded_and_cover_the_vocabulary():
             for itemsize in (2, 4):
                 n, c = chunk_size(rows, classes, itemsize)
                 assert n * c * itemsize <= CHUNK_BYTES and 1 <= n <= rows and c >= min(classes, 256)
-    assert chunk_size(8192, 151936, 2) == (8192, 8192)
+    assert chunk_size(8192, 151936, 2) == (8192, 15360)
 
 
 def test_shares_fill_the_chip():

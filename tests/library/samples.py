@@ -96,14 +96,15 @@ def _log_prob(why, make, **options):
     def call(t, x, w, b=None):
         return F.linear_log_prob(x, w, t, linear_bias=b, **options)
 
-    return Sample("linear_log_prob", why, call, make)
+    return Sample("linear_log_prob_kept" if options.get("keep_logits") else "linear_log_prob", why, call, make)
 
 
 def _cross_entropy(why, make, **options):
     def call(t, x, w, b=None):
         return F.linear_cross_entropy(x, w, t, linear_bias=b, **options)
 
-    return Sample("linear_cross_entropy", why, call, make)
+    kept = options.get("keep_logits")
+    return Sample("linear_cross_entropy_kept" if kept else "linear_cross_entropy", why, call, make)
 
 
 QKV = ((1, 1, 5, 8), (1, 1, 6, 8), (1, 1, 6, 8))
@@ -160,10 +161,16 @@ SAMPLES = [
     _log_prob("bias", indexed(7, (3,), (3, 4), (7, 4), (7,))),
     _log_prob("entropy", indexed(7, (2, 2), (2, 2, 4), (7, 4), dtype=BF16), temperature=0.5, return_entropy=True),
     _log_prob("frozen weight", indexed(7, (3,), (3, 4), (7, 4), (7,), frozen=(1,))),
+    _log_prob("kept", indexed(7, (3,), (3, 4), (7, 4), (7,)), keep_logits=True),
+    _log_prob("kept, entropy, frozen input", indexed(7, (3,), (3, 4), (7, 4), dtype=BF16, frozen=(0,)),
+              keep_logits=True, return_entropy=True),
     _log_prob("no gradient", indexed(7, (3,), (3, 4), (7, 4), frozen=(0, 1))),
     _cross_entropy("mean", indexed(7, (3,), (3, 4), (7, 4), (7,)), ignore_index=1),
     _cross_entropy("rows, smoothed", indexed(7, (2, 2), (2, 2, 4), (7, 4), dtype=HALF), label_smoothing=0.1,
                    reduction="none"),
+    _cross_entropy("kept", indexed(7, (3,), (3, 4), (7, 4), (7,)), keep_logits=True),
+    _cross_entropy("kept rows", indexed(7, (2, 2), (2, 2, 4), (7, 4), dtype=HALF), label_smoothing=0.1,
+                   reduction="none", keep_logits=True),
     _cross_entropy("sum", indexed(7, (3,), (3, 4), (7, 4), frozen=(0,)), reduction="sum"),
 ]  # fmt: skip
 

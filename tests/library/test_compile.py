@@ -89,6 +89,14 @@ GROWING = {  # a function, and its tensors for a batch of n and sizes that grow 
     "linear_cross_entropy": (
         lambda t, x, w: F.linear_cross_entropy(x, w, t), lambda n: indexed(7, (n, n + 1), (n, n + 1, 4), (7, 4)),
     ),
+    "linear_log_prob_kept": (
+        lambda t, x, w: F.linear_log_prob(x, w, t, return_entropy=True, keep_logits=True),
+        lambda n: indexed(7, (n, 2), (n, 2, 4), (n + 4, 4)),
+    ),
+    "linear_cross_entropy_kept": (
+        lambda t, x, w: F.linear_cross_entropy(x, w, t, keep_logits=True),
+        lambda n: indexed(7, (n, n + 1), (n, n + 1, 4), (n + 4, 4)),
+    ),
 }  # fmt: skip
 
 
@@ -214,7 +222,7 @@ def test_logits_off_the_gpu_stay_out_of_memory_too(plain_path, monkeypatch):
         torch._dynamo.reset()
 
 
-SOME = [s for s in SAMPLES if "gradient" not in s.why and "dropout" not in s.why][::3]
+SOME = [s for s in SAMPLES if not any(word in s.why for word in ("gradient", "dropout", "kept"))][::3]
 
 
 @pytest.mark.parametrize("sample", SOME, ids=str)

@@ -1,0 +1,83 @@
+"""Tensor descriptors are checked by the interpreter, and everywhere under PRIMER_FAST_CHECK_DESCRIPTORS=1."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from primer_fast.kernels.descriptor import tensor_descriptor
+
+BAD = [  # what changes in a descriptor that is right
+    ("on a 16-byte boundary", {"base": torch.empty(64, 80)[:, 1:65]}),
+    ("1 to 5 axes", {"shape": [], "strides": [], "block_shape": []}),
+    ("1 to 5 axes", {"shape": [2] * 6, "strides": [64] * 5 + [1], "block_shape": [16] * 6}),
+    ("of one length", {"strides": [1]}),
+    ("of one length", {"block_shape": [16]}),
+    ("size must be from 1", {"shape": [0, 64]}),
+    ("size must be from 1", {"shape": [64, 2**32]}),
+    ("adjacent", {"strides": [80, 2]}),
+    ("positive", {"strides": [0, 1]}),
+    ("positive", {"strides": [-80, 1]}),
+    ("multiple of 16 bytes", {"strides": [81, 1]}),
+    (r"below 2\^40 bytes", {"strides": [2**38, 1]}),
+    ("power of 2, at most 256", {"block_shape": [512, 16]}),
+    ("power of 2, at most 256", {"block_shape": [16, 48]}),
+    ("at least 16 bytes", {"block_shape": [16, 2]}),
+]
+
+
+def right():
+    base = torch.empty(64, 80)
+    return {"base": base, "shape": [64, 64], "strides": [80, 1], "block_shape": [16, 32]}
+
+
+@pytest.mark.parametrize("rule, change", BAD, ids=[f"{rule}-{i}" for i, (rule, _) in enumerate(BAD)])
+def test_a_bad_descriptor_is_refused(rule, change, monkeypatch):
+    monkeypatch.setattr("primer_fast.kernels.descriptor._checking", True)
+    assert tensor_descriptor(**right()).block_shape == [16, 32]
+    with pytest.raises(ValueError, match=rf"tensor_descriptor: .*{rule}.*of shape"):
+        tensor_descriptor(**right() | change)
+
+
+PROBE = """
+import collections, json, torch
+from primer_fast.kernels import descriptor
+from primer_fast.proof.production import compiled_launches, plan
+
+checked, check = collections.Counter(), descriptor.check
+def counted(base, shape, *rest):
+    checked[len(shape)] += 1
+    check(base, shape, *rest)
+descriptor.check = counted
+try:
+    descriptor.tensor_descriptor(torch.empty(4, 4), [4, 4], [3, 1], [4, 4])
+    refused = None
+except ValueError as error:
+    refused = str(error)
+checked.clear()
+errors = []
+for unit in plan((), (), (), ("sm_90",)):
+    error = compiled_launches(unit, wanted=lambda kernel: False)[2]  # all but the compiler
+    if error != "no kernel was launched":
+        errors.append([unit.op, str(unit.case), unit.dtype, error])
+print(json.dumps({"refused": refused, "checked": checked, "errors": errors}))
+"""
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_no_launcher_makes_a_bad_one(switch):
+    """In no case of production size. Without the switch nothing is checked: it costs a launch more than all else."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    kept["PRIMER_FAST_CHECK_DESCRIPTORS"] = switch
+    done = subprocess.run([sys.executable, "-c", PROBE], env=kept, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    seen = json.loads(done.stdout)
+    assert seen["errors"] == []
+    if switch == "0":
+        assert seen["refused"] is None and seen["checked"] == {}
+    else:
+        assert "multiple of 16 bytes" in seen["refused"]
+        assert set(seen["checked"]) == {"2", "3", "4", "5"}, "linear, weights of conv2d, attention, boxes of conv2d"
