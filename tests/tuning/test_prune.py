@@ -41,7 +41,7 @@ def test_the_default_comes_first_and_all_fit(name, chip):
 
 
 def test_shared_memory_is_respected():
-    """128 x 256 in steps of 64 bfloat16: a stage is (128 + 256) 64 2 = 49152 bytes, and 2048 are kept for the rest.
+    """128 x 256 in steps of 64 bfloat16: a stage is (128 + 256) 64 2 = 49152 bytes, and 3072 are kept for the rest.
 
     An H100 program may have 232448 bytes: 4 stages, not 5. An A100's 166912 hold 3.
     """
@@ -51,7 +51,7 @@ def test_shared_memory_is_respected():
     small = H100._replace(shared=166912)
     assert matmul_settings.fits(small, SQUARE, tile._replace(num_stages=3))
     assert not matmul_settings.fits(small, SQUARE, tile)
-    limit = H100._replace(shared=2048 + 4 * 49152)
+    limit = H100._replace(shared=3072 + 4 * 49152)
     assert matmul_settings.fits(limit, SQUARE, tile)
     assert not matmul_settings.fits(limit._replace(shared=limit.shared - 1), SQUARE, tile)
 
