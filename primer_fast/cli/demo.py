@@ -37,7 +37,7 @@ from primer_fast.cli.training import Outcome
 
 VERIFIED = (  # the ops that the chapters of the page stand on
     "linear", "conv2d", "max_pool2d", "embedding", "layer_norm", "scaled_dot_product_attention",
-    "linear_cross_entropy", "linear_log_prob",
+    "linear_cross_entropy", "linear_log_prob", "mlp",
 )  # fmt: skip
 SAMPLE = (  # cases of these ops that a minute is enough for; `make verify` takes all
     "primer_first", "primer_last", "one", "one_row", "exact_tile", "leading_axes", "tall", "offset",

@@ -28,7 +28,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # For each op three cases: one for layouts, a production case of moderate size, a small one
 _LAYOUT_CASES = {
     "linear": "edges_aligned",
-    "mlp": "edges_aligned",
+    "mlp": "edges_four",
     "conv2d": "boxes_exact",
     ATTENTION: "heads_last",
     "linear_cross_entropy": "offset",

@@ -49,5 +49,5 @@ def test_without_gradients_nothing_is_kept(sample, device):
 
 def test_every_operator_is_checked():
     forward = {f"primer_fast::{sample.op}" for sample in SAMPLES}
-    assert forward < OPERATORS and len(OPERATORS) == 17
+    assert forward < OPERATORS and len(OPERATORS) == 19
     assert {name.split("_backward")[0] for name in OPERATORS} == forward

@@ -20,6 +20,7 @@ CASES = {
     "max_pool2d": ("overlapping", "ceil", "unbatched"),
     "embedding": ("padding", "position_ids_shared", "no_position", "scalar"),
     "layer_norm": ("pre_norm", "images", "no_affine", "no_bias", "vector", "no_rows", "far_from_zero"),
+    "mlp": ("primer", "last_bias_alone", "silu", "vector", "no_rows"),
     "linear_cross_entropy": ("sum", "ignored", "ignored_class", "smoothed", "uniform", "peaked", "vector", "no_rows"),
     "linear_log_prob": ("entropy", "temperature", "peaked", "large", "leading_axes", "no_rows", "offset"),
     ATTENTION: ("softcap", "lengths_causal", "window", "window_offsets", "mask", "bias", "grouped_4", "offset_behind",
