@@ -27,7 +27,7 @@ DOCUMENTS = {"README.md": False, "docs/performance.md": True}  # whether every c
 _TRANSFORMER = {"embedding", "layer_norm", "linear", "mlp", "scaled_dot_product_attention"}
 _TRAINED = _TRANSFORMER | {"linear_cross_entropy", "linear_log_prob"}
 OPS_OF = {  # the ops that a program's figures rest on
-    "mlp": {"mlp"}, "cnn": {"conv2d", "max_pool2d", "mlp"}, "nanogpt": _TRAINED, "gpt2": _TRAINED,
+    "mlp": {"linear", "mlp"}, "cnn": {"conv2d", "linear", "max_pool2d", "mlp"}, "nanogpt": _TRAINED, "gpt2": _TRAINED,
     "dpo": _TRAINED, "ppo": _TRAINED, "generation": _TRANSFORMER, "loss_head": {"linear_cross_entropy"},
 }  # fmt: skip
 

@@ -14,21 +14,25 @@ from primer_fast.functional.linear import linear_plain
 
 class _MLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, activations, first, layers, x, *parameters):  # x (M, n_0), weights, biases (n_i,) or None
+    def forward(
+        ctx, activation, output_activation, first, layers, x, *parameters
+    ):  # x (M, n_0), weights, biases (n_i,) or None
         weights, biases = parameters[:layers], parameters[layers:]
-        y, outputs, derivatives = library.mlp.forward(x, weights, biases, *activations, first)
+        y, outputs, derivatives = library.mlp.forward(x, weights, biases, activation, output_activation, first)
         ctx.save_for_backward(x, *parameters, *outputs, *derivatives)
-        ctx.activations, ctx.layers = activations, layers
+        ctx.activations, ctx.layers = (activation, output_activation), layers
         return y
 
     @staticmethod
     def backward(ctx, dy):  # dy (M, n_L)
         x, *saved = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:]
+        needed, (activation, output_activation) = ctx.needs_input_grad[4:], ctx.activations
         weights, biases, outputs, derivatives = (saved[i * ctx.layers : (i + 1) * ctx.layers] for i in range(4))
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
-            return None, None, None, *_differentiable_grads(x, weights, biases, ctx.activations, dy, needed)
-        return None, None, None, *library.mlp.gradients(dy, x, outputs, derivatives, weights, *ctx.activations, needed)
+            grads = _differentiable_grads(x, weights, biases, ctx.activations, dy, needed)
+        else:
+            grads = library.mlp.gradients(dy, x, outputs, derivatives, weights, activation, output_activation, needed)
+        return None, None, None, None, *grads
 
 
 def _differentiable_grads(x, weights, biases, activations, dy, needed):
@@ -89,7 +93,7 @@ def mlp(
         given = [x.new_empty(0) if b is None else b for b in biases]
         y = library.mlp.mlp(x, weights, given, activation, output_activation, first)[0]
     elif first < layers:
-        y = _MLP.apply((activation, output_activation), first, layers, x, *weights, *biases)
+        y = _MLP.apply(activation, output_activation, first, layers, x, *weights, *biases)
     else:
         y = library.mlp.forward(x, weights, biases, activation, output_activation, first)[0]
     return y if input.dim() == 2 else y.view(*input.shape[:-1], weights[-1].shape[0])

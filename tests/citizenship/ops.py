@@ -67,7 +67,7 @@ def _attention(function):
 
 
 LINEAR = {"input": (6, 16), "weight": (18, 16), "bias": (18,)}
-MLP = {"input": (6, 16), "weight": (18, 16), "other": (5, 18), "bias": (18,), "shift": (5,)}
+MLP = {"input": (6, 4), "weight": (7, 4), "other": (3, 7), "bias": (7,), "shift": (3,)}
 CONV = {"input": (2, 4, 5, 5), "weight": (6, 4, 3, 3), "bias": (6,)}
 NORM = {"input": (6, 16), "weight": (16,), "bias": (16,)}
 ATTENTION = dict.fromkeys(("query", "key", "value"), (1, 2, 8, 16))
