@@ -117,7 +117,7 @@ CASES = (
     case("silu", "as in LLaMA", 40, [48, 64, 24], "silu", biased=()),
     case("linear_inside", "no activation at all: no derivative", 24, [16, 24, 32], None),
     case("edges_four", "edges inside tiles, strides that descriptors take; four widths", 72, [40, 136, 24, 72], "gelu"),
-    case("odd", "odd strides: no descriptors", 63, [65, 127, 33], "gelu"),
+    case("below_tile", "odd strides: no descriptors", 63, [65, 127, 33], "gelu"),
     case("three_layers", "a derivative below a derivative", 33, [24, 40, 56, 8], "tanh"),
     case("output", "the last layer's derivative is made in a pass", 48, [32, 64, 40], "silu", "gelu"),
     case("output_from_y", "the same from the output", 48, [32, 64, 40], "gelu", "sigmoid"),
@@ -140,5 +140,5 @@ CASES = (
     case("gpt2", "GPT-2 124M, 16 x 1024 tokens", 16384, [768, 3072, 768], "gelu_tanh", production=True),
     case("llama", "7B-sized, without its gate", 4096, [4096, 11008, 4096], "silu", biased=(), production=True),
     case("digits", "the digit MLP", 128, [784, 512, 256, 10], "relu", production=True),
-    case("odd_rows", "strides that no descriptor takes", 4095, [1023, 4095, 1023], "gelu", production=True),
+    case("odd", "strides that no descriptor takes", 4095, [1023, 4095, 1023], "gelu", production=True),
 )  # fmt: skip

@@ -25,6 +25,7 @@ def calls(draw, path):
 
 
 def reference(input, weights, biases=None, *, activation, output_activation):
+    ACTIVATION[activation]  # a name that one layer has no use for is refused, too
     acts = [activation] * (len(weights) - 1) + [output_activation]
     for i, (weight, act) in enumerate(zip(weights, acts, strict=True)):
         if weight.dim() != 2:
