@@ -103,17 +103,18 @@ def test_two_runs_are_bitwise_equal(activation, output_activation, device):
 
 
 def products(monkeypatch):
-    """Shapes of the products that are made from here on, and how often the pass over memory is."""
-    seen, whole, passes, prepass = [], matmul.matmul, [], linear_prepass.prepass
+    """Shapes of the products that are made from here on, those that sum their rows, the passes over memory."""
+    seen, summed, whole, passes, prepass = [], [], matmul.matmul, [], linear_prepass.prepass
 
     def watched(a, b, *rest, **options):
         seen.append((a.shape[0], b.shape[0], a.shape[1], options.get("slope_of")))
+        summed.extend([a.shape[0]] * (options.get("sums_dtype") is not None))
         return whole(a, b, *rest, **options)
 
     for module in (kernels_mlp, sys.modules["primer_fast.kernels.linear"]):
         monkeypatch.setattr(module, "matmul", watched)
         monkeypatch.setattr(module, "prepass", lambda *a: passes.append(1) or prepass(*a))
-    return seen, passes
+    return seen, summed, passes
 
 
 # Widths 6 -> 7 -> 8 -> 9, 5 rows. Leaves that require gradients, and the products of the backward
@@ -144,13 +145,14 @@ def test_only_what_is_needed_is_computed(case, output_activation, device, monkey
     options = {"output_activation": output_activation}
     want = torch.autograd.grad(mlp_plain(x, weights, biases, **options), leaves, dy)
     y = F.mlp(x, weights, biases, **options)
-    seen, passes = products(monkeypatch)
+    seen, summed, passes = products(monkeypatch)
     got = torch.autograd.grad(y, leaves, dy)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     if output_activation is None:
         assert seen == wanted and not passes
     else:  # the last bias gradient comes from the pass
         assert [p for p in seen if p[0] != 9] == [p for p in wanted if p[0] != 9]
+        assert not passes or 9 not in summed
         assert len(passes) == (0 if wanted[0] in (DW3, (9, 0, 5, None)) and len(wanted) == 1 else 1)
 
 
