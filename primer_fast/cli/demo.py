@@ -44,7 +44,7 @@ SAMPLE = (  # cases of these ops that a minute is enough for; `make verify` take
     "primer", "one_channel", "stride", "depthwise", "same_even", "channels_last", "1x1", "long_sum",
     "digits", "overlapping", "ceil", "dilated", "channels_last_odd", "odd",
     "pre_norm", "position_ids", "causal", "lengths", "window_causal", "grouped_2", "mask", "ignored", "entropy",
-    "splits", "characters",
+    "splits", "characters", "edges_four", "three_layers", "output",
 )  # fmt: skip
 DTYPES = ("float32", "float16", "bfloat16")
 RUNS = (  # folder, command, data
