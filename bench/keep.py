@@ -24,10 +24,10 @@ from primer_fast.bench.stages import RIGHT, SANITIZER, TUNE, Stage
 from primer_fast.kernels.tunable import read_tuned
 
 DOCUMENTS = {"README.md": False, "docs/performance.md": True}  # whether every case stands there, or the worst ones
-_TRANSFORMER = {"embedding", "layer_norm", "linear", "scaled_dot_product_attention"}
+_TRANSFORMER = {"embedding", "layer_norm", "linear", "mlp", "scaled_dot_product_attention"}
 _TRAINED = _TRANSFORMER | {"linear_cross_entropy", "linear_log_prob"}
 OPS_OF = {  # the ops that a program's figures rest on
-    "mlp": {"linear"}, "cnn": {"conv2d", "linear", "max_pool2d"}, "nanogpt": _TRAINED, "gpt2": _TRAINED,
+    "mlp": {"linear", "mlp"}, "cnn": {"conv2d", "linear", "max_pool2d", "mlp"}, "nanogpt": _TRAINED, "gpt2": _TRAINED,
     "dpo": _TRAINED, "ppo": _TRAINED, "generation": _TRANSFORMER, "loss_head": {"linear_cross_entropy"},
 }  # fmt: skip
 

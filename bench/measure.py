@@ -12,7 +12,7 @@ from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, PRECISIONS, Op,
 from primer_fast.bench.peers import failure
 from primer_fast.bench.report import Row, judged
 from primer_fast.bench.timing import Clock, Timing, apart, ratio, time_interleaved, wait
-from primer_fast.reference.case import Case
+from primer_fast.reference.case import Case, arguments
 
 _AGAIN = "the same again"  # A/A: our provider a second time
 HOST_MS = 2.0  # of a call that takes the device longer, the host's time says nothing
@@ -120,14 +120,15 @@ def runner(group: Group, function: Callable, arrays: dict[str, Tensor]) -> Calla
     """A call of ``function``: forward without a graph, or forward and the gradients of all arrays that ask for one."""
     options = group.case.options
     leaves = [array for array in arrays.values() if array.requires_grad]
+    given = arguments(arrays)
     upstream: list[Tensor] = []  # drawn at the first call, which is not timed
 
     def forward():
         with torch.no_grad():
-            return _tensors(function(**arrays, **options))
+            return _tensors(function(**given, **options))
 
     def forward_backward():
-        outputs = _tensors(function(**arrays, **options))
+        outputs = _tensors(function(**given, **options))
         differentiable = [y for y in outputs if y.requires_grad]
         if not upstream:  # random: ones would hide a gradient that ignores it
             generator = torch.Generator(group.device).manual_seed(1)

@@ -80,14 +80,14 @@ def random_arrays(case: Case, dtype: torch.dtype, device: str, generator: torch.
         raise NotImplementedError(f"bench: {case} has layouts; arrays are timed contiguous unless the op makes its own")
     arrays = {}
     for name, shape in case.shapes.items():
-        scale = (shape[0] / math.prod(shape)) ** 0.5 if name == "weight" and math.prod(shape) else 1.0
+        scale = (shape[0] / math.prod(shape)) ** 0.5 if name.startswith("weight") and math.prod(shape) else 1.0
         arrays[name] = torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
     return arrays
 
 
 @dataclass(frozen=True)
 class Op:
-    """One op's benchmark. Providers are called as ``f(**arrays, **options)`` and compute the same function.
+    """One op's benchmark. Providers are called as ``f(**arguments(arrays), **options)`` and compute the same.
 
     ``flops(case)`` and ``bytes_moved(case, itemsize)`` return ``dict(forward=..., backward=...)``: the operations that
     must be done and the bytes that must pass through device memory; with ``parts``, also by the name of each part.

@@ -21,6 +21,7 @@ DECODE = Case("decode", "a query and many keys, no gradients", _HEADS, {"enable_
 CASES = {
     ATTENTION: ("heads_last", "head_odd", "lengths_causal", "mask_of_keys"),
     "linear": ("edges_aligned", "below_tile", "long_reduction"),
+    "mlp": ("edges_four", "output_odd"),
     "conv2d": ("boxes_exact", "boxes_stride", "three_channels", "depthwise_last"),
     "linear_cross_entropy": ("smoothed", "odd"),
     "linear_log_prob": ("entropy", "odd"),

@@ -51,6 +51,7 @@ CASES = {  # op -> a small case with something to get wrong; no other op has one
     "linear_cross_entropy": "ignored_class",
     "linear_log_prob": "entropy",
     "max_pool2d": "overlapping",
+    "mlp": "edges_four",
     "scaled_dot_product_attention": "causal_many_keys",
 }
 

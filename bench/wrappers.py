@@ -40,6 +40,7 @@ def pairs(device: str, small: bool = True) -> dict[str, tuple]:
         (5, 2, 3, 1, 5, 1, 4, 8) if small else (128, 128, 256, 16, 28, 4, 64, 32)
     )
     x, w, b = normal(n, width), normal(outputs, width), normal(outputs)
+    back, shift_back = normal(width, outputs), normal(width)
     image, kernel = normal(1, channels, side, side), normal(channels, channels, 3, 3)
     q, k, v = (normal(1, heads, length, depth) for _ in range(3))
     across = 12 if small else 256
@@ -52,6 +53,10 @@ def pairs(device: str, small: bool = True) -> dict[str, tuple]:
 
     return {
         "linear": (lambda: F.linear(x, w, b), lambda: torch_F.linear(x, w, b)),
+        "mlp": (
+            lambda: F.mlp(x, (w, back), (b, shift_back), activation="relu"),
+            lambda: torch_F.linear(torch_F.linear(x, w, b).relu_(), back, shift_back),
+        ),
         "conv2d": (lambda: F.conv2d(image, kernel), lambda: torch_F.conv2d(image, kernel)),
         "max_pool2d": (lambda: F.max_pool2d(image, 2), lambda: torch_F.max_pool2d(image, 2)),
         "layer_norm": (
@@ -81,7 +86,7 @@ def wrappers(device: str, seconds: float, with_compile: bool, small: bool = Fals
     on_gpu = device == "cuda"
     clock, least = _HostClock(1 if small else 50) if on_gpu else WallClock(), 1 if small else MIN_ROUNDS
     for op, (ours, theirs) in pairs(device, small or not on_gpu).items():
-        timings = time_interleaved({OURS: ours, EAGER: theirs}, clock, seconds / 8, least)
+        timings = time_interleaved({OURS: ours, EAGER: theirs}, clock, seconds / 9, least)
         setting = "a small tensor, no gradient, host time" if on_gpu else "a tiny tensor, no gradient"
         pair = {name: Trial(f"call of {op}", setting, name, unit="calls") for name in timings}
         trials += pair.values()

@@ -17,6 +17,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from primer_fast import functional as F
 from primer_fast import nn
+from primer_fast.nn.layers import only_forward
 
 _ACTIVATIONS = {
     torch.nn.ReLU: "relu",
@@ -87,21 +88,9 @@ def fused_activation(module, following) -> str | None:
     if getattr(type(module), "forward", None) not in _PRODUCTS or module.activation is not None:
         return None
     name = activation_of(following)
-    if name is None or not (_only_forward(module) and _only_forward(following)) or _has_any_global_hook():
+    if name is None or not (only_forward(module) and only_forward(following)) or _has_any_global_hook():
         return None
     return name
-
-
-def _only_forward(module):
-    """Whether a call of the module is nothing but its class's ``forward``."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._compiled_call_impl is not None
-        or "forward" in module.__dict__
-    )
 
 
 class Chain(Derived):

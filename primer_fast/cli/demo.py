@@ -37,14 +37,14 @@ from primer_fast.cli.training import Outcome
 
 VERIFIED = (  # the ops that the chapters of the page stand on
     "linear", "conv2d", "max_pool2d", "embedding", "layer_norm", "scaled_dot_product_attention",
-    "linear_cross_entropy", "linear_log_prob",
+    "linear_cross_entropy", "linear_log_prob", "mlp",
 )  # fmt: skip
 SAMPLE = (  # cases of these ops that a minute is enough for; `make verify` takes all
     "primer_first", "primer_last", "one", "one_row", "exact_tile", "leading_axes", "tall", "offset",
     "primer", "one_channel", "stride", "depthwise", "same_even", "channels_last", "1x1", "long_sum",
     "digits", "overlapping", "ceil", "dilated", "channels_last_odd", "odd",
     "pre_norm", "position_ids", "causal", "lengths", "window_causal", "grouped_2", "mask", "ignored", "entropy",
-    "splits", "characters",
+    "splits", "characters", "edges_four", "three_layers", "output",
 )  # fmt: skip
 DTYPES = ("float32", "float16", "bfloat16")
 RUNS = (  # folder, command, data

@@ -7,6 +7,7 @@ from primer_fast.functional.linear import linear as linear
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from primer_fast.functional.linear_log_prob import linear_log_prob as linear_log_prob
 from primer_fast.functional.max_pool2d import max_pool2d as max_pool2d
+from primer_fast.functional.mlp import mlp as mlp
 from primer_fast.functional.scaled_dot_product_attention import (
     fast_attention_backward as fast_attention_backward,
 )

@@ -15,4 +15,5 @@ from primer_fast.library import linear as linear
 from primer_fast.library import linear_cross_entropy as linear_cross_entropy
 from primer_fast.library import linear_log_prob as linear_log_prob
 from primer_fast.library import max_pool2d as max_pool2d
+from primer_fast.library import mlp as mlp
 from primer_fast.library import scaled_dot_product_attention as scaled_dot_product_attention

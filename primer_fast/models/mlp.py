@@ -14,6 +14,7 @@ from torch import Tensor
 
 from primer_fast import nn
 from primer_fast.functional.activation import check_activation
+from primer_fast.nn.layers import in_turn
 
 RECTIFIERS = ("relu", "leaky_relu", "gelu", "gelu_tanh", "silu")
 
@@ -64,10 +65,7 @@ class MLP(nn.Module):
         inputs = self.config.sizes[0]
         if x.ndim < 2 or x.shape[1:].numel() != inputs:
             raise ValueError(f"MLP: input must be (B, {inputs}) or (B, ...) of as many elements; got {tuple(x.shape)}")
-        x = x.flatten(1)  # (B, n_0)
-        for layer in self.layers:
-            x = layer(x)  # (B, n_i)
-        return x
+        return in_turn(self.layers, x.flatten(1))
 
 
 def reset_layer(layer: nn.Linear | nn.Conv2d) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from primer_fast import functional as F
 from primer_fast import nn
+from primer_fast.nn.layers import in_turn
 
 if TYPE_CHECKING:
     from primer_fast.models.kv_cache import KVCache
@@ -146,7 +147,7 @@ class Block(nn.Module):
         return self.drop(self.attention(x, visible, cache, layer))
 
     def mlp(self, x: Tensor) -> Tensor:
-        return self.drop(self.down(self.up(x)))
+        return self.drop(in_turn((self.up, self.down), x))
 
     def drop(self, x: Tensor) -> Tensor:
         return torch_F.dropout(x, self.dropout) if self.dropout and self.training else x

@@ -21,7 +21,7 @@ from primer_fast.proof.inputs import allocate
 from primer_fast.proof.numerics import SLACK
 from primer_fast.proof.terms import HEADS, magnitudes, row_blocks
 from primer_fast.proof.verify import device, differentiable
-from primer_fast.reference.case import Case
+from primer_fast.reference.case import Case, arguments
 from primer_fast.reference.linear_cross_entropy import IGNORED
 from primer_fast.reference.linear_log_prob import LOGITS
 
@@ -72,7 +72,7 @@ def draw(op: str, case: Case, dtype: torch.dtype, where: str, seed: int = 0) -> 
     own, arrays = _own_values(op, case, generator), {}
     for name, shape in case.shapes.items():
         values = own[name] if name in own else torch.randn(shape, generator=generator, device=where)
-        if case.production and name == "weight" and op in ("linear", "conv2d"):
+        if case.production and name.startswith("weight") and op in ("linear", "mlp", "conv2d"):
             values.mul_((shape[0] / math.prod(shape)) ** 0.5)
         layout = case.layouts.get(name)
         kind = getattr(torch, case.dtypes[name]) if name in case.dtypes else dtype
@@ -121,7 +121,7 @@ def forward(
     function = getattr(module, f"{op}_plain") if plain else getattr(functional, op)
     names = differentiable(op, case)
     arrays = {name: t.detach().requires_grad_(name in names) for name, t in arrays.items()}
-    outputs = function(**arrays, **case.options)
+    outputs = function(**arguments(arrays), **case.options)
     return outputs if isinstance(outputs, tuple) else (outputs,), {name: arrays[name] for name in names}
 
 

@@ -28,6 +28,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # For each op three cases: one for layouts, a production case of moderate size, a small one
 _LAYOUT_CASES = {
     "linear": "edges_aligned",
+    "mlp": "edges_four",
     "conv2d": "boxes_exact",
     ATTENTION: "heads_last",
     "linear_cross_entropy": "offset",
@@ -38,6 +39,7 @@ _LAYOUT_CASES = {
 }
 _LARGE = {
     "linear": "gpt2_qkv",
+    "mlp": "gpt2",
     "conv2d": "resnet_3x3_256",
     ATTENTION: "gpt2",
     "linear_cross_entropy": "t5",
@@ -48,6 +50,7 @@ _LARGE = {
 }
 _SMALL = {
     "linear": "primer_first",
+    "mlp": "primer",
     "conv2d": "primer",
     ATTENTION: "head_odd",
     "linear_cross_entropy": "vector",
@@ -77,7 +80,7 @@ def layout_cases(op: str) -> list[Case]:
     case = replace(case_named(op, _LAYOUT_CASES[op]), layouts={})
     floats, made = [name for name in case.shapes if name not in case.dtypes], []
     for layout in LAYOUTS:
-        chosen = [name for name in floats if layout != "expanded" or not name.endswith(("weight", "bias"))]
+        chosen = [name for name in floats if layout != "expanded" or not ("weight" in name or "bias" in name)]
         layouts = {name: layout for name in chosen if _can_be(case.shapes[name], layout)}
         if layouts:
             made.append(replace(case, name=f"{case.name} {layout}", layouts=layouts))

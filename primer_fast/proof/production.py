@@ -24,7 +24,7 @@ from primer_fast.proof.offline import Launch, offline, refuse_interpreter
 from primer_fast.proof.resources import Resources
 from primer_fast.proof.targets import TARGETS, target_of
 from primer_fast.proof.verify import DTYPES, differentiable, ops
-from primer_fast.reference.case import Case
+from primer_fast.reference.case import Case, arguments
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def compiled_launches(
                 dtype = getattr(torch, case.dtypes[name]) if name in case.dtypes else DTYPES[unit.dtype]
                 inputs[name] = allocate(shape, case.layouts.get(name), dtype, "meta")
                 inputs[name].requires_grad_(name in differentiable(unit.op, case))
-            outputs = getattr(functional, unit.op)(**inputs, **case.options)
+            outputs = getattr(functional, unit.op)(**arguments(inputs), **case.options)
             forward_launches = len(launches)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             leaves = [t for t in inputs.values() if t.requires_grad]

@@ -15,7 +15,9 @@ from primer_fast.functional.conv2d import conv2d_plain
 from primer_fast.functional.embedding import embedding_plain
 from primer_fast.functional.linear import linear_plain
 from primer_fast.functional.max_pool2d import max_pool2d_plain
+from primer_fast.functional.mlp import mlp_plain
 from primer_fast.functional.scaled_dot_product_attention import _visible
+from primer_fast.reference.case import arguments
 from primer_fast.reference.linear_cross_entropy import IGNORED
 
 HEADS = ("linear_cross_entropy", "linear_log_prob")  # their logits are taken some rows at a time
@@ -42,7 +44,7 @@ def _differentiated(function: Callable[..., Any], arrays: dict[str, Tensor], ups
     """``function`` of the arrays and its gradients for absolute ones upstream."""
     floats = [name for name, t in arrays.items() if t.is_floating_point()] if upstream else []
     leaves = {name: t.detach().requires_grad_(name in floats) for name, t in arrays.items()}
-    y = function(**leaves, **options)
+    y = function(**arguments(leaves), **options)
     grads = torch.autograd.grad(y, [leaves[name] for name in floats], upstream[0].abs()) if floats else ()
     return {"output": y.detach(), **dict(zip(floats, grads, strict=True))}
 
@@ -53,6 +55,10 @@ def _absolute(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _linear(arrays, upstream, activation=None):
     return _differentiated(linear_plain, _absolute(arrays), upstream)
+
+
+def _mlp(arrays, upstream, activation=None, output_activation=None):
+    return _differentiated(mlp_plain, _absolute(arrays), upstream, activation=None)
 
 
 def _conv2d(arrays, upstream, activation=None, **options):
@@ -182,6 +188,7 @@ def _log_prob_gradient(target, upstream, temperature=1.0, return_entropy=False):
 
 _SUMS: dict[str, Callable[..., dict[str, Tensor]]] = {
     "linear": _linear,
+    "mlp": _mlp,
     "conv2d": _conv2d,
     "max_pool2d": _max_pool2d,
     "layer_norm": _layer_norm,

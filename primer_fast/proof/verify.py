@@ -23,7 +23,7 @@ from primer_fast import backend, functional, reference
 from primer_fast.kernels import launch
 from primer_fast.proof.inputs import place
 from primer_fast.proof.numerics import budget, exact, worst
-from primer_fast.reference.case import Case
+from primer_fast.reference.case import Case, arguments
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PATHS = {"pointers": "sm_80", "descriptors": "sm_90"}  # how operands are loaded -> a chip that loads them so
@@ -134,8 +134,9 @@ def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> l
     inputs = draw(op, case, dtype, where)
     leaves = [name for name, t in inputs.items() if t.requires_grad]
     arrays = {name: exact(t) if name not in case.dtypes else t.cpu().numpy() for name, t in inputs.items()}
+    arrays = arguments(arrays)
     want = _named(getattr(truth, op)(**arrays, **case.options), names)
-    plain_outputs = _named(getattr(implementation, f"{op}_plain")(**inputs, **case.options), names)
+    plain_outputs = _named(getattr(implementation, f"{op}_plain")(**arguments(inputs), **case.options), names)
     rng = np.random.default_rng(0)
     dy = {}
     for name, y in want.items():
@@ -150,7 +151,7 @@ def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> l
     magnitude = getattr(truth, f"{op}_magnitude")(upstream, **arrays, **case.options)
 
     def run(function, wanted):
-        outputs = _named(function(**inputs, **case.options), names)
+        outputs = _named(function(**arguments(inputs), **case.options), names)
         asked = [inputs[name] for name in wanted]
         grads = torch.autograd.grad(list(outputs.values()), asked, list(dy.values())) if asked else ()
         return {**outputs, **dict(zip(wanted, grads, strict=True))}

@@ -15,7 +15,7 @@ from primer_fast.kernels.launch import Chip, assume_chip
 from primer_fast.kernels.tunable import Bucket, Variants, watching
 from primer_fast.proof.offline import offline
 from primer_fast.proof.targets import Target
-from primer_fast.reference.case import Case
+from primer_fast.reference.case import Case, arguments
 from primer_fast.tuning.registry import SPACES
 from primer_fast.tuning.space import Space
 
@@ -106,11 +106,12 @@ def caller(unit: Unit, arrays: dict[str, Tensor]) -> Callable[[], tuple[Tensor, 
     """
     function, options = ops.load(unit.op).providers[unit.provider], case_of(unit).options
     leaves = [array for array in arrays.values() if array.requires_grad]
+    given = arguments(arrays)
     upstream: list[Tensor] = []
 
     def call() -> tuple[Tensor, ...]:
         with matmul_precision(PRECISIONS[unit.precision]):
-            outputs = function(**arrays, **options)
+            outputs = function(**given, **options)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             if not leaves:
                 return outputs

@@ -19,6 +19,7 @@ from primer_fast import functional
 from primer_fast.proof.inputs import allocate
 from primer_fast.proof.offline import offline
 from primer_fast.proof.verify import differentiable, ops
+from primer_fast.reference.case import arguments
 
 
 def both_ways(op, case):
@@ -29,7 +30,7 @@ def both_ways(op, case):
         inputs[name].requires_grad_(name in differentiable(op, case))
     leaves = [t for t in inputs.values() if t.requires_grad]
     with NoHostSync():
-        outputs = getattr(functional, op)(**inputs, **case.options)
+        outputs = getattr(functional, op)(**arguments(inputs), **case.options)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         outputs = [y for y in outputs if y.requires_grad]
         if leaves and outputs:

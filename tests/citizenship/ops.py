@@ -67,6 +67,7 @@ def _attention(function):
 
 
 LINEAR = {"input": (6, 16), "weight": (18, 16), "bias": (18,)}
+MLP = {"input": (6, 4), "weight": (7, 4), "other": (3, 7), "bias": (7,), "shift": (3,)}
 CONV = {"input": (2, 4, 5, 5), "weight": (6, 4, 3, 3), "bias": (6,)}
 NORM = {"input": (6, 16), "weight": (16,), "bias": (16,)}
 ATTENTION = dict.fromkeys(("query", "key", "value"), (1, 2, 8, 16))
@@ -75,6 +76,17 @@ OPS = {
     "linear": Op(LINEAR, F.linear, torch_F.linear),
     "linear gelu": Op(
         LINEAR, lambda *a: F.linear(*a, activation="gelu"), lambda *a: torch_F.gelu(torch_F.linear(*a)), False
+    ),
+    "mlp": Op(
+        MLP,
+        lambda x, v, w, b, c: F.mlp(x, (v, w), (b, c)),
+        lambda x, v, w, b, c: torch_F.linear(torch_F.gelu(torch_F.linear(x, v, b)), w, c),
+    ),
+    "mlp tanh, output": Op(
+        MLP,
+        lambda x, v, w, b, c: F.mlp(x, (v, w), (b, c), activation="tanh", output_activation="silu"),
+        lambda x, v, w, b, c: torch_F.silu(torch_F.linear(torch.tanh(torch_F.linear(x, v, b)), w, c)),
+        False,
     ),
     "conv2d": Op(CONV, lambda *a: F.conv2d(*a, padding=1), lambda *a: torch_F.conv2d(*a, padding=1)),
     "conv2d tanh": Op(

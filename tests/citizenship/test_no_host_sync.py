@@ -199,6 +199,6 @@ def test_launchers_on_tensors_without_memory():
     assert seen["failed"] == {} and seen["reading is seen"]
     assert seen["launches"].keys() == {
         "linear", "conv2d", "max_pool2d", "layer_norm", "embedding", "scaled_dot_product_attention",
-        "linear_cross_entropy", "linear_log_prob",
+        "linear_cross_entropy", "linear_log_prob", "mlp",
     }  # fmt: skip
     assert all(count >= 4 for count in seen["launches"].values())

@@ -18,6 +18,7 @@ IDS = torch.arange(12).view(3, 2, 2) % 5
 CALLS = {  # a function of one sample, the samples (3, ...) of its first arguments, and what all samples share
     "linear": (lambda x, w, b: F.linear(x, w, b, activation="gelu"), [(3, 2, 4)], [(5, 4), (5,)]),
     "linear, relu": (lambda x, w, b: F.linear(x, w, b, activation="relu"), [(3, 2, 4), (3, 5, 4)], [(5,)]),
+    "mlp": (lambda x, v, w, b: F.mlp(x, (v, w), (b, None)), [(3, 2, 4), (3, 5, 4)], [(6, 5), (5,)]),
     "conv2d": (lambda x, w, b: F.conv2d(x, w, b, 1, 1, activation="tanh"), [(3, 2, 5, 4)], [(4, 2, 3, 3), (4,)]),
     "conv2d, own kernels": (lambda x, w: F.conv2d(x, w), [(3, 2, 2, 5, 4), (3, 4, 2, 3, 3)], []),
     "max_pool2d": (lambda x: F.max_pool2d(x, 2), [(3, 2, 4, 6)], []),

@@ -62,6 +62,16 @@ def _linear(why, make, **options):
     return Sample("linear", why, lambda *t: F.linear(*t, **options), make)
 
 
+def _mlp(why, make, layers=2, **options):
+    """Of an input, the weights and the biases, as many or none."""
+
+    def call(x, *parameters):
+        weights, biases = parameters[:layers], parameters[layers:]
+        return F.mlp(x, weights, biases or None, **options)
+
+    return Sample("mlp", why, call, make)
+
+
 def _conv2d(why, make, *args, **options):
     return Sample("conv2d", why, lambda x, w, b=None: F.conv2d(x, w, b, *args, **options), make)
 
@@ -116,6 +126,15 @@ SAMPLES = [
     _linear("bias alone", floats((4, 3), (5, 3), (5,), dtype=HALF, frozen=(0, 1)), activation="tanh"),
     _linear("no rows", floats((0, 3), (5, 3), (5,))),
     _linear("no gradient", floats((4, 3), (5, 3), (5,), frozen=(0, 1, 2)), activation="gelu"),
+    _mlp("gelu", floats((4, 3), (5, 3), (2, 5), (5,), (2,))),
+    _mlp("relu, sigmoid, from the outputs", floats((4, 3), (5, 3), (2, 5), (5,), (2,), dtype=BF16), activation="relu",
+         output_activation="sigmoid"),
+    _mlp("three layers, the first two frozen",
+         floats((2, 2, 3), (4, 3), (5, 4), (2, 5), (4,), (5,), (2,), frozen=(0, 1, 2, 4)), 3,
+         activation="silu", output_activation="gelu"),
+    _mlp("without biases", floats((4, 3), (5, 3), (2, 5), dtype=HALF, frozen=(1,)), activation="tanh"),
+    _mlp("no rows", floats((0, 3), (5, 3), (2, 5), (5,), (2,)), output_activation="silu"),
+    _mlp("no gradient", floats((4, 3), (5, 3), (2, 5), frozen=(0, 1, 2))),
     _conv2d("gelu", floats((1, 2, 5, 4), (4, 2, 3, 2), (4,)), 1, 1, activation="gelu"),
     _conv2d("strided, channels_last", arranged(channels_last, (2, 3, 6, 5), (4, 3, 3, 2), (4,), dtype=HALF), 2, 1,
             activation="relu"),

@@ -68,6 +68,9 @@ GROWING = {  # a function, and its tensors for a batch of n and sizes that grow 
     "linear": (
         lambda x, w, b: F.linear(x, w, b, activation="gelu"), lambda n: floats((n, n + 1, 3), (5, 3), (5,)),
     ),
+    "mlp": (
+        lambda x, v, w, b: F.mlp(x, (v, w), (b, None)), lambda n: floats((n, n + 1, 3), (5, 3), (2, 5), (5,)),
+    ),
     "conv2d": (
         lambda x, w, b: F.conv2d(x, w, b, 2, 1, activation="relu"),
         lambda n: floats((n, 2, n + 2, 4), (3, 2, 3, 3), (3,)),
@@ -125,6 +128,7 @@ def test_a_batch_that_varies_recompiles_once(device):
 
 WRONG = {
     "linear": lambda x: F.linear(x, x[:, :2]),
+    "mlp": lambda x: F.mlp(x, (x, x[:, :2])),
     "conv2d": lambda x: F.conv2d(x[None, None], x.expand(1, 2, 3, 4)),
     "max_pool2d": lambda x: F.max_pool2d(x[None], 9),
     "layer_norm": lambda x: F.layer_norm(x, 3),
@@ -147,8 +151,8 @@ def test_errors_are_those_of_eager(op, dynamic, device):
     assert str(compiled.value).startswith(str(eager.value).split(" got ")[0])
 
 
-AUTOCAST = ("linear: bias, gelu", "conv2d: gelu", "scaled_dot_product_attention: causal", "linear_log_prob: bias",
-            "linear_cross_entropy: mean", "layer_norm: affine")  # fmt: skip
+AUTOCAST = ("linear: bias, gelu", "mlp: gelu", "conv2d: gelu", "scaled_dot_product_attention: causal",
+            "linear_log_prob: bias", "linear_cross_entropy: mean", "layer_norm: affine")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", AUTOCAST)

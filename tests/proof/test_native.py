@@ -13,6 +13,7 @@ from primer_fast.proof import native, terms, verify
 from primer_fast.proof.native import ATTENTION
 from primer_fast.proof.numerics import exact
 from primer_fast.proof.on_gpu import case_named, usual_case
+from primer_fast.reference.case import arguments
 
 CASES = {
     "linear": ("edges_aligned", "no_bias", "vector", "no_rows"),
@@ -20,6 +21,7 @@ CASES = {
     "max_pool2d": ("overlapping", "ceil", "unbatched"),
     "embedding": ("padding", "position_ids_shared", "no_position", "scalar"),
     "layer_norm": ("pre_norm", "images", "no_affine", "no_bias", "vector", "no_rows", "far_from_zero"),
+    "mlp": ("primer", "last_bias_alone", "silu", "vector", "no_rows"),
     "linear_cross_entropy": ("sum", "ignored", "ignored_class", "smoothed", "uniform", "peaked", "vector", "no_rows"),
     "linear_log_prob": ("entropy", "temperature", "peaked", "large", "leading_axes", "no_rows", "offset"),
     ATTENTION: ("softcap", "lengths_causal", "window", "window_offsets", "mask", "bias", "grouped_4", "offset_behind",
@@ -39,7 +41,7 @@ def test_truth_and_magnitudes_are_the_references(op, name, few_rows):
     arrays = native.draw(op, case, torch.bfloat16, "cpu")
     got, upstream = native.run(op, case, arrays, plain=True)
     found = native.truth(op, case, arrays, upstream, torch.float64)
-    plain = {name: t.numpy() if name in case.dtypes else exact(t) for name, t in arrays.items()}
+    plain = arguments({name: t.numpy() if name in case.dtypes else exact(t) for name, t in arrays.items()})
     outputs = getattr(reference, op)(**plain, **case.options)
     want = dict(zip(native.outputs_of(op), outputs if isinstance(outputs, tuple) else (outputs,), strict=False))
     dy = tuple(map(exact, upstream))

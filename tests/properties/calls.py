@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from primer_fast import functional as F
 from primer_fast.proof.numerics import budget, exact, worst
+from primer_fast.reference import case as cases
 
 EXPLORE = int(os.environ.get("PRIMER_FAST_EXPLORE", "0"))
 EXAMPLES = {"plain": 150, "kernels": 20}  # the interpreter takes 0.1 ms per operation of a kernel
@@ -131,7 +132,7 @@ def call(function, arguments: dict[str, Any], device: str, dtype: torch.dtype | 
     """Forward, and backward from upstream gradients that are the same for every dtype."""
     made = {k: v.make(device, dtype) if isinstance(v, Drawn) else v for k, v in arguments.items()}
     try:
-        outputs = function(**made)
+        outputs = function(**cases.arguments(made))
     except Exception as error:
         return Outcome(error=error, where="forward")
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -1,0 +1,174 @@
+"""Differentiable multilayer perceptron: checks and reshapes here, math in kernels/mlp.py."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from primer_fast import library
+from primer_fast.backend import autocast_dtype, autocast_to, needs_operator, runs_triton
+from primer_fast.functional.activation import check_activation
+from primer_fast.functional.linear import linear_plain
+
+
+class _MLP(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, activation, output_activation, first, layers, x, *parameters
+    ):  # x (M, n_0), weights, biases (n_i,) or None
+        weights, biases = parameters[:layers], parameters[layers:]
+        y, outputs, derivatives = library.mlp.forward(x, weights, biases, activation, output_activation, first)
+        ctx.save_for_backward(x, *parameters, *outputs, *derivatives)
+        ctx.activations, ctx.layers = (activation, output_activation), layers
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):  # dy (M, n_L)
+        x, *saved = ctx.saved_tensors
+        needed, (activation, output_activation) = ctx.needs_input_grad[4:], ctx.activations
+        weights, biases, outputs, derivatives = (saved[i * ctx.layers : (i + 1) * ctx.layers] for i in range(4))
+        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+            grads = _differentiable_grads(x, weights, biases, ctx.activations, dy, needed)
+        else:
+            grads = library.mlp.gradients(dy, x, outputs, derivatives, weights, activation, output_activation, needed)
+        return None, None, None, None, *grads
+
+
+def _differentiable_grads(x, weights, biases, activations, dy, needed):
+    inputs = [t for t, need in zip((x, *weights, *biases), needed, strict=True) if need]
+    activation, output_activation = activations
+    y = mlp_plain(x, weights, biases, activation=activation, output_activation=output_activation)
+    grads = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
+    return [next(grads) if need else None for need in needed]
+
+
+def mlp(
+    input: Tensor,  # (..., n_0)
+    weights: Sequence[Tensor],  # L of them, (n_i, n_{i-1})
+    biases: Sequence[Tensor | None] | None = None,  # L of them, (n_i,)
+    *,
+    activation: str | None = "gelu",
+    output_activation: str | None = None,
+) -> Tensor:  # (..., n_L)
+    """Linear layers with ``activation`` between them and ``output_activation`` after the last.
+
+    The backward multiplies by the derivative in the product that makes the gradient: no pass over memory of its own.
+
+    float32, float16 and bfloat16 on a GPU run in Triton; float32 products follow
+    ``torch.get_float32_matmul_precision()``. Other devices and dtypes, and gradients that are themselves
+    differentiated, take PyTorch's operators. Sums are in float32; two runs are bitwise equal.
+
+    Memory: for the backward each hidden layer's output is kept and, for gelu, gelu_tanh and silu, the derivative of the
+    same size, as calls of ``linear`` one by one keep; nothing of layers below which nothing needs a gradient. The
+    backward holds two gradients of hidden layers at a time.
+
+    Args:
+        activation, output_activation: None, "relu", "leaky_relu" (slope 0.01), "gelu", "gelu_tanh", "silu", "sigmoid"
+            or "tanh".
+
+    Raises:
+        ValueError: there is no weight, lengths, shapes or devices do not match, or an activation is unknown.
+        TypeError: an argument is not a tensor or a sequence of tensors, or the dtypes differ.
+
+    Source: the primer's multilayer perceptron ``A_i = act(W_i A_{i-1} + b_i)``, on rows instead of columns; with two
+    layers that of the transformer, Vaswani et al. 2017 (arXiv:1706.03762), 3.3.
+    """
+    check_activation("mlp", activation)
+    check_activation("mlp", output_activation)
+    weights, biases = _lists(input, weights, biases)
+    dtype = autocast_dtype(input)
+    if dtype is not None:
+        input, *cast = autocast_to(dtype, input, *weights, *biases)
+        weights, biases = cast[: len(weights)], cast[len(weights) :]
+    _check(input, weights, biases)
+    if not runs_triton(input):
+        return mlp_plain(input, weights, biases, activation=activation, output_activation=output_activation)
+
+    layers = len(weights)
+    x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
+    biases = [b if b is None or b.stride(0) == 1 else b.contiguous() for b in biases]
+    first = _first_of_backward(x, weights, biases)
+    if needs_operator(x, *weights, *biases):
+        given = [x.new_empty(0) if b is None else b for b in biases]
+        y = library.mlp.mlp(x, weights, given, activation, output_activation, first)[0]
+    elif first < layers:
+        y = _MLP.apply(activation, output_activation, first, layers, x, *weights, *biases)
+    else:
+        y = library.mlp.forward(x, weights, biases, activation, output_activation, first)[0]
+    return y if input.dim() == 2 else y.view(*input.shape[:-1], weights[-1].shape[0])
+
+
+def mlp_plain(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None = None,
+    *,
+    activation: str | None = "gelu",
+    output_activation: str | None = None,
+) -> Tensor:
+    """The same through torch's own operators."""
+    last = len(weights) - 1
+    for i, weight in enumerate(weights):
+        bias = None if biases is None else biases[i]
+        input = linear_plain(input, weight, bias, activation=output_activation if i == last else activation)
+    return input
+
+
+def _first_of_backward(x, weights, biases):
+    """How many layers from the bottom need no backward: all, where no gradient will be asked for."""
+    if not torch.is_grad_enabled():
+        return len(weights)
+    if x.requires_grad:
+        return 0
+    for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        if w.requires_grad or (b is not None and b.requires_grad):
+            return i
+    return len(weights)
+
+
+def _lists(input, weights, biases):
+    """The weights and as many biases or Nones."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"mlp: input must be a tensor; got {type(input).__name__}")
+    for name, given in (("weights", weights), ("biases", biases)):
+        if given is None and name == "biases":
+            continue
+        if isinstance(given, Tensor | str) or not hasattr(given, "__iter__"):
+            raise TypeError(f"mlp: {name} must be a sequence of tensors; got {type(given).__name__}")
+    weights = list(weights)
+    biases = [None] * len(weights) if biases is None else list(biases)
+    if not weights or len(biases) != len(weights):
+        raise ValueError(
+            "mlp: weights must hold a tensor for each layer, one at least, and biases as many; "
+            f"got {len(weights)} weights and {len(biases)} biases"
+        )
+    for name, given in (("weights", weights), ("biases", biases)):
+        for i, t in enumerate(given):
+            if not isinstance(t, Tensor) and (t is not None or name != "biases"):
+                raise TypeError(f"mlp: {name} must hold tensors; got {type(t).__name__} at {i}")
+    return weights, biases
+
+
+def _check(input, weights, biases):
+    if input.dim() == 0:
+        raise ValueError(f"mlp: input must have one axis at least; got {tuple(input.shape)}")
+    width, of = input.shape[-1], "input"
+    for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        if w.dim() != 2 or w.shape[1] != width:
+            raise ValueError(
+                f"mlp: weights[{i}] must have shape (n, {width}), as {of} has {width} features; got {tuple(w.shape)}"
+            )
+        if b is not None and b.shape != w.shape[:1]:
+            raise ValueError(
+                f"mlp: biases[{i}] must have one element per row of weights[{i}]; "
+                f"got {tuple(b.shape)} and {tuple(w.shape)}"
+            )
+        for name, t in ((f"weights[{i}]", w), (f"biases[{i}]", b)):
+            if t is None:
+                continue
+            if t.device != input.device:
+                raise ValueError(f"mlp: all tensors must be on one device; got input {input.device}, {name} {t.device}")
+            if t.dtype != input.dtype:
+                raise TypeError(f"mlp: all tensors must have one dtype; got input {input.dtype} and {name} {t.dtype}")
+        width, of = w.shape[0], f"layer {i}"
