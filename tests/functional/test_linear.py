@@ -83,7 +83,7 @@ TILES = [
 def test_every_tiling_gives_the_same_answer(settings, K, dtype, chip, device):
     """Tile sizes, groups, splits and subtiles are chosen by size; here each is forced on sizes it does not divide.
 
-    80 is 5 steps of 16: of 16 shares, 11 have no work. The fused backward is computed transposed in 16-bit dtypes alone.
+    80 is 5 steps of 16: of 16 shares, 11 have no work. In 16-bit dtypes the fused backward is computed transposed.
     """
     M, N = 104, 72
     x, w, b, dy = (torch.randn(s, device=device).to(dtype) for s in ((M, K), (N, K), (N,), (M, N)))
