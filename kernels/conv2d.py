@@ -37,7 +37,7 @@ from .conv2d_geometry import FILL, dense_channels_last
 from .conv2d_geometry import Geometry as Geometry
 from .conv2d_weight import weight
 from .linear import linear_bwd_input, linear_bwd_weight, linear_fwd
-from .tile import FROM_OUTPUT
+from .tile import FROM_OUTPUT, keeps_derivative
 
 
 def _pixel_rows(t):
@@ -70,8 +70,6 @@ def conv2d_fwd(x, w, b, geometry, activation, keep, precision, channels_last, se
 
     keep: whether a backward will come. precision: torch's float32 matmul precision. channels_last: the layout of y.
     """
-    from_output = activation in FROM_OUTPUT
-    keep_derivative = keep and activation is not None and not from_output
     matrices = _as_linear(geometry, w, x) if channels_last else None
     if matrices is not None:
         rows, saved_rows = linear_fwd(matrices[0], w[:, :, 0, 0], b, activation, keep, precision, settings)
@@ -81,12 +79,12 @@ def conv2d_fwd(x, w, b, geometry, activation, keep, precision, channels_last, se
         (x.shape[0], w.shape[0], *geometry.size), dtype=x.dtype, device=x.device,
         memory_format=torch.channels_last if channels_last else torch.contiguous_format,
     )  # fmt: skip
-    saved = torch.empty_like(y) if keep_derivative else None
+    saved = torch.empty_like(y) if keep and keeps_derivative(activation) else None
     if is_depthwise(geometry, w):
         depthwise(y, saved, x, w, geometry, transposed=False, bias=b, activation=activation)
     else:
         gather(y, saved, x, w, geometry, precision, transposed=False, bias=b, activation=activation, settings=settings)
-    return y, (y if keep and from_output else saved)
+    return y, (y if keep and activation in FROM_OUTPUT else saved)
 
 
 def conv2d_bwd_input(dy, saved, x, w, geometry, activation, precision, settings=None):

@@ -25,7 +25,7 @@ from .descriptor import tensor_descriptor
 from .entry import entry
 from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, product_choice
 from .partials import partial_length, reduce_partials
-from .tile import activate, backpropagate, grouped_tile
+from .tile import activate, backpropagate, grouped_tile, keeps_derivative
 
 
 @triton.jit
@@ -239,12 +239,13 @@ def gather(
         and dense_channels_last(w) and w.shape[1] * itemsize % 16 == 0 and w.data_ptr() % 16 == 0
     )  # fmt: skip
     adjacent = a_.aligned and (saved_ is None or saved_.aligned) and w.stride(1) == 1 and w.data_ptr() % 16 == 0
+    results = (out, out) if keeps_derivative(activation) else (out,)  # kept or not: two forwards are bitwise equal
     s = settings or fit_step(gather_settings(gpu, Product(
         images * rows_p * rows_q, N, max(R * S // classes, 1) * K, itemsize,
         passes=3 if dot == "tf32x3" and a.dtype == torch.float32 else 1, descriptors=descriptors,
         vector=descriptors or (adjacent and not joint and K % 16 == 0 and N % 16 == 0),
-        wide_result=wide_out, fused=saved is not None, double=out_saved is not None, count=classes * g.groups,
-        traffic=itemsize * sum(t.numel() for t in (a, saved, w, out, out_saved) if t is not None),
+        wide_result=wide_out, fused=saved is not None, double=len(results) > 1, count=classes * g.groups,
+        traffic=itemsize * sum(t.numel() for t in (a, saved, w, *results) if t is not None),
     )), K, itemsize)  # fmt: skip
     descriptors_out = descriptors and s.SPLITS == 1 and wide_out and not (transposed and classes > 1)
     descriptors_out = descriptors_out and Source(out).box

@@ -22,7 +22,7 @@ writes g and db once, M N elements more of memory, and both products go as if th
 from .launch import chip_of, dot_precision, passes
 from .linear_prepass import Activated, backward_choice, prepass
 from .matmul import matmul
-from .tile import FROM_OUTPUT
+from .tile import FROM_OUTPUT, keeps_derivative
 
 
 def linear_fwd(x, w, b, activation, keep, precision, settings=None):
@@ -30,10 +30,9 @@ def linear_fwd(x, w, b, activation, keep, precision, settings=None):
 
     keep: whether a backward will come. precision: torch's float32 matmul precision, "highest", "high" or "medium".
     """
-    from_output = activation in FROM_OUTPUT
-    keep_derivative = keep and activation is not None and not from_output
+    keep_derivative = keep and keeps_derivative(activation)
     y, saved, _ = matmul(x, w, precision, bias=b, activation=activation, keep=keep_derivative, settings=settings)
-    return y, (y if keep and from_output else saved)
+    return y, (y if keep and activation in FROM_OUTPUT else saved)
 
 
 def linear_bwd_input(dy, saved, w, activation, precision, settings=None):

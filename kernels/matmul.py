@@ -25,7 +25,7 @@ from .descriptor import tensor_descriptor
 from .entry import entry
 from .launch import Chip, MatmulSettings, Product, cdiv, chip_of, dot_precision, matmul_settings, on_device_of, passes
 from .partials import partial_length, reduce_partials
-from .tile import INSTRUCTIONS, activate, backpropagate, grouped_tile
+from .tile import INSTRUCTIONS, activate, backpropagate, grouped_tile, keeps_derivative
 from .tunable import Bucket, Variants
 
 
@@ -299,7 +299,8 @@ def matmul(
     s = settings or matmul_settings(gpu, Product(
         M, N, K, a.element_size(), passes=products,
         descriptors=descriptors, vector=descriptors or (a_.vector and b_.vector and K % 16 == 0),
-        wide_result=N * out.element_size() % 16 == 0, fused=saved is not None, double=keep or slope is not None,
+        wide_result=N * out.element_size() % 16 == 0, fused=saved is not None,
+        double=keeps_derivative(activation) or slope is not None,  # kept or not: then two forwards are bitwise equal
         finish=INSTRUCTIONS[activation], fill=fill,
     ))  # fmt: skip
     k_per_split = max(cdiv(cdiv(K, s.BLOCK_K), s.SPLITS), 1) * s.BLOCK_K

@@ -6,6 +6,12 @@ import triton.language as tl
 # What an op keeps for its backward: these recover their derivative from the output, the others keep the derivative.
 FROM_OUTPUT = ("relu", "leaky_relu", "sigmoid", "tanh")
 
+
+def keeps_derivative(activation):
+    """Whether a forward with this activation writes the derivative beside the output, where a backward will come."""
+    return activation is not None and activation not in FROM_OUTPUT
+
+
 # Instructions that each adds to an element of a 16-bit result, counted in code for sm_90, for estimates of time.
 INSTRUCTIONS = {None: 0, "relu": 0, "leaky_relu": 2, "sigmoid": 5, "tanh": 15, "silu": 6, "gelu": 15, "gelu_tanh": 9}
 

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from primer_fast import functional as F
 from primer_fast.kernels import launch, tunable
 from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
 from primer_fast.kernels.linear_prepass import Activated, backward_choice
@@ -141,3 +143,24 @@ def test_the_estimate_of_shared_memory_is_not_below_what_kernels_take():
             1, 1, 1, 4 if c["PRECISE"] else 2, 3 if c["PRECISE"] else 1, True, fused=c["GRADIENT_OF"] is not None
         )
         assert 0.7 * launch._shared(p, s) <= row["resources"]["shared_bytes"] <= launch._shared(p, s), row
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", None])
+@pytest.mark.parametrize("op", ["linear", "mlp", "conv2d"])
+def test_a_forward_is_cut_up_alike_with_and_without_a_gradient(op, activation, device):
+    """Then it is bitwise equal: a policy and its frozen copy agree to the last bit."""
+    x, w = torch.randn(200, 64, device=device), torch.randn(64, 64, device=device, requires_grad=True)
+    pixels, taps = x.view(2, 64, 10, 10), w.view(64, 64, 1, 1).expand(64, 64, 3, 3)
+    call = {
+        "linear": lambda: F.linear(x, w, activation=activation),
+        "mlp": lambda: F.mlp(x, [w, w], activation=activation),
+        "conv2d": lambda: F.conv2d(pixels, taps, activation=activation),
+    }[op]  # fmt: skip
+    met = []
+    with tunable.watching(lambda choice, gpu, p: met.append((choice.name, p)) or choice.chosen(gpu, p)):
+        kept = call()
+        number = len(met)
+        with torch.no_grad():
+            frozen = call()
+    assert met[:number] == met[number:] and number > 0
+    assert torch.equal(kept, frozen)

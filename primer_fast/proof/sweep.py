@@ -99,6 +99,16 @@ def _linear(rng):
     return shapes, {"activation": rng.choice(_ACTIVATIONS)}, layouts, {}, rng.random() < 0.8
 
 
+def _mlp(rng):
+    rows, *sizes = (rng.choice((1, 17, 64, 300, 768, 1000, 2048, 3072)) for _ in range(rng.choice((3, 4))))
+    shapes: _Shapes = {"input": (rows, sizes[0])}
+    shapes |= {f"weights.{i}": size for i, size in enumerate(zip(sizes[1:], sizes, strict=False))}
+    if rng.random() < 0.7:
+        shapes |= {f"biases.{i}": (n,) for i, n in enumerate(sizes[1:])}
+    options = {"activation": rng.choice(_ACTIVATIONS), "output_activation": rng.choice((None, *_ACTIVATIONS))}
+    return shapes, options, {}, {}, rng.random() < 0.8
+
+
 def _conv2d(rng):
     kind = rng.choice(("plain", "plain", "plain", "groups", "depthwise"))
     kernel, stride, dilation = rng.choice((1, 3, 5, 7)), rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2))
@@ -198,7 +208,7 @@ def _some(rng, names, layouts, share) -> dict[str, str]:
 _DRAWS = {
     "linear": _linear, "conv2d": _conv2d, "scaled_dot_product_attention": _attention, "max_pool2d": _max_pool2d,
     "layer_norm": _layer_norm, "embedding": _embedding, "linear_cross_entropy": _linear_cross_entropy,
-    "linear_log_prob": _linear_log_prob,
+    "linear_log_prob": _linear_log_prob, "mlp": _mlp,
 }  # fmt: skip
 _OPS = (*_DRAWS, "scaled_dot_product_attention")
 
