@@ -1,5 +1,7 @@
 """linear_cross_entropy: logits never in memory against logits in memory, in chunks, and other projects' kernels."""
 
+from functools import partial
+
 import torch
 
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
@@ -9,6 +11,7 @@ from primer_fast.reference.linear_cross_entropy import CASES, bytes_moved, flops
 from primer_fast.reference.linear_log_prob import loss_case
 
 PRODUCTS = "torch.mm"
+KEPT = f"{OURS}, keep_logits"
 
 
 def products(input, linear_weight, target):
@@ -55,6 +58,7 @@ OP = Op(
     providers={
         OURS: linear_cross_entropy,
         EAGER: linear_cross_entropy_plain,
+        KEPT: partial(linear_cross_entropy, keep_logits=True),
         **PEERS["linear_cross_entropy"],
     },
     floor=Floor(PRODUCTS, products, products_backward),
