@@ -1,17 +1,25 @@
 """linear_cross_entropy: logits never in memory against logits in memory, in chunks, and other projects' kernels."""
 
-from functools import partial
-
 import torch
 
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
-from primer_fast.bench.peers import CCE, LIGER, PEERS
+from primer_fast.bench.peers import CCE, LIGER, PEERS, on_cuda
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_plain
 from primer_fast.reference.linear_cross_entropy import CASES, bytes_moved, flops, sizes
 from primer_fast.reference.linear_log_prob import loss_case
 
 PRODUCTS = "torch.mm"
 KEPT = f"{OURS}, keep_logits"
+
+
+def kept(function):
+    """The function with the logits kept, which it does on a GPU alone."""
+
+    def call(input, *args, **named):
+        on_cuda(input, KEPT)
+        return function(input, *args, keep_logits=True, **named)
+
+    return call
 
 
 def products(input, linear_weight, target):
@@ -58,7 +66,7 @@ OP = Op(
     providers={
         OURS: linear_cross_entropy,
         EAGER: linear_cross_entropy_plain,
-        KEPT: partial(linear_cross_entropy, keep_logits=True),
+        KEPT: kept(linear_cross_entropy),
         **PEERS["linear_cross_entropy"],
     },
     floor=Floor(PRODUCTS, products, products_backward),

@@ -1,8 +1,6 @@
 """linear_log_prob: log-probabilities and entropy without logits, against logits in memory and in chunks of rows."""
 
-from functools import partial
-
-from primer_fast.bench.linear_cross_entropy import KEPT, PRODUCTS, arrays, products, products_backward
+from primer_fast.bench.linear_cross_entropy import KEPT, PRODUCTS, arrays, kept, products, products_backward
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
 from primer_fast.bench.peers import CHUNKED, PEERS
 from primer_fast.functional.linear_log_prob import linear_log_prob, linear_log_prob_plain
@@ -33,7 +31,7 @@ OP = Op(
     providers={
         OURS: linear_log_prob,
         EAGER: linear_log_prob_plain,
-        KEPT: partial(linear_log_prob, keep_logits=True),
+        KEPT: kept(linear_log_prob),
         **PEERS["linear_log_prob"],
     },
     floor=Floor(PRODUCTS, _floor(products), _floor(products_backward)),

@@ -44,7 +44,7 @@ def failure(error: Exception, device: str = "cpu") -> tuple[str, str]:
     return FAILED, told(error)
 
 
-def _on_cuda(tensor: Tensor, who: str) -> None:
+def on_cuda(tensor: Tensor, who: str) -> None:
     if not tensor.is_cuda:
         raise NotAvailable(f"{who} needs a CUDA tensor")
 
@@ -55,7 +55,7 @@ def _differentiated(*tensors: Tensor | None) -> bool:
 
 def cublas_epilogue(input, weight, bias=None, *, activation=None):
     """cublasLt adds the bias and applies ReLU or the tanh approximation of GELU on the way out; forward alone."""
-    _on_cuda(input, "cuBLAS")
+    on_cuda(input, "cuBLAS")
     if activation not in ("relu", "gelu_tanh") or bias is None or input.dim() != 2:
         raise NotAvailable("cublasLt's epilogues are a bias with relu or gelu_tanh, of two axes")
     if _differentiated(input, weight, bias):
@@ -65,7 +65,7 @@ def cublas_epilogue(input, weight, bias=None, *, activation=None):
 
 def cudnn_relu(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation=None):
     """cuDNN's convolution with bias and ReLU in one call; forward alone."""
-    _on_cuda(input, "cuDNN")
+    on_cuda(input, "cuDNN")
     if activation != "relu" or isinstance(padding, str):
         raise NotAvailable("cuDNN's fused convolution is that with ReLU, with numbers for padding")
     if _differentiated(input, weight, bias):
@@ -76,7 +76,7 @@ def cudnn_relu(input, weight, bias=None, stride=1, padding=0, dilation=1, groups
 
 def cudnn_searched(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation=None):
     """cuDNN's fastest algorithm for this shape, found at the first call, and the activation after it."""
-    _on_cuda(input, "cuDNN")
+    on_cuda(input, "cuDNN")
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32):
         return apply_plain(torch_F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)
 
@@ -86,7 +86,7 @@ def sdpa(backend: SDPBackend) -> Callable:
 
     def attend(query, key, value, **options):
         if backend in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION):
-            _on_cuda(query, f"the backend {backend.name}")
+            on_cuda(query, f"the backend {backend.name}")
         if backend is SDPBackend.MATH:
             scores = math.prod(query.shape[:-1]) * key.shape[-2] * query.element_size()
             if scores > MOST_SCORES:
@@ -99,7 +99,7 @@ def sdpa(backend: SDPBackend) -> Callable:
 
 def liger_layer_norm(input, normalized_shape, weight, bias, eps=1e-5, *, residual=None, return_residual=False):
     """Liger's layer norm, which adds no residual: torch does before it."""
-    _on_cuda(input, "Liger")
+    on_cuda(input, "Liger")
     from liger_kernel.ops import LigerLayerNormFunction  # the implementation that it prefers on this GPU
 
     total = input if residual is None else input + residual
@@ -109,7 +109,7 @@ def liger_layer_norm(input, normalized_shape, weight, bias, eps=1e-5, *, residua
 
 def liger_embedding(input, weight, padding_idx=None, *, position=None, position_ids=None):
     """Liger's gather and atomic scatter; torch adds the positions."""
-    _on_cuda(input, "Liger")
+    on_cuda(input, "Liger")
     from liger_kernel.ops import LigerEmbeddingFunction
 
     if padding_idx is not None or position_ids is not None:
@@ -127,14 +127,14 @@ def torch_chunked_cross_entropy(input, linear_weight, target):
 
 
 def liger_cross_entropy(input, linear_weight, target):
-    _on_cuda(input, "Liger")
+    on_cuda(input, "Liger")
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     return liger_fused_linear_cross_entropy(input, linear_weight, target).to(input.dtype)
 
 
 def cut_cross_entropy(input, linear_weight, target):
-    _on_cuda(input, "cut-cross-entropy")
+    on_cuda(input, "cut-cross-entropy")
     from cut_cross_entropy import linear_cross_entropy as cce
 
     return cce(input, linear_weight, target).to(input.dtype)
@@ -153,7 +153,7 @@ def torch_chunked_log_prob(input, linear_weight, target, **options):
 
 def cut_log_prob(input, linear_weight, target, *, temperature=1.0, return_entropy=False):
     """The loss of each row, negated; the temperature divides the rows before."""
-    _on_cuda(input, "cut-cross-entropy")
+    on_cuda(input, "cut-cross-entropy")
     if return_entropy:
         raise NotAvailable("cut-cross-entropy has no entropy")
     from cut_cross_entropy import linear_cross_entropy as cce

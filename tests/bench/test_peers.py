@@ -65,7 +65,7 @@ def test_a_missing_package_is_not_available():
 
 
 def on_a_gpu(monkeypatch):
-    monkeypatch.setattr(peers, "_on_cuda", lambda tensor, who: None)
+    monkeypatch.setattr(peers, "on_cuda", lambda tensor, who: None)
 
 
 def test_cublas_epilogue_is_the_layer_and_has_no_backward(monkeypatch):
