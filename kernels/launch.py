@@ -88,7 +88,7 @@ def forget_chip() -> None:
 
 
 def chip(device: int | None = None) -> Chip:
-    """The GPU of that number, or that the next kernel is launched on."""
+    """The GPU of that number; without a number, the one that the next kernel is launched on."""
     if _assumed is not None:
         return _assumed
     if triton.knobs.runtime.interpret:
@@ -174,7 +174,7 @@ def _held(gpu: Chip, p: Product) -> int:
 def _shared(p: Product, s: MatmulSettings) -> int:
     """Bytes of shared memory, about: a buffer of each operand for each stage, and what is written there on the way.
 
-    An operand that is changed on its way needs one buffer less, and memory for what it became.
+    An operand that is changed on its way to the product needs one buffer less, and room for what it is changed into.
     """
     a, b = (rows * s.BLOCK_K * p.itemsize for rows in (s.BLOCK_M, s.BLOCK_N))
     if p.passes > 1:  # tf32 parts: of b, of both where two groups of four warps share the tile
@@ -191,7 +191,7 @@ def tile_fits(gpu: Chip, p: Product, s: MatmulSettings) -> bool:
     threads = s.num_warps * 32
     elements = s.BLOCK_M * s.BLOCK_N // threads
     if p.fused and elements + s.BLOCK_M * s.BLOCK_K // threads > 160:
-        return False  # sums of a's elements may need registers too
+        return False  # the bias gradient, summed beside the product, needs registers too
     return elements <= _held(gpu, p) and _shared(p, s) <= gpu.shared and s.BLOCK_N >= 16 * s.SUBTILES
 
 
@@ -239,7 +239,7 @@ def _alone(gpu: Chip, p: Product, s: MatmulSettings) -> float:
 def estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
     """Seconds by a roofline per wave of programs: tensor cores, L2, latency, device memory, and what overlaps nothing.
 
-    What a program does without the tensor cores, programs beside it on the processor use to multiply.
+    While one program does something else than multiply, the programs beside it on the processor multiply.
     """
     steps = cdiv(cdiv(p.K, s.BLOCK_K), s.SPLITS)
     stage = (s.BLOCK_M * (1 + p.fused) + s.BLOCK_N) * s.BLOCK_K * p.itemsize

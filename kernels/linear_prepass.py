@@ -2,9 +2,9 @@
 
     g  = dy * activation'(z)        db = sum over rows of g
 
-A product whose operand passes through registers on its way to the tensor cores waits for each multiplication; one whose
-operands come straight from shared memory does not. With g in memory both products of the backward are of that kind. It
-costs M N elements written, and read where dy and what the forward saved were read before.
+A product that makes g on its way must wait in every step until g is written to shared memory. A product whose operands
+arrive there from memory does not wait. With g in memory both products of the backward are of that second kind. The
+price is that g is written: M N elements more of memory. The products then read g in place of dy and what was saved.
 
 Traffic: 3 M N elements. Each program walks down its share of the rows and sums what it writes; a second kernel adds
 the shares of db in a fixed order: two runs are bitwise equal.
