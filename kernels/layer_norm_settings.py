@@ -16,7 +16,9 @@ class RowSettings(NamedTuple):
     BLOCK_N: int
     num_warps: int
     STAGES: int = 1  # tiles of rows that a walking program has on their way, itself included
-    programs: int = 0  # that walk over the rows, for each block of columns
+    programs: int = 0  # that walk over the rows
+    CHUNK: int = 0  # rows longer than BLOCK_N between the two reads of their elements
+    BLOCK_COLS: int = 0  # of such rows: BLOCK_ROWS x BLOCK_COLS is the tile for the sums over them
 
 
 class Rows(NamedTuple):
@@ -30,6 +32,7 @@ class Rows(NamedTuple):
 
 _HELD = 32768  # elements of a row that a program holds
 _ACCUMULATED = 8192  # of a row whose sums for dw and db a program holds too: 16 a thread
+_COLUMNS = 512  # of longer rows, whose sums a program holds
 
 
 @functools.lru_cache(maxsize=4096)
@@ -48,7 +51,11 @@ def forward_settings(gpu: Chip, N: int) -> RowSettings:
 def backward_settings(gpu: Chip, N: int, itemsize: int) -> RowSettings:
     """A tile of rows that fits the registers beside the sums of dw and db; longer rows in blocks of columns."""
     lanes = 64 if gpu.is_amd else 32
-    block = min(triton.next_power_of_2(max(N, 16)), _ACCUMULATED)
+    block = triton.next_power_of_2(max(N, 16))
+    if block > _ACCUMULATED:
+        threads = 16 * lanes
+        chunk = 64 if N * itemsize <= 65536 else 32
+        return RowSettings(threads * 16 // _COLUMNS, threads * 64 // itemsize, 16, 4 - itemsize // 2, 1, chunk, _COLUMNS)
     rows = max(1, 2048 // block)
     warps = max(4, rows * block // (16 * lanes))
     beside = max(1, 16 // warps)  # programs on a processor, by their registers

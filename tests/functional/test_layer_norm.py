@@ -41,9 +41,11 @@ def test_reference_gradient_is_the_derivative(shape, axes):
 
 
 CUTS = [
-    RowSettings(1, 64, 4, STAGES=1, programs=1),  # one program walks over all rows
-    RowSettings(4, 32, 4, STAGES=2, programs=3),  # rows that are read in blocks; a last tile of rows that is not full
+    RowSettings(1, 256, 4, STAGES=1, programs=1),  # one program walks over all rows
     RowSettings(2, 256, 4, STAGES=3, programs=50),  # more programs than tiles
+    RowSettings(4, 32, 4, STAGES=2, CHUNK=4, BLOCK_COLS=16),  # rows that are read in blocks; a last chunk of 3 rows
+    RowSettings(2, 128, 4, CHUNK=8, BLOCK_COLS=64),
+    RowSettings(8, 64, 4, CHUNK=16, BLOCK_COLS=256),  # one chunk, one block of columns
 ]
 
 
