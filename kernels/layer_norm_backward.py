@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .entry import entry
 from .launch import cdiv, chip_of, on_device_of
-from .layer_norm_rows import grain_of, load_columns, load_rows, rows_of, vector_of
+from .layer_norm_rows import grain_of, load_columns, load_rows, moves_single, rows_of, vector_of
 from .layer_norm_settings import Rows, RowSettings, backward_choice
 from .partials import add_rows
 
@@ -85,7 +85,7 @@ def _one_row(
     """ds of a row that is too long to be held: its second read comes from the caches."""
     row = tl.cast(row, tl.int64) + tl.arange(0, 1)
     there = row >= 0
-    FEW: tl.constexpr = BLOCK_N // 8  # neighbours, which a thread has, are added at once
+    FEW: tl.constexpr = BLOCK_N // 8  # neighbours are added at once, in a thread or two
     sum_g = tl.zeros((1, FEW), dtype=tl.float32)
     sum_gn = tl.zeros((1, FEW), dtype=tl.float32)
     for start in range(0, N, BLOCK_N):
@@ -131,14 +131,15 @@ def _long_rows_kernel(
         col = (number - takers) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
         dw = tl.zeros((BLOCK_ROWS, BLOCK_COLS), dtype=tl.float32)
         db = tl.zeros((BLOCK_ROWS, BLOCK_COLS), dtype=tl.float32)
-        for start in tl.range(0, CHUNK, BLOCK_ROWS, num_stages=STAGES):
-            row = chunk.to(tl.int64) * CHUNK + start + tl.arange(0, BLOCK_ROWS)
-            inside = (row < rows)[:, None] & (col < N)[None, :]
+        last = tl.minimum((chunk + 1) * CHUNK, rows)
+        for first in tl.range(chunk * CHUNK, last, BLOCK_ROWS, num_stages=STAGES):
+            row = tl.cast(first, tl.int64) + tl.arange(0, BLOCK_ROWS)
+            inside = (row < last)[:, None] & (col < N)[None, :]
             dy = load_rows(dy_ptr, row, stride_dy, col, inside)
             if DB:
                 db += dy
             if DW:
-                dw += dy * _normal(s_ptr, mean_ptr, rstd_ptr, row, row < rows, stride_s, col, inside)[0]
+                dw += dy * _normal(s_ptr, mean_ptr, rstd_ptr, row, row < last, stride_s, col, inside)[0]
         _store_sums(part_ptr, dw, db, chunk, col, N, DW, DB)
 
 
@@ -156,18 +157,19 @@ def layer_norm_bwd(
     dw, db = (t if t is None else torch.empty(N, dtype=t, device=dy.device) for t in (dweight, dbias))
     dy, dsum = rows_of(dy, N), None if dsum is None or ds is None else rows_of(dsum, N)
     s = rows_of(s, N) if ds is not None or dw is not None else None
-    cut = settings or backward_choice(chip_of(dy), Rows(rows, N, dy.element_size(), 3 + (dsum is not None)))
+    single = moves_single(N, dy, dsum, s)
+    problem = Rows(rows, N, dy.element_size(), 3 + (dsum is not None), single)
+    cut = settings or backward_choice(chip_of(dy), problem)
     sums = [t for t in (dw, db) if t is not None]
-    whole = cut.BLOCK_N >= N
-    tiles = cdiv(rows, cut.BLOCK_ROWS if whole else cut.CHUNK)
-    parts = min(tiles, cut.programs) if sums and whole else tiles
+    tiles = cdiv(rows, cut.CHUNK or cut.BLOCK_ROWS)
+    parts = tiles if cut.CHUNK or not sums else min(tiles, cut.programs)
     part = torch.empty(parts, len(sums), N, dtype=torch.float32, device=dy.device) if sums else None
     grain = grain_of(N, dy, dsum, s)
     arrays = ds, part, dy, dsum, s, vector_of(weight), mean, rstd
     sizes = *(0 if t is None else t.stride(0) // grain for t in (dy, dsum, s)), rows, N // grain
     asked = grain, dw is not None, db is not None
     with on_device_of(dy):
-        if whole:
+        if not cut.CHUNK:
             _backward_kernel[(parts,)](
                 *arrays, *sizes, *asked, cut.BLOCK_ROWS, cut.BLOCK_N, cut.STAGES, num_warps=cut.num_warps
             )

@@ -10,7 +10,7 @@ from .layer_norm_rows import grain_of, load_columns, load_rows, rows_of, vector_
 from .layer_norm_settings import Rows, RowSettings, forward_choice
 
 _TL = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-_AT_ONCE = 32  # elements that a thread reads or writes before it goes on to the next
+_HELD = 32  # elements of a tile that a thread has where it is not in parts
 
 
 @triton.jit
@@ -26,6 +26,22 @@ def _sum_tile(x_ptr, residual_ptr, row, stride_x, stride_r, col, inside, SUM: tl
 def _finish(y_ptr, weight_ptr, bias_ptr, normal, row, col, inside, N):
     y = normal * load_columns(weight_ptr, col, N, 1.0) + load_columns(bias_ptr, col, N, 0.0)
     tl.store(y_ptr + row[:, None] * N + col[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _part(part, row_inside, N, WIDTH: tl.constexpr):
+    """Columns of a part of a tile; where they and the rows are inside."""
+    col = part * WIDTH + tl.arange(0, WIDTH)
+    return col, row_inside[:, None] & (col[None, :] < N)
+
+
+@triton.jit
+def _added(tiles, COUNT: tl.constexpr):
+    """The sum of tiles, element by element."""
+    total = tiles[0]
+    for i in tl.static_range(1, COUNT):
+        total += tiles[i]
+    return total
 
 
 @entry
@@ -67,28 +83,23 @@ def _forward_kernel(
             s = _sum_tile(x_ptr, residual_ptr, row, stride_x, stride_r, col, inside, SUM)
             _finish(y_ptr, weight_ptr, bias_ptr, (s - mean[:, None]) * rstd[:, None], row, col, inside, N)
     else:
-        held = ()
-        total = tl.zeros((BLOCK_ROWS, BLOCK_N // PARTS), dtype=tl.float32)
+        tiles = ()
         for part in tl.static_range(PARTS):
-            col = part * (BLOCK_N // PARTS) + tl.arange(0, BLOCK_N // PARTS)
-            inside = row_inside[:, None] & (col[None, :] < N)
+            col, inside = _part(part, row_inside, N, BLOCK_N // PARTS)
             s = _sum_tile(x_ptr, residual_ptr, row, stride_x, stride_r, col, inside, SUM)
             if sum_ptr is not None:
                 tl.store(sum_ptr + row[:, None] * N + col[None, :], s.to(SUM), mask=inside)
-            held = held + (s,)
-            total += s
-        mean = tl.sum(total, axis=1) / N
-        total = tl.zeros((BLOCK_ROWS, BLOCK_N // PARTS), dtype=tl.float32)
+            tiles = tiles + (s,)
+        mean = tl.sum(_added(tiles, PARTS), axis=1) / N
+        centred, squares = (), ()
         for part in tl.static_range(PARTS):
-            col = part * (BLOCK_N // PARTS) + tl.arange(0, BLOCK_N // PARTS)
-            inside = row_inside[:, None] & (col[None, :] < N)
-            centred = tl.where(inside, held[part] - mean[:, None], 0.0)
-            total += centred * centred
-        rstd = tl.rsqrt(tl.sum(total, axis=1) / N + eps)
+            col, inside = _part(part, row_inside, N, BLOCK_N // PARTS)
+            s = tl.where(inside, tiles[part] - mean[:, None], 0.0)
+            centred, squares = centred + (s,), squares + (s * s,)
+        rstd = tl.rsqrt(tl.sum(_added(squares, PARTS), axis=1) / N + eps)
         for part in tl.static_range(PARTS):
-            col = part * (BLOCK_N // PARTS) + tl.arange(0, BLOCK_N // PARTS)
-            inside = row_inside[:, None] & (col[None, :] < N)
-            _finish(y_ptr, weight_ptr, bias_ptr, (held[part] - mean[:, None]) * rstd[:, None], row, col, inside, N)
+            col, inside = _part(part, row_inside, N, BLOCK_N // PARTS)
+            _finish(y_ptr, weight_ptr, bias_ptr, centred[part] * rstd[:, None], row, col, inside, N)
     if mean_ptr is not None:
         tl.store(mean_ptr + row, mean, mask=row_inside)
         tl.store(rstd_ptr + row, rstd, mask=row_inside)
@@ -113,7 +124,7 @@ def layer_norm_fwd(
     arrays = 2 + (residual is not None) + (s is not None)
     cut = settings or forward_choice(chip_of(x), Rows(rows, N, x.element_size(), arrays))
     grain = grain_of(N, x, residual)
-    parts = 2 if _AT_ONCE * 32 * cut.num_warps < cut.BLOCK_ROWS * cut.BLOCK_N else 1
+    parts = x.element_size() if _HELD * 32 * cut.num_warps < cut.BLOCK_ROWS * cut.BLOCK_N else 1
     with on_device_of(x):
         _forward_kernel[(cdiv(rows, cut.BLOCK_ROWS),)](
             y, s, mean, rstd, x, residual, vector_of(weight), vector_of(bias),

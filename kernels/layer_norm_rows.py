@@ -37,5 +37,15 @@ def grain_of(N, *arrays) -> int:
 
     Of itself it knows only whether 16 divides them.
     """
-    divisor = math.gcd(16, N, *(t.stride(0) for t in arrays if t is not None))
+    divisor = _common(N, arrays)
     return 1 if divisor == 16 else divisor
+
+
+def moves_single(N, *arrays) -> bool:
+    """Whether no two neighbours in a row can move together."""
+    odd = any(t is not None and t.data_ptr() % (2 * t.element_size()) for t in arrays)
+    return odd or _common(N, arrays) == 1
+
+
+def _common(N, arrays):
+    return math.gcd(16, N, *(t.stride(0) for t in arrays if t is not None))

@@ -5,20 +5,23 @@ from typing import NamedTuple
 
 import triton
 
-from .launch import Chip, cdiv
+from .launch import Chip
 from .tunable import Bucket, Choice
 
 
 class RowSettings(NamedTuple):
-    """How rows are cut up. A row longer than BLOCK_N is read in blocks."""
+    """How rows are cut up. A row longer than BLOCK_N is read in blocks.
+
+    A backward with CHUNK reads rows twice. Its sums over rows have tiles of BLOCK_ROWS x BLOCK_COLS.
+    """
 
     BLOCK_ROWS: int
     BLOCK_N: int
     num_warps: int
     STAGES: int = 1  # tiles of rows that a walking program has on their way, itself included
-    programs: int = 0  # that walk over the rows
-    CHUNK: int = 0  # rows longer than BLOCK_N between the two reads of their elements
-    BLOCK_COLS: int = 0  # of such rows: BLOCK_ROWS x BLOCK_COLS is the tile for the sums over them
+    programs: int = 0  # that walk over all rows
+    CHUNK: int = 0  # rows that one program walks over; 0: see ``programs``
+    BLOCK_COLS: int = 0
 
 
 class Rows(NamedTuple):
@@ -28,11 +31,12 @@ class Rows(NamedTuple):
     N: int
     itemsize: int  # of an element, in bytes
     arrays: int = 2  # of rows that are read and written
+    single: bool = False  # each element moves on its own, and its address takes registers
 
 
 _HELD = 32768  # elements of a row that a program holds
 _ACCUMULATED = 8192  # of a row whose sums for dw and db a program holds too: 16 a thread
-_COLUMNS = 512  # of longer rows, whose sums a program holds
+_READ = 32768  # bytes of an array that a program reads of a longer row at once
 
 
 @functools.lru_cache(maxsize=4096)
@@ -48,24 +52,28 @@ def forward_settings(gpu: Chip, N: int) -> RowSettings:
 
 
 @functools.lru_cache(maxsize=4096)
-def backward_settings(gpu: Chip, N: int, itemsize: int) -> RowSettings:
-    """A tile of rows that fits the registers beside the sums of dw and db; longer rows in blocks of columns."""
+def backward_settings(gpu: Chip, N: int, itemsize: int, single: bool = False) -> RowSettings:
+    """A tile of rows that fits the registers beside the sums of dw and db; longer rows in chunks of 8 MB, to fit L2."""
     lanes = 64 if gpu.is_amd else 32
+    held = 8 if single else 16  # elements a thread
     block = triton.next_power_of_2(max(N, 16))
-    if block > _ACCUMULATED:
-        threads = 16 * lanes
+    if block > _ACCUMULATED * held // 16:
+        # A program has a processor to itself: its first-level cache, which shares memory with STAGES, holds a row
+        block, rows = (4096, 8) if single else (_READ // itemsize, 16)
         chunk = 64 if N * itemsize <= 65536 else 32
-        return RowSettings(threads * 16 // _COLUMNS, threads * 64 // itemsize, 16, 4 - itemsize // 2, 1, chunk, _COLUMNS)
-    rows = max(1, 2048 // block)
-    warps = max(4, rows * block // (16 * lanes))
+        return RowSettings(rows, block, 1024 // lanes, 3 if itemsize == 2 else 2, CHUNK=chunk, BLOCK_COLS=512)
+    rows = max(1, 128 * held // block)
+    warps = max(4, rows * block // (held * lanes))
     beside = max(1, 16 // warps)  # programs on a processor, by their registers
     stages = min(3, 1 + gpu.shared // (beside * 3 * rows * block * itemsize))  # of dy, s and the gradient of s
-    return RowSettings(rows, block, warps, stages, max(1, beside * gpu.processors // cdiv(N, block)))
+    return RowSettings(rows, block, warps, stages, beside * gpu.processors)
 
 
 def row_bucket(p: Rows) -> Bucket:
     """Rows of one width to the next power of two."""
-    return Bucket.of(p.rows, item=p.itemsize, width=triton.next_power_of_2(max(p.N, 16)), arrays=p.arrays)
+    single = {"single": 1} if p.single else {}
+    width = triton.next_power_of_2(max(p.N, 16))
+    return Bucket.of(p.rows, item=p.itemsize, width=width, arrays=p.arrays, **single)
 
 
 def _lanes(gpu: Chip, s: RowSettings) -> int:
@@ -80,10 +88,15 @@ def forward_fits(gpu: Chip, p: Rows, s: RowSettings) -> bool:
 
 def backward_fits(gpu: Chip, p: Rows, s: RowSettings) -> bool:
     """Whether registers hold a tile beside the sums, and shared memory the tiles on their way."""
-    tile = s.BLOCK_ROWS * s.BLOCK_N
-    whole = s.BLOCK_N >= p.N or p.N > _ACCUMULATED
-    coming = (s.STAGES - 1) * 3 * tile * p.itemsize
-    return tile <= 16 * _lanes(gpu, s) and s.num_warps <= 16 and coming <= gpu.shared and s.programs > 0 and whole
+    threads = _lanes(gpu, s)
+    if s.CHUNK:
+        tile, arrays, held = s.BLOCK_ROWS * s.BLOCK_COLS, 2, 16 if threads <= 512 else 8
+        right = p.N > _ACCUMULATED // 2 and s.BLOCK_N * p.itemsize <= 4 * held * threads and threads <= 1024
+    else:
+        tile, arrays, held = s.BLOCK_ROWS * s.BLOCK_N, 3, 16
+        right = s.BLOCK_N >= p.N and s.programs > 0 and s.num_warps <= 16
+    coming = (s.STAGES - 1) * arrays * tile * p.itemsize
+    return right and 0 < tile <= held * threads and coming <= gpu.shared
 
 
 forward_choice = Choice(
@@ -91,5 +104,5 @@ forward_choice = Choice(
 )
 backward_choice = Choice(
     "layer_norm_backward", RowSettings, row_bucket, backward_fits,
-    lambda gpu, p: backward_settings(gpu, p.N, p.itemsize), reach=1,
+    lambda gpu, p: backward_settings(gpu, p.N, p.itemsize, p.single), reach=1,
 )  # fmt: skip

@@ -30,20 +30,25 @@ def estimate_rows(gpu: Chip, p: Rows, s: RowSettings) -> float:
 
 def walk_candidates(gpu: Chip, p: Rows) -> Iterator[RowSettings]:
     default = backward_choice.default(gpu, p)
-    widths = (default.BLOCK_N,) if default.BLOCK_N >= p.N else (2048, 4096, 8192)
-    for rows, width, warps, stages in product((1, 2, 4, 8, 16), widths, (2, 4, 8, 16), (1, 2, 3, 4)):
-        for beside in (1, 2, 3, 4, 6, 8):
-            programs = max(1, beside * gpu.processors // cdiv(p.N, width))
-            yield RowSettings(rows, width, warps, stages, programs)
+    if not default.CHUNK:
+        for rows, warps, stages in product((1, 2, 4, 8, 16), (2, 4, 8, 16), (1, 2, 3, 4)):
+            for beside in (1, 2, 3, 4, 6, 8):
+                yield RowSettings(rows, default.BLOCK_N, warps, stages, beside * gpu.processors)
+        return
+    for warps, cols, chunk, stages in product((4, 8, 16, 32), (128, 256, 512, 1024), (16, 32, 64, 128), (1, 2, 3)):
+        rows = min(warps * 512, 8192) // cols
+        for width in (warps * 512, warps * 1024):
+            yield RowSettings(rows, width, warps, stages, CHUNK=chunk, BLOCK_COLS=cols)
 
 
 def estimate_walk(gpu: Chip, p: Rows, s: RowSettings) -> float:
     """Programs that do not fit beside each other come one after another, and each writes its sums of dw and db."""
-    tile = s.BLOCK_ROWS * s.BLOCK_N
-    held, blocks = tile / (32 * s.num_warps), cdiv(p.N, s.BLOCK_N)
-    programs = min(s.programs, cdiv(p.rows, s.BLOCK_ROWS)) * blocks
+    tile = s.BLOCK_ROWS * (s.BLOCK_COLS if s.CHUNK else s.BLOCK_N)
+    held = tile / (32 * s.num_warps)
+    sums = cdiv(p.rows, s.CHUNK) if s.CHUNK else s.programs
+    programs = p.rows + sums * cdiv(p.N, s.BLOCK_COLS) if s.CHUNK else min(sums, cdiv(p.rows, s.BLOCK_ROWS))
     reads = (p.arrays - 1) * tile * p.itemsize
-    moved = p.rows * p.N * p.arrays * p.itemsize * (1.6 if blocks > 1 else 1.0) + s.programs * 2 * p.N * 8
+    moved = p.rows * p.N * p.arrays * p.itemsize + sums * 2 * p.N * 8
     shared = (s.STAGES - 1) * reads
     return streaming(gpu, moved, programs, reads * max(s.STAGES - 1, 0.5), s.num_warps, held * 5, shared)
 
@@ -96,7 +101,7 @@ def estimate_depthwise(gpu: Chip, p: Depthwise, s: DepthwiseSettings) -> float:
 STREAMS = (
     Space(forward_choice, ("_forward_kernel",), row_candidates, estimate_rows),
     Space(
-        backward_choice, ("_row_means_kernel", "_backward_kernel", "_add_rows_kernel"), walk_candidates, estimate_walk
+        backward_choice, ("_backward_kernel", "_long_rows_kernel", "_add_rows_kernel"), walk_candidates, estimate_walk
     ),
     Space(max_pool2d.forward_choice, ("_forward_kernel",), tile_candidates, estimate_tiles),
     Space(max_pool2d.backward_choice, ("_backward_kernel",), tile_candidates, estimate_tiles),

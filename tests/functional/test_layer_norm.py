@@ -6,7 +6,14 @@ from primer_fast import functional as F
 from primer_fast.functional.layer_norm import layer_norm_plain
 from primer_fast.kernels import launch
 from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
-from primer_fast.kernels.layer_norm_settings import RowSettings, backward_settings, forward_settings
+from primer_fast.kernels.layer_norm_rows import grain_of, moves_single
+from primer_fast.kernels.layer_norm_settings import (
+    Rows,
+    RowSettings,
+    backward_fits,
+    backward_settings,
+    forward_settings,
+)  # fmt: skip
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.layer_norm import layer_norm, layer_norm_grad
@@ -46,6 +53,7 @@ CUTS = [
     RowSettings(4, 32, 4, STAGES=2, CHUNK=4, BLOCK_COLS=16),  # rows that are read in blocks; a last chunk of 3 rows
     RowSettings(2, 128, 4, CHUNK=8, BLOCK_COLS=64),
     RowSettings(8, 64, 4, CHUNK=16, BLOCK_COLS=256),  # one chunk, one block of columns
+    RowSettings(8, 64, 4, CHUNK=4, BLOCK_COLS=32),  # tiles higher than a chunk
 ]
 
 
@@ -83,25 +91,58 @@ def test_settings_fit_registers_and_shared_memory(N, chip):
     assert held <= 64 and cut.num_warps <= 16 and (cut.BLOCK_N >= N or N > 32768)
     for itemsize in (2, 4):
         cut = backward_settings(gpu, N, itemsize)
-        tile = cut.BLOCK_ROWS * cut.BLOCK_N
-        assert tile <= 16 * 32 * cut.num_warps and (cut.STAGES - 1) * 3 * tile * itemsize <= gpu.shared
-        blocks = -(-N // cut.BLOCK_N)
-        assert gpu.processors * 0.9 <= cut.programs * blocks <= 4 * gpu.processors or blocks > gpu.processors
+        assert backward_fits(gpu, Rows(4096, N, itemsize), cut)
+        if N <= 8192:
+            assert cut.BLOCK_N >= N and gpu.processors <= cut.programs <= 4 * gpu.processors
+        else:
+            assert cut.CHUNK * N * itemsize * 2 <= 2**23 or cut.CHUNK == 32, "dy and s of a chunk fit L2"
+            assert (cut.STAGES - 1) * 2 * cut.BLOCK_ROWS * cut.BLOCK_COLS * itemsize <= 2**16
     assert backward_settings(launch.CHIPS["sm_90"], N, 2).STAGES == 3
 
 
-def test_each_gradient_alone_is_that_of_all_together(device):
+@pytest.mark.parametrize("cut", [None, RowSettings(2, 16, 4, CHUNK=4, BLOCK_COLS=32)], ids=["held", "read twice"])
+def test_each_gradient_alone_is_that_of_all_together(cut, device):
     """What is not asked for is neither computed nor allocated."""
     N = 40
     x, dy = torch.randn(9, N, device=device), torch.randn(9, N, device=device)
     w = torch.randn(N, device=device)
     _, _, mean, rstd = layer_norm_fwd(x, None, w, None, N, 1e-5)
     names = ("dtype", "dweight", "dbias")
-    together = layer_norm_bwd(dy, None, x, mean, rstd, w, N, **dict.fromkeys(names, torch.float32))
+    together = layer_norm_bwd(dy, None, x, mean, rstd, w, N, **dict.fromkeys(names, torch.float32), settings=cut)
     for i, name in enumerate(names):
-        alone = layer_norm_bwd(dy, None, None if name == "dbias" else x, mean, rstd, w, N, **{name: torch.float32})
+        s = None if name == "dbias" else x
+        alone = layer_norm_bwd(dy, None, s, mean, rstd, w, N, **{name: torch.float32}, settings=cut)
         assert torch.equal(alone[i], together[i])
         assert [t is None for t in alone] == [j != i for j in range(3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_tile_in_parts_gives_the_same_answer(dtype, device):
+    """64 elements a thread, as rows of 32,768 have; the last part has no column."""
+    x, r = (torch.randn(3, 900, device=device).to(dtype) for _ in range(2))
+    w, b = (torch.randn(900, device=device).to(dtype) for _ in range(2))
+    got, want = (
+        layer_norm_fwd(x, r, w, b, 900, 1e-5, settings=RowSettings(1, width, warps))
+        for width, warps in ((2048, 1), (1024, 4))
+    )
+    assert torch.equal(got[1], want[1])
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5 if dtype is torch.float32 else 1e-2, atol=1e-5)
+
+
+def test_common_divisors_are_told_to_the_compiler():
+    """Triton sees of itself whether 16 divides a size; elements that move one by one get smaller tiles."""
+    x = torch.empty(4, 5000, dtype=torch.bfloat16)
+    assert [grain_of(n, x[:, :n], None) for n in (4096, 5000, 4992, 4994, 4999)] == [8, 8, 8, 2, 1]
+    assert grain_of(4096, torch.empty(4, 4096)) == 1 and grain_of(4096, torch.empty(4, 4112)) == 1
+    single = [moves_single(n, x[:, i : i + n]) for n, i in ((4096, 0), (4096, 1), (4096, 2), (4999, 0), (4998, 0))]
+    assert single == [False, True, False, True, False]
+    gpu = launch.CHIPS["sm_90"]
+    for N in (99, 1001, 4095, 4999, 32769):
+        cut, wide = (backward_settings(gpu, N, 2, single) for single in (True, False))
+        assert backward_fits(gpu, Rows(4096, N, 2, single=True), cut)
+        assert cut.BLOCK_ROWS * (cut.BLOCK_COLS or cut.BLOCK_N) <= 8 * 32 * cut.num_warps
+        assert bool(cut.CHUNK) == (N > 4096) and bool(wide.CHUNK) == (N > 8192)
 
 
 def test_the_variance_does_not_cancel(device):
@@ -297,9 +338,19 @@ def test_wrong_arguments(error, message, args, options):
         F.layer_norm(*args, **options)
 
 
-def test_offsets_pass_two_to_the_31(far_rows):
+@pytest.mark.parametrize(
+    "cut", [RowSettings(1, 64, 4, programs=1), RowSettings(2, 16, 4, CHUNK=2, BLOCK_COLS=32)], ids=["held", "blocks"]
+)
+def test_offsets_pass_two_to_the_31(cut, far_rows):
     """Row times stride is formed in 64 bits."""
-    device, rows = far_rows.device, len(far_rows)
-    x = far_rows[:, :16]
-    x.copy_(torch.randn(rows, 16, device=device))
-    assert torch.equal(F.layer_norm(x, 16), F.layer_norm(x.clone(), 16))
+    rows = len(far_rows)
+    far = [far_rows[:, i * 48 : i * 48 + 40] for i in range(3)]
+    for t in far:
+        t.copy_(torch.randn(rows, 40, device=far_rows.device))
+    results = []
+    for s, dy, dsum in (far, [t.contiguous().clone() for t in far]):
+        y, _, mean, rstd = layer_norm_fwd(s, None, None, None, 40, 1e-5, settings=cut)
+        dtypes = dict.fromkeys(("dtype", "dweight", "dbias"), torch.float32)
+        results.append((y, mean, rstd, *layer_norm_bwd(dy, dsum, s, mean, rstd, None, 40, **dtypes, settings=cut)))
+    for apart, close in zip(*results, strict=True):
+        assert torch.equal(apart, close)

@@ -61,6 +61,27 @@ def test_max_pool_moves_neighbours_of_a_line_together(hopper):
             assert row["resources"]["instructions"] < 520, names([row])
 
 
+def test_layer_norm_takes_both_means_by_one_reduction(hopper):
+    """A row's two sums meet at the barriers of one; before, at twice as many."""
+    rows = [row for row in hopper if (row["op"], row["kernel"]) == ("layer_norm", "_backward_kernel")]
+    assert len(rows) >= 6
+    crowded = [row for row in rows if row["resources"]["hot_loop"]["barriers"] > 4]
+    assert not crowded, names(crowded)
+
+
+def test_layer_norm_reads_long_rows_twice_in_one_launch(hopper):
+    """Programs for rows, then those for columns, chunk by chunk; one has a processor and its first-level cache."""
+    rows = [r for r in hopper if r["op"] == "layer_norm" and r["direction"] == "backward"]
+    rows = [row for row in rows if row["case"].startswith(("width_32768", "width_65536"))]
+    assert {row["kernel"] for row in rows} == {"_long_rows_kernel", "_add_rows_kernel"}
+    for row in (row for row in rows if row["kernel"] == "_long_rows_kernel"):
+        count, width = (4096, 32768) if "32768" in row["case"] else (1024, 65536)
+        chunk, columns = row["constexprs"]["CHUNK"], row["constexprs"]["BLOCK_COLS"]
+        assert row["programs"] == count // chunk * (chunk + width // columns), names([row])
+        needs = row["resources"]
+        assert needs["programs_per_processor"] == 1 and needs["shared_bytes"] < 96 * 2**10, names([row])
+
+
 def test_what_ptxas_says_of_waiting_stands_in_the_code(hopper):
     """Each wgmma of a serialised launch is followed by a wait for all; of the others, not each where there are more."""
     for row in hopper:
