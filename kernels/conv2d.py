@@ -22,7 +22,8 @@ padding are multiplied as values: an infinite weight next to them makes NaN.
 
 On GPUs with a tensor memory accelerator, aligned channels_last tensors without groups move by descriptors: boxes of
 images x rows x columns, whose part outside the image the hardware fills with zeros (conv2d_boxes.py). A stride is two
-more axes of the descriptor. Everything else is gathered by pointers (conv2d_gather.py). 1 x 1 kernels on channels_last
+more axes of the descriptor. Others are copied to that layout where it pays. The taps of few channels are put side by
+side (conv2d_few.py). Everything else is gathered by pointers (conv2d_gather.py). 1 x 1 kernels on channels_last
 tensors are linear layers of the pixels, and linear.py computes them; depthwise ones have no sum over channels, and
 conv2d_depthwise.py computes them without tensor cores.
 
@@ -34,10 +35,12 @@ import torch
 
 from .conv2d_boxes import boxes, movable
 from .conv2d_depthwise import depthwise, depthwise_weight, is_depthwise
+from .conv2d_few import few, few_weight, suits
 from .conv2d_gather import gather
-from .conv2d_geometry import FILL, dense_channels_last
+from .conv2d_geometry import FEW, FEW_PIXELS, FILL, dense_channels_last
 from .conv2d_geometry import Geometry as Geometry
 from .conv2d_weight import weight
+from .launch import chip_of
 from .linear import linear_bwd, linear_bwd_input, linear_bwd_weight, linear_fwd
 from .prepass import prepass
 from .tile import FROM_OUTPUT, keeps_derivative
@@ -85,12 +88,15 @@ def conv2d_fwd(x, w, b, geometry, activation, keep, precision, channels_last, se
     saved = torch.empty_like(y) if keep and keeps_derivative(activation) else None
     if is_depthwise(geometry, w):
         depthwise(y, saved, x, w, geometry, transposed=False, bias=b, activation=activation)
+    elif suits(x, w, geometry):
+        few(y, saved, x, w, geometry, precision, bias=b, activation=activation, settings=settings)
     else:
         _product(y, saved, x, w, geometry, precision, False, settings, bias=b, activation=activation)
     return y, (y if keep and activation in FROM_OUTPUT else saved)
 
 
 def _product(out, out_saved, a, w, geometry, precision, transposed, settings, **finish):
+    a = _channels_last(a, out)
     by = boxes if movable(out, a, w, geometry, transposed) else gather
     by(out, out_saved, a, w, geometry, precision, transposed=transposed, settings=settings, **finish)
 
@@ -113,8 +119,18 @@ def conv2d_bwd_weight(g, x, w, geometry, precision, settings=None):
         dw, _ = linear_bwd_weight(matrices[0], None, matrices[1], None, None, precision, settings, FILL)
         return _like(w, dw)
     dw = torch.empty_like(w)
-    weight(dw, g, x, geometry, precision, settings)
+    if suits(x, w, geometry):
+        few_weight(dw, g, x, geometry, precision, settings)
+    else:
+        weight(dw, g, _channels_last(x, g), geometry, precision, settings)
     return dw
+
+
+def _channels_last(t, other):
+    """A source (N, C, H, W), copied to where descriptors can move it, if that and the sizes make it worth it."""
+    pixels = other.numel() // max(other.shape[1], 1)
+    worth = chip_of(t).has_descriptors and t.shape[1] >= FEW and pixels >= FEW_PIXELS
+    return t.contiguous(memory_format=torch.channels_last) if worth and t.stride(1) != 1 else t
 
 
 def _like(w, dw):
@@ -123,7 +139,7 @@ def _like(w, dw):
 
 
 def conv2d_bwd(dy, saved, x, w, geometry, activation, needed, precision):
-    """dy, saved (N, O, P, Q) -> dx, dw, db (O,) in w.dtype, None for each that is not needed: of x, of w, of the bias."""
+    """dy, saved (N, O, P, Q) -> dx, dw, db (O,) in w.dtype; None for each that is not needed, in the same order."""
     need_x, need_w, need_b = needed
     dx = dw = db = None
     matrices = _as_linear(geometry, w, dy, saved, x)

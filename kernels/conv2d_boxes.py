@@ -23,6 +23,8 @@ from .conv2d_geometry import (
     fit_step,
     inverses,
     most_of_a_class,
+    next_channels,
+    pixel_offset,
     walk,
 )
 from .descriptor import tensor_descriptor
@@ -129,18 +131,12 @@ def _box_kernel(
         else:
             w_tile = w.load([m, column + c])
         products = tl.dot(w_tile, a_tile.T, products, input_precision=PRECISION)
-        # The next channels of the tap, else those of the next tap, counted: divisions would take longer than all else
-        c += BLOCK_K
-        u = tl.where(c < K, u, u + 1)
-        c = tl.where(c < K, c, 0)
-        t = tl.where(u < taps_w, t, t + 1)
-        u = tl.where(u < taps_w, u, 0)
+        c, u, t = next_channels(c, u, t, K, taps_w, BLOCK_K)
 
     image, row, column, inside = box_pixels(
         corner_image, corner_row, corner_column, images, P, Q, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS
     )
-    rows = image.to(tl.int64) * stride_on + (first_h + row * SPREAD_H).to(tl.int64) * stride_oh
-    rows += (first_w + column * SPREAD_W).to(tl.int64) * stride_ow
+    rows = pixel_offset(image, first_h + row * SPREAD_H, first_w + column * SPREAD_W, stride_on, stride_oh, stride_ow)
     offs_m = m + tl.arange(0, BLOCK_M)
     offsets = rows[None, :] + (offs_m.to(tl.int64) * stride_oc)[:, None]
     mask = inside[None, :] & (offs_m[:, None] < M)
@@ -169,14 +165,14 @@ def movable(out, a, w, geometry, transposed):
     """Whether descriptors can move the source in boxes, and the weights are or can be made a matrix of channels."""
     gpu, g = chip_of(a), geometry
     return (
-        gpu.has_descriptors and g.groups == 1 and a.shape[1] >= FEW and w.shape[1] * w.element_size() % 16 == 0
+        gpu.has_descriptors and g.groups == 1 and a.shape[1] >= FEW
         and Source(a, (1, 1) if transposed else g.stride).box
         and (w.stride(1) == 1 or out.numel() // max(out.shape[1], 1) >= FEW_PIXELS)
     )  # fmt: skip
 
 
 def _matrix(w, step):
-    """w (O, C, R, S) -> (O, R * S * channels), a copy unless it lies so; zeros fill channels up to a multiple of step."""
+    """w (O, C, R, S) -> (O, R * S * channels), channels: a multiple of step. A copy unless it lies so."""
     (O, C, R, S), channels = w.shape, cdiv(w.shape[1], step) * step
     last = w.permute(0, 2, 3, 1)
     if channels != C:
@@ -202,7 +198,7 @@ def boxes(
     wide_out = out.stride(1) == 1 and M * itemsize % 16 == 0
     results = (out, out) if keeps_derivative(activation) else (out,)  # kept or not: two forwards are bitwise equal
     s = settings or fit_step(gather_settings(gpu, Product(
-        M, images * rows_p * rows_q, max(R * S // classes, 1) * K, itemsize, passes=passes(dot, itemsize),
+        max(M, 64), images * rows_p * rows_q, max(R * S // classes, 1) * K, itemsize, passes=passes(dot, itemsize),
         descriptors=True, wide_result=wide_out, double=len(results) > 1, finish=INSTRUCTIONS[activation],
         count=classes, traffic=itemsize * sum(t.numel() for t in (a, w, *results)),
     )), K, itemsize)  # fmt: skip
@@ -213,7 +209,7 @@ def boxes(
     splits = cdiv(steps, cdiv(steps, s.SPLITS))  # all of them have work, but in classes with fewer taps
     part = torch.empty(splits, total, dtype=torch.float32, device=a.device) if splits > 1 else None
     descriptors_out = splits == 1 and wide_out and classes == 1 and Source(out).box
-    weights, channels = _matrix(w, 1 if transposed else s.BLOCK_K)
+    weights, channels = _matrix(w, 16 // itemsize if transposed else s.BLOCK_K)  # whole rows of 16 bytes; whole steps
     block = [s.BLOCK_K, s.BLOCK_M] if transposed else [s.BLOCK_M, s.BLOCK_K]
 
     def result(t):

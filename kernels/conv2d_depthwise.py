@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import triton.language as tl
 
-from .conv2d_geometry import flat_pixels, inverses, most_of_a_class, numbers_are_large, walk
+from .conv2d_geometry import flat_pixels, inverses, most_of_a_class, numbers_are_large, pixel_offset, walk
 from .entry import entry
 from .launch import Chip, cdiv, chip_of, on_device_of
 from .partials import partial_length, reduce_partials
@@ -50,8 +50,8 @@ def _depthwise_kernel(
 
     image, row, column, inside = flat_pixels(tile - remainder * tiles_p, images, P, Q, LARGE, BLOCK_P)
     h, w = row * STEP_H + origin_h, column * STEP_W + origin_w
-    a_rows = image * stride_an + h.to(tl.int64) * stride_ah + w.to(tl.int64) * stride_aw
-    saved_rows = image * stride_sn + h.to(tl.int64) * stride_sh + w.to(tl.int64) * stride_sw
+    a_rows = pixel_offset(image, h, w, stride_an, stride_ah, stride_aw)
+    saved_rows = pixel_offset(image, h, w, stride_sn, stride_sh, stride_sw)
     z = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
     for step in range(taps_h * taps_w * SUMMED):
         tap = step // SUMMED
@@ -81,8 +81,7 @@ def _depthwise_kernel(
     if bias_ptr is not None:
         z += tl.load(bias_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
     y, kept = activate(z, ACTIVATION, PRECISE)
-    rows = image * stride_on + (first_h + row * SPREAD_H).to(tl.int64) * stride_oh
-    rows += (first_w + column * SPREAD_W).to(tl.int64) * stride_ow
+    rows = pixel_offset(image, first_h + row * SPREAD_H, first_w + column * SPREAD_W, stride_on, stride_oh, stride_ow)
     offsets = rows[:, None] + (c.to(tl.int64) * stride_oc)[None, :]
     mask = inside[:, None] & (c < channels)[None, :]
     tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=mask)
@@ -116,17 +115,16 @@ def _depthwise_weight_kernel(
     for step in range(split * share, tl.minimum((split + 1) * share, tiles_p)):
         image, row, column, inside = flat_pixels(step, images, P, Q, LARGE, BLOCK_P)
         h, w = row * STRIDE_H + (r * DILATION_H - PAD_H), column * STRIDE_W + (s * DILATION_W - PAD_W)
-        row, column = row.to(tl.int64), column.to(tl.int64)
         mask = inside[:, None] & (c < channels)[None, :]
-        pixels = image * stride_yn + row * stride_yh + column * stride_yw
+        pixels = pixel_offset(image, row, column, stride_yn, stride_yh, stride_yw)
         g = tl.load(dy_ptr + (pixels[:, None] + (y_channel * stride_yc)[None, :]), mask=mask, other=0.0)
         g = g.to(tl.float32)
         if GRADIENT_OF is not None:
-            pixels = image * stride_sn + row * stride_sh + column * stride_sw
+            pixels = pixel_offset(image, row, column, stride_sn, stride_sh, stride_sw)
             saved = tl.load(saved_ptr + (pixels[:, None] + (y_channel * stride_sc)[None, :]), mask=mask, other=0.0)
             g = backpropagate(g, saved.to(tl.float32), GRADIENT_OF)
         mask = mask & ((h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None]
-        pixels = image * stride_xn + h.to(tl.int64) * stride_xh + w.to(tl.int64) * stride_xw
+        pixels = pixel_offset(image, h, w, stride_xn, stride_xh, stride_xw)
         x = tl.load(x_ptr + (pixels[:, None] + (x_channel * stride_xc)[None, :]), mask=mask, other=0.0)
         products += g * x.to(tl.float32)
         if SUMS:
@@ -199,8 +197,8 @@ def depthwise(out, out_saved, a, w, geometry, *, transposed, bias=None, activati
             out, out_saved, a, saved, w, bias, *a.stride(), *(saved.stride() if saved is not None else (0, 0, 0, 0)),
             of_o, of_r, of_s, *out.stride(), images, P, Q, *a.shape[2:], channels, tiles_p,
             *w.shape[2:], *g.stride, *g.padding, *g.dilation, *inverses(g, transposed),
-            w.shape[0] // g.groups, transposed, activation, gradient_of, a.dtype == torch.float32, numbers_are_large(rows),
-            block_p, block_c, num_warps=warps,
+            w.shape[0] // g.groups, transposed, activation, gradient_of, a.dtype == torch.float32,
+            numbers_are_large(rows), block_p, block_c, num_warps=warps,
         )  # fmt: skip
 
 

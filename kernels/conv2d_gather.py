@@ -13,7 +13,9 @@ from .conv2d_geometry import (
     flat_pixels,
     inverses,
     most_of_a_class,
+    next_channels,
     numbers_are_large,
+    pixel_offset,
     rows_of,
     walk,
 )
@@ -69,7 +71,7 @@ def _gather_kernel(
     TRANSPOSED: tl.constexpr,  # the source is the gradient at the output, the result that at the input
     ACTIVATION: tl.constexpr, PRECISE: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr, JOINT: tl.constexpr,
     SWAPPED: tl.constexpr,  # the source's pixels are adjacent, not its channels: tiles are loaded turned
-    LARGE: tl.constexpr,
+    LARGE: tl.constexpr, LINES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr, GROUP_M: tl.constexpr, SUBTILES: tl.constexpr,
 ):  # fmt: skip
@@ -77,7 +79,10 @@ def _gather_kernel(
 
     Where the source is the gradient, a class is the result's pixels of one remainder modulo the stride: the same taps
     reach all of them, and among them the step is 1. JOINT: a reduction step may hold several taps.
+    LINES: see ``gather``.
     """
+    if LINES:
+        K, stride_aw = K // 4 * 4, stride_aw // 4 * 4  # the compiler then knows that they are multiples of four
     tile = tl.program_id(0)
     batch = tile // (tiles_m * tiles_n)
     group = batch % groups
@@ -101,7 +106,7 @@ def _gather_kernel(
     a_ptr += group.to(tl.int64) * K * stride_ac
     b_ptr += group.to(tl.int64) * stride_bg
     h, w = row * STEP_H + origin_h, column * STEP_W + origin_w
-    a_rows = image * stride_an + h.to(tl.int64) * stride_ah + w.to(tl.int64) * stride_aw  # by tap 0
+    a_rows = pixel_offset(image, h, w, stride_an, stride_ah, stride_aw)  # by tap 0
     offs_n, offs_k = n + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
 
     blocks = tl.maximum(tl.cdiv(K, BLOCK_K), 1)
@@ -114,27 +119,29 @@ def _gather_kernel(
     # accumulators without a product, for which ptxas makes every product wait.
     end = tl.maximum(full, begin + 1)
     tl.assume(begin < end)
+    tap = begin // blocks
+    start, t = (begin - tap * blocks) * BLOCK_K, tap // tl.maximum(taps_w, 1)
+    u = tap - t * taps_w
     products = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(begin, end):
         if JOINT:
             k = step * BLOCK_K + offs_k
             tap = k // K
             c = k - tap * K
+            t = tap // tl.maximum(taps_w, 1)
+            u = tap - t * taps_w
         else:
-            tap = step // blocks
-            c = (step - tap * blocks) * BLOCK_K + offs_k
-        t = tap // tl.maximum(taps_w, 1)
-        u = tap - t * taps_w
+            c = start + offs_k
         r, s = tap_h + t * PERIOD_H, tap_w + u * PERIOD_W  # of the kernel
-        if JOINT:
-            source_h = rows_of(h, SWAPPED) + columns_of(t * NEXT_H, SWAPPED)
-            source_w = rows_of(w, SWAPPED) + columns_of(u * NEXT_W, SWAPPED)
-            there = k < taps_h * taps_w * K
-        else:
-            source_h, source_w = rows_of(h + t * NEXT_H, SWAPPED), rows_of(w + u * NEXT_W, SWAPPED)
-            there = c < K
-        mask = rows_of(inside, SWAPPED) & (source_h >= 0) & (source_h < H) & (source_w >= 0) & (source_w < W)
-        mask = mask & (step < full)
+        mask = rows_of(inside & (step < full), SWAPPED)
+        if not LINES:  # whose pixels lie all in the image
+            if JOINT:
+                source_h = rows_of(h, SWAPPED) + columns_of(t * NEXT_H, SWAPPED)
+                source_w = rows_of(w, SWAPPED) + columns_of(u * NEXT_W, SWAPPED)
+            else:
+                source_h, source_w = rows_of(h + t * NEXT_H, SWAPPED), rows_of(w + u * NEXT_W, SWAPPED)
+            mask = mask & (source_h >= 0) & (source_h < H) & (source_w >= 0) & (source_w < W)
+        there = k < taps_h * taps_w * K if JOINT else c < K
         if JOINT or not EVEN_K:
             mask = mask & columns_of(there, SWAPPED)
         c = c.to(tl.int64)
@@ -149,9 +156,12 @@ def _gather_kernel(
             mask = mask & there[:, None]
         b_tile = tl.load(b_ptr + offsets[:, None] + (offs_n.to(tl.int64) * stride_bn)[None, :], mask=mask, other=0.0)
         products = tl.dot(a_tile, b_tile, products, input_precision=PRECISION)
+        if not JOINT:
+            start, u, t = next_channels(start, u, t, K, taps_w, BLOCK_K)
 
-    rows = image * stride_on + (first_h + row * SPREAD_H).to(tl.int64) * stride_oh
-    rows += (first_w + column * SPREAD_W).to(tl.int64) * stride_ow + group.to(tl.int64) * N * stride_oc
+    rows = pixel_offset(
+        image, first_h + row * SPREAD_H, first_w + column * SPREAD_W, stride_on, stride_oh, stride_ow
+    ) + (group.to(tl.int64) * N * stride_oc)
     if SPLITS > 1:
         part_ptr += split.to(tl.int64) * total
         offsets = rows[:, None] + (offs_n.to(tl.int64) * stride_oc)[None, :]
@@ -170,18 +180,19 @@ gather_settings = product_choice("conv2d_gather")
 
 def gather(
     out, out_saved, a, w, geometry, precision, *, transposed, bias=None, activation=None,
-    settings: MatmulSettings | None = None,
+    settings: MatmulSettings | None = None, lines=False,
 ):  # fmt: skip
     """Write the convolution of a with w, or that transposed, to out (and what to save to out_saved), laid out alike.
 
     a (images, channels, H, W), any strides: x, or transposed the gradient before the activation. out: dense memory.
-    w (O, C / groups, R, S).
+    w (O, C / groups, R, S). lines: the channels of a and w are adjacent, as many as a multiple of four, and four of
+    them are the smallest part of memory that is aligned.
     """
     g, (R, S), itemsize = geometry, w.shape[2:], a.element_size()
     images, channels, P, Q = out.shape
     N, K = channels // g.groups, a.shape[1] // g.groups
     classes, rows_p, rows_q = most_of_a_class(geometry, (P, Q), transposed)
-    joint = K < FEW
+    joint = K < FEW and not lines
     if not joint and w.stride(1) != 1 and images * P * Q >= FEW_PIXELS:
         w = w.contiguous(memory_format=torch.channels_last)
     gpu = chip_of(a)
@@ -191,7 +202,7 @@ def gather(
     results = (out, out) if keeps_derivative(activation) else (out,)  # kept or not: two forwards are bitwise equal
     s = settings or fit_step(gather_settings(gpu, Product(
         images * rows_p * rows_q, N, max(R * S // classes, 1) * K, itemsize, passes=passes(dot, itemsize),
-        vector=adjacent and not joint and K % 16 == 0 and N % 16 == 0,
+        vector=lines or (adjacent and not joint and K % 16 == 0 and N % 16 == 0),
         wide_result=out.stride(1) == 1 and N * itemsize % 16 == 0, double=len(results) > 1,
         finish=INSTRUCTIONS[activation], count=classes * g.groups,
         traffic=itemsize * sum(t.numel() for t in (a, w, *results)),
@@ -209,7 +220,7 @@ def gather(
             images, P, Q, *a.shape[2:], N, K, g.groups, tiles_m, tiles_n, total,
             R, S, *g.stride, *g.padding, *g.dilation, *inverses(g, transposed), transposed,
             activation, a.dtype == torch.float32, dot, K % s.BLOCK_K == 0, joint, a_.swapped,
-            numbers_are_large(images * rows_p * rows_q),
+            numbers_are_large(images * rows_p * rows_q), lines,
             s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.SPLITS, s.GROUP_M, s.SUBTILES,
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip

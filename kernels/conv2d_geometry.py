@@ -111,6 +111,29 @@ def flat_pixels(tile, images, P, Q, LARGE: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def next_channels(c, u, t, K, taps_w, BLOCK_K: tl.constexpr):
+    """The channels of a step and the tap column and row they belong to -> those of the next step.
+
+    Counted: divisions would take longer than all else that a step computes.
+    """
+    c += BLOCK_K
+    u = tl.where(c < K, u, u + 1)
+    c = tl.where(c < K, c, 0)
+    t = tl.where(u < taps_w, t, t + 1)
+    return c, tl.where(u < taps_w, u, 0), t
+
+
+@triton.jit
+def next_box(image, row, column, P, Q, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr):
+    """The corner of a box -> that of the next, counted too."""
+    column += BOX_COLUMNS
+    row = tl.where(column < Q, row, row + BOX_ROWS)
+    column = tl.where(column < Q, column, 0)
+    image = tl.where(row < P, image, image + BOX_IMAGES)
+    return image, tl.where(row < P, row, 0), column
+
+
+@triton.jit
 def box_corner(box, P, Q, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr):
     """Number of a box -> its first image, row, column."""
     across, down = tl.maximum(tl.cdiv(Q, BOX_COLUMNS), 1), tl.maximum(tl.cdiv(P, BOX_ROWS), 1)
@@ -146,6 +169,15 @@ def box_tile(
         image, row + h // STRIDE_H - LIFT, h % STRIDE_H, column + w // STRIDE_W - LIFT, w % STRIDE_W * channels + c,
     ])  # fmt: skip
     return tile.reshape(BLOCK, CHANNELS)
+
+
+@triton.jit
+def pixel_offset(image, row, column, stride_image, stride_row, stride_column):
+    """Where a pixel lies, in elements, int64; numbers or vectors of them."""
+    return (
+        tl.cast(image, tl.int64) * stride_image + tl.cast(row, tl.int64) * stride_row
+        + tl.cast(column, tl.int64) * stride_column
+    )  # fmt: skip
 
 
 @triton.jit

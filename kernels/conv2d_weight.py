@@ -13,7 +13,9 @@ from .conv2d_geometry import (
     box_tile,
     columns_of,
     flat_pixels,
+    next_box,
     numbers_are_large,
+    pixel_offset,
     rows_of,
 )
 from .entry import entry
@@ -35,16 +37,19 @@ def _weight_kernel(
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     PRECISION: tl.constexpr, JOINT: tl.constexpr,
     SWAPPED: tl.constexpr,  # x's pixels are adjacent, not its channels: its tiles are loaded turned
-    LARGE: tl.constexpr,
-    DESCRIPTOR: tl.constexpr, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr,
+    LARGE: tl.constexpr, LINES: tl.constexpr, DESCRIPTOR: tl.constexpr, BOXED: tl.constexpr,
+    BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """Program (t, s): share s of the sum over all pixels of tile t: one group, output channels, (tap, channels).
 
-    JOINT: a tile's columns may hold several taps. DESCRIPTOR: a step's pixels are a box, as x moves. dy is read by
-    pointers, whose tiles the tensor cores take from shared memory as they arrive: those of boxes they would not.
+    JOINT: a tile's columns may hold several taps. LINES: as in ``gather``. BOXED: a step's pixels are a box, and
+    boxes divide the images; x may move by a DESCRIPTOR then. dy is read by pointers: the tensor cores take such a tile
+    from shared memory as it arrived, and would not take a box in the first place.
     """
+    if LINES:
+        N, stride_xw = N // 4 * 4, stride_xw // 4 * 4  # the compiler then knows that they are multiples of four
     tile = tl.program_id(0)
     group = tile // (tiles_m * tiles_n)
     tile_m, tile_n = grouped_tile(tile - group * (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
@@ -53,6 +58,8 @@ def _weight_kernel(
         columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
         tap = columns // N
         c = columns - tap * N
+        if LINES:  # four columns stay together
+            tap, c = tl.max_constancy(tap, 4), tl.max_contiguous(tl.multiple_of(c, 4), 4)
         there = columns < R * S * N
     else:
         blocks = tl.maximum(tl.cdiv(N, BLOCK_N), 1)
@@ -78,42 +85,44 @@ def _weight_kernel(
     end = tl.maximum(tl.minimum(begin + share, steps), begin + 1)
     tl.assume(begin < end)
     products = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    if DESCRIPTOR:
+    if BOXED:
         image, row, column = box_corner(begin, P, Q, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS)
         i, p, q, _ = box_pixels(0, 0, 0, images, P, Q, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS)
-        pixels = i.to(tl.int64) * stride_yn + p.to(tl.int64) * stride_yh + q.to(tl.int64) * stride_yw
-        of_box = dy_ptr + (dy_rows[:, None] + pixels[None, :])
+        dy_box = dy_ptr + (dy_rows[:, None] + pixel_offset(i, p, q, stride_yn, stride_yh, stride_yw)[None, :])
+        if not DESCRIPTOR:
+            pixels = pixel_offset(i, p * STRIDE_H, q * STRIDE_W, stride_xn, stride_xh, stride_xw)
+            x_box = x + (pixels[:, None] + x_columns[None, :])
         for _ in range(begin, end):
-            x_tile = box_tile(
-                x, image, row, column, h_tap, w_tap, n, N,
-                STRIDE_H, STRIDE_W, PAD_H + PAD_W + 1, BLOCK_K, BLOCK_N,
-            )  # fmt: skip
-            corner = image.to(tl.int64) * stride_yn + row.to(tl.int64) * stride_yh + column.to(tl.int64) * stride_yw
-            g_tile = tl.load(of_box + corner, mask=offs_m[:, None] < M, other=0.0)  # boxes divide the images
+            if DESCRIPTOR:
+                x_tile = box_tile(
+                    x, image, row, column, h_tap, w_tap, n, N,
+                    STRIDE_H, STRIDE_W, PAD_H + PAD_W + 1, BLOCK_K, BLOCK_N,
+                )  # fmt: skip
+            else:
+                corner = pixel_offset(image, row * STRIDE_H, column * STRIDE_W, stride_xn, stride_xh, stride_xw)
+                x_tile = tl.load(x_box + corner, mask=there[None, :], other=0.0)
+            corner = pixel_offset(image, row, column, stride_yn, stride_yh, stride_yw)
+            g_tile = tl.load(dy_box + corner, mask=offs_m[:, None] < M, other=0.0)
             products = tl.dot(g_tile, x_tile, products, input_precision=PRECISION)
-            # The next box, counted: divisions would take longer than all else
-            column += BOX_COLUMNS
-            row = tl.where(column < Q, row, row + BOX_ROWS)
-            column = tl.where(column < Q, column, 0)
-            image = tl.where(row < P, image, image + BOX_IMAGES)
-            row = tl.where(row < P, row, 0)
+            image, row, column = next_box(image, row, column, P, Q, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS)
     else:
         for step in range(begin, end):
             image, row, column, inside = flat_pixels(step, images, P, Q, LARGE, BLOCK_K)
             h, w = row * STRIDE_H, column * STRIDE_W
-            pixels = image * stride_xn + h.to(tl.int64) * stride_xh + w.to(tl.int64) * stride_xw
-            if JOINT:
-                h = rows_of(h, SWAPPED) + columns_of(h_tap, SWAPPED)
-                w = rows_of(w, SWAPPED) + columns_of(w_tap, SWAPPED)
-            else:
-                h, w = rows_of(h + h_tap, SWAPPED), rows_of(w + w_tap, SWAPPED)
+            pixels = pixel_offset(image, h, w, stride_xn, stride_xh, stride_xw)
             mask = rows_of(inside, SWAPPED) & columns_of(there, SWAPPED)
-            mask = mask & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+            if not LINES:  # whose pixels lie all in the image
+                if JOINT:
+                    h = rows_of(h, SWAPPED) + columns_of(h_tap, SWAPPED)
+                    w = rows_of(w, SWAPPED) + columns_of(w_tap, SWAPPED)
+                else:
+                    h, w = rows_of(h + h_tap, SWAPPED), rows_of(w + w_tap, SWAPPED)
+                mask = mask & (h >= 0) & (h < H) & (w >= 0) & (w < W)
             offsets = rows_of(pixels, SWAPPED) + columns_of(x_columns, SWAPPED)
             x_tile = tl.load(x + offsets, mask=mask, other=0.0)
             if SWAPPED:
                 x_tile = x_tile.T
-            pixels = image * stride_yn + row.to(tl.int64) * stride_yh + column.to(tl.int64) * stride_yw
+            pixels = pixel_offset(image, row, column, stride_yn, stride_yh, stride_yw)
             mask = (offs_m[:, None] < M) & inside[None, :]
             g_tile = tl.load(dy_ptr + (dy_rows[:, None] + pixels[None, :]), mask=mask, other=0.0)
             products = tl.dot(g_tile, x_tile, products, input_precision=PRECISION)
@@ -132,35 +141,39 @@ def _weight_kernel(
 weight_settings = product_choice("conv2d_weight")
 
 
-def weight(dw, dy, x, geometry, precision, settings: MatmulSettings | None = None):
+def weight(dw, dy, x, geometry, precision, settings: MatmulSettings | None = None, lines=False):
     """Write the gradient of the weights to dw (O, C / groups, R, S), dense memory.
 
-    dy (images, O, P, Q): the gradient before the activation; x (images, C, H, W); any strides.
+    dy (images, O, P, Q): the gradient before the activation; x (images, C, H, W); any strides. lines: of x, see
+    conv2d_gather.gather; the taps of a tile's columns then are several.
     """
     g, (O, N, R, S) = geometry, dw.shape
     images, _, P, Q = dy.shape
     M, itemsize = O // g.groups, dw.element_size()
-    joint = N < FEW
+    joint = lines or N < FEW
     columns, taps = (R * S * N, 1) if joint else (N, R * S)
     gpu = chip_of(dy)
     dot = dot_precision(gpu, precision)
     dy_, x_ = Source(dy), Source(x, g.stride)
+    wide = x_.aligned and N % 16 == 0
 
     def choose(descriptor):
         return settings or weight_settings(gpu, Product(
             M, columns, images * P * Q, itemsize, passes=passes(dot, itemsize), descriptors=descriptor,
-            vector=descriptor or (dy_.aligned and x_.aligned and not joint and M % 16 == 0 and N % 16 == 0),
+            vector=descriptor or (dy_.aligned and M % 16 == 0 and (lines or (wide and not joint))),
             count=taps * g.groups, fill=FILL, traffic=itemsize * sum(t.numel() for t in (dy, x, dw)),
         ))  # fmt: skip
 
-    descriptor, s, box = False, choose(False), (1, 1, 1)
-    if gpu.has_descriptors and g.groups == 1 and not joint and dy_.aligned and x_.box:
-        wide = choose(True)
-        for block_k in (wide.BLOCK_K, wide.BLOCK_K // 2):
+    descriptor = gpu.has_descriptors and g.groups == 1 and not joint and dy_.aligned and x_.box
+    s, box = choose(descriptor), None
+    if descriptor or lines:
+        for block_k in (s.BLOCK_K, s.BLOCK_K // 2):
             exact = box_of(images, P, Q, block_k)
             # A pixel outside the output would meet a real one of x, and zero times infinity is not zero
-            if not descriptor and images % exact[0] == P % exact[1] == Q % exact[2] == 0:
-                descriptor, s, box = True, wide._replace(BLOCK_K=block_k), exact
+            if box is None and images % exact[0] == P % exact[1] == Q % exact[2] == 0:
+                box, s = exact, s._replace(BLOCK_K=block_k)
+    if descriptor and box is None:
+        descriptor, s = False, choose(False)
     steps = cdiv(images * P * Q, s.BLOCK_K)
     splits = max(cdiv(steps, max(cdiv(steps, s.SPLITS), 1)), 1)  # all of them have work
     tiles_m, tiles_n = cdiv(M, s.BLOCK_M), max(taps * cdiv(columns, s.BLOCK_N), 1)
@@ -173,8 +186,9 @@ def weight(dw, dy, x, geometry, precision, settings: MatmulSettings | None = Non
             dw, part, dy, x_.descriptor(box, s.BLOCK_N) if descriptor else x,
             *dy.stride(), *x.stride(), *dw.stride(),
             images, P, Q, *x.shape[2:], M, N, g.groups, tiles_m, tiles_n, steps, total,
-            R, S, *g.stride, *g.padding, *g.dilation, dot, joint, x_.swapped, numbers_are_large(images * P * Q),
-            descriptor, *box, s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, splits, s.GROUP_M,
+            R, S, *g.stride, *g.padding, *g.dilation, dot, joint, x_.swapped, numbers_are_large(images * P * Q), lines,
+            descriptor, box is not None, *(box or (1, 1, 1)),
+            s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, splits, s.GROUP_M,
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
         if splits > 1:

@@ -27,8 +27,8 @@ Sources: the primer's multilayer perceptron, A_i = act(W_i A_{i-1} + b_i) on col
 """
 
 from .linear import linear_bwd, linear_bwd_input, linear_bwd_weight, linear_fwd
-from .prepass import prepass
 from .matmul import matmul
+from .prepass import prepass
 from .tile import FROM_OUTPUT
 
 

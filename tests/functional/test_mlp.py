@@ -15,8 +15,8 @@ from primer_fast import functional as F
 from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.functional.mlp import mlp_plain
 from primer_fast.kernels import matmul
-from primer_fast.kernels.prepass import prepass
 from primer_fast.kernels import mlp as kernels_mlp
+from primer_fast.kernels.prepass import prepass
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.case import arguments

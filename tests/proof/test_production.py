@@ -15,8 +15,6 @@ COMMAND = "primer-fast kernels --dtype bfloat16 --json bench/results/offline/sm_
 ATTENTION = "scaled_dot_product_attention"
 # What is known to be wrong. Each list must be exact: an entry that is no longer needed goes, nothing is to be added.
 SERIALIZED = {  # op and kernel of 16-bit launches whose wgmma wait for each other
-    ("conv2d", "_gather_kernel"),  # a box of pixels, which becomes an operand through registers
-    ("conv2d", "_weight_kernel"),  # the same
     (ATTENTION, "attention_forward_kernel"),  # a bias with 64 keys a step; dropout
     (ATTENTION, "attention_backward_kv_kernel"),
     (ATTENTION, "attention_backward_q_kernel"),
