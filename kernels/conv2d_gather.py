@@ -119,9 +119,10 @@ def _gather_kernel(
     # accumulators without a product, for which ptxas makes every product wait.
     end = tl.maximum(full, begin + 1)
     tl.assume(begin < end)
-    tap = begin // blocks
-    start, t = (begin - tap * blocks) * BLOCK_K, tap // tl.maximum(taps_w, 1)
-    u = tap - t * taps_w
+    if not JOINT:
+        tap = begin // blocks
+        start, t = (begin - tap * blocks) * BLOCK_K, tap // tl.maximum(taps_w, 1)
+        u = tap - t * taps_w
     products = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(begin, end):
         if JOINT:

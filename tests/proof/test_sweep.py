@@ -40,6 +40,12 @@ def test_every_op_and_option_is_drawn():
     assert {None, "channels_last"} < set(pools)
 
 
+def test_one_op_alone_is_drawn(monkeypatch):
+    monkeypatch.setattr(sweep, "results", lambda unit: [unit, unit])
+    units = list(sweep.sweep(0, 5, "conv2d"))
+    assert {unit.op for unit in units} == {"conv2d"} and len(units) == 6
+
+
 def test_a_draw_is_the_same_again():
     assert sweep.draw(3, 7) == sweep.draw(3, 7) != sweep.draw(4, 7)
 
@@ -69,6 +75,8 @@ def test_what_fails(spilled, known, failure):
     found = sweep.Result(unit, "_k", {}, spilled).failure
     assert found is None if failure is None else found.startswith(failure)
     assert sweep.Result(unit, "_k", {}, 0, "does not compile").failure == "does not compile"
+    assert "waits" in sweep.Result(unit, "_k", {}, 0, serialized=True).failure
+    assert sweep.Result(unit._replace(dtype="float32"), "_k", {}, 0, serialized=True).failure is None
 
 
 def test_the_known_spills_are_still_there(table):
