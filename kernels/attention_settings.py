@@ -60,8 +60,10 @@ def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, bu
         return TileSettings(128, 64, 4 if plain else 8, 3)
     tiles = {
         128: ((3, (128, 128, 8, 2)), (9, (128, 64, 8, 2)), (99, (128, 32, 8, 2))),
-        256: ((3, (128, 64, 8, 2)), (7, (128, 32, 8, 2)), (99, (64, 32, 8, 2))),
+        256: ((3, (128, 64, 8, 2)), (6, (128, 32, 8, 2)), (99, (64, 32, 8, 2))),
     }
+    if width == 256 and burden == _SCORED["lengths"]:
+        burden = 6  # values past a length are zeroed on their way through registers
     return _first(tiles[width], burden)
 
 
