@@ -107,6 +107,7 @@ def query_blocks(
         if _FIRST_LOOP_RUNS:
             tl.assume(begin < full_begin)
     else:
+        full_end = tl.minimum(full_end, end)
         tl.assume(full_begin < full_end)
     return begin, full_begin, full_end, end
 

@@ -12,22 +12,12 @@ pytestmark = pytest.mark.xdist_group("offline")
 
 TABLE = ROOT / "bench" / "results" / "offline" / "sm_90.json"
 COMMAND = "primer-fast kernels --dtype bfloat16 --json bench/results/offline/sm_90.json"
-ATTENTION = "scaled_dot_product_attention"
 # What is known to be wrong. Each list must be exact: an entry that is no longer needed goes, nothing is to be added.
 SERIALIZED = {  # op and kernel of 16-bit launches whose wgmma wait for each other
     ("conv2d", "_gather_kernel"),  # a box of pixels, which becomes an operand through registers
     ("conv2d", "_weight_kernel"),  # the same
-    (ATTENTION, "attention_forward_kernel"),  # a bias with 64 keys a step; dropout
-    (ATTENTION, "attention_backward_kv_kernel"),
-    (ATTENTION, "attention_backward_q_kernel"),
 }
-SPILLING = {  # op, case and kernel of launches that spill more than the few addresses which differ from run to run
-    (ATTENTION, "bias_128_2k", "attention_forward_kernel"),
-    (ATTENTION, "bias_72_729", "attention_forward_kernel"),
-    (ATTENTION, "bias_72_729", "attention_backward_q_kernel"),
-    (ATTENTION, "softcap_72_2k", "attention_backward_kv_kernel"),
-    (ATTENTION, "grouped_lengths_2k", "attention_backward_kv_kernel"),
-}
+SPILLING: set[tuple[str, str, str]] = set()  # op, case and kernel of launches that spill more than a few addresses
 
 
 @pytest.fixture(scope="session")
