@@ -94,9 +94,9 @@ def scaled_dot_product_attention(
     needed, as in generation from a cache, share the keys out over the whole GPU.
 
     Args:
-        attn_mask: besides all other masks, ``is_causal`` too. It gets no gradient. Unless its rows begin at multiples of
-            16 elements and have a multiple of 16, it is copied once forward and once backward; axes that are expanded
-            are not.
+        attn_mask: besides all other masks, ``is_causal`` too. It gets no gradient. Unless its rows begin at multiples
+            of 16 elements and have a multiple of 16, it is copied once forward and once backward; axes that are
+            expanded are not.
         dropout_p: probability to drop a weight, whatever the mode of a module; the others are scaled up. Drawn from
             torch's generator once per call, and computed again in the backward.
         is_causal: query i sees keys j <= i + causal_offset (0 if None: torch's top-left rule). A causal_offset implies
