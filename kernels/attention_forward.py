@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .attention_mask import Band, kept, key_blocks, limits
-from .attention_settings import Attention, TileSettings, forward_choice
+from .attention_settings import Attention, TileSettings, burden_of, forward_choice
 from .attention_tile import (
     Scoring,
     add_products,
@@ -72,8 +72,8 @@ def _walk(
             k_tile = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, MASKED)
             products = tl.dot(q, k_tile.T, input_precision=PRECISION)
         s, _ = scores(
-            products, scale, cap, queries, keys, offset, length, left, right, mask_ptr, stride_mt, stride_ms, T, S,
-            not LATE, MASKED, PRECISE,
+            products, scale, cap, queries, keys, n, offset, length, left, right, mask_ptr, stride_mt, stride_ms,
+            T, S, not LATE, MASKED, PRECISE,
         )  # fmt: skip
         if LATE:
             new_top = tl.maximum(top, tl.max(s, 1) * scale)
@@ -137,14 +137,15 @@ def attention_forward_kernel(
     if COLUMNS:
         column = tl.program_id(1) * result_width(BLOCK_DV, COLUMNS)
     acc = zero_parts(BLOCK_M, BLOCK_C, PARTS)
+    MASKED: tl.constexpr = right is not None or LENGTHS or not EVEN_S
     begin, full_begin, full_end, end = key_blocks(
-        m, tl.minimum(m + BLOCK_M, T) - 1, offset, length, left, right, BLOCK_N
+        m, tl.minimum(m + BLOCK_M, T) - 1, offset, length, left, right, S, BLOCK_N, MASKED
     )
-    if left is not None:
+    if MASKED:  # first: this loop always runs
         acc, total, top = _walk(
-            acc, total, top, begin, tl.minimum(full_begin, end), column, q, k, v, strides_q, strides_k, strides_v,
-            b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
-            seed, threshold, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            acc, total, top, full_end, end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h // GROUP,
+            head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
+            True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
             BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
     acc, total, top = _walk(
@@ -153,11 +154,11 @@ def attention_forward_kernel(
         False, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
         BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
     )  # fmt: skip
-    if right is not None or LENGTHS or not EVEN_S:
+    if left is not None:
         acc, total, top = _walk(
-            acc, total, top, full_end, end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h // GROUP,
-            head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
-            True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            acc, total, top, begin, tl.minimum(full_begin, end), column, q, k, v, strides_q, strides_k, strides_v,
+            b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
+            seed, threshold, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
             BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
 
@@ -191,11 +192,12 @@ def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, se
         return out, lse
     if S == 0 or DV == 0:
         return out.zero_(), lse if lse is None else lse.fill_(float("-inf"))
-    gpu = chip_of(q)
+    gpu, scoring = chip_of(q), scoring.aligned()
     descriptors = gpu.has_descriptors and q.element_size() == 2 and all(described(t) for t in (q, k, v))
     block_d, block_dv = block_width(D), block_width(DV)
     dot = dot_precision(gpu, precision)
-    problem = Attention.of(q, k, v, B * H, band, descriptors, scoring.simple, dot, max(block_d, block_dv))
+    load = burden_of(scoring, band.lengths is not None, False)
+    problem = Attention.of(q, k, v, B * H, band, descriptors, load, dot, max(block_d, block_dv))
     s = settings or forward_choice(gpu, problem)
     descriptor_out = descriptors and described(out)
     at_once = min(B * H, heads_at_once(H, HK, S, D, DV, q.element_size()))

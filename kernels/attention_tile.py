@@ -12,6 +12,7 @@ from .launch import cdiv
 from .tile import tanh
 
 LOG2_E = 1.4426950408889634
+ALIGNED = 16  # elements: Triton knows of strides and pointers whether 16 divides them
 
 
 @triton.jit
@@ -150,7 +151,7 @@ def without_padding(tile, row, length, BLOCK: tl.constexpr):
 
 @triton.jit
 def scores(
-    products, scale, cap, queries, keys, offset, length, left, right,
+    products, scale, cap, queries, keys, first_key, offset, length, left, right,
     mask_ptr, stride_mt, stride_ms, T, S,
     SCALED: tl.constexpr, MASKED: tl.constexpr, PRECISE: tl.constexpr,
 ):  # fmt: skip
@@ -170,17 +171,10 @@ def scores(
     elif SCALED:
         products = products * scale
     if mask_ptr is not None:
-        products = attended(products, mask_ptr, queries, keys, stride_mt, stride_ms, T, S)
+        products = attended(products, mask_ptr, queries, keys, first_key, stride_mt, stride_ms, T, S, MASKED)
     if MASKED:
         products = tl.where(seen(queries, keys, offset, length, left, right), products, float("-inf"))
     return products, slope
-
-
-@triton.jit
-def load_lse(lse_ptr, rows, T):
-    """A query that sees nothing, or is past T, gets infinity: its weights come out 0."""
-    lse = tl.load(lse_ptr + rows, mask=rows < T, other=float("inf"))
-    return tl.where(lse == float("-inf"), float("inf"), lse)
 
 
 class Scoring(NamedTuple):
@@ -197,10 +191,24 @@ class Scoring(NamedTuple):
         """The scale can wait for the exponential's argument, where a fused multiply-add is free."""
         return self.softcap is None and self.mask is None and self.scale > 0
 
-    @property
-    def simple(self) -> bool:
-        """Products are scaled and nothing else."""
-        return self.softcap is None and self.mask is None and self.dropout_p == 0
+    def aligned(self) -> "Scoring":
+        """With rows of the mask that can be read 16 elements at a time: a copy of those that cannot, with room for it.
+
+        Axes along which the mask is expanded are not copied, but for the last.
+        """
+        mask = self.mask
+        if mask is None or (
+            mask.shape[3] % ALIGNED == 0
+            and mask.stride(3) == 1
+            and all(stride % ALIGNED == 0 for stride in mask.stride()[:3])
+            and mask.data_ptr() % 16 == 0
+        ):
+            return self
+        once = mask[tuple(slice(0, 1 if stride == 0 else None) for stride in mask.stride()[:3])]
+        *axes, S = once.shape
+        copy = torch.empty(*axes, cdiv(S, ALIGNED) * ALIGNED, dtype=mask.dtype, device=mask.device)
+        copy[..., :S].copy_(once)
+        return self._replace(mask=copy.expand(*mask.shape[:3], -1))
 
     def arguments(self):
         """scale, cap, mask, its four strides, seed, threshold and gain of dropout, as the kernels take them."""

@@ -96,7 +96,7 @@ CALLS = {
     "attention_onepass": lambda: (
         supported(heads, heads, heads),
         chosen(heads, heads, True),
-        attention_bwd_onepass(heads, heads, heads, heads, lse, lse, scale=0.1, causal=True),
+        attention_bwd_onepass(heads, heads, heads, heads, heads, lse, scale=0.1, causal=True),
     ),
     "conv2d_gather": lambda: conv2d_fwd(images, filters, None, same, None, False, "highest", True),
     "conv2d_transposed": lambda: conv2d_bwd_input(images, images, filters, same, "highest"),
