@@ -96,7 +96,9 @@ def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, b
         keys = ((0, (64, 128, 8, 2)), (7, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
         queries = ((6, (128, 64, 8, 2)), (9, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
     else:
-        keys = ((-1 if _SLICES_HELD else 1, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
+        keys = ((1, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
+        if _SLICES_HELD:
+            keys = ((PLAIN, (32, 64, 8, 2)), (99, (16, 64, 8, 2)))
         queries = ((0, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
     apart = width == 256 or (width == 128 and burden >= 5)
     return BackwardSettings(_first(keys, burden), _first(queries, burden), apart)
