@@ -54,7 +54,7 @@ def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, bu
     if itemsize == 4:
         return TileSettings(64, 64, 4, 2) if width <= 64 else TileSettings(64, 32 if plain else 16, 4, 1, 32)
     if not descriptors:
-        wide = {128: (128, 64, 8, 2), 256: (64, 32, 8, 2)}
+        wide = {128: (128 if plain else 64, 64, 8, 2), 256: (64, 32, 8, 2)}
         return TileSettings(*wide.get(width, (128, 64, 4 if plain else 8, 2)))
     if width <= 64:
         return TileSettings(128, 64, 4 if plain else 8, 3)
@@ -82,9 +82,13 @@ def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, b
     if itemsize == 4:
         block_n = (32 if width > 64 else 64) // (1 if burden <= PLAIN else 2)
         return BackwardSettings(TileSettings(32, 64, 4, 1, 32), TileSettings(64, block_n, 4, 1, 32), apart=width > 64)
-    if not descriptors:
-        tiles = {128: ((32, 128, 8, 2), (128, 32, 8, 2)), 256: ((32, 64, 8, 1), (64, 32, 8, 1))}
-        return BackwardSettings(*(TileSettings(*t) for t in tiles.get(width, ((64, 64, 4, 2), (64, 64, 4, 2)))))
+    if not descriptors:  # addresses take registers too: half the tile where scores go through anything
+        tiles = {
+            64: ((32 if burden > PLAIN else 64, 64, 4, 2), (64, 64, 4, 2)),
+            128: ((32, 64 if burden else 128, 8, 2), (64 if burden > PLAIN else 128, 32, 8, 2)),
+            256: ((32, 64, 8, 1), (32 if burden > PLAIN else 64, 32, 8, 1)),
+        }
+        return BackwardSettings(*(TileSettings(*tile) for tile in tiles[max(width, 64)]))
     if width <= 64:
         keys = ((6, (64, 64, 4, 2)), (99, (32, 64, 4, 2)))
         queries = ((0, (128, 64, 4, 2)), (99, (128, 64, 8, 2)))
@@ -92,7 +96,9 @@ def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, b
         keys = ((0, (64, 128, 8, 2)), (7, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
         queries = ((6, (128, 64, 8, 2)), (9, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
     else:
-        keys = ((-1 if _SLICES_HELD else 1, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
+        keys = ((1, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
+        if _SLICES_HELD:
+            keys = ((PLAIN, (32, 64, 8, 2)), (99, (16, 64, 8, 2)))
         queries = ((0, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
     apart = width == 256 or (width == 128 and burden >= 5)
     return BackwardSettings(_first(keys, burden), _first(queries, burden), apart)
