@@ -6,14 +6,16 @@
 Legend: N images, C channels, H x W input pixels, OH x OW output pixels; kernel K, stride S, padding P, dilation D.
 Of equal values the first in the window wins, of several NaN the last, as in PyTorch. Values are copied, never rounded.
 
-A tile is (rows, columns): pixels x channels where channels are adjacent in memory, image lines x their pixels
-elsewhere. What a kernel reads may have any strides. For the backward the forward keeps which element of its window won,
-in one byte for windows of up to 256 elements.
+A tile is (rows, columns): pixels x channels where channels are adjacent in memory, image lines x strips elsewhere. A
+strip is one pixel or, where lines allow it, as many side by side as move together: see max_pool2d_lines.py. What a
+kernel reads may have any strides. For the backward the forward keeps which element of its window won, in one byte for
+windows of up to 256 elements.
 
-The backward's pixels come in cells of SH x SW. Line a SH + r - PH, with r < SH, is element i of window
-a + (r - i DH) / SH wherever that is an integer, which does not depend on a: the pixels at one place of all cells meet
-the same elements of windows, and no pixel looks at a window that does not hold it. No atomics, two runs are bitwise
-equal; sums in float32, in the order of the windows, rounded once.
+The backward's pixels come in cells of SH x SW, the first of which starts with the image, or with the padding where a
+cell meets fewer windows then. Line a SH + r of the cells, with r < SH, is element i of window a + (r + P - i DH) / SH
+wherever that is an integer, P being the padding before the cells. This does not depend on a: the pixels at one place of
+all cells meet the same elements of windows, and no pixel looks at a window that does not hold it. No atomics, two runs
+are bitwise equal; sums in float32, in the order of the windows, rounded once.
 
 Comparisons: KH KW per output. Traffic: the forward reads x and writes y and, before a backward, the positions; the
 backward reads dy and the positions and writes dx. Windows that overlap meet in the caches.
@@ -27,40 +29,38 @@ import triton.language as tl
 
 from .entry import entry
 from .launch import cdiv, chip_of, on_device_of
+from .max_pool2d_lines import (
+    dense_offset,
+    grain,
+    grid_tile,
+    line_of,
+    load_line,
+    store_line,
+    strip_width,
+    within,
+)  # fmt: skip
 from .tile_settings import Grid, TileSettings, tile_choice
 
+_HELD = 32  # values of a strip that a thread holds
 _UNROLL = 16  # windows, and cells, of up to so many elements are unrolled; half as long lines of larger windows too
 
 
 @triton.jit
-def _tile(
-    pid, rows, cols, C, H, W,
-    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
-):  # fmt: skip
-    """Tile ``pid`` of a grid (N, C, H, W) -> n, c, h, w, each a row or a column of the tile; which are in the grid."""
-    INDEX: tl.constexpr = tl.int64 if LARGE else tl.int32
-    tiles = tl.cdiv(cols, BLOCK_COLS)
-    row = (pid // tiles).to(INDEX) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
-    col = (pid % tiles * BLOCK_COLS).to(INDEX) + tl.arange(0, BLOCK_COLS)[None, :]
-    inside = (row < rows) & (col < cols)
-    row = tl.minimum(row, rows - 1)  # no offset outside overflows
-    if CHANNELS_LAST:
-        line = row // W
-        n, c, h, w = line // H, col, line % H, row % W
+def _float32(x):
+    """The same numbers. bfloat16 is widened by hand: LLVM would compare it in packed pairs, with more instructions."""
+    if x.dtype == tl.bfloat16:
+        wide = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
-        plane = row // H
-        n, c, h, w = plane // C, plane % C, row % H, col
-    return n, c, h, w, inside
+        wide = x.to(tl.float32)
+    return wide
 
 
 @triton.jit
-def _offset(n, c, h, w, C, H, W, CHANNELS_LAST: tl.constexpr):
-    """Where an element of a dense (N, C, H, W) lies."""
-    if CHANNELS_LAST:
-        offset = ((n * H + h) * W + w) * C + c
-    else:
-        offset = ((n * C + c) * H + h) * W + w
-    return offset
+def _compare(x, position, best, kept):
+    """The winner so far and its position, once ``x`` at ``position`` took part."""
+    x = _float32(x)
+    wins = (x > best) | (x != x)  # not maximum: it drops NaN, and says nothing of the position
+    return tl.where(wins, x, best), tl.where(wins, position, kept)
 
 
 @entry
@@ -68,69 +68,63 @@ def _forward_kernel(
     y_ptr, kept_ptr, indices_ptr,  # dense (N, C, OH, OW) in the layout of x; the last two may be None
     x_ptr,  # (N, C, H, W)
     stride_n, stride_c, stride_h, stride_w,  # of x, in elements
-    C, H, W, OH, OW, rows, cols,  # rows * cols = N * C * OH * OW
+    C, H, W, OH, OW, rows, cols,  # rows * cols * STRIP = N * C * OH * OW
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     PAST_H: tl.constexpr, PAST_W: tl.constexpr,  # whether a window reaches past the last line, column
-    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, UNROLL_H: tl.constexpr, UNROLL_W: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
+    UNROLL_H: tl.constexpr, UNROLL_W: tl.constexpr,  # so many lines of a window at once; whether all of a line
+    STRIP: tl.constexpr, GRAIN: tl.constexpr,  # outputs side by side in one place of a tile; elements of x in one load
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of outputs."""
-    n, c, p, q, inside = _tile(tl.program_id(0), rows, cols, C, OH, OW, CHANNELS_LAST, LARGE, BLOCK_ROWS, BLOCK_COLS)
-    offsets = _offset(n, c, p, q, C, OH, OW, CHANNELS_LAST)
-    top, left = p * SH - PH, q * SW - PW
+    """One program: a tile of strips of outputs."""
+    n, c, p, q, inside = grid_tile(
+        tl.program_id(0), rows, cols, C, OH, OW, CHANNELS_LAST, LARGE, BLOCK_ROWS, BLOCK_COLS
+    )
+    q = q * STRIP
+    offsets = dense_offset(n, c, p, q, C, OH, OW, CHANNELS_LAST)
+    top, left = p * SH - PH, q * SW  # of the windows, the latter without the padding
     x_ptr += n * stride_n + top * stride_h + (c * stride_c + left * stride_w)
 
-    best = tl.full((BLOCK_ROWS, BLOCK_COLS), float("-inf"), dtype=tl.float32)
     # Where nothing exceeds -inf, the first element that is not padding wins
-    skip_h, skip_w = tl.maximum(DH - 1 - top, 0) // DH, tl.maximum(DW - 1 - left, 0) // DW
-    kept = tl.zeros((BLOCK_ROWS, BLOCK_COLS), dtype=tl.int32) + (skip_h * KW + skip_w).to(tl.int32)
+    skip_h = tl.maximum(DH - 1 - top, 0) // DH
+    best, kept = (), ()
+    for v in tl.static_range(STRIP):
+        first = skip_h * KW
+        if v * SW < PW:
+            first += tl.maximum(DW - 1 + PW - v * SW - left, 0) // DW
+        best = best + (tl.full((BLOCK_ROWS, BLOCK_COLS), float("-inf"), dtype=tl.float32),)
+        kept = kept + (tl.zeros((BLOCK_ROWS, BLOCK_COLS), dtype=tl.int32) + first.to(tl.int32),)
+
     for i in tl.range(KH, loop_unroll_factor=UNROLL_H):
-        h = top + i * DH
-        line_there = inside
-        if PH > 0:
-            line_there = line_there & (h >= 0)
-        if PAST_H:
-            line_there = line_there & (h < H)
+        there = within(top + i * DH, H, inside, PH > 0, PAST_H)
         line_ptr = x_ptr + tl.cast(i * DH, tl.int64) * stride_h
-        for j in tl.range(KW, loop_unroll_factor=UNROLL_W):
-            w = left + j * DW
-            there = line_there
-            if PW > 0:
-                there = there & (w >= 0)
-            if PAST_W:
-                there = there & (w < W)
-            x = tl.load(line_ptr + tl.cast(j * DW, tl.int64) * stride_w, mask=there, other=float("-inf")).to(tl.float32)
-            wins = (x > best) | (x != x)  # not maximum: it drops NaN, and says nothing of the position
-            best = tl.where(wins, x, best)
-            kept = tl.where(wins, i * KW + j, kept)
+        if UNROLL_W:
+            line = load_line(
+                line_ptr, stride_w, left, W, there,
+                -PW, DW, (STRIP - 1) * SW + KW, STRIP * SW, GRAIN, PAST_W, float("-inf"),
+            )  # fmt: skip
+            for v in tl.static_range(STRIP):
+                for j in tl.static_range(KW):
+                    x, position = _compare(line[v * SW + j], i * KW + j, best[v], kept[v])
+                    best, kept = best[:v] + (x,) + best[v + 1 :], kept[:v] + (position,) + kept[v + 1 :]
+        else:
+            for j in range(KW):
+                pixel_there = within(left + (j * DW - PW), W, there, PW > 0, PAST_W)
+                pixel_ptr = line_ptr + tl.cast(j * DW - PW, tl.int64) * stride_w
+                pixel = tl.load(pixel_ptr, mask=pixel_there, other=float("-inf"))
+                x, position = _compare(pixel, i * KW + j, best[0], kept[0])
+                best, kept = (x,), (position,)
 
-    tl.store(y_ptr + offsets, best.to(y_ptr.dtype.element_ty), mask=inside)  # exact
+    store_line(y_ptr + offsets, 1, best, q, OW, inside, STRIP, STRIP, False, False)  # exact
     if kept_ptr is not None:
-        tl.store(kept_ptr + offsets, kept.to(kept_ptr.dtype.element_ty), mask=inside)
+        store_line(kept_ptr + offsets, 1, kept, q, OW, inside, STRIP, STRIP, False, False)
     if indices_ptr is not None:
-        h, w = top + kept // KW * DH, left + kept % KW * DW
-        tl.store(indices_ptr + offsets, h.to(tl.int64) * W + w, mask=inside)
-
-
-@triton.jit
-def _window(
-    kept_ptr, dy_ptr, a, b, up, before, inside,  # pointers and numbers of the windows (a, b)
-    stride_h, stride_w, C, OH, OW, CHANNELS_LAST: tl.constexpr,
-):  # fmt: skip
-    """Winners and gradients of the windows (a - up, b - before); 0 where there is none."""
-    there = inside & (a >= up) & (a < OH + up) & (b >= before) & (b < OW + before)
-    back = tl.cast(up, tl.int64) * OW + before
-    kept = tl.load(kept_ptr - (back * C if CHANNELS_LAST else back), mask=there, other=0)
-    dy_ptr -= tl.cast(up, tl.int64) * stride_h + tl.cast(before, tl.int64) * stride_w
-    return kept, tl.load(dy_ptr, mask=there, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store(dx_ptr, dx, n, c, h, w, inside, C, H, W, CHANNELS_LAST: tl.constexpr):
-    """Pixels of cells, where they are in the image."""
-    there = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    tl.store(dx_ptr + _offset(n, c, h, w, C, H, W, CHANNELS_LAST), dx.to(dx_ptr.dtype.element_ty), mask=there)
+        found = ()
+        for v in tl.static_range(STRIP):
+            h, w = top + kept[v] // KW * DH, left + (v * SW - PW) + kept[v] % KW * DW
+            found = found + (h.to(tl.int64) * W + w,)
+        store_line(indices_ptr + offsets, 1, found, q, OW, inside, STRIP, 1 if STRIP == 1 else 2, False, False)
 
 
 @entry
@@ -138,60 +132,78 @@ def _backward_kernel(
     dx_ptr,  # dense (N, C, H, W)
     dy_ptr, kept_ptr,  # (N, C, OH, OW); kept is dense in the layout of dx
     stride_n, stride_c, stride_h, stride_w,  # of dy, in elements
-    C, H, W, OH, OW, cells_h, cells_w, rows, cols,  # rows * cols = N * C * cells_h * cells_w
+    C, H, W, OH, OW, cells_h, cells_w, rows, cols,  # rows * cols * STRIP = N * C * cells_h * cells_w
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+    START_H: tl.constexpr, START_W: tl.constexpr,  # padding in the first cell; PH, PW: that before it
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
     UNROLLED: tl.constexpr,  # a program has all pixels of its cells, else one of each
+    STRIP: tl.constexpr, GRAIN: tl.constexpr,  # cells side by side in one place of a tile; pixels in one store
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of cells; each of its pixels is the sum over the windows that it won."""
+    """One program: a tile of strips of cells; each of its pixels is the sum over the windows that it won."""
     PIXELS: tl.constexpr = SH * SW
-    SPREAD_H: tl.constexpr = (KH - 1) * DH // SH  # a pixel of cell a is in windows a - SPREAD_H to a
-    SPREAD_W: tl.constexpr = (KW - 1) * DW // SW
+    # A pixel of cell a is in windows a - LAST to a - FIRST
+    FIRST_H: tl.constexpr = -((SH - 1 + PH) // SH)
+    FIRST_W: tl.constexpr = -((SW - 1 + PW) // SW)
+    LAST_H: tl.constexpr = ((KH - 1) * DH - PH) // SH
+    LAST_W: tl.constexpr = ((KW - 1) * DW - PW) // SW
+    COUNT: tl.constexpr = STRIP + LAST_W - FIRST_W
     pid = tl.program_id(0)
-    n, c, a, b, inside = _tile(
+    n, c, a, b, inside = grid_tile(
         pid if UNROLLED else pid // PIXELS,
         rows, cols, C, cells_h, cells_w, CHANNELS_LAST, LARGE, BLOCK_ROWS, BLOCK_COLS,
     )  # fmt: skip
+    b = b * STRIP
     dy_ptr += n * stride_n + a * stride_h + (c * stride_c + b * stride_w)
-    kept_ptr += _offset(n, c, a, b, C, OH, OW, CHANNELS_LAST)
+    kept_ptr += dense_offset(n, c, a, b, C, OH, OW, CHANNELS_LAST)
+    column = C if CHANNELS_LAST else 1  # elements from one to the next, where dense
+    top, left = a * SH - START_H, b * SW - START_W
+    dx_ptr += dense_offset(n, c, top, left, C, H, W, CHANNELS_LAST)
 
     if UNROLLED:
         dx = ()
-        for _ in tl.static_range(PIXELS):
+        for _ in tl.static_range(PIXELS * STRIP):
             dx = dx + (tl.zeros((BLOCK_ROWS, BLOCK_COLS), dtype=tl.float32),)
-        for up in tl.static_range(SPREAD_H, -1, -1):
-            for before in tl.static_range(SPREAD_W, -1, -1):
-                kept, dy = _window(
-                    kept_ptr, dy_ptr, a, b, up, before, inside, stride_h, stride_w, C, OH, OW, CHANNELS_LAST
-                )
-                for pixel in tl.static_range(PIXELS):
-                    at_h, at_w = pixel // SW + up * SH, pixel % SW + before * SW  # from the window's first element
-                    if at_h % DH == 0 and at_h // DH < KH and at_w % DW == 0 and at_w // DW < KW:
-                        won = kept == at_h // DH * KW + at_w // DW
-                        dx = dx[:pixel] + (dx[pixel] + tl.where(won, dy, 0.0),) + dx[pixel + 1 :]
-        for pixel in tl.static_range(PIXELS):
-            _store(
-                dx_ptr, dx[pixel], n, c, a * SH + (pixel // SW - PH), b * SW + (pixel % SW - PW), inside,
-                C, H, W, CHANNELS_LAST,
-            )  # fmt: skip
+        for up in tl.static_range(LAST_H, FIRST_H - 1, -1):
+            there = within(a - up, OH, inside, up > 0, True)
+            line_ptr = dy_ptr - tl.cast(up, tl.int64) * stride_h
+            dy = load_line(line_ptr, stride_w, b, OW, there, -LAST_W, 1, COUNT, STRIP, STRIP, True, 0.0)
+            line_ptr = kept_ptr - tl.cast(up, tl.int64) * OW * column
+            kept = load_line(line_ptr, column, b, OW, there, -LAST_W, 1, COUNT, STRIP, STRIP, True, 0)
+            for pixel in tl.static_range(PIXELS * STRIP):
+                for before in tl.static_range(LAST_W, FIRST_W - 1, -1):
+                    # From the window's first element
+                    at_h, at_w = pixel // (SW * STRIP) + PH + up * SH, pixel % SW + PW + before * SW
+                    if at_h >= 0 and at_h % DH == 0 and at_h // DH < KH:
+                        if at_w >= 0 and at_w % DW == 0 and at_w // DW < KW:
+                            won = kept[pixel // SW % STRIP + LAST_W - before] == at_h // DH * KW + at_w // DW
+                            share = tl.where(won, dy[pixel // SW % STRIP + LAST_W - before].to(tl.float32), 0.0)
+                            dx = dx[:pixel] + (dx[pixel] + share,) + dx[pixel + 1 :]
+        for r in tl.static_range(SH):
+            line = dx[r * SW * STRIP : (r + 1) * SW * STRIP]
+            line_ptr = dx_ptr + tl.cast(r, tl.int64) * W * column
+            there = within(top + r, H, inside, START_H > 0, True)
+            store_line(line_ptr, column, line, left, W, there, SW * STRIP, GRAIN, START_W > 0, True)
     else:
         pixel = pid % PIXELS
+        r, s = pixel // SW, pixel % SW
         dx = tl.zeros((BLOCK_ROWS, BLOCK_COLS), dtype=tl.float32)
-        for up in range(SPREAD_H, -1, -1):
-            at_h = pixel // SW + up * SH
-            if (at_h % DH == 0) & (at_h // DH < KH):
-                for before in range(SPREAD_W, -1, -1):
-                    at_w = pixel % SW + before * SW
-                    if (at_w % DW == 0) & (at_w // DW < KW):
-                        kept, dy = _window(
-                            kept_ptr, dy_ptr, a, b, up, before, inside, stride_h, stride_w, C, OH, OW, CHANNELS_LAST
-                        )
+        for up in range(LAST_H, FIRST_H - 1, -1):
+            at_h = r + PH + up * SH
+            if (at_h >= 0) & (at_h % DH == 0) & (at_h // DH < KH):
+                there = within(a - up, OH, inside, True, True)
+                for before in range(LAST_W, FIRST_W - 1, -1):
+                    at_w = s + PW + before * SW
+                    if (at_w >= 0) & (at_w % DW == 0) & (at_w // DW < KW):
+                        window_there = within(b - before, OW, there, True, True)
+                        at = kept_ptr - (tl.cast(up, tl.int64) * OW + before) * column
+                        kept = tl.load(at, mask=window_there, other=0)
+                        at = dy_ptr - (tl.cast(up, tl.int64) * stride_h + tl.cast(before, tl.int64) * stride_w)
+                        dy = tl.load(at, mask=window_there, other=0.0).to(tl.float32)
                         dx += tl.where(kept == at_h // DH * KW + at_w // DW, dy, 0.0)
-        _store(
-            dx_ptr, dx, n, c, a * SH + (pixel // SW - PH), b * SW + (pixel % SW - PW), inside, C, H, W, CHANNELS_LAST
-        )
+        there = within(left + s, W, within(top + r, H, inside, START_H > 0, True), START_W > 0, True)
+        tl.store(dx_ptr + (tl.cast(r, tl.int64) * W + s) * column, dx.to(dx_ptr.dtype.element_ty), mask=there)
 
 
 def is_channels_last(x) -> bool:
@@ -228,16 +240,23 @@ forward_choice = tile_choice("max_pool2d_forward")
 backward_choice = tile_choice("max_pool2d_backward")
 
 
-def _grid(t, N, C, H, W, channels_last, settings, choice, reads):
+def _grid(t, N, C, H, W, channels_last, strip, settings, choice, reads):
     """A grid (N, C, H, W) of elements as those of ``t``, however it lies -> its rows, columns, settings, programs."""
     rows, cols = (N * H * W, C) if channels_last else (N * C * H, W)
-    s = settings or choice(chip_of(t), Grid(rows, cols, t.element_size(), reads))
+    s = settings or choice(chip_of(t), Grid(rows, cols, t.element_size(), reads, channels_last or strip > 1))
     return rows, cols, s, cdiv(rows, s.BLOCK_ROWS) * cdiv(cols, s.BLOCK_COLS)
 
 
 def _large(numel, t):
     """Whether offsets need 64 bits: more elements than ``numel`` and a tile beside it, or ``t`` spans as many."""
     return max(numel, sum(n * stride for n, stride in zip(t.shape, t.stride(), strict=True))) > 2**30
+
+
+def _most(s: TileSettings, t, held: int) -> int:
+    """Elements of a result like ``t`` that may stand side by side in one place of a tile, with ``held`` values each."""
+    of_a_thread = s.BLOCK_ROWS * s.BLOCK_COLS // (32 * s.num_warps)
+    most = max(1, min(16 // t.element_size(), _HELD // held, s.BLOCK_COLS, of_a_thread))
+    return 1 << (most.bit_length() - 1)
 
 
 def max_pool2d_fwd(x, kernel, stride, padding, dilation, size, keep, indices, settings: TileSettings | None = None):
@@ -258,15 +277,26 @@ def max_pool2d_fwd(x, kernel, stride, padding, dilation, size, keep, indices, se
         for n, o, k, s, p, d in zip(x.shape[2:], size, kernel, stride, padding, dilation, strict=True)
     )
     few = elements <= _UNROLL
-    unroll_h, unroll_w = kernel[0] if few else 1, kernel[1] if few or kernel[1] <= _UNROLL // 2 else 1
-    rows, cols, s, programs = _grid(x, *y.shape, channels_last, settings, forward_choice, elements)
+    unroll_h, unroll_w = kernel[0] if few else 1, few or kernel[1] <= _UNROLL // 2
+    strip, line = 1, line_of(x)
+    if unroll_w and not channels_last and dilation[1] == 1:
+        strip = strip_width(size[1], (line, stride[1]), (line_of(y), 1))
+    rows, cols, s, programs = _grid(x, *y.shape, channels_last, strip, settings, forward_choice, elements)
+    strip = min(strip, _most(s, x, stride[1]))
+    move = grain(line, strip * stride[1]) if strip > 1 else 1
     with on_device_of(x):
         _forward_kernel[(programs,)](
-            y, kept, found, x, *x.stride(), *x.shape[1:], *size, rows, cols,
+            y, kept, found, x, *x.stride(), *x.shape[1:], *size, rows, cols // strip,
             *kernel, *stride, *padding, *dilation, *past, channels_last, _large(y.numel(), x), unroll_h, unroll_w,
-            s.BLOCK_ROWS, s.BLOCK_COLS, num_warps=s.num_warps,
+            strip, move, s.BLOCK_ROWS, s.BLOCK_COLS // strip, num_warps=s.num_warps,
         )  # fmt: skip
     return y, kept, found
+
+
+def _start(kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """How much of the padding the first cell holds: none, or all where a cell then meets fewer windows."""
+    windows = lambda outside: ((kernel - 1) * dilation - outside) // stride + (stride - 1 + outside) // stride  # noqa: E731
+    return padding if windows(0) < windows(padding) else 0
 
 
 def max_pool2d_bwd(dy, kept, kernel, stride, padding, dilation, size, settings: TileSettings | None = None):
@@ -275,16 +305,25 @@ def max_pool2d_bwd(dy, kept, kernel, stride, padding, dilation, size, settings: 
     dx = _empty(dy, *size, dy.dtype, channels_last)
     if dx.numel() == 0:
         return dx
-    cells = [cdiv(n + p, s) for n, p, s in zip(size, padding, stride, strict=True)]
     pixels = math.prod(stride)
     unrolled = math.prod(kernel) <= _UNROLL and pixels <= _UNROLL
+    start = [_start(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True)]
+    strip, line = 1, line_of(dx)
+    if unrolled and not channels_last:
+        strip = strip_width(cdiv(size[1], stride[1]), (line, stride[1]), (line_of(dy), 1), (line_of(kept), 1))
+    if strip > 1:
+        start[1] = 0  # strips start where lines do
+    cells = [cdiv(n + first, s) for n, first, s in zip(size, start, stride, strict=True)]
+    outside = [p - first for p, first in zip(padding, start, strict=True)]
     rows, cols, s, programs = _grid(
-        dy, *dy.shape[:2], *cells, channels_last, settings, backward_choice, math.prod(kernel)
+        dy, *dy.shape[:2], *cells, channels_last, strip, settings, backward_choice, math.prod(kernel)
     )
+    strip = min(strip, _most(s, dy, pixels))
+    move = grain(line, strip * stride[1]) if strip > 1 else 1
     with on_device_of(dy):
         _backward_kernel[(programs if unrolled else programs * pixels,)](
-            dx, dy, kept, *dy.stride(), *dx.shape[1:], *dy.shape[2:], *cells, rows, cols,
-            *kernel, *stride, *padding, *dilation, channels_last, _large(dx.numel(), dy), unrolled,
-            s.BLOCK_ROWS, s.BLOCK_COLS, num_warps=s.num_warps,
+            dx, dy, kept, *dy.stride(), *dx.shape[1:], *dy.shape[2:], *cells, rows, cols // strip,
+            *kernel, *stride, *outside, *dilation, *start, channels_last, _large(dx.numel(), dy), unrolled,
+            strip, move, s.BLOCK_ROWS, s.BLOCK_COLS // strip, num_warps=s.num_warps,
         )  # fmt: skip
     return dx

@@ -22,6 +22,7 @@ class Grid(NamedTuple):
     cols: int
     itemsize: int  # of an element, in bytes
     reads: int = 1  # loads for one of the result: elements of a window, tables
+    vector: bool = True  # neighbours move together, up to 16 bytes
 
 
 def idle(cols: int, width: int) -> float:
@@ -30,15 +31,19 @@ def idle(cols: int, width: int) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def tile_settings(gpu: Chip, cols: int, itemsize: int) -> TileSettings:
-    """16 bytes a thread, in the widest tile that leaves at most a quarter of its columns idle."""
-    elements = TileSettings(1, 1).num_warps * (64 if gpu.is_amd else 32) * 16 // itemsize
+def tile_settings(gpu: Chip, cols: int, itemsize: int, vector: bool = True) -> TileSettings:
+    """16 bytes a thread, in the widest tile that leaves at most a quarter of its columns idle.
+
+    4 elements where each moves on its own: the addresses of more fill the registers.
+    """
+    elements = TileSettings(1, 1).num_warps * (64 if gpu.is_amd else 32) * (16 // itemsize if vector else 4)
     width = min((256, 128, 64, 32, 16, 8), key=lambda width: max(idle(cols, width), 0.25))  # of equals, the first
     return TileSettings(elements // width, width)
 
 
 def grid_bucket(p: Grid) -> Bucket:
-    return Bucket.of(p.rows, p.cols, item=p.itemsize, reads=p.reads)
+    single = {} if p.vector else {"vector": 0}
+    return Bucket.of(p.rows, p.cols, item=p.itemsize, reads=p.reads, **single)
 
 
 def tile_fits(gpu: Chip, p: Grid, s: TileSettings) -> bool:
@@ -50,5 +55,5 @@ def tile_fits(gpu: Chip, p: Grid, s: TileSettings) -> bool:
 
 def tile_choice(name: str) -> Choice:
     """The choice of one such kernel."""
-    default = lambda gpu, p: tile_settings(gpu, p.cols, p.itemsize)  # noqa: E731
+    default = lambda gpu, p: tile_settings(gpu, p.cols, p.itemsize, p.vector)  # noqa: E731
     return Choice(name, TileSettings, grid_bucket, tile_fits, default, reach=2)

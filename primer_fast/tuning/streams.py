@@ -59,7 +59,7 @@ def estimate_tiles(gpu: Chip, p: Grid, s: TileSettings) -> float:
     """Idle columns are loads that are not made; narrow ones and narrow tiles move fewer bytes an instruction."""
     tile = s.BLOCK_ROWS * s.BLOCK_COLS
     held = tile / (32 * s.num_warps)
-    width = min(16.0, held * p.itemsize, s.BLOCK_COLS * p.itemsize)  # bytes of one load
+    width = min(16.0, held * p.itemsize, s.BLOCK_COLS * p.itemsize) if p.vector else p.itemsize  # bytes of one load
     programs = cdiv(p.rows, s.BLOCK_ROWS) * cdiv(p.cols, s.BLOCK_COLS)
     in_flight = tile * p.itemsize * min(p.reads, 4) * (1 - idle(p.cols, s.BLOCK_COLS))
     moved = 2 * p.rows * p.cols * p.itemsize

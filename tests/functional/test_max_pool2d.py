@@ -71,6 +71,8 @@ def test_tiles_are_wide_and_leave_few_columns_idle():
         rows, width, warps = tile_settings(CHIPS["sm_90"], cols, itemsize)
         assert rows * width * itemsize == warps * 32 * 16 and (cols <= 64 or width >= 64)
     assert [tile_settings(CHIPS["sm_90"], cols, 2).BLOCK_COLS for cols in (14, 56, 96, 280)] == [16, 64, 128, 64]
+    for itemsize in (2, 4):
+        assert tile_settings(CHIPS["sm_90"], 57, itemsize, vector=False) == (8, 64, 4), "4 elements a thread"
 
 
 def test_two_runs_are_bitwise_equal(device):

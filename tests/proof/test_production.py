@@ -31,6 +31,20 @@ def test_no_tile_spills(hopper):
     assert not spilling, names(spilling)
 
 
+def test_max_pool_moves_neighbours_of_a_line_together(hopper):
+    """ResNet's pool in NCHW, whose windows overlap: one narrow load a line beside the strip, and the byte positions."""
+    rows = [row for row in hopper if (row["op"], row["case"]) == ("max_pool2d", "stem_contiguous")]
+    assert {row["dtype"] for row in rows} >= {"bfloat16"}
+    for row in rows:
+        read, written = row["resources"]["loads"], row["resources"]["stores"]
+        if row["direction"] == "forward":
+            assert read == {"wide": 6, "narrow": 3} and written == {"wide": 1, "narrow": 1}, names([row])
+            assert row["resources"]["instructions"] < 720, names([row])
+        else:
+            assert read == {"wide": 2, "narrow": 6} and written == {"wide": 4}, names([row])
+            assert row["resources"]["instructions"] < 520, names([row])
+
+
 def test_what_ptxas_says_of_waiting_stands_in_the_code(hopper):
     """Each wgmma of a serialised launch is followed by a wait for all; of the others, not each where there are more."""
     for row in hopper:
