@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .attention_forward import ordered_tile
-from .attention_mask import kept, limits, query_blocks
+from .attention_mask import FIRST_LOOP_RUNS, kept, limits, query_blocks
 from .attention_tile import (
     add_products,
     in_elements,
@@ -146,7 +146,8 @@ def attention_backward_kv_kernel(
         dv_tile = zero_parts(BLOCK_N, C_DV, PARTS_DV)
     padded = (tl.cdiv(T, PAD) + 1) * PAD
     MASKED: tl.constexpr = right is not None or LENGTHS or not EVEN_S
-    begin, full_begin, full_end, end = query_blocks(n, BLOCK_N, offset, length, left, right, T, BLOCK_M, MASKED)
+    TELL: tl.constexpr = FIRST_LOOP_RUNS or (mask_ptr is not None and LENGTHS)
+    begin, full_begin, full_end, end = query_blocks(n, BLOCK_N, offset, length, left, right, T, BLOCK_M, MASKED, TELL)
     for g in range(GROUP):
         h = h_kv * GROUP + g
         head = b * H + h
