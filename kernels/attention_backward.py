@@ -32,6 +32,8 @@ from .attention_tile import (
     empty_like_rows,
     load_rows,
     result_programs,
+    stride_unit,
+    strides_in,
 )  # fmt: skip
 from .entry import entry
 from .launch import cdiv, chip_of, dot_precision, on_device_of
@@ -102,7 +104,7 @@ def attention_backward(
         return Attention.of(q, k, v, heads, band, descriptors, load, dot, max(block_d, block_dv))
 
     def operands(tile, *results):
-        """Results, then dout, q, k, v, as the kernel takes them; whether results are descriptors."""
+        """Results, then dout, q, k, v, as kernels take them; their strides and its unit; are results descriptors."""
         blocks = (tile.BLOCK_M, tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_N)
         described_results = descriptors and all(described(t) for t in results if t is not None)
         rows = tile.BLOCK_N if len(results) == 2 else tile.BLOCK_M
@@ -110,16 +112,16 @@ def attention_backward(
         tensors += [
             descriptor(t, block) if descriptors else t for t, block in zip((dout, q, k, v), blocks, strict=True)
         ]
-        strides = [stride for t in (*results, dout, q, k, v) for stride in ((0, 0, 0) if t is None else t.stride()[:3])]
-        return tensors, strides, described_results
+        unit = stride_unit(dout, *results, q, k, v)
+        return tensors, strides_in(unit, *results, dout, q, k, v), unit, described_results
 
     def launch(kernel, programs, tile, at_once, *results):
         columns = max(result_programs(t.shape[3], tile.COLUMNS) for t in results if t is not None)
-        tensors, strides, described_results = operands(tile, *results)
+        tensors, strides, unit, described_results = operands(tile, *results)
         kernel[(programs, columns)](
             *tensors, statistics, *strides,
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(), scoring.scale,
-            B, H, T, S, at_once, H // HK, D, DV, pad,
+            B, H, T, S, at_once, H // HK, D, DV, unit, pad,
             scoring.scaled_late, S % tile.BLOCK_N == 0, dot, q.dtype == torch.float32,
             descriptors, described_results, tile.BLOCK_M, tile.BLOCK_N, block_d, block_dv, tile.COLUMNS,
             num_warps=tile.num_warps, num_stages=tile.num_stages,

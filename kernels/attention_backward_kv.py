@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 
 from .attention_forward import ordered_tile
-from .attention_mask import kept, limits, query_blocks
+from .attention_mask import FIRST_LOOP_RUNS, kept, limits, query_blocks
 from .attention_tile import (
     add_products,
+    in_elements,
     load_rows,
     part_count,
     part_width,
@@ -106,7 +107,7 @@ def attention_backward_kv_kernel(
     offsets_ptr, lengths_ptr, offset, left, right,
     scale, cap, mask_ptr, smb, smh, smt, sms, seed_ptr, threshold, gain, dk_scale,
     B, H, T, S, heads_at_once,
-    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PAD: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, UNIT: tl.constexpr, PAD: tl.constexpr,
     LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, DESCRIPTORS_OUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
@@ -123,8 +124,8 @@ def attention_backward_kv_kernel(
     LENGTHS: tl.constexpr = lengths_ptr is not None
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
-    strides_q, strides_do = (sqb, sqh, sqt), (sdob, sdoh, sdot)
-    strides_k, strides_v = (skb, skh, sks), (svb, svh, svs)
+    strides_q, strides_do = in_elements(sqb, sqh, sqt, UNIT), in_elements(sdob, sdoh, sdot, UNIT)
+    strides_k, strides_v = in_elements(skb, skh, sks, UNIT), in_elements(svb, svh, svs, UNIT)
     if not COLUMNS:
         k = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, True)
         if dk is not None:
@@ -145,7 +146,8 @@ def attention_backward_kv_kernel(
         dv_tile = zero_parts(BLOCK_N, C_DV, PARTS_DV)
     padded = (tl.cdiv(T, PAD) + 1) * PAD
     MASKED: tl.constexpr = right is not None or LENGTHS or not EVEN_S
-    begin, full_begin, full_end, end = query_blocks(n, BLOCK_N, offset, length, left, right, T, BLOCK_M, MASKED)
+    TELL: tl.constexpr = FIRST_LOOP_RUNS or (mask_ptr is not None and LENGTHS)
+    begin, full_begin, full_end, end = query_blocks(n, BLOCK_N, offset, length, left, right, T, BLOCK_M, MASKED, TELL)
     for g in range(GROUP):
         h = h_kv * GROUP + g
         head = b * H + h
@@ -184,9 +186,9 @@ def attention_backward_kv_kernel(
     if WITH_DV:
         if seed_ptr is not None:
             dv_tile = scaled_parts(dv_tile, gain, PARTS_DV)
-        strides_dv = (sdvb, sdvh, sdvs)
+        strides_dv = in_elements(sdvb, sdvh, sdvs, UNIT)
         store_parts(dv, strides_dv, b, h_kv, n, S, column, DV, dv_tile, BLOCK_N, C_DV, PARTS_DV, DESCRIPTORS_OUT)
     if WITH_DK:
         dk_tile = scaled_parts(dk_tile, dk_scale, PARTS_D)
-        strides_dk = (sdkb, sdkh, sdks)
+        strides_dk = in_elements(sdkb, sdkh, sdks, UNIT)
         store_parts(dk, strides_dk, b, h_kv, n, S, column, D, dk_tile, BLOCK_N, C_D, PARTS_D, DESCRIPTORS_OUT)

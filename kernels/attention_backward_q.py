@@ -7,6 +7,7 @@ from .attention_forward import ordered_tile
 from .attention_mask import kept, key_blocks, limits
 from .attention_tile import (
     add_products,
+    in_elements,
     load_rows,
     part_count,
     part_width,
@@ -84,7 +85,7 @@ def attention_backward_q_kernel(
     offsets_ptr, lengths_ptr, offset, left, right,
     scale, cap, mask_ptr, smb, smh, smt, sms, seed_ptr, threshold, gain, dq_scale,
     B, H, T, S, heads_at_once,
-    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PAD: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, UNIT: tl.constexpr, PAD: tl.constexpr,
     LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, DESCRIPTORS_OUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
@@ -101,8 +102,8 @@ def attention_backward_q_kernel(
     LENGTHS: tl.constexpr = lengths_ptr is not None
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
-    strides_q, strides_do = (sqb, sqh, sqt), (sdob, sdoh, sdot)
-    strides_k, strides_v = (skb, skh, sks), (svb, svh, svs)
+    strides_q, strides_do = in_elements(sqb, sqh, sqt, UNIT), in_elements(sdob, sdoh, sdot, UNIT)
+    strides_k, strides_v = in_elements(skb, skh, sks, UNIT), in_elements(svb, svh, svs, UNIT)
     if not COLUMNS:
         q = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
         dout = load_rows(dout, strides_do, b, h, m, T, DV, BLOCK_M, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
@@ -143,4 +144,5 @@ def attention_backward_q_kernel(
             DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
     dq_tile = scaled_parts(dq_tile, dq_scale, PARTS)
-    store_parts(dq, (sdqb, sdqh, sdqt), b, h, m, T, column, D, dq_tile, BLOCK_M, BLOCK_C, PARTS, DESCRIPTORS_OUT)
+    strides_dq = in_elements(sdqb, sdqh, sdqt, UNIT)
+    store_parts(dq, strides_dq, b, h, m, T, column, D, dq_tile, BLOCK_M, BLOCK_C, PARTS, DESCRIPTORS_OUT)

@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 _FAR = tl.constexpr(1 << 30)  # further than any position
-# Whether the backward for keys says so. Triton 3.6 keeps its products apart otherwise; later ones do not need to be
-# told, and what 3.9 makes of it takes some 20 registers more than there are.
-_FIRST_LOOP_RUNS = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
+# Whether the backward for keys says so in any case. Triton 3.6 keeps its products apart otherwise; later ones need to
+# be told with a mask and lengths alone, and what 3.9 makes of it takes some 20 registers more than there are.
+FIRST_LOOP_RUNS = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
 
 
 class Band(NamedTuple):
@@ -77,12 +77,13 @@ def key_blocks(first, last, offset, length, left, right, S, BLOCK: tl.constexpr,
 
 @triton.jit
 def query_blocks(
-    first, BLOCK_KEYS: tl.constexpr, offset, length, left, right, T, BLOCK: tl.constexpr, MASKED: tl.constexpr
+    first, BLOCK_KEYS: tl.constexpr, offset, length, left, right, T, BLOCK: tl.constexpr, MASKED: tl.constexpr,
+    TELL: tl.constexpr,
 ):  # fmt: skip
     """Keys first..first + BLOCK_KEYS - 1 -> begin, full_begin, full_end, end: the queries that see them.
 
     As key_blocks, but the loop that always runs is the one before the full blocks, and a block that reaches past T
-    counts as full: its missing queries have no weight.
+    counts as full: its missing queries have no weight. TELL: say to the compiler that it runs.
     """
     last = tl.minimum(first + BLOCK_KEYS, length) - 1
     begin = 0
@@ -104,7 +105,7 @@ def query_blocks(
         full_begin = tl.where(first + BLOCK_KEYS > length, end, tl.maximum(tl.minimum(full_begin, end), begin + 1))
         full_begin = tl.cdiv(full_begin, BLOCK) * BLOCK
         full_end = tl.minimum(tl.maximum(full_end, full_begin), tl.maximum(end, full_begin))
-        if _FIRST_LOOP_RUNS:
+        if TELL:
             tl.assume(begin < full_begin)
     else:
         full_end = tl.minimum(full_end, end)

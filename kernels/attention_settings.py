@@ -45,16 +45,21 @@ def burden_of(scoring, lengths: bool, grouped: bool) -> int:
         "softcap": scoring.softcap is not None, "mask": scoring.mask is not None, "dropout": scoring.dropout_p > 0,
         "lengths": lengths, "grouped": grouped,
     }  # fmt: skip
-    return sum(weight for name, weight in _SCORED.items() if there[name])
+    # a mask takes more where its addresses change with the head, and beside a length
+    mixed = there["mask"] and (lengths or grouped)
+    return sum(weight for name, weight in _SCORED.items() if there[name]) + mixed
 
 
 def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, burden: int) -> TileSettings:
     """width: the larger of the two head dimensions, rounded up to a power of two. burden: see ``burden_of``."""
     plain = burden <= PLAIN
     if itemsize == 4:
-        return TileSettings(64, 64, 4, 2) if width <= 64 else TileSettings(64, 32 if plain else 16, 4, 1, 32)
+        if width <= 64:
+            return TileSettings(64, 64 if burden < _SCORED["dropout"] else 32, 4, 2)
+        return TileSettings(64, 32 if plain else 16, 4, 1, 32)
     if not descriptors:
-        wide = {128: (128 if plain else 64, 64, 8, 2), 256: (64, 32, 8, 2)}
+        scored = (128, 32, 8, 2) if gpu.is_amd else (64, 64, 8, 2)
+        wide = {128: (128, 64, 8, 2) if plain else scored, 256: (64, 32, 8, 2)}
         return TileSettings(*wide.get(width, (128, 64, 4 if plain else 8, 2)))
     if width <= 64:
         return TileSettings(128, 64, 4 if plain else 8, 3)
@@ -64,6 +69,8 @@ def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, bu
     }
     if width == 256 and burden == _SCORED["lengths"]:
         burden = 6  # values past a length are zeroed on their way through registers
+    if width == 128 and burden == 3 and gpu.arch == "sm_100":
+        burden = 9  # scores come out of tensor memory all at once
     return _first(tiles[width], burden)
 
 
@@ -81,26 +88,32 @@ def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, b
     """
     if itemsize == 4:
         block_n = (32 if width > 64 else 64) // (1 if burden <= PLAIN else 2)
-        return BackwardSettings(TileSettings(32, 64, 4, 1, 32), TileSettings(64, block_n, 4, 1, 32), apart=width > 64)
+        apart = width > 64 or burden > _SCORED["dropout"]
+        return BackwardSettings(TileSettings(32, 64, 4, 1, 32), TileSettings(64, block_n, 4, 1, 32), apart)
     if not descriptors:  # addresses take registers too: half the tile where scores go through anything
         tiles = {
             64: ((32 if burden > PLAIN else 64, 64, 4, 2), (64, 64, 4, 2)),
-            128: ((32, 64 if burden else 128, 8, 2), (64 if burden > PLAIN else 128, 32, 8, 2)),
+            128: ((32 if burden or gpu.is_amd else 64, 64, 8, 2), (64 if burden > PLAIN else 128, 32, 8, 2)),
             256: ((32, 64, 8, 1), (32 if burden > PLAIN else 64, 32, 8, 1)),
         }
+        if gpu.is_amd:
+            tiles[256] = (16, 64, 8, 1), (32 if burden > PLAIN else 64, 16, 8, 1)
+            if burden > PLAIN:
+                tiles[128] = (32, 64, 8, 2), (64, 16, 8, 2)
         return BackwardSettings(*(TileSettings(*tile) for tile in tiles[max(width, 64)]))
     if width <= 64:
-        keys = ((6, (64, 64, 4, 2)), (99, (32, 64, 4, 2)))
+        keys = ((4, (64, 64, 4, 2)), (99, (32, 64, 4, 2)))
         queries = ((0, (128, 64, 4, 2)), (99, (128, 64, 8, 2)))
     elif width == 128:
         keys = ((0, (64, 128, 8, 2)), (7, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
         queries = ((6, (128, 64, 8, 2)), (9, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
     else:
-        keys = ((1, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
-        if _SLICES_HELD:
-            keys = ((PLAIN, (32, 64, 8, 2)), (99, (16, 64, 8, 2)))
+        keys = ((1, (32, 64 if _SLICES_HELD else 128, 8, 2)), (PLAIN, (32, 64, 8, 2)))
+        keys += ((99, (16 if _SLICES_HELD or gpu.arch == "sm_100" else 32, 64, 8, 2)),)
         queries = ((0, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
     apart = width == 256 or (width == 128 and burden >= 5)
+    if width == 256 and burden > PLAIN and gpu.arch == "sm_100":
+        apart = False  # where both take fewer registers than one does
     return BackwardSettings(_first(keys, burden), _first(queries, burden), apart)
 
 

@@ -16,6 +16,16 @@ ALIGNED = 16  # elements: Triton knows of strides and pointers whether 16 divide
 
 
 @triton.jit
+def in_elements(stride_b, stride_h, stride_row, UNIT: tl.constexpr):
+    """Strides that are given in units of so many elements, see ``stride_unit``."""
+    if UNIT > 1:
+        stride_b = tl.cast(stride_b, tl.int64) * UNIT
+        stride_h = tl.cast(stride_h, tl.int64) * UNIT
+        stride_row = tl.cast(stride_row, tl.int64) * UNIT
+    return stride_b, stride_h, stride_row
+
+
+@triton.jit
 def load_rows(
     source, strides, b, h, row, rows, D,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, DESCRIPTOR: tl.constexpr, EVEN: tl.constexpr, MASKED: tl.constexpr,
@@ -246,6 +256,23 @@ def descriptor(t, block):
     width = cdiv(d, step) * step  # stride of axes of one element, where any would do
     strides = [width if B == 1 else b, width if H == 1 else h, width if rows == 1 else row, 1]
     return tensor_descriptor(t, [B, H, rows, d], strides, [1, 1, block, block_width(d)])
+
+
+def stride_unit(*tensors):
+    """Elements in which kernels are given the strides of such (B, H, rows, d).
+
+    Triton sees of a stride whether 16 elements divide it. Where 16 bytes divide all and 16 elements do not, as rows of
+    40 float32, strides in units of 16 bytes say by their form that rows can be read 16 bytes at a time.
+    """
+    strides = [stride for t in tensors if t is not None for stride in t.stride()[:3]]
+    unit = 16 // tensors[0].element_size()
+    divided = all(stride % unit == 0 for stride in strides)
+    return unit if divided and any(stride % ALIGNED for stride in strides) else 1
+
+
+def strides_in(unit, *tensors):
+    """Strides of all axes but the last; zeros for None."""
+    return [stride // unit for t in tensors for stride in ((0, 0, 0) if t is None else t.stride()[:3])]
 
 
 def empty_like_rows(t, width):

@@ -48,12 +48,19 @@ class Result:
 
 
 def may_spill(unit: Unit) -> bool:
-    """Whether spills are known: attention with heads beyond 64 and something that changes or hides single scores."""
+    """Whether spills of some 30 bytes are known, all of attention.
+
+    Decoding in float32 with heads beyond 128; with Triton 3.6 or 3.9, heads of 65 to 127 elements that are grouped and
+    have a softcap or a window.
+    """
     if unit.op != "scaled_dot_product_attention":
         return False
     shapes, options = unit.case.shapes, unit.case.options
-    wide = max(shapes["query"][-1], shapes["value"][-1]) > 64
-    return wide and bool({"attn_mask", "key_lengths"} & shapes.keys() or {"softcap", "dropout_p"} & options.keys())
+    query, key, value = (shapes[name] for name in ("query", "key", "value"))
+    if query[-2] == 1 and unit.dtype == "float32":
+        return max(query[-1], value[-1]) > 128
+    grouped = query[-3] != key[-3]
+    return grouped and 64 < query[-1] < 128 and bool({"softcap", "window"} & options.keys())
 
 
 def draw(seed: int, number: int) -> Unit:

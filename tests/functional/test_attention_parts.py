@@ -8,7 +8,7 @@ import torch
 from primer_fast import functional as F
 from primer_fast.kernels import launch
 from primer_fast.kernels.attention_backward import attention_statistics
-from primer_fast.kernels.attention_tile import Scoring
+from primer_fast.kernels.attention_tile import Scoring, stride_unit, strides_in
 from primer_fast.proof.verify import PATHS
 
 
@@ -49,3 +49,33 @@ def test_queries_that_see_nothing_read_nothing(path, device):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, causal_offset=-40)
         (grad,) = torch.autograd.grad(y, q, torch.ones_like(y))
     assert (y == 0).all() and (grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype, D, unit", [
+    (torch.float32, 40, 4), (torch.bfloat16, 40, 8), (torch.float32, 16, 1), (torch.float32, 18, 1),
+    (torch.bfloat16, 20, 1),
+])  # fmt: skip
+def test_strides_that_16_bytes_divide_say_so(dtype, D, unit):
+    """In elements where 16 of them divide all, or 16 bytes do not divide one."""
+    even, odd = torch.empty(2, 3, 5, 16, dtype=dtype), torch.empty(2, 3, 5, D, dtype=dtype)
+    assert stride_unit(even, odd, None) == unit
+    assert strides_in(unit, odd, None) == [15 * D // unit, 5 * D // unit, D // unit, 0, 0, 0]
+
+
+@pytest.mark.parametrize("DV", [40, 20])
+def test_strides_in_units_reach_the_same_rows(DV, device):
+    """Of several batch elements and heads, forward and backward: as with strides in elements."""
+    q, k, v = (torch.randn(2, heads, 18, d, device=device) for heads, d in ((4, 20), (2, 20), (2, DV)))
+    assert stride_unit(q, k, v) == 4
+
+    def attend(*tensors):
+        leaves = [t.requires_grad_() for t in tensors]
+        y = F.scaled_dot_product_attention(*leaves, is_causal=True, enable_gqa=True)
+        return y, *torch.autograd.grad(y.square().sum(), leaves)
+
+    apart = [torch.empty(*t.shape[:3], t.shape[3] + 1, device=device)[..., :-1].copy_(t) for t in (q, k, v)]
+    assert stride_unit(*apart) == 1
+    with launch.assume_chip(PATHS["pointers"]):
+        got, want = attend(q, k, v), attend(*apart)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
