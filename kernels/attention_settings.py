@@ -70,7 +70,7 @@ def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, bu
     if width == 256 and burden == _SCORED["lengths"]:
         burden = 6  # values past a length are zeroed on their way through registers
     if width == 128 and burden == 3 and gpu.arch == "sm_100":
-        burden = 9  # scores come out of tensor memory all at once
+        burden = 9  # this tile alone spills less there
     return _first(tiles[width], burden)
 
 
@@ -113,7 +113,7 @@ def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, b
         queries = ((0, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
     apart = width == 256 or (width == 128 and burden >= 5)
     if width == 256 and burden > PLAIN and gpu.arch == "sm_100":
-        apart = False  # where both take fewer registers than one does
+        apart = False  # where both together spill less
     return BackwardSettings(_first(keys, burden), _first(queries, burden), apart)
 
 
