@@ -142,9 +142,10 @@ def conv2d_bwd(dy, saved, x, w, geometry, activation, needed, precision):
     """dy, saved (N, O, P, Q) -> dx, dw, db (O,) in w.dtype; None for each that is not needed, in the same order."""
     need_x, need_w, need_b = needed
     dx = dw = db = None
-    matrices = _as_linear(geometry, w, dy, saved, x)
-    if matrices is not None:
-        rows, dw, db = linear_bwd(*matrices, w[:, :, 0, 0], activation, needed, precision, FILL)
+    matrices = _as_linear(geometry, w, saved, x)
+    if matrices is not None:  # whatever dy's layout is: a sum must not differ with it
+        dy_rows = _pixel_rows(dy.contiguous(memory_format=torch.channels_last))
+        rows, dw, db = linear_bwd(dy_rows, *matrices, w[:, :, 0, 0], activation, needed, precision, FILL)
         return rows if rows is None else rows.as_strided(x.shape, x.stride()), None if dw is None else _like(w, dw), db
     if is_depthwise(geometry, w):
         if need_x:

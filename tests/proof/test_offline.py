@@ -193,7 +193,7 @@ def test_all_products_of_a_convolution_use_wgmma(table):
     rows = [r for r in products(table, "sm_90") if r["op"] == "conv2d" and r["dtype"] != "float32"]
     without = [row for row in rows if "HGMMA" not in row["resources"]["matrix"]]
     assert {(row["case"], row["kernel"]) for row in without} <= {("mnist_first", "_weight_kernel")}, names(without)
-    assert {row["kernel"] for row in rows} == {"_gather_kernel", "_weight_kernel", "_matmul_kernel"}
+    assert {row["kernel"] for row in rows} == {"_box_kernel", "_gather_kernel", "_weight_kernel", "_matmul_kernel"}
 
 
 def test_dw_of_resnet_layers_fills_the_chip(table):
