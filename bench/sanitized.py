@@ -22,7 +22,7 @@ CASES = {
     ATTENTION: ("heads_last", "head_odd", "lengths_causal", "mask_of_keys"),
     "linear": ("edges_aligned", "below_tile", "long_reduction"),
     "mlp": ("edges_four", "output_odd"),
-    "conv2d": ("boxes_exact", "boxes_stride", "three_channels", "depthwise_last"),
+    "conv2d": ("boxes_exact", "boxes_stride", "few_stride", "depthwise_last"),
     "linear_cross_entropy": ("smoothed", "odd"),
     "linear_log_prob": ("entropy", "odd"),
     "max_pool2d": ("overlapping", "channels_last"),

@@ -16,7 +16,14 @@ from .attention_backward_kv import attention_backward_kv_kernel
 from .attention_backward_q import attention_backward_q_kernel
 from .attention_forward import heads_at_once
 from .attention_mask import Band
-from .attention_settings import Attention, BackwardSettings, backward_settings, keys_choice, queries_choice
+from .attention_settings import (
+    Attention,
+    BackwardSettings,
+    backward_settings,
+    burden_of,
+    keys_choice,
+    queries_choice,
+)  # fmt: skip
 from .attention_tile import (
     Scoring,
     block_width,
@@ -25,39 +32,53 @@ from .attention_tile import (
     empty_like_rows,
     load_rows,
     result_programs,
+    stride_unit,
+    strides_in,
 )  # fmt: skip
 from .entry import entry
 from .launch import cdiv, chip_of, dot_precision, on_device_of
 
 
 @entry(do_not_specialize=["T"])
-def attention_delta_kernel(
-    dout, out, delta_ptr, sdb, sdh, sdt, sob, soh, sot, H, T,
-    DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr,
+def attention_statistics_kernel(
+    dout, out, lse_ptr, statistics_ptr, sdb, sdh, sdt, sob, soh, sot, H, T,
+    PAD: tl.constexpr, DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """Row sums of dout * out, (B, H, T)."""
-    tiles = tl.cdiv(T, BLOCK_M)
+    """See ``attention_statistics``."""
+    padded = (tl.cdiv(T, PAD) + 1) * PAD
+    tiles = tl.cdiv(padded, BLOCK_M)
     head, m = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BLOCK_M
     b, h = head // H, head % H
     EVEN: tl.constexpr = DV == BLOCK_DV
     dout_tile = load_rows(dout, (sdb, sdh, sdt), b, h, m, T, DV, BLOCK_M, BLOCK_DV, False, EVEN, True)
     out_tile = load_rows(out, (sob, soh, sot), b, h, m, T, DV, BLOCK_M, BLOCK_DV, False, EVEN, True)
     rows = m + tl.arange(0, BLOCK_M)
-    sums = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
-    tl.store(delta_ptr + head.to(tl.int64) * T + rows, sums, mask=rows < T)
+    delta = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
+    lse = tl.load(lse_ptr + head.to(tl.int64) * T + rows, mask=rows < T, other=float("inf"))
+    lse = tl.where(lse == float("-inf"), float("inf"), lse)
+    statistics_ptr += head.to(tl.int64) * (2 * padded) + rows
+    tl.store(statistics_ptr, lse, mask=rows < padded)
+    tl.store(statistics_ptr + padded, delta, mask=rows < padded)
 
 
-def attention_delta(dout, out):
-    """(B, H, T, DV) twice, last stride 1 -> row sums of their product, float32 (B, H, T)."""
+def attention_statistics(dout, out, lse, pad):
+    """What the backward's loops read of each query: float32 (B, H, 2, T rounded up to a multiple of ``pad``).
+
+    First lse, infinite where a query sees nothing or is not there, so that its weights come out 0; then delta, the row
+    sums of dout * out. No step of a loop over queries has to look whether they are there.
+
+    dout, out: (B, H, T, DV), last stride 1. pad: the most queries of a tile, a power of two.
+    """
     B, H, T, DV = out.shape
-    delta = torch.empty(B, H, T, dtype=torch.float32, device=out.device)
+    padded = (cdiv(T, pad) + 1) * pad
+    statistics = torch.empty(B, H, 2, padded, dtype=torch.float32, device=out.device)
     width = block_width(DV)
     block = max(16, 4096 // width)
     with on_device_of(out):
-        attention_delta_kernel[(B * H * cdiv(T, block),)](
-            dout, out, delta, *dout.stride()[:3], *out.stride()[:3], H, T, DV, block, width, num_warps=4
+        attention_statistics_kernel[(B * H * cdiv(padded, block),)](
+            dout, out, lse, statistics, *dout.stride()[:3], *out.stride()[:3], H, T, pad, DV, block, width, num_warps=4
         )
-    return delta
+    return statistics
 
 
 def attention_backward(
@@ -71,55 +92,54 @@ def attention_backward(
     (B, H, T, D), (_, HK, S, DV) = q.shape, v.shape
     dq = empty_like_rows(q, D) if needed[0] else None
     dk, dv = (empty_like_rows(k, D), empty_like_rows(v, DV)) if needed[1] else (None, None)
-    if B * H * T * S * DV == 0:
+    if B * H * T * S * DV == 0 or not any(needed):
         return tuple(t if t is None else t.zero_() for t in (dq, dk, dv))
-    gpu = chip_of(q)
+    gpu, scoring = chip_of(q), scoring.aligned()
     descriptors = gpu.has_descriptors and q.element_size() == 2 and all(described(t) for t in (q, k, v, dout))
     block_d, block_dv = block_width(D), block_width(DV)
-    causal_at_most = H == HK and band.left is None and band.lengths is None
-    simple = scoring.simple and (q.element_size() == 4 or causal_at_most)
+    load = burden_of(scoring, band.lengths is not None, H != HK or band.left is not None)
     dot = dot_precision(gpu, precision)
 
     def problem(heads):
-        return Attention.of(q, k, v, heads, band, descriptors, simple, dot, max(block_d, block_dv))
-
-    delta = attention_delta(dout, out)
+        return Attention.of(q, k, v, heads, band, descriptors, load, dot, max(block_d, block_dv))
 
     def operands(tile, *results):
-        """Results, then dout, q, k, v, as the kernel takes them; whether results are descriptors."""
+        """Results, then dout, q, k, v, as kernels take them; their strides and its unit; are results descriptors."""
         blocks = (tile.BLOCK_M, tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_N)
-        described_results = descriptors and all(map(described, results))
+        described_results = descriptors and all(described(t) for t in results if t is not None)
         rows = tile.BLOCK_N if len(results) == 2 else tile.BLOCK_M
-        tensors = [descriptor(t, rows) if described_results else t for t in results]
+        tensors = [descriptor(t, rows) if described_results and t is not None else t for t in results]
         tensors += [
             descriptor(t, block) if descriptors else t for t, block in zip((dout, q, k, v), blocks, strict=True)
         ]
-        strides = [stride for t in (*results, dout, q, k, v) for stride in ((0, 0, 0) if t is None else t.stride()[:3])]
-        return tensors, strides, described_results
+        unit = stride_unit(dout, *results, q, k, v)
+        return tensors, strides_in(unit, *results, dout, q, k, v), unit, described_results
 
     def launch(kernel, programs, tile, at_once, *results):
         columns = max(result_programs(t.shape[3], tile.COLUMNS) for t in results if t is not None)
-        tensors, strides, described_results = operands(tile, *results)
+        tensors, strides, unit, described_results = operands(tile, *results)
         kernel[(programs, columns)](
-            *tensors, lse, delta, *strides,
+            *tensors, statistics, *strides,
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(), scoring.scale,
-            B, H, T, S, at_once, H // HK, D, DV,
+            B, H, T, S, at_once, H // HK, D, DV, unit, pad,
             scoring.scaled_late, S % tile.BLOCK_N == 0, dot, q.dtype == torch.float32,
             descriptors, described_results, tile.BLOCK_M, tile.BLOCK_N, block_d, block_dv, tile.COLUMNS,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
 
+    keys = (settings.keys if settings else keys_choice(gpu, problem(B * HK))) if needed[1] else None
+    queries = (settings.queries if settings else queries_choice(gpu, problem(B * H))) if needed[0] else None
+    pad = max(tile.BLOCK_M for tile in (keys, queries) if tile is not None)
     with on_device_of(q):
-        if needed[1]:
+        statistics = attention_statistics(dout, out, lse, pad)
+        if keys is not None:
             at_once = min(B * HK, heads_at_once(1, 1, T * (H // HK), D, DV, q.element_size()))
-            tile = settings.keys if settings else keys_choice(gpu, problem(B * HK))
             apart = (settings or backward_settings(gpu, *problem(B * HK).tile_choice())).apart
-            programs = B * HK * cdiv(S, tile.BLOCK_N)
+            programs = B * HK * cdiv(S, keys.BLOCK_N)
             for results in ((dk, None), (None, dv)) if apart else ((dk, dv),):
-                launch(attention_backward_kv_kernel, programs, tile, at_once, *results)
-        if needed[0]:
+                launch(attention_backward_kv_kernel, programs, keys, at_once, *results)
+        if queries is not None:
             at_once = min(B * H, heads_at_once(H, HK, S, D, DV, q.element_size()))
-            tile = settings.queries if settings else queries_choice(gpu, problem(B * H))
-            programs = B * H * cdiv(T, tile.BLOCK_M)
-            launch(attention_backward_q_kernel, programs, tile, at_once, dq)
+            programs = B * H * cdiv(T, queries.BLOCK_M)
+            launch(attention_backward_q_kernel, programs, queries, at_once, dq)
     return dq, dk, dv

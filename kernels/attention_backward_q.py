@@ -7,7 +7,7 @@ from .attention_forward import ordered_tile
 from .attention_mask import kept, key_blocks, limits
 from .attention_tile import (
     add_products,
-    load_lse,
+    in_elements,
     load_rows,
     part_count,
     part_width,
@@ -49,8 +49,8 @@ def _walk_keys(
                 v_tile = without_padding(v_tile, n, length, BLOCK_N)
             products = tl.dot(q, k_tile.T, input_precision=PRECISION)
         s, slope = scores(
-            products, scale, cap, queries, keys, offset, length, left, right, mask_ptr, stride_mt, stride_ms, T, S,
-            not LATE, MASKED, PRECISE,
+            products, scale, cap, queries, keys, n, offset, length, left, right, mask_ptr, stride_mt, stride_ms,
+            T, S, not LATE, MASKED, PRECISE,
         )  # fmt: skip
         if LATE:
             p = tl.exp2(s * scale - lse[:, None])
@@ -80,12 +80,12 @@ def _walk_keys(
 
 @entry(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
 def attention_backward_q_kernel(
-    dq, dout, q, k, v, lse_ptr, delta_ptr,
+    dq, dout, q, k, v, statistics_ptr,  # see attention_statistics
     sdqb, sdqh, sdqt, sdob, sdoh, sdot, sqb, sqh, sqt, skb, skh, sks, svb, svh, svs,
     offsets_ptr, lengths_ptr, offset, left, right,
     scale, cap, mask_ptr, smb, smh, smt, sms, seed_ptr, threshold, gain, dq_scale,
     B, H, T, S, heads_at_once,
-    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, UNIT: tl.constexpr, PAD: tl.constexpr,
     LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, DESCRIPTORS_OUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
@@ -102,27 +102,29 @@ def attention_backward_q_kernel(
     LENGTHS: tl.constexpr = lengths_ptr is not None
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
-    strides_q, strides_do = (sqb, sqh, sqt), (sdob, sdoh, sdot)
-    strides_k, strides_v = (skb, skh, sks), (svb, svh, svs)
-    rows = m + tl.arange(0, BLOCK_M)
+    strides_q, strides_do = in_elements(sqb, sqh, sqt, UNIT), in_elements(sdob, sdoh, sdot, UNIT)
+    strides_k, strides_v = in_elements(skb, skh, sks, UNIT), in_elements(svb, svh, svs, UNIT)
     if not COLUMNS:
         q = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
         dout = load_rows(dout, strides_do, b, h, m, T, DV, BLOCK_M, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
-    lse = load_lse(lse_ptr + head.to(tl.int64) * T, rows, T)
-    delta = tl.load(delta_ptr + head.to(tl.int64) * T + rows, mask=rows < T, other=0.0)
+    rows = m + tl.arange(0, BLOCK_M)
+    padded = (tl.cdiv(T, PAD) + 1) * PAD
+    statistics_ptr += head.to(tl.int64) * (2 * padded) + rows
+    lse = tl.load(statistics_ptr)
+    delta = tl.load(statistics_ptr + padded)
     BLOCK_C: tl.constexpr = part_width(BLOCK_D, COLUMNS)
     PARTS: tl.constexpr = part_count(D, COLUMNS)
     column = 0
     if COLUMNS:
         column = tl.program_id(1) * result_width(BLOCK_D, COLUMNS)
     dq_tile = zero_parts(BLOCK_M, BLOCK_C, PARTS)
+    MASKED: tl.constexpr = right is not None or LENGTHS or not EVEN_S
     begin, full_begin, full_end, end = key_blocks(
-        m, tl.minimum(m + BLOCK_M, T) - 1, offset, length, left, right, BLOCK_N
+        m, tl.minimum(m + BLOCK_M, T) - 1, offset, length, left, right, S, BLOCK_N, MASKED
     )
-    if left is not None:
+    if MASKED:  # first: this loop always runs
         dq_tile = _walk_keys(
-            dq_tile, begin, tl.minimum(full_begin, end), column, q, dout, lse, delta, k, v,
-            strides_q, strides_do, strides_k, strides_v,
+            dq_tile, full_end, end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v,
             b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
             seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE,
             DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
@@ -133,12 +135,14 @@ def attention_backward_q_kernel(
         seed, threshold, gain, T, S, D, DV, False, LENGTHS, LATE, PRECISION, PRECISE,
         DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
     )  # fmt: skip
-    if right is not None or LENGTHS or not EVEN_S:
+    if left is not None:
         dq_tile = _walk_keys(
-            dq_tile, full_end, end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v,
+            dq_tile, begin, tl.minimum(full_begin, end), column, q, dout, lse, delta, k, v,
+            strides_q, strides_do, strides_k, strides_v,
             b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
             seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE,
             DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
     dq_tile = scaled_parts(dq_tile, dq_scale, PARTS)
-    store_parts(dq, (sdqb, sdqh, sdqt), b, h, m, T, column, D, dq_tile, BLOCK_M, BLOCK_C, PARTS, DESCRIPTORS_OUT)
+    strides_dq = in_elements(sdqb, sdqh, sdqt, UNIT)
+    store_parts(dq, strides_dq, b, h, m, T, column, D, dq_tile, BLOCK_M, BLOCK_C, PARTS, DESCRIPTORS_OUT)

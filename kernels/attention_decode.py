@@ -41,22 +41,26 @@ def _share_kernel(
     mask_ptr, length_ptr, offset_ptr,  # (B, H, T, S) uint8 or floating; (B,), (B,) integers; each may be None
     stride_ob, stride_oh, stride_ot, stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_ks,
     stride_vb, stride_vh, stride_vs, stride_mb, stride_mh, stride_mt, stride_ms, stride_length, stride_offset,
-    HK, G, T, S, D, DV, scale, softcap, causal_offset, window, splits,
+    HK, G, T, S, scale, softcap, causal_offset, window, splits,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, BOOL_MASK: tl.constexpr,
-    EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """Program (head of keys and tile of its query rows, share): BLOCK_K covers D, BLOCK_DV covers DV."""
+    """Program (head of keys and tile of its query rows, share): BLOCK_K covers D, BLOCK_DV covers DV.
+
+    UNIT: the elements in which strides of keys and values are given. Where rows begin at multiples of 16 bytes, saying
+    so by their form lets them be loaded 16 bytes at a time, whatever D is.
+    """
     tiles = tl.cdiv(G * T, BLOCK_M)
     head, tile, split = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1)
     b, hk = (head // HK).to(tl.int64), (head % HK).to(tl.int64)
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # g T + t
     there = rows < G * T
     g, t = rows // T, rows % T
-    h = hk * G + g
+    h, t_far = hk * G + g, t.to(tl.int64)  # what strides are multiplied by
     offs_n, offs_d, offs_dv = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_DV)
-    d_inside = (offs_d < D)[None, :] if not EVEN_D else tl.full((1, BLOCK_K), True, tl.int1)
-    dv_inside = (offs_dv < DV)[None, :] if not EVEN_DV else tl.full((1, BLOCK_DV), True, tl.int1)
+    d_inside = (offs_d < D)[None, :] if D != BLOCK_K else tl.full((1, BLOCK_K), True, tl.int1)
+    dv_inside = (offs_dv < DV)[None, :] if DV != BLOCK_DV else tl.full((1, BLOCK_DV), True, tl.int1)
 
     if offset_ptr is not None:
         offset_ptr += b * stride_offset
@@ -75,11 +79,11 @@ def _share_kernel(
     begin = first + split * share
     end = tl.minimum(begin + share, last)
 
-    q_ptrs = q_ptr + (b * stride_qb + h * stride_qh + t * stride_qt)[:, None] + offs_d[None, :]
+    q_ptrs = q_ptr + (b * stride_qb + h * stride_qh + t_far * stride_qt)[:, None] + offs_d[None, :]
     q = tl.load(q_ptrs, mask=there[:, None] & d_inside, other=0.0)
     n = (begin + offs_n).to(tl.int64)[:, None]
-    k_ptrs = k_ptr + b * stride_kb + hk * stride_kh + n * stride_ks + offs_d[None, :]
-    v_ptrs = v_ptr + b * stride_vb + hk * stride_vh + n * stride_vs + offs_dv[None, :]
+    k_ptrs = k_ptr + (b * stride_kb + hk * stride_kh + n * stride_ks) * UNIT + offs_d[None, :]
+    v_ptrs = v_ptr + (b * stride_vb + hk * stride_vh + n * stride_vs) * UNIT + offs_dv[None, :]
     at = t + offset
 
     top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
@@ -104,7 +108,7 @@ def _share_kernel(
         if mask_ptr is not None:
             mask_ptrs = (
                 mask_ptr
-                + (b * stride_mb + h * stride_mh + t * stride_mt)[:, None]
+                + (b * stride_mb + h * stride_mh + t_far * stride_mt)[:, None]
                 + j.to(tl.int64)[None, :] * stride_ms
             )
             mask = tl.load(mask_ptrs, mask=there[:, None] & inside[None, :], other=0)
@@ -122,12 +126,12 @@ def _share_kernel(
         v = tl.load(v_ptrs, mask=inside[:, None] & dv_inside, other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
         top = new_top
-        k_ptrs += tl.cast(BLOCK_N, tl.int64) * stride_ks
-        v_ptrs += tl.cast(BLOCK_N, tl.int64) * stride_vs
+        k_ptrs += tl.cast(BLOCK_N * UNIT, tl.int64) * stride_ks
+        v_ptrs += tl.cast(BLOCK_N * UNIT, tl.int64) * stride_vs
 
     if max_ptr is None:
         o = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-        o_ptrs = o_ptr + (b * stride_ob + h * stride_oh + t * stride_ot)[:, None] + offs_dv[None, :]
+        o_ptrs = o_ptr + (b * stride_ob + h * stride_oh + t_far * stride_ot)[:, None] + offs_dv[None, :]
         tl.store(o_ptrs, o.to(o_ptr.dtype.element_ty), mask=there[:, None] & dv_inside)
     else:
         part = (head.to(tl.int64) * splits + split) * (G * T) + rows
@@ -262,16 +266,18 @@ def attention_decode(
     if s.SPLITS > 1:
         part = torch.empty(B * HK, s.SPLITS, G * T, DV, dtype=torch.float32, device=q.device)
         tops, totals = torch.empty(2, *part.shape[:3], dtype=torch.float32, device=q.device)
+    unit = 16 // q.element_size()
+    unit = unit if all(stride % unit == 0 for x in (k, v) for stride in x.stride()[:3]) else 1
     capped = softcap is not None
     scale, softcap = (scale / softcap, softcap * LOG2_E) if capped else (scale * LOG2_E, 0.0)
     with on_device_of(q):
         _share_kernel[(B * HK * cdiv(G * T, s.BLOCK_M), s.SPLITS)](
             part, tops, totals, q, k, v, mask, lengths, offsets,
-            *strides, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            *strides, *q.stride()[:3], *(stride // unit for x in (k, v) for stride in x.stride()[:3]),
             *((0, 0, 0, 0) if mask is None else mask.stride()),
             0 if lengths is None else lengths.stride(0), 0 if offsets is None else offsets.stride(0),
-            HK, G, T, S, D, DV, scale, softcap, offset, min(window or 0, _FAR), s.SPLITS,
-            causal, window is not None, capped, bool_mask, block_width(D) == D, block_width(DV) == DV,
+            HK, G, T, S, scale, softcap, offset, min(window or 0, _FAR), s.SPLITS,
+            causal, window is not None, capped, bool_mask, D, DV, unit,
             dot_precision(gpu, precision), s.BLOCK_M, s.BLOCK_N, block_width(D), block_width(DV),
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .attention_mask import Band, kept, key_blocks, limits
-from .attention_settings import Attention, TileSettings, forward_choice
+from .attention_settings import Attention, TileSettings, burden_of, forward_choice
 from .attention_tile import (
     Scoring,
     add_products,
@@ -18,6 +18,7 @@ from .attention_tile import (
     described,
     descriptor,
     empty_like_rows,
+    in_elements,
     load_rows,
     part_count,
     part_width,
@@ -27,6 +28,8 @@ from .attention_tile import (
     scaled_parts,
     scores,
     store_parts,
+    stride_unit,
+    strides_in,
     without_padding,
     zero_parts,
 )  # fmt: skip
@@ -72,8 +75,8 @@ def _walk(
             k_tile = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, MASKED)
             products = tl.dot(q, k_tile.T, input_precision=PRECISION)
         s, _ = scores(
-            products, scale, cap, queries, keys, offset, length, left, right, mask_ptr, stride_mt, stride_ms, T, S,
-            not LATE, MASKED, PRECISE,
+            products, scale, cap, queries, keys, n, offset, length, left, right, mask_ptr, stride_mt, stride_ms,
+            T, S, not LATE, MASKED, PRECISE,
         )  # fmt: skip
         if LATE:
             new_top = tl.maximum(top, tl.max(s, 1) * scale)
@@ -105,11 +108,11 @@ def _walk(
 @entry(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
 def attention_forward_kernel(
     q, k, v, out, lse_ptr,  # pointers or descriptors of (B, H, T, D), (B, HK, S, D), (B, HK, S, DV), (B, H, T, DV)
-    sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot,  # strides in elements; that of the last axis is 1
+    sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot,  # strides in UNIT elements; that of the last axis is 1
     offsets_ptr, lengths_ptr, offset, left, right,
     scale, cap, mask_ptr, smb, smh, smt, sms, seed_ptr, threshold, gain,
     B, H, T, S, heads_at_once,
-    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, UNIT: tl.constexpr,
     LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, DESCRIPTOR_OUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
@@ -126,7 +129,8 @@ def attention_forward_kernel(
     LENGTHS: tl.constexpr = lengths_ptr is not None
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
-    strides_q, strides_k, strides_v = (sqb, sqh, sqt), (skb, skh, sks), (svb, svh, svs)
+    strides_q, strides_k = in_elements(sqb, sqh, sqt, UNIT), in_elements(skb, skh, sks, UNIT)
+    strides_v, strides_o = in_elements(svb, svh, svs, UNIT), in_elements(sob, soh, sot, UNIT)
     if not COLUMNS:
         q = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
     top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
@@ -137,14 +141,15 @@ def attention_forward_kernel(
     if COLUMNS:
         column = tl.program_id(1) * result_width(BLOCK_DV, COLUMNS)
     acc = zero_parts(BLOCK_M, BLOCK_C, PARTS)
+    MASKED: tl.constexpr = right is not None or LENGTHS or not EVEN_S
     begin, full_begin, full_end, end = key_blocks(
-        m, tl.minimum(m + BLOCK_M, T) - 1, offset, length, left, right, BLOCK_N
+        m, tl.minimum(m + BLOCK_M, T) - 1, offset, length, left, right, S, BLOCK_N, MASKED
     )
-    if left is not None:
+    if MASKED:  # first: this loop always runs
         acc, total, top = _walk(
-            acc, total, top, begin, tl.minimum(full_begin, end), column, q, k, v, strides_q, strides_k, strides_v,
-            b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
-            seed, threshold, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            acc, total, top, full_end, end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h // GROUP,
+            head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
+            True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
             BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
     acc, total, top = _walk(
@@ -153,11 +158,11 @@ def attention_forward_kernel(
         False, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
         BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
     )  # fmt: skip
-    if right is not None or LENGTHS or not EVEN_S:
+    if left is not None:
         acc, total, top = _walk(
-            acc, total, top, full_end, end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h // GROUP,
-            head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
-            True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            acc, total, top, begin, tl.minimum(full_begin, end), column, q, k, v, strides_q, strides_k, strides_v,
+            b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
+            seed, threshold, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
             BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
 
@@ -165,7 +170,7 @@ def attention_forward_kernel(
     if seed_ptr is not None:
         shrink *= gain
     acc = scaled_parts(acc, shrink[:, None], PARTS)
-    store_parts(out, (sob, soh, sot), b, h, m, T, column, DV, acc, BLOCK_M, BLOCK_C, PARTS, DESCRIPTOR_OUT)
+    store_parts(out, strides_o, b, h, m, T, column, DV, acc, BLOCK_M, BLOCK_C, PARTS, DESCRIPTOR_OUT)
     if lse_ptr is not None:  # programs of other columns write the same
         rows = m + tl.arange(0, BLOCK_M)
         tl.store(lse_ptr + head.to(tl.int64) * T + rows, top + tl.log2(total), mask=rows < T)
@@ -191,22 +196,24 @@ def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, se
         return out, lse
     if S == 0 or DV == 0:
         return out.zero_(), lse if lse is None else lse.fill_(float("-inf"))
-    gpu = chip_of(q)
+    gpu, scoring = chip_of(q), scoring.aligned()
     descriptors = gpu.has_descriptors and q.element_size() == 2 and all(described(t) for t in (q, k, v))
     block_d, block_dv = block_width(D), block_width(DV)
     dot = dot_precision(gpu, precision)
-    problem = Attention.of(q, k, v, B * H, band, descriptors, scoring.simple, dot, max(block_d, block_dv))
+    load = burden_of(scoring, band.lengths is not None, False)
+    problem = Attention.of(q, k, v, B * H, band, descriptors, load, dot, max(block_d, block_dv))
     s = settings or forward_choice(gpu, problem)
     descriptor_out = descriptors and described(out)
     at_once = min(B * H, heads_at_once(H, HK, S, D, DV, q.element_size()))
+    unit = stride_unit(q, k, v, out)
     with on_device_of(q):
         attention_forward_kernel[(B * H * cdiv(T, s.BLOCK_M), result_programs(DV, s.COLUMNS))](
             *((descriptor(q, s.BLOCK_M), descriptor(k, s.BLOCK_N), descriptor(v, s.BLOCK_N)) if descriptors else
               (q, k, v)),
             descriptor(out, s.BLOCK_M) if descriptor_out else out, lse,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+            *strides_in(unit, q, k, v, out),
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(),
-            B, H, T, S, at_once, H // HK, D, DV,
+            B, H, T, S, at_once, H // HK, D, DV, unit,
             scoring.scaled_late, S % s.BLOCK_N == 0, dot, q.dtype == torch.float32,
             descriptors, descriptor_out, s.BLOCK_M, s.BLOCK_N, block_d, block_dv, s.COLUMNS,
             num_warps=s.num_warps, num_stages=s.num_stages,

@@ -11,6 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 _FAR = tl.constexpr(1 << 30)  # further than any position
+# Whether the backward for keys says so in any case. Triton 3.6 keeps its products apart otherwise; later ones need to
+# be told with a mask and lengths alone, and what 3.9 makes of it takes some 20 registers more than there are.
+FIRST_LOOP_RUNS = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
 
 
 class Band(NamedTuple):
@@ -39,11 +42,15 @@ def limits(offset, offsets_ptr, lengths_ptr, b, S):
 
 
 @triton.jit
-def key_blocks(first, last, offset, length, left, right, BLOCK: tl.constexpr):
+def key_blocks(first, last, offset, length, left, right, S, BLOCK: tl.constexpr, MASKED: tl.constexpr):
     """Queries first..last -> begin, full_begin, full_end, end: the keys that they see.
 
     [begin, full_begin) and [full_end, end) need a mask, [full_begin, full_end) none. All but end are multiples of
-    BLOCK, and none is past the next.
+    BLOCK, and none is past the next. MASKED: blocks may need one.
+
+    The first loop over blocks that a kernel runs must run: a way around it would define its sums without a product, for
+    which ptxas makes every product wait for the one before it. So the last block always counts as one that needs a mask
+    where any may; where no key is seen, it is the first block past the keys, which reads as zeros and is masked.
     """
     begin = 0
     full_begin = 0
@@ -52,19 +59,31 @@ def key_blocks(first, last, offset, length, left, right, BLOCK: tl.constexpr):
     if right is not None:
         end = tl.minimum(length, tl.maximum(last + offset + right + 1, 0))
         full_end = tl.minimum(length, tl.maximum(first + offset + right + 1, 0))
-    full_end = full_end // BLOCK * BLOCK
     if left is not None:
         begin = tl.minimum(tl.maximum(first + offset - left, 0), end) // BLOCK * BLOCK
-        full_begin = tl.minimum(tl.cdiv(tl.maximum(last + offset - left, 0), BLOCK), tl.cdiv(end, BLOCK)) * BLOCK
-        full_end = tl.maximum(full_end, full_begin)
+        full_begin = tl.cdiv(tl.maximum(last + offset - left, 0), BLOCK) * BLOCK
+    if MASKED:
+        past = tl.cdiv(S, BLOCK) * BLOCK
+        end = tl.where(begin < end, end, past + 1)
+        last_block = (end - 1) // BLOCK * BLOCK
+        begin = tl.where(end > past, past, begin)
+        full_begin = tl.maximum(tl.minimum(full_begin, last_block), begin)
+        full_end = tl.maximum(tl.minimum(full_end // BLOCK * BLOCK, last_block), full_begin)
+        tl.assume(full_end < end)
+    else:
+        tl.assume(full_begin < full_end)
     return begin, full_begin, full_end, end
 
 
 @triton.jit
-def query_blocks(first, BLOCK_KEYS: tl.constexpr, offset, length, left, right, T, BLOCK: tl.constexpr):
+def query_blocks(
+    first, BLOCK_KEYS: tl.constexpr, offset, length, left, right, T, BLOCK: tl.constexpr, MASKED: tl.constexpr,
+    TELL: tl.constexpr,
+):  # fmt: skip
     """Keys first..first + BLOCK_KEYS - 1 -> begin, full_begin, full_end, end: the queries that see them.
 
-    As key_blocks; a block that reaches past T counts as full: its missing queries have no weight.
+    As key_blocks, but the loop that always runs is the one before the full blocks, and a block that reaches past T
+    counts as full: its missing queries have no weight. TELL: say to the compiler that it runs.
     """
     last = tl.minimum(first + BLOCK_KEYS, length) - 1
     begin = 0
@@ -77,10 +96,20 @@ def query_blocks(first, BLOCK_KEYS: tl.constexpr, offset, length, left, right, T
         full_end = tl.where(seen_by < T, seen_by // BLOCK * BLOCK, full_end)
     if right is not None:
         begin = tl.minimum(tl.maximum(first - offset - right, 0), end) // BLOCK * BLOCK
-        full_begin = tl.minimum(tl.cdiv(tl.maximum(last - offset - right, 0), BLOCK), tl.cdiv(end, BLOCK)) * BLOCK
-    end = tl.where(first < length, end, begin)
-    full_begin = tl.where(first + BLOCK_KEYS > length, tl.cdiv(end, BLOCK) * BLOCK, full_begin)
-    full_end = tl.maximum(full_end, full_begin)
+        full_begin = tl.cdiv(tl.maximum(last - offset - right, 0), BLOCK) * BLOCK
+    if MASKED:
+        past = tl.cdiv(T, BLOCK) * BLOCK
+        nothing = (first >= length) | (begin >= end)
+        begin = tl.where(nothing, past, begin)
+        end = tl.where(nothing, past + 1, end)
+        full_begin = tl.where(first + BLOCK_KEYS > length, end, tl.maximum(tl.minimum(full_begin, end), begin + 1))
+        full_begin = tl.cdiv(full_begin, BLOCK) * BLOCK
+        full_end = tl.minimum(tl.maximum(full_end, full_begin), tl.maximum(end, full_begin))
+        if TELL:
+            tl.assume(begin < full_begin)
+    else:
+        full_end = tl.minimum(full_end, end)
+        tl.assume(full_begin < full_end)
     return begin, full_begin, full_end, end
 
 
@@ -96,12 +125,18 @@ def seen(queries, keys, offset, length, left, right):
 
 
 @triton.jit
-def attended(scores, mask_ptr, queries, keys, stride_t, stride_s, T, S):
-    """Scores in base 2 with an attn_mask: uint8, 0 takes out, or floating, added."""
-    inside = (queries < T) & (keys < S)
-    mask = tl.load(
-        mask_ptr + queries.to(tl.int64) * stride_t + keys.to(tl.int64) * stride_s, mask=inside, other=0
-    )  # fmt: skip
+def attended(scores, mask_ptr, queries, keys, first, stride_t, stride_s, T, S, MASKED: tl.constexpr):
+    """Scores in base 2 with an attn_mask: uint8, 0 takes out, or floating, added.
+
+    first: the first of ``keys``. MASKED: some may be past S. Its rows are aligned (``Scoring.aligned``), so that many
+    elements are loaded at a time: the addresses of single ones would fill the registers.
+    """
+    inside = queries < T
+    if MASKED:
+        inside = inside & (keys < tl.cdiv(S, 16) * 16)
+    mask_ptr += tl.cast(first, tl.int64) * stride_s
+    offsets = queries.to(tl.int64) * stride_t + (keys - first).to(tl.int64) * stride_s
+    mask = tl.load(mask_ptr + offsets, mask=inside, other=0)
     if mask_ptr.dtype.element_ty == tl.uint8:
         scores = tl.where(mask != 0, scores, float("-inf"))
     else:

@@ -4,7 +4,7 @@
     dv[j] = sum_i p_ij do[i],   dk[j] = scale sum_i ds_ij q[i],   dq[i] = scale sum_j ds_ij k[j]
 
 Legend: B sequences, H query heads, HK key heads, H / HK query heads share one key head, T queries, S keys, width D.
-lse: base-2 logarithm of a query's sum of exponentials, delta = sum over d of o do, both (B, H, T) float32.
+lse: base-2 logarithm of a query's sum of exponentials, delta = sum over d of o do.
 
 One program keeps a block of keys, its values and their gradients, and walks over the queries of every head of its group
 that see it. dk and dv never leave its registers. dq has a part from every program: the tensor memory accelerator adds
@@ -19,11 +19,12 @@ workspace, written, read, and added to by each of S / BLOCK_N programs, in L2 wh
 import torch
 import triton.language as tl
 
+from .attention_backward import attention_statistics
 from .attention_forward import heads_at_once, ordered_tile
 from .attention_settings import Attention, TileSettings, attention_bucket
 from .attention_tile import LOG2_E, block_width, described, descriptor, empty_like_rows
 from .entry import entry
-from .launch import cdiv, chip_of, on_device_of
+from .launch import Chip, cdiv, chip_of, on_device_of
 from .tunable import Variants
 
 _CAST = 2048  # elements of dq per program
@@ -32,9 +33,9 @@ _CAST = 2048  # elements of dq per program
 @entry(do_not_specialize=["T", "S", "offset", "heads_at_once"])
 def _onepass_kernel(
     dq, dk, dv, do, q, k, v,  # descriptors of (B, H or HK, T or S, D); dq is of float32
-    lse_ptr, delta_ptr,  # (B, H, T) float32
+    statistics_ptr,  # see attention_statistics
     B, HK, T, S, offset, scale, scale_log2, heads_at_once,
-    GROUP: tl.constexpr, CAUSAL: tl.constexpr, EVEN_S: tl.constexpr,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, EVEN_S: tl.constexpr, PAD: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Program: a block of keys of one key head. The first blocks, which most queries see, come first."""
@@ -49,22 +50,27 @@ def _onepass_kernel(
     if CAUSAL:
         begin = tl.maximum(n - offset, 0) // BLOCK_M * BLOCK_M
 
-    blocks = tl.cdiv(tl.maximum(T - begin, 0), BLOCK_M)
-    for i in range(GROUP * blocks):  # one loop over heads and queries: the pipeline stays full
+    padded = (tl.cdiv(T, PAD) + 1) * PAD
+    # Keys that no query sees take one block past the last, whose queries have no weight: a way around the loop would
+    # define dk and dv without a product, for which ptxas makes every product wait for the one before it
+    begin = tl.minimum(begin, tl.cdiv(T, BLOCK_M) * BLOCK_M)
+    blocks = tl.maximum(tl.cdiv(T - begin, BLOCK_M), 1)
+    steps = GROUP * blocks
+    tl.assume(steps > 0)
+    for i in range(steps):  # one loop over heads and queries: the pipeline stays full
         h = hk * GROUP + i // blocks
         m = begin + i % blocks * BLOCK_M
         queries = m + tl.arange(0, BLOCK_M)
-        row = (b * HK * GROUP + h).to(tl.int64) * T
+        statistics = statistics_ptr + (b * HK * GROUP + h).to(tl.int64) * (2 * padded) + queries
         q_tile = q.load([b, h, m, 0]).reshape(BLOCK_M, BLOCK_D)
-        lse = tl.load(lse_ptr + row + queries, mask=queries < T, other=float("inf"))
-        p = tl.exp2(tl.dot(k_tile, q_tile.T) * scale_log2 - lse[None, :])
+        p = tl.exp2(tl.dot(k_tile, q_tile.T) * scale_log2 - tl.load(statistics)[None, :])
         if CAUSAL:
             p = tl.where(keys[:, None] <= queries[None, :] + offset, p, 0.0)
         if not EVEN_S:  # a key that is not there has score 0, whose exponential can be infinite
             p = tl.where(keys[:, None] < S, p, 0.0)
         do_tile = do.load([b, h, m, 0]).reshape(BLOCK_M, BLOCK_D)
         dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile)
-        delta = tl.load(delta_ptr + row + queries, mask=queries < T, other=0.0)
+        delta = tl.load(statistics + padded)
         ds = (p * (tl.dot(v_tile, do_tile.T) - delta[None, :])).to(q_tile.dtype)
         dk_tile = tl.dot(ds, q_tile, dk_tile)
         dq_tile = tl.dot(k_tile.T, ds).T  # wgmma needs 64 rows; BLOCK_M may be 32
@@ -102,10 +108,30 @@ def supported(
     )  # fmt: skip
 
 
+# Predicted clocks of a Hopper multiprocessor for a block of 128 queries and 128 keys, by width and whether heads are
+# grouped: in one pass, in two kernels. They are sums over the compiled loops of what the tensor cores take (or shared
+# memory, at 128 bytes a clock, for operands that come from there), a clock for each instruction of four warps, and 35
+# for a barrier. For one pass they hold 5 % for its workspace at 4096 keys. Its steps of 32 queries for rows of 128
+# elements make products that read shared memory for half as long again as they multiply; with grouped heads so do those
+# of the other way. Not counted: at a width of 64 two programs of the other way share a multiprocessor.
+_CLOCKS = {
+    (64, False): (5700, 6300),
+    (64, True): (5700, 6300),
+    (128, False): (11700, 10200),
+    (128, True): (11700, 12200),
+}
+
+
+def predicted_way(gpu: Chip, p: Attention) -> str:
+    """The way of the backward that takes fewer clocks."""
+    one_pass, two_kernels = _CLOCKS[64 if p.width <= 64 else 128, p.group > 1]
+    return "one-pass" if one_pass < two_kernels else "deterministic"
+
+
 # Asked only where the caller allows sums without a fixed order and ``supported`` says yes
 backward_choice = Variants(
     "attention_backward", attention_bucket,
-    {"one-pass": lambda gpu, p: True, "deterministic": lambda gpu, p: True}, lambda gpu, p: "one-pass", reach=2,
+    {"one-pass": lambda gpu, p: True, "deterministic": lambda gpu, p: True}, predicted_way, reach=2,
 )  # fmt: skip
 
 
@@ -113,17 +139,17 @@ def chosen(q, k, causal) -> bool:
     """Whether the backward in one pass is the one to take for q (B, H, T, D), k (B, HK, S, D), as ``supported``."""
     (B, H, T, D), (_, HK, S, _) = q.shape, k.shape
     problem = Attention(
-        B * HK, T, S, q.element_size(), block_width(D), True, H == HK, group=H // HK, causal=causal
+        B * HK, T, S, q.element_size(), block_width(D), True, int(H != HK), group=H // HK, causal=causal
     )  # fmt: skip
     return backward_choice(chip_of(q), problem).variant == "one-pass"
 
 
 def attention_bwd_onepass(
-    do, q, k, v, lse, delta, *, scale, causal, causal_offset=0, settings: TileSettings | None = None
+    do, q, k, v, out, lse, *, scale, causal, causal_offset=0, settings: TileSettings | None = None
 ):
     """do, q (B, H, T, D), k, v (B, HK, S, D), all as ``supported`` asks -> dq, dk, dv, laid out as q, k, v.
 
-    lse, delta: (B, H, T) float32, contiguous. causal: query i saw keys j <= i + causal_offset.
+    out (B, H, T, D), lse (B, H, T): of the forward. causal: query i saw keys j <= i + causal_offset.
     """
     (B, H, T, D), (_, HK, S, _) = q.shape, k.shape
     dq, dk, dv = empty_like_rows(q, D), empty_like_rows(k, D), empty_like_rows(v, D)
@@ -136,8 +162,8 @@ def attention_bwd_onepass(
         _onepass_kernel[(B * HK * cdiv(S, s.BLOCK_N),)](
             *(descriptor(t, s.BLOCK_M) for t in (sums,)), *(descriptor(t, s.BLOCK_N) for t in (dk, dv)),
             *(descriptor(t, s.BLOCK_M) for t in (do, q)), *(descriptor(t, s.BLOCK_N) for t in (k, v)),
-            lse, delta, B, HK, T, S, causal_offset, scale, scale * LOG2_E, at_once,
-            H // HK, causal, S % s.BLOCK_N == 0, s.BLOCK_M, s.BLOCK_N, width,
+            attention_statistics(do, out, lse, s.BLOCK_M), B, HK, T, S, causal_offset, scale, scale * LOG2_E, at_once,
+            H // HK, causal, S % s.BLOCK_N == 0, s.BLOCK_M, s.BLOCK_M, s.BLOCK_N, width,
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
         _cast_kernel[(cdiv(dq.numel(), _CAST),)](dq, sums, dq.numel(), scale, _CAST, num_warps=4)

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import triton
+
 from .attention_tile import result_width
 from .launch import Chip
 from .tunable import Bucket, Choice
@@ -29,31 +31,90 @@ class BackwardSettings(NamedTuple):
     apart: bool = False  # dk and dv by programs of their own
 
 
-def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, simple: bool) -> TileSettings:
-    """width: the larger of the two head dimensions, rounded up to a power of two. simple: no softcap, attn_mask or
-    dropout, whose values need registers of more warps."""
-    if itemsize == 4:
-        return TileSettings(64, 64, 4, 2) if width <= 64 else TileSettings(64, 32 if simple else 16, 4, 1, 32)
-    wide = {128: (128, 128, 8, 2), 256: (128, 64, 8, 2)} if descriptors else {128: (128, 64, 8, 2), 256: (64, 32, 8, 2)}
-    return TileSettings(*wide.get(width, (128, 64, 4 if simple else 8, 3 if descriptors else 2)))
+# What a score goes through takes registers of its own, beside the tile's. Weights of them, in no unit: settings were
+# compiled for sm_90 with Triton 3.6, 3.7 and 3.9 and chosen where none spills.
+_SCORED = {"softcap": 3, "mask": 3, "dropout": 4, "lengths": 1, "grouped": 1}
+PLAIN = 2  # lengths and grouped heads at most: scores are scaled and nothing else
+# Triton 3.9 keeps the addresses of a tile's slices in registers over a loop, 32 of them for rows of 256 elements.
+_SLICES_HELD = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
 
 
-def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, simple: bool) -> BackwardSettings:
-    """width: the larger of the two head dimensions, rounded up to a power of two. simple: causality at most, and no
-    grouped heads: that leaves registers for a wider step. In float32: no softcap, attn_mask or dropout."""
+def burden_of(scoring, lengths: bool, grouped: bool) -> int:
+    """What scores go through, by weights; grouped: a window or grouped heads, for the backward's loops over them."""
+    there = {
+        "softcap": scoring.softcap is not None, "mask": scoring.mask is not None, "dropout": scoring.dropout_p > 0,
+        "lengths": lengths, "grouped": grouped,
+    }  # fmt: skip
+    # a mask takes more where its addresses change with the head, and beside a length
+    mixed = there["mask"] and (lengths or grouped)
+    return sum(weight for name, weight in _SCORED.items() if there[name]) + mixed
+
+
+def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, burden: int) -> TileSettings:
+    """width: the larger of the two head dimensions, rounded up to a power of two. burden: see ``burden_of``."""
+    plain = burden <= PLAIN
     if itemsize == 4:
-        block_n = (32 if width > 64 else 64) // (1 if simple else 2)
-        return BackwardSettings(TileSettings(32, 64, 4, 1, 32), TileSettings(64, block_n, 4, 1, 32), apart=width > 64)
-    if descriptors:
+        if width <= 64:
+            return TileSettings(64, 64 if burden < _SCORED["dropout"] else 32, 4, 2)
+        return TileSettings(64, 32 if plain else 16, 4, 1, 32)
+    if not descriptors:
+        scored = (128, 32, 8, 2) if gpu.is_amd else (64, 64, 8, 2)
+        wide = {128: (128, 64, 8, 2) if plain else scored, 256: (64, 32, 8, 2)}
+        return TileSettings(*wide.get(width, (128, 64, 4 if plain else 8, 2)))
+    if width <= 64:
+        return TileSettings(128, 64, 4 if plain else 8, 3)
+    tiles = {
+        128: ((3, (128, 128, 8, 2)), (9, (128, 64, 8, 2)), (99, (128, 32, 8, 2))),
+        256: ((3, (128, 64, 8, 2)), (6, (128, 32, 8, 2)), (99, (64, 32, 8, 2))),
+    }
+    if width == 256 and burden == _SCORED["lengths"]:
+        burden = 6  # values past a length are zeroed on their way through registers
+    if width == 128 and burden == 3 and gpu.arch == "sm_100":
+        burden = 9  # this tile alone spills less there
+    return _first(tiles[width], burden)
+
+
+def _first(tiles, burden: int) -> TileSettings:
+    """Of tiles with the most that each carries."""
+    return next(TileSettings(*tile) for most, tile in tiles if burden <= most)
+
+
+def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, burden: int) -> BackwardSettings:
+    """width: the larger of the two head dimensions, rounded up to a power of two. burden: see ``burden_of``.
+
+    Programs that make dk or dv alone multiply five times together where one that makes both does four times, but hold
+    one accumulator: where both would leave a step of 16 or 32 queries, they are faster, since products of so few read
+    shared memory for longer than they multiply.
+    """
+    if itemsize == 4:
+        block_n = (32 if width > 64 else 64) // (1 if burden <= PLAIN else 2)
+        apart = width > 64 or burden > _SCORED["dropout"]
+        return BackwardSettings(TileSettings(32, 64, 4, 1, 32), TileSettings(64, block_n, 4, 1, 32), apart)
+    if not descriptors:  # addresses take registers too: half the tile where scores go through anything
         tiles = {
-            128: ((64 if simple else 32, 128, 8, 2), (128, 64, 8, 2)),
-            256: ((16, 64, 8, 2), (64, 32, 8, 2)),
+            64: ((32 if burden > PLAIN else 64, 64, 4, 2), (64, 64, 4, 2)),
+            128: ((32 if burden or gpu.is_amd else 64, 64, 8, 2), (64 if burden > PLAIN else 128, 32, 8, 2)),
+            256: ((32, 64, 8, 1), (32 if burden > PLAIN else 64, 32, 8, 1)),
         }
-        small = ((64, 64, 4, 2), (128, 64, 4 if simple else 8, 2))
+        if gpu.is_amd:
+            tiles[256] = (16, 64, 8, 1), (32 if burden > PLAIN else 64, 16, 8, 1)
+            if burden > PLAIN:
+                tiles[128] = (32, 64, 8, 2), (64, 16, 8, 2)
+        return BackwardSettings(*(TileSettings(*tile) for tile in tiles[max(width, 64)]))
+    if width <= 64:
+        keys = ((4, (64, 64, 4, 2)), (99, (32, 64, 4, 2)))
+        queries = ((0, (128, 64, 4, 2)), (99, (128, 64, 8, 2)))
+    elif width == 128:
+        keys = ((0, (64, 128, 8, 2)), (7, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
+        queries = ((6, (128, 64, 8, 2)), (9, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
     else:
-        tiles = {128: ((32, 128, 8, 2), (128, 32, 8, 2)), 256: ((32, 64, 8, 1), (64, 32, 8, 1))}
-        small = ((64, 64, 4, 2), (64, 64, 4, 2))
-    return BackwardSettings(*(TileSettings(*tile) for tile in tiles.get(width, small)))
+        keys = ((1, (32, 64 if _SLICES_HELD else 128, 8, 2)), (PLAIN, (32, 64, 8, 2)))
+        keys += ((99, (16 if _SLICES_HELD or gpu.arch == "sm_100" else 32, 64, 8, 2)),)
+        queries = ((0, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
+    apart = width == 256 or (width == 128 and burden >= 5)
+    if width == 256 and burden > PLAIN and gpu.arch == "sm_100":
+        apart = False  # where both together spill less
+    return BackwardSettings(_first(keys, burden), _first(queries, burden), apart)
 
 
 class Attention(NamedTuple):
@@ -65,29 +126,29 @@ class Attention(NamedTuple):
     itemsize: int  # of an element, in bytes
     width: int  # the larger of the two head dimensions, rounded up to a power of two
     descriptors: bool  # operands move by tensor descriptors
-    simple: bool  # see forward_settings and backward_settings
+    burden: int  # what scores go through, see ``burden_of``
     passes: int = 1  # tensor-core products per product
     group: int = 1  # query heads that share a key head
     causal: bool = False
     window: int = 0  # keys to the left of the diagonal that are seen, 0 for all
 
     @classmethod
-    def of(cls, q, k, v, heads, band, descriptors, simple, dot, width):
+    def of(cls, q, k, v, heads, band, descriptors, burden, dot, width):
         return cls(
-            heads, q.shape[2], k.shape[2], q.element_size(), width, descriptors, simple,
+            heads, q.shape[2], k.shape[2], q.element_size(), width, descriptors, burden,
             3 if dot == "tf32x3" and q.element_size() == 4 else 1, q.shape[1] // k.shape[1],
             band.right is not None, 0 if band.left is None else band.left + 1,
         )  # fmt: skip
 
     def tile_choice(self):
         """What the default depends on."""
-        return self.itemsize, self.width, self.descriptors, self.simple
+        return self.itemsize, self.width, self.descriptors, self.burden
 
 
 def attention_bucket(p: Attention) -> Bucket:
     window = 1 << (p.window - 1).bit_length() if p.window else 0
     return Bucket.of(
-        p.heads, p.T, p.S, item=p.itemsize, width=p.width, desc=p.descriptors, simple=p.simple, passes=p.passes,
+        p.heads, p.T, p.S, item=p.itemsize, width=p.width, desc=p.descriptors, burden=p.burden, passes=p.passes,
         group=p.group, causal=p.causal, window=window,
     )  # fmt: skip
 
@@ -106,7 +167,8 @@ def _fits(results: int, operands: int, products: int, rows_are_keys: bool = Fals
         kept, walked = (s.BLOCK_N, s.BLOCK_M) if rows_are_keys else (s.BLOCK_M, s.BLOCK_N)
         wide = p.itemsize == 4
         columns = wide and p.width > whole
-        parts = 1 if wide and p.width > 64 else results  # then dk and dv are apart
+        apart = rows_are_keys and backward_settings(gpu, *p.tile_choice()).apart
+        parts = 1 if apart else results
         accumulators = parts * kept * int(result_width(p.width, s.COLUMNS)) + products * kept * walked
         if accumulators > (_HELD_SPLIT if wide else _HELD) * 32 * s.num_warps or (s.COLUMNS > 0) != columns:
             return False

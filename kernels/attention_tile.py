@@ -12,6 +12,17 @@ from .launch import cdiv
 from .tile import tanh
 
 LOG2_E = 1.4426950408889634
+ALIGNED = 16  # elements: Triton knows of strides and pointers whether 16 divides them
+
+
+@triton.jit
+def in_elements(stride_b, stride_h, stride_row, UNIT: tl.constexpr):
+    """Strides that are given in units of so many elements, see ``stride_unit``."""
+    if UNIT > 1:
+        stride_b = tl.cast(stride_b, tl.int64) * UNIT
+        stride_h = tl.cast(stride_h, tl.int64) * UNIT
+        stride_row = tl.cast(stride_row, tl.int64) * UNIT
+    return stride_b, stride_h, stride_row
 
 
 @triton.jit
@@ -150,7 +161,7 @@ def without_padding(tile, row, length, BLOCK: tl.constexpr):
 
 @triton.jit
 def scores(
-    products, scale, cap, queries, keys, offset, length, left, right,
+    products, scale, cap, queries, keys, first_key, offset, length, left, right,
     mask_ptr, stride_mt, stride_ms, T, S,
     SCALED: tl.constexpr, MASKED: tl.constexpr, PRECISE: tl.constexpr,
 ):  # fmt: skip
@@ -170,17 +181,10 @@ def scores(
     elif SCALED:
         products = products * scale
     if mask_ptr is not None:
-        products = attended(products, mask_ptr, queries, keys, stride_mt, stride_ms, T, S)
+        products = attended(products, mask_ptr, queries, keys, first_key, stride_mt, stride_ms, T, S, MASKED)
     if MASKED:
         products = tl.where(seen(queries, keys, offset, length, left, right), products, float("-inf"))
     return products, slope
-
-
-@triton.jit
-def load_lse(lse_ptr, rows, T):
-    """A query that sees nothing, or is past T, gets infinity: its weights come out 0."""
-    lse = tl.load(lse_ptr + rows, mask=rows < T, other=float("inf"))
-    return tl.where(lse == float("-inf"), float("inf"), lse)
 
 
 class Scoring(NamedTuple):
@@ -197,10 +201,24 @@ class Scoring(NamedTuple):
         """The scale can wait for the exponential's argument, where a fused multiply-add is free."""
         return self.softcap is None and self.mask is None and self.scale > 0
 
-    @property
-    def simple(self) -> bool:
-        """Products are scaled and nothing else."""
-        return self.softcap is None and self.mask is None and self.dropout_p == 0
+    def aligned(self) -> "Scoring":
+        """With rows of the mask that can be read 16 elements at a time: a copy of those that cannot, with room for it.
+
+        Axes along which the mask is expanded are not copied, but for the last.
+        """
+        mask = self.mask
+        if mask is None or (
+            mask.shape[3] % ALIGNED == 0
+            and mask.stride(3) == 1
+            and all(stride % ALIGNED == 0 for stride in mask.stride()[:3])
+            and mask.data_ptr() % 16 == 0
+        ):
+            return self
+        once = mask[tuple(slice(0, 1 if stride == 0 else None) for stride in mask.stride()[:3])]
+        *axes, S = once.shape
+        copy = torch.empty(*axes, cdiv(S, ALIGNED) * ALIGNED, dtype=mask.dtype, device=mask.device)
+        copy[..., :S].copy_(once)
+        return self._replace(mask=copy.expand(*mask.shape[:3], -1))
 
     def arguments(self):
         """scale, cap, mask, its four strides, seed, threshold and gain of dropout, as the kernels take them."""
@@ -238,6 +256,23 @@ def descriptor(t, block):
     width = cdiv(d, step) * step  # stride of axes of one element, where any would do
     strides = [width if B == 1 else b, width if H == 1 else h, width if rows == 1 else row, 1]
     return tensor_descriptor(t, [B, H, rows, d], strides, [1, 1, block, block_width(d)])
+
+
+def stride_unit(*tensors):
+    """Elements in which kernels are given the strides of such (B, H, rows, d).
+
+    Triton sees of a stride whether 16 elements divide it. Where 16 bytes divide all and 16 elements do not, as rows of
+    40 float32, strides in units of 16 bytes say by their form that rows can be read 16 bytes at a time.
+    """
+    strides = [stride for t in tensors if t is not None for stride in t.stride()[:3]]
+    unit = 16 // tensors[0].element_size()
+    divided = all(stride % unit == 0 for stride in strides)
+    return unit if divided and any(stride % ALIGNED for stride in strides) else 1
+
+
+def strides_in(unit, *tensors):
+    """Strides of all axes but the last; zeros for None."""
+    return [stride // unit for t in tensors for stride in ((0, 0, 0) if t is None else t.stride()[:3])]
 
 
 def empty_like_rows(t, width):

@@ -16,14 +16,16 @@ Implicit matrix products: what a product reads is gathered from x or g on the wa
 
 Taps and channels are one loop: a step is BLOCK_K channels of one tap, or, with few channels, of several. For dx the
 pixels (i, j) are taken by their remainders modulo the stride: equal ones are reached by the same taps, so none of the
-zeros between strides is multiplied. As in linear, g is made from dy and what the forward saved while it is loaded, and
-db comes from the tiles that dw loads. x is read in the layout that it has; weights whose channels are not adjacent are
-copied where that pays. Zeros of the padding are multiplied as values: an infinite weight next to them makes NaN.
+zeros between strides is multiplied. prepass.py makes g, and db with it: the products would make it again for each tap.
+x is read in the layout that it has; weights whose channels are not adjacent are copied where that pays. Zeros of the
+padding are multiplied as values: an infinite weight next to them makes NaN.
 
 On GPUs with a tensor memory accelerator, aligned channels_last tensors without groups move by descriptors: boxes of
-images x rows x columns, whose part outside the image the hardware fills with zeros. A stride is two more axes of the
-descriptor. 1 x 1 kernels on channels_last tensors are linear layers of the pixels, and kernels/linear.py computes them;
-depthwise ones have no sum over channels, and kernels/conv2d_depthwise.py computes them without tensor cores.
+images x rows x columns, whose part outside the image the hardware fills with zeros (conv2d_boxes.py). A stride is two
+more axes of the descriptor. Others are copied to that layout where it pays. The taps of few channels are put side by
+side (conv2d_few.py). Everything else is gathered by pointers (conv2d_gather.py). 1 x 1 kernels on channels_last
+tensors are linear layers of the pixels, and linear.py computes them; depthwise ones have no sum over channels, and
+conv2d_depthwise.py computes them without tensor cores.
 
 FLOPs: 2 rows x columns x summed each. Traffic: every tensor once, as long as the taps of a tile stay in L2.
 A sum split over programs goes through float32 partial sums, added in a fixed order: two runs are bitwise equal.
@@ -31,12 +33,16 @@ A sum split over programs goes through float32 partial sums, added in a fixed or
 
 import torch
 
+from .conv2d_boxes import boxes, movable
 from .conv2d_depthwise import depthwise, depthwise_weight, is_depthwise
+from .conv2d_few import few, few_weight, suits
 from .conv2d_gather import gather
-from .conv2d_geometry import FILL, dense_channels_last
+from .conv2d_geometry import FEW, FEW_PIXELS, FILL, dense_channels_last
 from .conv2d_geometry import Geometry as Geometry
 from .conv2d_weight import weight
-from .linear import linear_bwd_input, linear_bwd_weight, linear_fwd
+from .launch import chip_of
+from .linear import linear_bwd, linear_bwd_input, linear_bwd_weight, linear_fwd
+from .prepass import prepass
 from .tile import FROM_OUTPUT, keeps_derivative
 
 
@@ -82,44 +88,83 @@ def conv2d_fwd(x, w, b, geometry, activation, keep, precision, channels_last, se
     saved = torch.empty_like(y) if keep and keeps_derivative(activation) else None
     if is_depthwise(geometry, w):
         depthwise(y, saved, x, w, geometry, transposed=False, bias=b, activation=activation)
+    elif suits(x, w, geometry):
+        few(y, saved, x, w, geometry, precision, bias=b, activation=activation, settings=settings)
     else:
-        gather(y, saved, x, w, geometry, precision, transposed=False, bias=b, activation=activation, settings=settings)
+        _product(y, saved, x, w, geometry, precision, False, settings, bias=b, activation=activation)
     return y, (y if keep and activation in FROM_OUTPUT else saved)
 
 
-def conv2d_bwd_input(dy, saved, x, w, geometry, activation, precision, settings=None):
-    """dy, saved (N, O, P, Q) -> dx in x's shape, dtype and layout; of x nothing else is read."""
-    matrices = _as_linear(geometry, w, dy, saved) if dense_channels_last(x) else None
+def _product(out, out_saved, a, w, geometry, precision, transposed, settings, **finish):
+    a = _channels_last(a, out)
+    by = boxes if movable(out, a, w, geometry, transposed) else gather
+    by(out, out_saved, a, w, geometry, precision, transposed=transposed, settings=settings, **finish)
+
+
+def conv2d_bwd_input(g, x, w, geometry, precision, settings=None):
+    """g (N, O, P, Q) -> dx in x's shape, dtype and layout; of x nothing else is read. Not for depthwise ones."""
+    matrices = _as_linear(geometry, w, g) if dense_channels_last(x) else None
     if matrices is not None:
-        rows = linear_bwd_input(*matrices, w[:, :, 0, 0], activation, precision, settings)
+        rows = linear_bwd_input(matrices[0], None, w[:, :, 0, 0], None, precision, settings)
         return rows.as_strided(x.shape, x.stride())
     dx = torch.empty_like(x)
-    if is_depthwise(geometry, w):
-        depthwise(dx, None, dy, w, geometry, transposed=True, saved=saved, gradient_of=activation)
-    else:
-        gather(
-            dx, None, dy, w, geometry, precision,
-            transposed=True, saved=saved, gradient_of=activation, settings=settings,
-        )  # fmt: skip
+    _product(dx, None, g, w, geometry, precision, True, settings)
     return dx
 
 
-def conv2d_bwd_weight(dy, saved, x, w, geometry, activation, need_w, bias_dtype, precision, settings=None):
-    """dy, saved (N, O, P, Q), x -> dw in w's shape and layout, db (O,) in bias_dtype; None for what is not asked for.
-
-    Of w nothing but shape, dtype and layout is read. need_w False: the sums for db alone.
-    """
-    matrices = _as_linear(geometry, w, dy, saved, x)
+def conv2d_bwd_weight(g, x, w, geometry, precision, settings=None):
+    """g (N, O, P, Q), x -> dw in w's shape and layout. Of w nothing but that is read. Not for depthwise ones."""
+    matrices = _as_linear(geometry, w, g, x)
     if matrices is not None:
-        dy_rows, saved_rows, x_rows = matrices
-        x_rows = x_rows if need_w else x_rows[:, :0]
-        dw, db = linear_bwd_weight(dy_rows, saved_rows, x_rows, activation, bias_dtype, precision, settings, FILL)
-        strides = w.stride() if w.is_contiguous() else torch.empty_like(w).stride()
-        return (dw.as_strided(w.shape, strides) if need_w else None), db
+        dw, _ = linear_bwd_weight(matrices[0], None, matrices[1], None, None, precision, settings, FILL)
+        return _like(w, dw)
     dw = torch.empty_like(w)
-    db = None if bias_dtype is None else torch.empty(w.shape[0], dtype=bias_dtype, device=w.device)
-    if is_depthwise(geometry, w):
-        depthwise_weight(dw, db, dy, saved, x, geometry, activation)
+    if suits(x, w, geometry):
+        few_weight(dw, g, x, geometry, precision, settings)
     else:
-        weight(dw, db, dy, saved, x, geometry, activation, need_w, precision, settings)
-    return (dw if need_w else None), db
+        weight(dw, g, _channels_last(x, g), geometry, precision, settings)
+    return dw
+
+
+def _channels_last(t, other):
+    """A source (N, C, H, W), copied to where descriptors can move it, if that and the sizes make it worth it."""
+    pixels = other.numel() // max(other.shape[1], 1)
+    worth = chip_of(t).has_descriptors and t.shape[1] >= FEW and pixels >= FEW_PIXELS
+    return t.contiguous(memory_format=torch.channels_last) if worth and t.stride(1) != 1 else t
+
+
+def _like(w, dw):
+    """dw (O, C) of a 1 x 1 kernel in the shape and layout of w."""
+    return dw.as_strided(w.shape, w.stride() if w.is_contiguous() else torch.empty_like(w).stride())
+
+
+def conv2d_bwd(dy, saved, x, w, geometry, activation, needed, precision):
+    """dy, saved (N, O, P, Q) -> dx, dw, db (O,) in w.dtype; None for each that is not needed, in the same order."""
+    need_x, need_w, need_b = needed
+    dx = dw = db = None
+    matrices = _as_linear(geometry, w, saved, x)
+    if matrices is not None:  # whatever dy's layout is: a sum must not differ with it
+        dy_rows = _pixel_rows(dy.contiguous(memory_format=torch.channels_last))
+        rows, dw, db = linear_bwd(dy_rows, *matrices, w[:, :, 0, 0], activation, needed, precision, FILL)
+        return rows if rows is None else rows.as_strided(x.shape, x.stride()), None if dw is None else _like(w, dw), db
+    if is_depthwise(geometry, w):
+        if need_x:
+            dx = torch.empty_like(x)
+            depthwise(dx, None, dy, w, geometry, transposed=True, saved=saved, gradient_of=activation)
+        if need_w or need_b:
+            dw, db = torch.empty_like(w), w.new_empty(w.shape[0]) if need_b else None
+            depthwise_weight(dw, db, dy, saved, x, geometry, activation)
+        return dx, dw if need_w else None, db
+    if activation is not None or need_b:
+        rows, db = prepass(_pixels(dy), _pixels(saved), activation, w.dtype if need_b else None)
+        dy = dy if rows is None else _images(rows, x.shape[0], geometry.size)
+    if need_x:
+        dx = conv2d_bwd_input(dy, x, w, geometry, precision)
+    if need_w:
+        dw = conv2d_bwd_weight(dy, x, w, geometry, precision)
+    return dx, dw, db
+
+
+def _pixels(t):
+    """t (N, C, H, W) or None as (N, H * W, C), a copy where its strides do not allow that."""
+    return None if t is None else t.flatten(2).transpose(1, 2)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import triton.language as tl
 
-from .conv2d_geometry import flat_pixels, inverses, walk
+from .conv2d_geometry import flat_pixels, inverses, most_of_a_class, numbers_are_large, pixel_offset, walk
 from .entry import entry
 from .launch import Chip, cdiv, chip_of, on_device_of
 from .partials import partial_length, reduce_partials
@@ -26,7 +26,7 @@ def _depthwise_kernel(
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     PERIOD_H: tl.constexpr, PERIOD_W: tl.constexpr, INVERSE_H: tl.constexpr, INVERSE_W: tl.constexpr,
     MULTIPLIER: tl.constexpr, TRANSPOSED: tl.constexpr,  # output channels of an input channel; y or dx
-    ACTIVATION: tl.constexpr, GRADIENT_OF: tl.constexpr, PRECISE: tl.constexpr,
+    ACTIVATION: tl.constexpr, GRADIENT_OF: tl.constexpr, PRECISE: tl.constexpr, LARGE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Program: BLOCK_P pixels of one class, BLOCK_C channels of the result; classes as in conv2d_gather.py."""
@@ -48,11 +48,10 @@ def _depthwise_kernel(
     SPREAD_W: tl.constexpr = STRIDE_W if TRANSPOSED else 1
     SUMMED: tl.constexpr = MULTIPLIER if TRANSPOSED else 1  # source channels that a result's channel sees
 
-    image, row, column, inside = flat_pixels((tile - remainder * tiles_p) * BLOCK_P, images, P, Q, BLOCK_P)
-    image = image.to(tl.int64)
+    image, row, column, inside = flat_pixels(tile - remainder * tiles_p, images, P, Q, LARGE, BLOCK_P)
     h, w = row * STEP_H + origin_h, column * STEP_W + origin_w
-    a_rows = image * stride_an + h.to(tl.int64) * stride_ah + w.to(tl.int64) * stride_aw
-    saved_rows = image * stride_sn + h.to(tl.int64) * stride_sh + w.to(tl.int64) * stride_sw
+    a_rows = pixel_offset(image, h, w, stride_an, stride_ah, stride_aw)
+    saved_rows = pixel_offset(image, h, w, stride_sn, stride_sh, stride_sw)
     z = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
     for step in range(taps_h * taps_w * SUMMED):
         tap = step // SUMMED
@@ -82,8 +81,7 @@ def _depthwise_kernel(
     if bias_ptr is not None:
         z += tl.load(bias_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
     y, kept = activate(z, ACTIVATION, PRECISE)
-    rows = image * stride_on + (first_h + row * SPREAD_H).to(tl.int64) * stride_oh
-    rows += (first_w + column * SPREAD_W).to(tl.int64) * stride_ow
+    rows = pixel_offset(image, first_h + row * SPREAD_H, first_w + column * SPREAD_W, stride_on, stride_oh, stride_ow)
     offsets = rows[:, None] + (c.to(tl.int64) * stride_oc)[None, :]
     mask = inside[:, None] & (c < channels)[None, :]
     tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=mask)
@@ -98,10 +96,10 @@ def _depthwise_weight_kernel(
     stride_yn, stride_yc, stride_yh, stride_yw, stride_sn, stride_sc, stride_sh, stride_sw,  # in elements
     stride_xn, stride_xc, stride_xh, stride_xw, stride_on, stride_or, stride_os,
     images, P, Q, H, W, channels,  # rows and columns of dy, of x; channels of dy
-    share, numel, total,  # pixel tiles of a split
+    tiles_p, share, numel, total,  # pixel tiles, in all and of a split
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    MULTIPLIER: tl.constexpr, GRADIENT_OF: tl.constexpr, SUMS: tl.constexpr,
+    MULTIPLIER: tl.constexpr, GRADIENT_OF: tl.constexpr, SUMS: tl.constexpr, LARGE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Program (t, s): share s of the sum over all pixels; t: one tap, BLOCK_C channels."""
@@ -114,20 +112,19 @@ def _depthwise_weight_kernel(
     y_channel, x_channel = c.to(tl.int64), (c // MULTIPLIER).to(tl.int64)
     products = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
     sums = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
-    for step in range(split * share, tl.minimum((split + 1) * share, tl.cdiv(images * P * Q, BLOCK_P))):
-        image, row, column, inside = flat_pixels(step * BLOCK_P, images, P, Q, BLOCK_P)
+    for step in range(split * share, tl.minimum((split + 1) * share, tiles_p)):
+        image, row, column, inside = flat_pixels(step, images, P, Q, LARGE, BLOCK_P)
         h, w = row * STRIDE_H + (r * DILATION_H - PAD_H), column * STRIDE_W + (s * DILATION_W - PAD_W)
-        image, row, column = image.to(tl.int64), row.to(tl.int64), column.to(tl.int64)
         mask = inside[:, None] & (c < channels)[None, :]
-        pixels = image * stride_yn + row * stride_yh + column * stride_yw
+        pixels = pixel_offset(image, row, column, stride_yn, stride_yh, stride_yw)
         g = tl.load(dy_ptr + (pixels[:, None] + (y_channel * stride_yc)[None, :]), mask=mask, other=0.0)
         g = g.to(tl.float32)
         if GRADIENT_OF is not None:
-            pixels = image * stride_sn + row * stride_sh + column * stride_sw
+            pixels = pixel_offset(image, row, column, stride_sn, stride_sh, stride_sw)
             saved = tl.load(saved_ptr + (pixels[:, None] + (y_channel * stride_sc)[None, :]), mask=mask, other=0.0)
             g = backpropagate(g, saved.to(tl.float32), GRADIENT_OF)
         mask = mask & ((h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None]
-        pixels = image * stride_xn + h.to(tl.int64) * stride_xh + w.to(tl.int64) * stride_xw
+        pixels = pixel_offset(image, h, w, stride_xn, stride_xh, stride_xw)
         x = tl.load(x_ptr + (pixels[:, None] + (x_channel * stride_xc)[None, :]), mask=mask, other=0.0)
         products += g * x.to(tl.float32)
         if SUMS:
@@ -189,8 +186,8 @@ def depthwise(out, out_saved, a, w, geometry, *, transposed, bias=None, activati
     """As ``gather`` for a depthwise convolution; float32 sums without tensor cores."""
     g = geometry
     images, channels, P, Q = out.shape
-    classes = math.prod(g.stride) if transposed else 1
-    rows = images * (cdiv(P, g.stride[0]) * cdiv(Q, g.stride[1]) if transposed else P * Q)
+    classes, rows_p, rows_q = most_of_a_class(geometry, (P, Q), transposed)
+    rows = images * rows_p * rows_q
     adjacent, taps = a.stride(1) == 1, math.prod(w.shape[2:])
     block_p, block_c, warps = result_choice(chip_of(a), Depthwise(rows, channels, a.element_size(), adjacent, taps))
     tiles_p = cdiv(rows, block_p)
@@ -201,7 +198,7 @@ def depthwise(out, out_saved, a, w, geometry, *, transposed, bias=None, activati
             of_o, of_r, of_s, *out.stride(), images, P, Q, *a.shape[2:], channels, tiles_p,
             *w.shape[2:], *g.stride, *g.padding, *g.dilation, *inverses(g, transposed),
             w.shape[0] // g.groups, transposed, activation, gradient_of, a.dtype == torch.float32,
-            block_p, block_c, num_warps=warps,
+            numbers_are_large(rows), block_p, block_c, num_warps=warps,
         )  # fmt: skip
 
 
@@ -218,8 +215,8 @@ def depthwise_weight(out, sums, dy, saved, x, geometry, activation):
     with on_device_of(dy):
         _depthwise_weight_kernel[(programs, splits)](
             part, dy, saved, x, *dy.stride(), *(saved.stride() if saved is not None else (0, 0, 0, 0)), *x.stride(),
-            of_o, of_r, of_s, images, P, Q, *x.shape[2:], O, cdiv(steps, splits), out.numel(), part.shape[1],
+            of_o, of_r, of_s, images, P, Q, *x.shape[2:], O, steps, cdiv(steps, splits), out.numel(), part.shape[1],
             R, S, *g.stride, *g.padding, *g.dilation, O // g.groups, activation, sums is not None,
-            block_p, block_c, num_warps=warps,
+            numbers_are_large(images * P * Q), block_p, block_c, num_warps=warps,
         )  # fmt: skip
         reduce_partials(out, None, sums, part, None, None, True)

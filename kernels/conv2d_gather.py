@@ -1,38 +1,34 @@
 """Convolution as a matrix product whose rows are gathered from the source: y, and dx; kernels/conv2d.py launches it."""
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
 from .conv2d_geometry import (
     FEW,
+    FEW_PIXELS,
     Source,
-    box_corner,
-    box_of,
-    box_pixels,
-    box_tile,
     columns_of,
-    dense_channels_last,
     fit_step,
     flat_pixels,
     inverses,
+    most_of_a_class,
+    next_channels,
+    numbers_are_large,
+    pixel_offset,
     rows_of,
     walk,
 )
-from .descriptor import tensor_descriptor
 from .entry import entry
-from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, product_choice
+from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, passes, product_choice
 from .partials import partial_length, reduce_partials
-from .tile import activate, backpropagate, grouped_tile, keeps_derivative
+from .tile import INSTRUCTIONS, activate, grouped_tile, keeps_derivative
 
 
 @triton.jit
 def _finish(
-    products, out, saved, bias_ptr, rows, inside, n, N, stride_oc, image, row, column,
-    ACTIVATION: tl.constexpr, PRECISE: tl.constexpr, DESCRIPTORS: tl.constexpr,
-    BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr,
+    products, out_ptr, saved_ptr, bias_ptr, rows, inside, n, N, stride_oc,
+    ACTIVATION: tl.constexpr, PRECISE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUBTILES: tl.constexpr,
 ):  # fmt: skip
     """Bias, activation and store of one tile, in SUBTILES column parts so that fewer values live at once."""
@@ -40,36 +36,30 @@ def _finish(
         HALF: tl.constexpr = BLOCK_N // 2
         left, right = products.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
         _finish(
-            left, out, saved, bias_ptr, rows, inside, n, N, stride_oc, image, row, column, ACTIVATION, PRECISE,
-            DESCRIPTORS, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS, BLOCK_M, HALF, SUBTILES // 2,
+            left, out_ptr, saved_ptr, bias_ptr, rows, inside, n, N, stride_oc,
+            ACTIVATION, PRECISE, BLOCK_M, HALF, SUBTILES // 2,
         )  # fmt: skip
         _finish(
-            right, out, saved, bias_ptr, rows, inside, n + HALF, N, stride_oc, image, row, column, ACTIVATION, PRECISE,
-            DESCRIPTORS, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS, BLOCK_M, HALF, SUBTILES // 2,
+            right, out_ptr, saved_ptr, bias_ptr, rows, inside, n + HALF, N, stride_oc,
+            ACTIVATION, PRECISE, BLOCK_M, HALF, SUBTILES // 2,
         )  # fmt: skip
     else:
         offs_n = n + tl.arange(0, BLOCK_N)
         if bias_ptr is not None:
             products += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
         y, kept = activate(products, ACTIVATION, PRECISE)
-        if DESCRIPTORS:
-            corner = [image, row, column, n]
-            out.store(corner, y.to(out.dtype).reshape(BOX_IMAGES, BOX_ROWS, BOX_COLUMNS, BLOCK_N))
-            if saved is not None:
-                saved.store(corner, kept.to(saved.dtype).reshape(BOX_IMAGES, BOX_ROWS, BOX_COLUMNS, BLOCK_N))
-        else:
-            mask = inside[:, None] & (offs_n[None, :] < N)
-            offsets = rows[:, None] + (offs_n.to(tl.int64) * stride_oc)[None, :]
-            tl.store(out + offsets, y.to(out.dtype.element_ty), mask=mask)
-            if saved is not None:
-                tl.store(saved + offsets, kept.to(saved.dtype.element_ty), mask=mask)
+        mask = inside[:, None] & (offs_n[None, :] < N)
+        offsets = rows[:, None] + (offs_n.to(tl.int64) * stride_oc)[None, :]
+        tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=mask)
+        if saved_ptr is not None:
+            tl.store(saved_ptr + offsets, kept.to(saved_ptr.dtype.element_ty), mask=mask)
 
 
 @entry
 def _gather_kernel(
-    out, out_saved, part_ptr,  # results: pointers or descriptors
-    a, saved, b, bias_ptr,  # operands: pointers or descriptors
-    stride_an, stride_ac, stride_ah, stride_aw, stride_sn, stride_sc, stride_sh, stride_sw,  # in elements
+    out_ptr, out_saved_ptr, part_ptr,  # results
+    a_ptr, b_ptr, bias_ptr,
+    stride_an, stride_ac, stride_ah, stride_aw,  # in elements
     stride_bn, stride_bk, stride_br, stride_bs, stride_bg,  # result channel, summed channel, tap row and column, group
     stride_on, stride_oc, stride_oh, stride_ow,
     images, P, Q, H, W,  # rows and columns of the result, of the source
@@ -79,11 +69,9 @@ def _gather_kernel(
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     PERIOD_H: tl.constexpr, PERIOD_W: tl.constexpr, INVERSE_H: tl.constexpr, INVERSE_W: tl.constexpr,
     TRANSPOSED: tl.constexpr,  # the source is the gradient at the output, the result that at the input
-    ACTIVATION: tl.constexpr, GRADIENT_OF: tl.constexpr,  # of the result; of a, which then is a gradient at the output
-    PRECISE: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr, JOINT: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISE: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr, JOINT: tl.constexpr,
     SWAPPED: tl.constexpr,  # the source's pixels are adjacent, not its channels: tiles are loaded turned
-    DESCRIPTORS_IN: tl.constexpr, DESCRIPTORS_OUT: tl.constexpr,
-    BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr,
+    LARGE: tl.constexpr, LINES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr, GROUP_M: tl.constexpr, SUBTILES: tl.constexpr,
 ):  # fmt: skip
@@ -91,7 +79,10 @@ def _gather_kernel(
 
     Where the source is the gradient, a class is the result's pixels of one remainder modulo the stride: the same taps
     reach all of them, and among them the step is 1. JOINT: a reduction step may hold several taps.
+    LINES: see ``gather``.
     """
+    if LINES:
+        K, stride_aw = K // 4 * 4, stride_aw // 4 * 4  # the compiler then knows that they are multiples of four
     tile = tl.program_id(0)
     batch = tile // (tiles_m * tiles_n)
     group = batch % groups
@@ -111,90 +102,67 @@ def _gather_kernel(
     SPREAD_H: tl.constexpr = STRIDE_H if TRANSPOSED else 1  # of the result
     SPREAD_W: tl.constexpr = STRIDE_W if TRANSPOSED else 1
 
-    corner_image, corner_row, corner_column = 0, 0, 0
-    if DESCRIPTORS_IN:
-        corner_image, corner_row, corner_column = box_corner(tile_m, P, Q, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS)
-        image, row, column, inside = box_pixels(
-            corner_image, corner_row, corner_column, images, P, Q, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS
-        )
-    else:
-        image, row, column, inside = flat_pixels(tile_m * BLOCK_M, images, P, Q, BLOCK_M)
-        a += group.to(tl.int64) * K * stride_ac
-        b += group.to(tl.int64) * stride_bg
-        if saved is not None:
-            saved += group.to(tl.int64) * K * stride_sc
-    image = image.to(tl.int64)
+    image, row, column, inside = flat_pixels(tile_m, images, P, Q, LARGE, BLOCK_M)
+    a_ptr += group.to(tl.int64) * K * stride_ac
+    b_ptr += group.to(tl.int64) * stride_bg
     h, w = row * STEP_H + origin_h, column * STEP_W + origin_w
-    a_rows = image * stride_an + h.to(tl.int64) * stride_ah + w.to(tl.int64) * stride_aw  # by tap 0
-    saved_rows = image * stride_sn + h.to(tl.int64) * stride_sh + w.to(tl.int64) * stride_sw
+    a_rows = pixel_offset(image, h, w, stride_an, stride_ah, stride_aw)  # by tap 0
     offs_n, offs_k = n + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
 
-    blocks = tl.cdiv(K, BLOCK_K)
+    blocks = tl.maximum(tl.cdiv(K, BLOCK_K), 1)
     steps = tl.cdiv(taps_h * taps_w * K, BLOCK_K) if JOINT else taps_h * taps_w * blocks
     share = tl.cdiv(steps, SPLITS)
     split = tl.program_id(1)
+    begin = split * share
+    full = tl.minimum(begin + share, steps)
+    # A class without taps, or with fewer steps than shares, takes one step of zeros: a way around the loop would define
+    # accumulators without a product, for which ptxas makes every product wait.
+    end = tl.maximum(full, begin + 1)
+    tl.assume(begin < end)
+    if not JOINT:
+        tap = begin // blocks
+        start, t = (begin - tap * blocks) * BLOCK_K, tap // tl.maximum(taps_w, 1)
+        u = tap - t * taps_w
     products = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for step in range(split * share, tl.minimum((split + 1) * share, steps)):
+    for step in range(begin, end):
         if JOINT:
             k = step * BLOCK_K + offs_k
             tap = k // K
             c = k - tap * K
+            t = tap // tl.maximum(taps_w, 1)
+            u = tap - t * taps_w
         else:
-            tap = step // blocks
-            c = (step - tap * blocks) * BLOCK_K + offs_k
-        t = tap // taps_w
-        u = tap - t * taps_w
+            c = start + offs_k
         r, s = tap_h + t * PERIOD_H, tap_w + u * PERIOD_W  # of the kernel
-        if DESCRIPTORS_IN:
-            start = (step - tap * blocks) * BLOCK_K
-            source_h, source_w = origin_h + t * NEXT_H, origin_w + u * NEXT_W
-            LIFT: tl.constexpr = PAD_H + PAD_W + 1
-            a_tile = box_tile(
-                a, corner_image, corner_row, corner_column, source_h, source_w, start, K,
-                STEP_H, STEP_W, LIFT, BLOCK_M, BLOCK_K,
-            )  # fmt: skip
-            if GRADIENT_OF is not None:
-                saved_tile = box_tile(
-                    saved, corner_image, corner_row, corner_column, source_h, source_w, start, K,
-                    STEP_H, STEP_W, LIFT, BLOCK_M, BLOCK_K,
-                )  # fmt: skip
-            if TRANSPOSED:
-                b_tile = b.load([start, r * S + s, n]).reshape(BLOCK_K, BLOCK_N)
-            else:
-                b_tile = b.load([n, r * S + s, start]).reshape(BLOCK_N, BLOCK_K).T
-        else:
+        mask = rows_of(inside & (step < full), SWAPPED)
+        if not LINES:  # whose pixels lie all in the image
             if JOINT:
                 source_h = rows_of(h, SWAPPED) + columns_of(t * NEXT_H, SWAPPED)
                 source_w = rows_of(w, SWAPPED) + columns_of(u * NEXT_W, SWAPPED)
-                there = k < taps_h * taps_w * K
             else:
                 source_h, source_w = rows_of(h + t * NEXT_H, SWAPPED), rows_of(w + u * NEXT_W, SWAPPED)
-                there = c < K
-            mask = rows_of(inside, SWAPPED) & (source_h >= 0) & (source_h < H) & (source_w >= 0) & (source_w < W)
-            if JOINT or not EVEN_K:
-                mask = mask & columns_of(there, SWAPPED)
-            c = c.to(tl.int64)
-            move_h, move_w = (t * NEXT_H).to(tl.int64), (u * NEXT_W).to(tl.int64)
-            offsets = columns_of(c * stride_ac + move_h * stride_ah + move_w * stride_aw, SWAPPED)
-            a_tile = tl.load(a + (rows_of(a_rows, SWAPPED) + offsets), mask=mask, other=0.0)
-            if GRADIENT_OF is not None:
-                offsets = columns_of(c * stride_sc + move_h * stride_sh + move_w * stride_sw, SWAPPED)
-                saved_tile = tl.load(saved + (rows_of(saved_rows, SWAPPED) + offsets), mask=mask, other=0.0)
-                if SWAPPED:
-                    saved_tile = saved_tile.T
-            if SWAPPED:
-                a_tile = a_tile.T
-            offsets = c * stride_bk + r.to(tl.int64) * stride_br + s.to(tl.int64) * stride_bs
-            mask = offs_n[None, :] < N
-            if JOINT or not EVEN_K:
-                mask = mask & there[:, None]
-            b_tile = tl.load(b + offsets[:, None] + (offs_n.to(tl.int64) * stride_bn)[None, :], mask=mask, other=0.0)
-        if GRADIENT_OF is not None:
-            a_tile = backpropagate(a_tile.to(tl.float32), saved_tile.to(tl.float32), GRADIENT_OF).to(a_tile.dtype)
+            mask = mask & (source_h >= 0) & (source_h < H) & (source_w >= 0) & (source_w < W)
+        there = k < taps_h * taps_w * K if JOINT else c < K
+        if JOINT or not EVEN_K:
+            mask = mask & columns_of(there, SWAPPED)
+        c = c.to(tl.int64)
+        move_h, move_w = (t * NEXT_H).to(tl.int64), (u * NEXT_W).to(tl.int64)
+        offsets = columns_of(c * stride_ac + move_h * stride_ah + move_w * stride_aw, SWAPPED)
+        a_tile = tl.load(a_ptr + (rows_of(a_rows, SWAPPED) + offsets), mask=mask, other=0.0)
+        if SWAPPED:
+            a_tile = a_tile.T
+        offsets = c * stride_bk + r.to(tl.int64) * stride_br + s.to(tl.int64) * stride_bs
+        mask = (offs_n[None, :] < N) & (step < full)
+        if JOINT or not EVEN_K:
+            mask = mask & there[:, None]
+        b_tile = tl.load(b_ptr + offsets[:, None] + (offs_n.to(tl.int64) * stride_bn)[None, :], mask=mask, other=0.0)
         products = tl.dot(a_tile, b_tile, products, input_precision=PRECISION)
+        if not JOINT:
+            start, u, t = next_channels(start, u, t, K, taps_w, BLOCK_K)
 
-    rows = image * stride_on + (first_h + row * SPREAD_H).to(tl.int64) * stride_oh
-    rows += (first_w + column * SPREAD_W).to(tl.int64) * stride_ow + group.to(tl.int64) * N * stride_oc
+    rows = pixel_offset(
+        image, first_h + row * SPREAD_H, first_w + column * SPREAD_W, stride_on, stride_oh, stride_ow
+    ) + (group.to(tl.int64) * N * stride_oc)
     if SPLITS > 1:
         part_ptr += split.to(tl.int64) * total
         offsets = rows[:, None] + (offs_n.to(tl.int64) * stride_oc)[None, :]
@@ -203,8 +171,8 @@ def _gather_kernel(
         if bias_ptr is not None:
             bias_ptr += group * N
         _finish(
-            products, out, out_saved, bias_ptr, rows, inside, n, N, stride_oc, corner_image, corner_row, corner_column,
-            ACTIVATION, PRECISE, DESCRIPTORS_OUT, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS, BLOCK_M, BLOCK_N, SUBTILES,
+            products, out_ptr, out_saved_ptr, bias_ptr, rows, inside, n, N, stride_oc,
+            ACTIVATION, PRECISE, BLOCK_M, BLOCK_N, SUBTILES,
         )  # fmt: skip
 
 
@@ -213,74 +181,47 @@ gather_settings = product_choice("conv2d_gather")
 
 def gather(
     out, out_saved, a, w, geometry, precision, *, transposed, bias=None, activation=None,
-    saved=None, gradient_of=None, settings: MatmulSettings | None = None,
+    settings: MatmulSettings | None = None, lines=False,
 ):  # fmt: skip
     """Write the convolution of a with w, or that transposed, to out (and what to save to out_saved), laid out alike.
 
-    a, saved (images, channels, H, W), any strides: x, or transposed the gradient at the output of ``gradient_of`` and
-    what its forward saved. out: dense memory. w (O, C / groups, R, S).
+    a (images, channels, H, W), any strides: x, or transposed the gradient before the activation. out: dense memory.
+    w (O, C / groups, R, S). lines: the channels of a and w are adjacent, as many as a multiple of four, and four of
+    them are the smallest part of memory that is aligned.
     """
     g, (R, S), itemsize = geometry, w.shape[2:], a.element_size()
     images, channels, P, Q = out.shape
     N, K = channels // g.groups, a.shape[1] // g.groups
-    classes = math.prod(g.stride) if transposed else 1
-    rows_p, rows_q = (cdiv(P, g.stride[0]), cdiv(Q, g.stride[1])) if transposed else (P, Q)  # the most of a class
-    joint = K < FEW
-    if not joint and w.stride(1) != 1 and images * P * Q >= 1024:
+    classes, rows_p, rows_q = most_of_a_class(geometry, (P, Q), transposed)
+    joint = K < FEW and not lines
+    if not joint and w.stride(1) != 1 and images * P * Q >= FEW_PIXELS:
         w = w.contiguous(memory_format=torch.channels_last)
-
     gpu = chip_of(a)
     dot = dot_precision(gpu, precision)
-    stride = (1, 1) if transposed else g.stride
-    a_, saved_ = Source(a, stride), None if saved is None else Source(saved, stride)
-    wide_out = out.stride(1) == 1 and N * itemsize % 16 == 0
-    descriptors = (
-        gpu.has_descriptors and g.groups == 1 and not joint and a_.box and (saved_ is None or saved_.box)
-        and dense_channels_last(w) and w.shape[1] * itemsize % 16 == 0 and w.data_ptr() % 16 == 0
-    )  # fmt: skip
-    adjacent = a_.aligned and (saved_ is None or saved_.aligned) and w.stride(1) == 1 and w.data_ptr() % 16 == 0
+    a_ = Source(a, (1, 1) if transposed else g.stride)
+    adjacent = a_.aligned and w.stride(1) == 1 and w.data_ptr() % 16 == 0
     results = (out, out) if keeps_derivative(activation) else (out,)  # kept or not: two forwards are bitwise equal
     s = settings or fit_step(gather_settings(gpu, Product(
-        images * rows_p * rows_q, N, max(R * S // classes, 1) * K, itemsize,
-        passes=3 if dot == "tf32x3" and a.dtype == torch.float32 else 1, descriptors=descriptors,
-        vector=descriptors or (adjacent and not joint and K % 16 == 0 and N % 16 == 0),
-        wide_result=wide_out, fused=saved is not None, double=len(results) > 1, count=classes * g.groups,
-        traffic=itemsize * sum(t.numel() for t in (a, saved, w, *results) if t is not None),
+        images * rows_p * rows_q, N, max(R * S // classes, 1) * K, itemsize, passes=passes(dot, itemsize),
+        vector=lines or (adjacent and not joint and K % 16 == 0 and N % 16 == 0),
+        wide_result=out.stride(1) == 1 and N * itemsize % 16 == 0, double=len(results) > 1,
+        finish=INSTRUCTIONS[activation], count=classes * g.groups,
+        traffic=itemsize * sum(t.numel() for t in (a, w, *results)),
     )), K, itemsize)  # fmt: skip
-    descriptors_out = descriptors and s.SPLITS == 1 and wide_out and not (transposed and classes > 1)
-    descriptors_out = descriptors_out and Source(out).box
-    box = box_of(images, rows_p, rows_q, s.BLOCK_M) if descriptors else (1, 1, 1)
-    if descriptors:
-        tiles_m = math.prod(cdiv(n, k) for n, k in zip((images, rows_p, rows_q), box, strict=True))
-    else:
-        tiles_m = cdiv(images * rows_p * rows_q, s.BLOCK_M)
-    tiles_n, total = cdiv(N, s.BLOCK_N), partial_length(out.numel(), 0)
+    tiles_m, tiles_n = cdiv(images * rows_p * rows_q, s.BLOCK_M), cdiv(N, s.BLOCK_N)
+    total = partial_length(out.numel(), 0)
     part = torch.empty(s.SPLITS, total, dtype=torch.float32, device=a.device) if s.SPLITS > 1 else None
 
-    def result(t):
-        if t is None or not descriptors_out:
-            return t
-        (n, _, h, v), shape = t.stride(), [images, P, Q, N]
-        return tensor_descriptor(t, shape, [n, h, v, 1], [*box, s.BLOCK_N // s.SUBTILES])
-
-    def source(o):
-        return o if o is None else o.descriptor(box, s.BLOCK_K) if descriptors else o.t
-
-    O, C = w.shape[:2]
-    weights = w
-    if descriptors:
-        block = [s.BLOCK_K, 1, s.BLOCK_N] if transposed else [s.BLOCK_N, 1, s.BLOCK_K]
-        weights = tensor_descriptor(w, [O, R * S, C], [R * S * C, C, 1], block)
+    O = w.shape[0]
     of_o, of_c, of_r, of_s = w.stride()
     with on_device_of(a):
         _gather_kernel[(classes * g.groups * tiles_m * tiles_n, s.SPLITS)](
-            result(out), result(out_saved), part, source(a_), source(saved_), weights, bias,
-            *a.stride(), *(saved.stride() if saved_ else (0, 0, 0, 0)),
+            out, out_saved, part, a, w, bias, *a.stride(),
             *((of_c, of_o) if transposed else (of_o, of_c)), of_r, of_s, O // g.groups * of_o, *out.stride(),
             images, P, Q, *a.shape[2:], N, K, g.groups, tiles_m, tiles_n, total,
             R, S, *g.stride, *g.padding, *g.dilation, *inverses(g, transposed), transposed,
-            activation, gradient_of, a.dtype == torch.float32, dot, K % s.BLOCK_K == 0, joint, a_.swapped,
-            descriptors, descriptors_out, *box,
+            activation, a.dtype == torch.float32, dot, K % s.BLOCK_K == 0, joint, a_.swapped,
+            numbers_are_large(images * rows_p * rows_q), lines,
             s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.SPLITS, s.GROUP_M, s.SUBTILES,
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from .launch import cdiv
 
 FILL = 1.3  # dw sums over very many pixels, and few tiles do it: see Product.fill
 FEW = 32  # channels below which a reduction step holds several taps
+FEW_PIXELS = 1024  # fewer are not worth a copy of weights whose channels are not adjacent
 
 
 class Geometry(NamedTuple):
@@ -38,6 +39,13 @@ def inverses(geometry, transposed):
         periods.append(stride // common)
         inverses.append(pow(dilation // common, -1, stride // common))
     return *periods, *inverses
+
+
+def most_of_a_class(geometry, size, transposed):
+    """How many classes of pixels a result of that size has, and the most rows and columns of one; see ``walk``."""
+    if not transposed:
+        return 1, *size
+    return math.prod(geometry.stride), *(cdiv(n, stride) for n, stride in zip(size, geometry.stride, strict=True))
 
 
 def dense_channels_last(t):
@@ -85,14 +93,44 @@ def fit_step(s, channels, itemsize):
     return s
 
 
+def numbers_are_large(pixels):
+    """Whether numbers of pixels, up to the end of the last tile, need 64 bits."""
+    return pixels >= 2**31 - 2**16
+
+
 @triton.jit
-def flat_pixels(first, images, P, Q, BLOCK: tl.constexpr):
-    """BLOCK pixels from number ``first`` on -> image, row, column, whether there is such a pixel."""
-    i = first + tl.arange(0, BLOCK)
-    size = tl.maximum(P * Q, 1)
+def flat_pixels(tile, images, P, Q, LARGE: tl.constexpr, BLOCK: tl.constexpr):
+    """The pixels of tile number ``tile`` -> image (int64), row, column, whether there is such a pixel."""
+    INDEX: tl.constexpr = tl.int64 if LARGE else tl.int32
+    i = tl.cast(tile, INDEX) * BLOCK + tl.arange(0, BLOCK)
+    size = tl.maximum(tl.cast(P, INDEX) * Q, 1)
     image = i // size
     row = (i - image * size) // tl.maximum(Q, 1)
-    return image, row, i - image * size - row * Q, i < images * P * Q
+    column = i - image * size - row * Q
+    return image.to(tl.int64), row.to(tl.int32), column.to(tl.int32), image < images
+
+
+@triton.jit
+def next_channels(c, u, t, K, taps_w, BLOCK_K: tl.constexpr):
+    """The channels of a step and the tap column and row they belong to -> those of the next step.
+
+    Counted: divisions would take longer than all else that a step computes.
+    """
+    c += BLOCK_K
+    u = tl.where(c < K, u, u + 1)
+    c = tl.where(c < K, c, 0)
+    t = tl.where(u < taps_w, t, t + 1)
+    return c, tl.where(u < taps_w, u, 0), t
+
+
+@triton.jit
+def next_box(image, row, column, P, Q, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr):
+    """The corner of a box -> that of the next, counted too."""
+    column += BOX_COLUMNS
+    row = tl.where(column < Q, row, row + BOX_ROWS)
+    column = tl.where(column < Q, column, 0)
+    image = tl.where(row < P, image, image + BOX_IMAGES)
+    return image, tl.where(row < P, row, 0), column
 
 
 @triton.jit
@@ -131,6 +169,15 @@ def box_tile(
         image, row + h // STRIDE_H - LIFT, h % STRIDE_H, column + w // STRIDE_W - LIFT, w % STRIDE_W * channels + c,
     ])  # fmt: skip
     return tile.reshape(BLOCK, CHANNELS)
+
+
+@triton.jit
+def pixel_offset(image, row, column, stride_image, stride_row, stride_column):
+    """Where a pixel lies, in elements, int64; numbers or vectors of them."""
+    return (
+        tl.cast(image, tl.int64) * stride_image + tl.cast(row, tl.int64) * stride_row
+        + tl.cast(column, tl.int64) * stride_column
+    )  # fmt: skip
 
 
 @triton.jit

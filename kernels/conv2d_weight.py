@@ -1,45 +1,65 @@
-"""Convolution: gradients of the weights and of the bias, sums over all pixels; kernels/conv2d.py launches it."""
+"""Convolution: the gradient of the weights, a sum over all pixels; kernels/conv2d.py launches it."""
 
 import torch
 import triton.language as tl
 
-from .conv2d_geometry import FEW, FILL, Source, box_corner, box_of, box_tile, columns_of, flat_pixels, rows_of
+from .conv2d_geometry import (
+    FEW,
+    FILL,
+    Source,
+    box_corner,
+    box_of,
+    box_pixels,
+    box_tile,
+    columns_of,
+    flat_pixels,
+    next_box,
+    numbers_are_large,
+    pixel_offset,
+    rows_of,
+)
 from .entry import entry
-from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, product_choice
+from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, passes, product_choice
 from .partials import partial_length, reduce_partials
-from .tile import backpropagate, grouped_tile
+from .tile import grouped_tile
 
 
 @entry
 def _weight_kernel(
-    out_ptr, out_sums_ptr, part_ptr,  # results: the weights' gradient, that of the bias
-    dy, saved, x,  # operands: pointers or descriptors
-    stride_yn, stride_yc, stride_yh, stride_yw, stride_sn, stride_sc, stride_sh, stride_sw,  # in elements
-    stride_xn, stride_xc, stride_xh, stride_xw, stride_on, stride_oc, stride_or, stride_os,
+    out_ptr, part_ptr,  # the weights' gradient
+    dy_ptr, x,  # operands; x: pointer or descriptor
+    stride_yn, stride_yc, stride_yh, stride_yw, stride_xn, stride_xc, stride_xh, stride_xw,  # in elements
+    stride_on, stride_oc, stride_or, stride_os,
     images, P, Q, H, W,  # rows and columns of dy, of x
-    M, N, groups,  # output channels and input channels, of one group; N = 0: sums alone
-    tiles_m, tiles_n, numel, total,  # numel: elements of out; total: row length of part
+    M, N, groups,  # output channels and input channels, of one group
+    tiles_m, tiles_n, steps, total,  # steps: of the whole sum; total: row length of part
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    GRADIENT_OF: tl.constexpr, PRECISION: tl.constexpr, SUM_PRECISION: tl.constexpr, JOINT: tl.constexpr,
+    PRECISION: tl.constexpr, JOINT: tl.constexpr,
     SWAPPED: tl.constexpr,  # x's pixels are adjacent, not its channels: its tiles are loaded turned
-    DESCRIPTORS: tl.constexpr, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr,
+    LARGE: tl.constexpr, LINES: tl.constexpr, DESCRIPTOR: tl.constexpr, BOXED: tl.constexpr,
+    BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """Program (t, s): share s of the sum over all pixels of tile t: one group, output channels, (tap, channels).
 
-    JOINT: a tile's columns may hold several taps.
+    JOINT: a tile's columns may hold several taps. LINES: as in ``gather``. BOXED: a step's pixels are a box, and
+    boxes divide the images; x may move by a DESCRIPTOR then. dy is read by pointers: the tensor cores take such a tile
+    from shared memory as it arrived, and would not take a box in the first place.
     """
+    if LINES:
+        N, stride_xw = N // 4 * 4, stride_xw // 4 * 4  # the compiler then knows that they are multiples of four
     tile = tl.program_id(0)
     group = tile // (tiles_m * tiles_n)
     tile_m, tile_n = grouped_tile(tile - group * (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
-    m = tile_m * BLOCK_M
-    offs_m = m + tl.arange(0, BLOCK_M)
+    offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     if JOINT:
         columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
         tap = columns // N
         c = columns - tap * N
+        if LINES:  # four columns stay together
+            tap, c = tl.max_constancy(tap, 4), tl.max_contiguous(tl.multiple_of(c, 4), 4)
         there = columns < R * S * N
     else:
         blocks = tl.maximum(tl.cdiv(N, BLOCK_N), 1)
@@ -52,131 +72,124 @@ def _weight_kernel(
     h_tap, w_tap = r * DILATION_H - PAD_H, s * DILATION_W - PAD_W  # in x, of output pixel 0
     c = c.to(tl.int64)
     x_columns = c * stride_xc + h_tap.to(tl.int64) * stride_xh + w_tap.to(tl.int64) * stride_xw
-    dy_rows, saved_rows = offs_m.to(tl.int64) * stride_yc, offs_m.to(tl.int64) * stride_sc
-    if not DESCRIPTORS:
-        dy += group.to(tl.int64) * M * stride_yc
+    dy_rows = offs_m.to(tl.int64) * stride_yc
+    dy_ptr += group.to(tl.int64) * M * stride_yc
+    if not DESCRIPTOR:
         x += group.to(tl.int64) * N * stride_xc
-        if saved is not None:
-            saved += group.to(tl.int64) * M * stride_sc
 
-    if DESCRIPTORS:
-        steps = tl.cdiv(images, BOX_IMAGES) * tl.cdiv(P, BOX_ROWS) * tl.cdiv(Q, BOX_COLUMNS)
-    else:
-        steps = tl.cdiv(images * P * Q, BLOCK_K)
     share = tl.cdiv(steps, SPLITS)
     split = tl.program_id(1)
+    begin = split * share
+    # One step at least, which the launcher's shares all have: a way around the loop would define accumulators without
+    # a product, for which ptxas makes every product wait for the one before it.
+    end = tl.maximum(tl.minimum(begin + share, steps), begin + 1)
+    tl.assume(begin < end)
     products = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    sums = tl.zeros((BLOCK_M, 16), dtype=tl.float32)  # every column holds the same sums
-    for step in range(split * share, tl.minimum((split + 1) * share, steps)):
-        if DESCRIPTORS:
-            image, row, column = box_corner(step, P, Q, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS)
-            g_tile = dy.load([image, row, 0, column, m]).reshape(BLOCK_K, BLOCK_M).T
-            if GRADIENT_OF is not None:
-                saved_tile = saved.load([image, row, 0, column, m]).reshape(BLOCK_K, BLOCK_M).T
-            x_tile = box_tile(
-                x, image, row, column, h_tap, w_tap, n, N,
-                STRIDE_H, STRIDE_W, PAD_H + PAD_W + 1, BLOCK_K, BLOCK_N,
-            )  # fmt: skip
-        else:
-            image, row, column, inside = flat_pixels(step * BLOCK_K, images, P, Q, BLOCK_K)
-            h, w = row * STRIDE_H, column * STRIDE_W
-            image, row, column = image.to(tl.int64), row.to(tl.int64), column.to(tl.int64)
-            pixels = image * stride_yn + row * stride_yh + column * stride_yw
-            mask = (offs_m[:, None] < M) & inside[None, :]
-            g_tile = tl.load(dy + (dy_rows[:, None] + pixels[None, :]), mask=mask, other=0.0)
-            if GRADIENT_OF is not None:
-                pixels = image * stride_sn + row * stride_sh + column * stride_sw
-                saved_tile = tl.load(saved + (saved_rows[:, None] + pixels[None, :]), mask=mask, other=0.0)
-            pixels = image * stride_xn + h.to(tl.int64) * stride_xh + w.to(tl.int64) * stride_xw
-            if JOINT:
-                h = rows_of(h, SWAPPED) + columns_of(h_tap, SWAPPED)
-                w = rows_of(w, SWAPPED) + columns_of(w_tap, SWAPPED)
+    if BOXED:
+        image, row, column = box_corner(begin, P, Q, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS)
+        i, p, q, _ = box_pixels(0, 0, 0, images, P, Q, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS)
+        dy_box = dy_ptr + (dy_rows[:, None] + pixel_offset(i, p, q, stride_yn, stride_yh, stride_yw)[None, :])
+        if not DESCRIPTOR:
+            pixels = pixel_offset(i, p * STRIDE_H, q * STRIDE_W, stride_xn, stride_xh, stride_xw)
+            x_box = x + (pixels[:, None] + x_columns[None, :])
+        for _ in range(begin, end):
+            if DESCRIPTOR:
+                x_tile = box_tile(
+                    x, image, row, column, h_tap, w_tap, n, N,
+                    STRIDE_H, STRIDE_W, PAD_H + PAD_W + 1, BLOCK_K, BLOCK_N,
+                )  # fmt: skip
             else:
-                h, w = rows_of(h + h_tap, SWAPPED), rows_of(w + w_tap, SWAPPED)
+                corner = pixel_offset(image, row * STRIDE_H, column * STRIDE_W, stride_xn, stride_xh, stride_xw)
+                x_tile = tl.load(x_box + corner, mask=there[None, :], other=0.0)
+            corner = pixel_offset(image, row, column, stride_yn, stride_yh, stride_yw)
+            g_tile = tl.load(dy_box + corner, mask=offs_m[:, None] < M, other=0.0)
+            products = tl.dot(g_tile, x_tile, products, input_precision=PRECISION)
+            image, row, column = next_box(image, row, column, P, Q, BOX_IMAGES, BOX_ROWS, BOX_COLUMNS)
+    else:
+        for step in range(begin, end):
+            image, row, column, inside = flat_pixels(step, images, P, Q, LARGE, BLOCK_K)
+            h, w = row * STRIDE_H, column * STRIDE_W
+            pixels = pixel_offset(image, h, w, stride_xn, stride_xh, stride_xw)
             mask = rows_of(inside, SWAPPED) & columns_of(there, SWAPPED)
-            mask = mask & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+            if not LINES:  # whose pixels lie all in the image
+                if JOINT:
+                    h = rows_of(h, SWAPPED) + columns_of(h_tap, SWAPPED)
+                    w = rows_of(w, SWAPPED) + columns_of(w_tap, SWAPPED)
+                else:
+                    h, w = rows_of(h + h_tap, SWAPPED), rows_of(w + w_tap, SWAPPED)
+                mask = mask & (h >= 0) & (h < H) & (w >= 0) & (w < W)
             offsets = rows_of(pixels, SWAPPED) + columns_of(x_columns, SWAPPED)
             x_tile = tl.load(x + offsets, mask=mask, other=0.0)
             if SWAPPED:
                 x_tile = x_tile.T
-        if GRADIENT_OF is not None:
-            g_tile = backpropagate(g_tile.to(tl.float32), saved_tile.to(tl.float32), GRADIENT_OF).to(g_tile.dtype)
-        if out_sums_ptr is not None:
-            if tile_n == 0:
-                ones = tl.full((BLOCK_K, 16), 1.0, dtype=g_tile.dtype)
-                sums = tl.dot(g_tile, ones, sums, input_precision=SUM_PRECISION)
-        products = tl.dot(g_tile, x_tile, products, input_precision=PRECISION)
+            pixels = pixel_offset(image, row, column, stride_yn, stride_yh, stride_yw)
+            mask = (offs_m[:, None] < M) & inside[None, :]
+            g_tile = tl.load(dy_ptr + (dy_rows[:, None] + pixels[None, :]), mask=mask, other=0.0)
+            products = tl.dot(g_tile, x_tile, products, input_precision=PRECISION)
 
-    row_sums = tl.sum(sums, axis=1) * 0.0625
     first = group.to(tl.int64) * M
     offsets = ((first + offs_m) * stride_on)[:, None] + (
         c * stride_oc + r.to(tl.int64) * stride_or + s.to(tl.int64) * stride_os
     )[None, :]
     mask = (offs_m[:, None] < M) & there[None, :]
-    sums_mask = (offs_m < M) & (tile_n == 0)
     if SPLITS > 1:
-        part_ptr += split.to(tl.int64) * total
-        tl.store(part_ptr + offsets, products, mask=mask)
-        if out_sums_ptr is not None:
-            tl.store(part_ptr + numel + first + offs_m, row_sums, mask=sums_mask)
+        tl.store(part_ptr + split.to(tl.int64) * total + offsets, products, mask=mask)
     else:
         tl.store(out_ptr + offsets, products.to(out_ptr.dtype.element_ty), mask=mask)
-        if out_sums_ptr is not None:
-            tl.store(out_sums_ptr + first + offs_m, row_sums.to(out_sums_ptr.dtype.element_ty), mask=sums_mask)
 
 
 weight_settings = product_choice("conv2d_weight")
 
 
-def weight(dw, db, dy, saved, x, geometry, activation, need_w, precision, settings: MatmulSettings | None = None):
-    """Write the gradients of the weights to dw and of the bias to db, which may be None; need_w False: to db alone.
+def weight(dw, dy, x, geometry, precision, settings: MatmulSettings | None = None, lines=False):
+    """Write the gradient of the weights to dw (O, C / groups, R, S), dense memory.
 
-    dy, saved (images, O, P, Q), x (images, C, H, W), any strides; dw (O, C / groups, R, S), dense memory.
+    dy (images, O, P, Q): the gradient before the activation; x (images, C, H, W); any strides. lines: of x, see
+    conv2d_gather.gather; the taps of a tile's columns then are several.
     """
-    g, (O, _, R, S) = geometry, dw.shape
+    g, (O, N, R, S) = geometry, dw.shape
     images, _, P, Q = dy.shape
-    M, N, itemsize = O // g.groups, dw.shape[1] if need_w else 0, dw.element_size()
-    joint = 0 < N < FEW
-    columns, taps = (R * S * N, 1) if joint else (N, R * S if need_w else 1)
+    M, itemsize = O // g.groups, dw.element_size()
+    joint = lines or N < FEW
+    columns, taps = (R * S * N, 1) if joint else (N, R * S)
     gpu = chip_of(dy)
-    dot, exact = dot_precision(gpu, precision), dot_precision(gpu, "highest")
-    dy_, saved_, x_ = Source(dy), None if saved is None else Source(saved), Source(x, g.stride)
-    descriptors = (
-        gpu.has_descriptors and g.groups == 1 and not joint and need_w
-        and dy_.box and x_.box and (saved_ is None or saved_.box)
-    )  # fmt: skip
-    adjacent = dy_.aligned and x_.aligned and (saved_ is None or saved_.aligned)
+    dot = dot_precision(gpu, precision)
+    dy_, x_ = Source(dy), Source(x, g.stride)
+    wide = x_.aligned and N % 16 == 0
 
-    def choose(descriptors):
+    def choose(descriptor):
         return settings or weight_settings(gpu, Product(
-            M, columns, images * P * Q, itemsize,
-            passes=3 if dot == "tf32x3" and dw.dtype == torch.float32 else 1, descriptors=descriptors,
-            vector=descriptors or (adjacent and not joint and M % 16 == 0 and N % 16 == 0),
-            wide_result=True, fused=saved is not None, count=taps * g.groups, fill=FILL,
-            traffic=itemsize * sum(t.numel() for t in (dy, saved, x, dw) if t is not None),
+            M, columns, images * P * Q, itemsize, passes=passes(dot, itemsize), descriptors=descriptor,
+            vector=descriptor or (dy_.aligned and M % 16 == 0 and (lines or (wide and not joint))),
+            count=taps * g.groups, fill=FILL, traffic=itemsize * sum(t.numel() for t in (dy, x, dw)),
         ))  # fmt: skip
 
-    s, box = choose(descriptors), (1, 1, 1)
-    if descriptors:
-        box = box_of(images, P, Q, s.BLOCK_K)
-        if images % box[0] or P % box[1] or Q % box[2]:  # a pixel outside the output would meet a real one of x
-            descriptors, box, s = False, (1, 1, 1), choose(False)
+    descriptor = gpu.has_descriptors and g.groups == 1 and not joint and dy_.aligned and x_.box
+    s, box = choose(descriptor), None
+    if descriptor or lines:
+        for block_k in (s.BLOCK_K, s.BLOCK_K // 2):
+            exact = box_of(images, P, Q, block_k)
+            # A pixel outside the output would meet a real one of x, and zero times infinity is not zero
+            if box is None and images % exact[0] == P % exact[1] == Q % exact[2] == 0:
+                box, s = exact, s._replace(BLOCK_K=block_k)
+    if descriptor and box is None:
+        descriptor, s = False, choose(False)
+    steps = cdiv(images * P * Q, s.BLOCK_K)
+    splits = max(cdiv(steps, max(cdiv(steps, s.SPLITS), 1)), 1)  # all of them have work
     tiles_m, tiles_n = cdiv(M, s.BLOCK_M), max(taps * cdiv(columns, s.BLOCK_N), 1)
-    part, total = None, partial_length(dw.numel(), O)
-    if s.SPLITS > 1:
-        part = torch.empty(s.SPLITS, total, dtype=torch.float32, device=dw.device)
-
-    def source(o, channels):
-        return o if o is None else o.descriptor(box, channels) if descriptors else o.t
+    part, total = None, partial_length(dw.numel(), 0)
+    if splits > 1:
+        part = torch.empty(splits, total, dtype=torch.float32, device=dw.device)
 
     with on_device_of(dy):
-        _weight_kernel[(g.groups * tiles_m * tiles_n, s.SPLITS)](
-            dw, db, part, source(dy_, s.BLOCK_M), source(saved_, s.BLOCK_M), source(x_, s.BLOCK_N),
-            *dy.stride(), *(saved.stride() if saved_ else (0, 0, 0, 0)), *x.stride(), *dw.stride(),
-            images, P, Q, *x.shape[2:], M, N, g.groups, tiles_m, tiles_n, dw.numel(), total,
-            R, S, *g.stride, *g.padding, *g.dilation, activation, dot, exact, joint, x_.swapped, descriptors, *box,
-            s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.SPLITS, s.GROUP_M,
+        _weight_kernel[(g.groups * tiles_m * tiles_n, splits)](
+            dw, part, dy, x_.descriptor(box, s.BLOCK_N) if descriptor else x,
+            *dy.stride(), *x.stride(), *dw.stride(),
+            images, P, Q, *x.shape[2:], M, N, g.groups, tiles_m, tiles_n, steps, total,
+            R, S, *g.stride, *g.padding, *g.dilation, dot, joint, x_.swapped, numbers_are_large(images * P * Q), lines,
+            descriptor, box is not None, *(box or (1, 1, 1)),
+            s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, splits, s.GROUP_M,
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
-        if s.SPLITS > 1:
-            reduce_partials(dw, None, db, part, None, None, True)
+        if splits > 1:
+            reduce_partials(dw, None, None, part, None, None, True)

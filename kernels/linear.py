@@ -15,13 +15,14 @@ The forward saves y where activation' follows from it (relu, leaky_relu, sigmoid
 not z, elsewhere: then the backward multiplies where it would evaluate erf again for every tile that it meets.
 
 The backward takes one of two ways, whichever an estimate or a measurement puts ahead. Fused: g is made tile by tile on
-the way into both products, and db is summed by the programs of dw's first tile column. Prepass: linear_prepass.py
+the way into both products, and db is summed by the programs of dw's first tile column. Prepass: prepass.py
 writes g and db once, M N elements more of memory, and both products go as if there were no activation.
 """
 
 from .launch import chip_of, dot_precision, passes
-from .linear_prepass import Activated, backward_choice, prepass
+from .linear_prepass import Activated, backward_choice
 from .matmul import matmul
+from .prepass import prepass
 from .tile import FROM_OUTPUT, keeps_derivative
 
 
@@ -52,8 +53,11 @@ def linear_bwd_weight(dy, saved, x, activation, bias_dtype, precision, settings=
     return dw, db
 
 
-def linear_bwd(dy, saved, x, w, activation, needed, precision):
-    """dy, saved (M, N), x (M, K), w (N, K) -> dx, dw, db, None for each that is not needed: of x, of w, of the bias."""
+def linear_bwd(dy, saved, x, w, activation, needed, precision, fill=1.0):
+    """dy, saved (M, N), x (M, K), w (N, K) -> dx, dw, db, None for each that is not needed: of x, of w, of the bias.
+
+    fill: see linear_bwd_weight.
+    """
     need_x, need_w, need_b = needed
     dx = dw = db = None
     if activation is not None and (need_x or need_w):
@@ -68,6 +72,6 @@ def linear_bwd(dy, saved, x, w, activation, needed, precision):
         dx = linear_bwd_input(dy, saved, w, activation, precision)
     if need_w or need_b:
         columns = x if need_w else x[:, :0]  # the bias gradient alone: a product with no columns
-        dw, sums = linear_bwd_weight(dy, saved, columns, activation, w.dtype if need_b else None, precision)
+        dw, sums = linear_bwd_weight(dy, saved, columns, activation, w.dtype if need_b else None, precision, fill=fill)
         db = sums if need_b else db
     return dx, dw if need_w else None, db

@@ -16,7 +16,7 @@ matmul.py computes every product, as c = a b^T with a (M, K) and b (N, K) in any
     dw_i       dz_i^T   h_{i-1}^T    n_i     n_{i-1}   rows        and db_i, the sums of a
 
 The derivative multiplies a result that is in registers already: no pass over memory makes dz, and both products that
-read it take their operands as they lie. Only an output activation has no product above it; linear_prepass.py makes
+read it take their operands as they lie. Only an output activation has no product above it; prepass.py makes
 dz_L then, or linear.py does where the last layer is the only one with a backward.
 
 What the forward keeps: h_i of each hidden layer, and act'(z_i) where it does not follow from h_i: the same as layers
@@ -27,8 +27,8 @@ Sources: the primer's multilayer perceptron, A_i = act(W_i A_{i-1} + b_i) on col
 """
 
 from .linear import linear_bwd, linear_bwd_input, linear_bwd_weight, linear_fwd
-from .linear_prepass import prepass
 from .matmul import matmul
+from .prepass import prepass
 from .tile import FROM_OUTPUT
 
 

@@ -21,7 +21,7 @@ Traffic: q, k, v, out once each and 4 B H T bytes of lse, while keys and values 
 Source: Dao, FlashAttention-2 (2023); Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
 """
 
-from .attention_backward import attention_backward, attention_delta
+from .attention_backward import attention_backward
 from .attention_forward import attention_forward
 from .attention_mask import Band
 from .attention_settings import BackwardSettings, TileSettings, backward_settings, forward_settings
@@ -29,5 +29,5 @@ from .attention_tile import Scoring
 
 __all__ = [
     "BackwardSettings", "Band", "Scoring", "TileSettings",
-    "attention_backward", "attention_delta", "attention_forward", "backward_settings", "forward_settings",
+    "attention_backward", "attention_forward", "backward_settings", "forward_settings",
 ]  # fmt: skip

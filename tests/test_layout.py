@@ -11,11 +11,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOT_OPS = {
     "__init__", "launch", "tunable", "tile", "tile_settings", "partials", "descriptor", "entry",
-    "conv2d_geometry", "conv2d_gather", "conv2d_weight", "conv2d_depthwise",  # parts of conv2d
+    "conv2d_geometry", "conv2d_boxes", "conv2d_few", "conv2d_gather", "conv2d_weight", "conv2d_depthwise",  # of conv2d
     "attention_mask", "attention_tile", "attention_forward", "attention_backward",  # of scaled_dot_product_attention
     "attention_backward_kv", "attention_backward_q", "attention_decode", "attention_onepass", "attention_settings",
     "layer_norm_rows", "layer_norm_settings", "layer_norm_forward", "layer_norm_backward",  # of layer_norm
-    "max_pool2d_lines", "matmul", "linear_prepass",
+    "max_pool2d_lines", "matmul", "linear_prepass", "prepass",
     "logits", "logits_statistics", "logits_gradient",  # of linear_cross_entropy and linear_log_prob
 }  # fmt: skip
 OPS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py") if p.stem not in NOT_OPS)

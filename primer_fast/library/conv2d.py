@@ -3,37 +3,19 @@
 import torch
 from torch import Tensor
 
-from primer_fast.kernels.conv2d import Geometry, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
+from primer_fast.kernels.conv2d import Geometry, conv2d_bwd, conv2d_fwd
 from primer_fast.kernels.tile import FROM_OUTPUT
 from primer_fast.library.register import absent, check_kept, only, operator, present, spread
 
 
 def forward(x, w, b, geometry, activation, channels_last, keep):
-    """x (N, C, H, W), w (O, C / groups, R, S), b (O,) or None -> y (N, O, P, Q), what the backward needs or None.
-
-    Raises:
-        ValueError: more pixels than the kernels can number. Asked here, lest a graph be bound to a largest batch.
-    """
-    (images, _, H, W), (P, Q) = x.shape, geometry.size
-    if images * max(H * W, P * Q) >= 2**31 - 2**16:
-        raise ValueError(
-            "conv2d: input and output must have fewer than 2**31 - 2**16 pixels; "
-            f"got {images} images of {H} x {W} and {P} x {Q}"
-        )
+    """x (N, C, H, W), w (O, C / groups, R, S), b (O,) or None -> y (N, O, P, Q), what the backward needs or None."""
     return conv2d_fwd(x, w, b, geometry, activation, keep, torch.get_float32_matmul_precision(), channels_last)
 
 
 def gradients(dy, saved, x, w, geometry, activation, needed):
     """dy (N, O, P, Q) -> dx, dw, db, None for each that is not needed."""
-    need_x, need_w, need_b = needed
-    precision = torch.get_float32_matmul_precision()
-    dx = dw = db = None
-    if need_x:
-        dx = conv2d_bwd_input(dy, saved, x, w, geometry, activation, precision)
-    if need_w or need_b:
-        bias_dtype = w.dtype if need_b else None
-        dw, db = conv2d_bwd_weight(dy, saved, x, w, geometry, activation, need_w, bias_dtype, precision)
-    return dx, dw, db
+    return conv2d_bwd(dy, saved, x, w, geometry, activation, needed, torch.get_float32_matmul_precision())
 
 
 def _geometry(stride, padding, dilation, groups, size):

@@ -13,7 +13,6 @@ from primer_fast.kernels.scaled_dot_product_attention import (
     Band,
     Scoring,
     attention_backward,
-    attention_delta,
     attention_forward,
 )
 from primer_fast.library.register import absent, check_kept, only, operator, present, spread
@@ -76,8 +75,7 @@ def gradients(dout, q, k, v, out, lse, attention: Attention, fast, needed):
     band, scoring = attention.band(len(q), k.shape[2]), attention.scoring(q.shape[3])
     if fast and need_q and need_k and need_v and _one_pass(q, k, v, band, scoring):
         return attention_bwd_onepass(
-            dout, q, k, v, lse, attention_delta(dout, out),
-            scale=scoring.scale, causal=band.right is not None, causal_offset=band.offset,
+            dout, q, k, v, out, lse, scale=scoring.scale, causal=band.right is not None, causal_offset=band.offset,
         )  # fmt: skip
     precision = torch.get_float32_matmul_precision()
     dq, dk, dv = attention_backward(

@@ -1,7 +1,8 @@
-"""Random calls of every op, compiled ahead of time for sm_90: each launch must compile, fit and spill nothing.
+"""Random calls of every op, compiled ahead of time for sm_90: each launch must compile, fit and neither spill nor wait.
 
 ``python -m primer_fast.proof.sweep --seed N --launches N`` draws shapes, dtypes, layouts and options, and compiles what
-the launchers launch forward and backward. A failure comes with the line that repeats it; the exit status is 1 then.
+the launchers launch forward and backward. With ``--op`` only the draws of one op count. A failure comes with the line
+that repeats it; the exit status is 1 then.
 """
 
 import argparse
@@ -11,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from primer_fast.proof.production import Unit, compiled_launches
-from primer_fast.proof.resources import registers_and_spills
-from primer_fast.proof.targets import TARGETS
 from primer_fast.reference.case import Case
 
 TARGET = "sm_90"
@@ -24,13 +23,17 @@ _Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Result:
-    """One launch. ``spill_bytes`` are per thread; ``error`` is what kept it from being compiled or launched."""
+    """One launch.
+
+    spill_bytes: per thread. serialized: see ``production.Row``. error: what kept it from being compiled or launched.
+    """
 
     unit: Unit
     kernel: str
     settings: dict  # tile sizes, warps and stages
     spill_bytes: int = 0
     error: str | None = None
+    serialized: bool = False
 
     @property
     def failure(self) -> str | None:
@@ -39,16 +42,25 @@ class Result:
             return self.error
         if self.spill_bytes > PARKED and not may_spill(self.unit):
             return f"spills {self.spill_bytes} bytes per thread"
+        if self.serialized and self.unit.dtype != "float32":  # whose parts are split in registers, and wait in any case
+            return "each product waits for the one before it"
         return None
 
 
 def may_spill(unit: Unit) -> bool:
-    """Whether spills are known: attention with heads beyond 64 and something that changes or hides single scores."""
+    """Whether spills of some 30 bytes are known, all of attention.
+
+    Decoding in float32 with heads beyond 128; with Triton 3.6 or 3.9, heads of 65 to 127 elements that are grouped and
+    have a softcap or a window.
+    """
     if unit.op != "scaled_dot_product_attention":
         return False
     shapes, options = unit.case.shapes, unit.case.options
-    wide = max(shapes["query"][-1], shapes["value"][-1]) > 64
-    return wide and bool({"attn_mask", "key_lengths"} & shapes.keys() or {"softcap", "dropout_p"} & options.keys())
+    query, key, value = (shapes[name] for name in ("query", "key", "value"))
+    if query[-2] == 1 and unit.dtype == "float32":
+        return max(query[-1], value[-1]) > 128
+    grouped = query[-3] != key[-3]
+    return grouped and 64 < query[-1] < 128 and bool({"softcap", "window"} & options.keys())
 
 
 def draw(seed: int, number: int) -> Unit:
@@ -66,17 +78,21 @@ def results(unit: Unit) -> Iterator[Result]:
     for launch in launches:
         settings = {k: v for k, v in launch.constexprs.items() if k.startswith(("BLOCK", "SPLITS", "COLUMNS"))}
         settings |= {k: v for k, v in launch.options.items() if k in ("num_warps", "num_stages")}
-        spilled = 0 if launch.error else registers_and_spills(launch.compiled, TARGETS[TARGET])[1]
-        yield Result(unit, launch.kernel, settings, spilled, launch.error)
+        if launch.error:
+            yield Result(unit, launch.kernel, settings, error=launch.error)
+        else:
+            resources = launch.resources()
+            yield Result(unit, launch.kernel, settings, resources.spill_bytes, None, resources.serialized)
     if error is not None:
         yield Result(unit, "", {}, error=error)
 
 
-def sweep(seed: int, launches: int) -> Iterator[Result]:
-    """Results of one draw after another until there are so many launches."""
+def sweep(seed: int, launches: int, op: str | None = None) -> Iterator[Result]:
+    """Results of one draw after another, of one op if named, until there are so many launches."""
     number = 0
     while launches > 0:
-        for result in results(draw(seed, number)):
+        unit = draw(seed, number)
+        for result in results(unit) if op in (None, unit.op) else ():
             launches -= 1
             yield result
         number += 1
@@ -214,13 +230,17 @@ _OPS = (*_DRAWS, "scaled_dot_product_attention")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit status is 1 where a launch failed, or spilled where it may not."""
+    """The exit status is 1 where a launch failed, waits, or spilled where it may not."""
     parser = argparse.ArgumentParser(prog="python -m primer_fast.proof.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--launches", type=int, default=60, help="stop after so many")
+    parser.add_argument("--op", choices=list(_DRAWS), help="of this op alone")
     parser.add_argument("--only", type=int, metavar="N", help="compile draw N of the seed alone")
     options = parser.parse_args(argv)
-    found = sweep(options.seed, options.launches) if options.only is None else results(draw(options.seed, options.only))
+    if options.only is None:
+        found = sweep(options.seed, options.launches, options.op)
+    else:
+        found = results(draw(options.seed, options.only))
     failed = known = total = 0
     for result in found:
         total += 1

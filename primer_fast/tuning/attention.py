@@ -5,6 +5,7 @@ from itertools import product
 
 from primer_fast.kernels.attention_decode import Decode, DecodeSettings, decode_choice
 from primer_fast.kernels.attention_settings import (
+    PLAIN,
     Attention,
     TileSettings,
     forward_choice,
@@ -54,7 +55,7 @@ def estimate(gpu: Chip, p: Attention, s: TileSettings, products: int, results: i
     fullness = (1.0 if kept >= 64 else 0.5) * (0.5 + min(walked, 128) / 256)
     peak = 0.75 * gpu.tflops * 1e12 / gpu.processors * 2 / p.itemsize / p.passes * fullness
     matrix = beside * products * 2 * kept * walked * p.width / peak
-    around = _AROUND + (4 if products > 2 else 0) + (0 if p.simple else 8)
+    around = _AROUND + (4 if products > 2 else 0) + (0 if p.burden <= PLAIN else 8)
     weights = beside * kept * walked * (1 / _EXPONENTIALS + around / _FUSED) / _CLOCK
     groups = beside * s.num_warps // 4
     step = max(matrix, weights) + (0.3 if groups > 1 else 1.0) * min(matrix, weights)

@@ -55,7 +55,7 @@ def estimate_shared(gpu: Chip, p: Product, s: MatmulSettings) -> float:
 
 PRODUCTS = (
     Space(matmul_settings, ("_matmul_kernel", "_reduce_kernel"), split, estimate),
-    Space(gather_settings, ("_gather_kernel", "_reduce_kernel"), split, estimate),
+    Space(gather_settings, ("_box_kernel", "_gather_kernel", "_reduce_kernel"), split, estimate),
     Space(weight_settings, ("_weight_kernel", "_reduce_kernel"), split, estimate),
     Space(statistics_settings, ("_statistics_kernel", "_combine_kernel"), shared, estimate_shared),
     Space(gradient_settings, ("_gradient_kernel",), tiles, estimate),

@@ -21,7 +21,7 @@ VARIANTS = (
     _space(
         attention_onepass.backward_choice,
         (
-            "attention_delta_kernel", "_onepass_kernel", "_cast_kernel",
+            "attention_statistics_kernel", "_onepass_kernel", "_cast_kernel",
             "attention_backward_kv_kernel", "attention_backward_q_kernel",
         ),
         ("attention_backward_kv", "attention_backward_q"),

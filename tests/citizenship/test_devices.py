@@ -82,5 +82,5 @@ def test_settings_are_those_of_the_gpu_that_holds_the_tensors():
     done = subprocess.run([sys.executable, probe], env=kept, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     seen = json.loads(done.stdout)
-    assert len(seen) == 20
+    assert len(seen) == 22
     assert {name: place for name, place in seen.items() if place != {"asked": [1], "launched": [1]}} == {}

@@ -17,7 +17,7 @@ from primer_fast.kernels.attention_forward import attention_forward
 from primer_fast.kernels.attention_mask import Band
 from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, supported
 from primer_fast.kernels.attention_tile import Scoring
-from primer_fast.kernels.conv2d import Geometry, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
+from primer_fast.kernels.conv2d import Geometry, conv2d_bwd, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
 from primer_fast.kernels.embedding import embedding_bwd, embedding_bwd_axis, embedding_fwd
 from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
 from primer_fast.kernels.linear import linear_bwd, linear_fwd
@@ -96,17 +96,15 @@ CALLS = {
     "attention_onepass": lambda: (
         supported(heads, heads, heads),
         chosen(heads, heads, True),
-        attention_bwd_onepass(heads, heads, heads, heads, lse, lse, scale=0.1, causal=True),
+        attention_bwd_onepass(heads, heads, heads, heads, heads, lse, scale=0.1, causal=True),
     ),
     "conv2d_gather": lambda: conv2d_fwd(images, filters, None, same, None, False, "highest", True),
-    "conv2d_transposed": lambda: conv2d_bwd_input(images, None, images, filters, same, None, "highest"),
-    "conv2d_weight": lambda: conv2d_bwd_weight(
-        images, None, images, filters, same, None, True, torch.bfloat16, "highest"
-    ),
+    "conv2d_transposed": lambda: conv2d_bwd_input(images, images, filters, same, "highest"),
+    "conv2d_weight": lambda: conv2d_bwd_weight(images, images, filters, same, "highest"),
+    "conv2d_bwd": lambda: conv2d_bwd(images, images, images, filters, same, "gelu", ALL, "highest"),
+    "conv2d_few": lambda: conv2d_fwd(images[:, :3], filters[:, :3], None, same, None, False, "highest", True),
     "conv2d_depthwise": lambda: conv2d_fwd(images, each, None, apart, None, False, "highest", True),
-    "conv2d_depthwise_weight": lambda: conv2d_bwd_weight(
-        images, None, images, each, apart, None, True, None, "highest"
-    ),
+    "conv2d_depthwise_weight": lambda: conv2d_bwd(images, None, images, each, apart, None, ALL, "highest"),
     "embedding_fwd": lambda: embedding_fwd(ids, square, None, None, 64),
     "embedding_bwd": lambda: embedding_bwd(empty(64, 64, 128), ids, 1024, torch.bfloat16),
     "embedding_bwd_axis": lambda: embedding_bwd_axis(empty(64, 64, 128), 64, torch.bfloat16),

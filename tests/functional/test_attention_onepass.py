@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from primer_fast.kernels import launch
-from primer_fast.kernels.attention_onepass import attention_bwd_onepass, onepass_settings, supported
+from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, onepass_settings, supported
 from primer_fast.kernels.attention_settings import TileSettings
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.proof.verify import DTYPES
@@ -14,7 +14,7 @@ SMALL = TileSettings(16, 32, 4, 2)
 
 
 def truth(do, q, k, v, scale, causal, causal_offset):
-    """float64 dq, dk, dv, and what the forward keeps: lse in base 2, delta."""
+    """float64 dq, dk, dv, and what the forward keeps: its output, lse in base 2."""
     group = q.shape[1] // k.shape[1]
     keys, values = (x.repeat(group, axis=1) for x in (k, v))
     scores = scale * q @ keys.swapaxes(-1, -2)
@@ -27,11 +27,12 @@ def truth(do, q, k, v, scale, causal, causal_offset):
     p = weights / np.where(total == 0, 1, total)
     with np.errstate(divide="ignore"):
         lse = (top / np.log(2) + np.log2(total))[..., 0]
-    delta = (do * (p @ values)).sum(axis=-1)
+    out = p @ values
+    delta = (do * out).sum(axis=-1)
     ds = p * (do @ values.swapaxes(-1, -2) - delta[..., None])
     of_head = lambda x: x.reshape(k.shape[0], k.shape[1], group, *k.shape[2:]).sum(axis=2)  # noqa: E731
     dk, dv = of_head(scale * ds.swapaxes(-1, -2) @ q), of_head(p.swapaxes(-1, -2) @ do)
-    return (scale * ds @ keys, dk, dv), lse, delta
+    return (scale * ds @ keys, dk, dv), out, lse
 
 
 def inputs(device, B=2, H=4, HK=2, T=70, S=90, D=32, dtype=torch.bfloat16):
@@ -42,10 +43,10 @@ def inputs(device, B=2, H=4, HK=2, T=70, S=90, D=32, dtype=torch.bfloat16):
 
 def assert_matches(do, q, k, v, settings=SMALL, causal=False, causal_offset=0):
     scale = q.shape[-1] ** -0.5
-    want, lse, delta = truth(*map(exact, (do, q, k, v)), scale, causal, causal_offset)
-    lse, delta = (torch.from_numpy(x).float().to(q.device) for x in (lse, delta))
+    want, out, lse = truth(*map(exact, (do, q, k, v)), scale, causal, causal_offset)
+    out, lse = (torch.from_numpy(x).float().to(q.device) for x in (out, lse))
     got = attention_bwd_onepass(
-        do, q, k, v, lse, delta, scale=scale, causal=causal, causal_offset=causal_offset, settings=settings
+        do, q, k, v, out, lse, scale=scale, causal=causal, causal_offset=causal_offset, settings=settings
     )
     for name, ours, theirs, like in zip(("dq", "dk", "dv"), got, want, (q, k, v), strict=True):
         assert ours.shape == like.shape and ours.dtype == like.dtype, name
@@ -123,3 +124,11 @@ def test_supported(device, monkeypatch):
 
 def test_settings_fill_wgmma():
     assert all(onepass_settings(width).BLOCK_N >= 128 for width in (16, 64, 128))
+
+
+@pytest.mark.parametrize(
+    ("D", "HK", "one_pass"), [(32, 4, True), (64, 2, True), (80, 4, False), (128, 4, False), (128, 2, True)]
+)
+def test_one_pass_is_chosen_where_it_is_predicted_to_be_faster(D, HK, one_pass, device):
+    _, q, k, _ = inputs(device, D=D, HK=HK)
+    assert chosen(q, k, True) == one_pass

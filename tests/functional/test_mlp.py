@@ -14,8 +14,9 @@ import torch
 from primer_fast import functional as F
 from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.functional.mlp import mlp_plain
-from primer_fast.kernels import linear_prepass, matmul
+from primer_fast.kernels import matmul
 from primer_fast.kernels import mlp as kernels_mlp
+from primer_fast.kernels.prepass import prepass
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.case import arguments
@@ -104,7 +105,7 @@ def test_two_runs_are_bitwise_equal(activation, output_activation, device):
 
 def products(monkeypatch):
     """Shapes of the products that are made from here on, those that sum their rows, the passes over memory."""
-    seen, summed, whole, passes, prepass = [], [], matmul.matmul, [], linear_prepass.prepass
+    seen, summed, whole, passes = [], [], matmul.matmul, []
 
     def watched(a, b, *rest, **options):
         seen.append((a.shape[0], b.shape[0], a.shape[1], options.get("slope_of")))

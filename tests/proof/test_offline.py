@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("offline")  # one process has what the sess
 CUDA = ("sm_80", "sm_90", "sm_100")
 FEW_RESULTS = (  # kernels whose whole result is a number or two a row, column or channel
     "_depthwise_weight_kernel", "_add_rows_kernel", "_join_kernel", "_statistics_kernel",
-    "_combine_kernel", "attention_delta_kernel",
+    "_combine_kernel", "attention_statistics_kernel",
 )  # fmt: skip
 FEW_ROWS = ("_share_kernel",)  # a query at a time: its products have fewer rows than wgmma takes
 UNALIGNED = (  # cases that cannot move 16 bytes at a time
@@ -193,7 +193,7 @@ def test_all_products_of_a_convolution_use_wgmma(table):
     rows = [r for r in products(table, "sm_90") if r["op"] == "conv2d" and r["dtype"] != "float32"]
     without = [row for row in rows if "HGMMA" not in row["resources"]["matrix"]]
     assert {(row["case"], row["kernel"]) for row in without} <= {("mnist_first", "_weight_kernel")}, names(without)
-    assert {row["kernel"] for row in rows} == {"_gather_kernel", "_weight_kernel", "_matmul_kernel"}
+    assert {row["kernel"] for row in rows} == {"_box_kernel", "_gather_kernel", "_weight_kernel", "_matmul_kernel"}
 
 
 def test_dw_of_resnet_layers_fills_the_chip(table):

@@ -1,4 +1,4 @@
-"""The machine code of what is launched in production: no product waits, nothing spills, but for what is listed here."""
+"""The machine code of what is launched in production: no product waits, nothing spills."""
 
 import json
 
@@ -12,22 +12,6 @@ pytestmark = pytest.mark.xdist_group("offline")
 
 TABLE = ROOT / "bench" / "results" / "offline" / "sm_90.json"
 COMMAND = "primer-fast kernels --dtype bfloat16 --json bench/results/offline/sm_90.json"
-ATTENTION = "scaled_dot_product_attention"
-# What is known to be wrong. Each list must be exact: an entry that is no longer needed goes, nothing is to be added.
-SERIALIZED = {  # op and kernel of 16-bit launches whose wgmma wait for each other
-    ("conv2d", "_gather_kernel"),  # a box of pixels, which becomes an operand through registers
-    ("conv2d", "_weight_kernel"),  # the same
-    (ATTENTION, "attention_forward_kernel"),  # a bias with 64 keys a step; dropout
-    (ATTENTION, "attention_backward_kv_kernel"),
-    (ATTENTION, "attention_backward_q_kernel"),
-}
-SPILLING = {  # op, case and kernel of launches that spill more than the few addresses which differ from run to run
-    (ATTENTION, "bias_128_2k", "attention_forward_kernel"),
-    (ATTENTION, "bias_72_729", "attention_forward_kernel"),
-    (ATTENTION, "bias_72_729", "attention_backward_q_kernel"),
-    (ATTENTION, "softcap_72_2k", "attention_backward_kv_kernel"),
-    (ATTENTION, "grouped_lengths_2k", "attention_backward_kv_kernel"),
-}
 
 
 @pytest.fixture(scope="session")
@@ -39,12 +23,12 @@ def test_no_16_bit_product_is_serialised(hopper):
     rows = [row for row in hopper if row["dtype"] != "float32"]
     assert {row["serialized"] for row in rows} <= {True, False}, "each launch has an answer"
     waiting = [row for row in rows if row["serialized"]]
-    assert {(row["op"], row["kernel"]) for row in waiting} == SERIALIZED, names(waiting)
+    assert not waiting, names(waiting)
 
 
 def test_no_tile_spills(hopper):
     spilling = [row for row in hopper if row["resources"]["spill_bytes"] > PARKED]
-    assert {(row["op"], row["case"], row["kernel"]) for row in spilling} == SPILLING, names(spilling)
+    assert not spilling, names(spilling)
 
 
 def test_max_pool_moves_neighbours_of_a_line_together(hopper):

@@ -7,7 +7,6 @@ from primer_fast.proof import sweep
 from primer_fast.proof.production import Unit
 from primer_fast.proof.verify import ops
 from primer_fast.reference.case import Case
-from primer_fast.reference.scaled_dot_product_attention import CASES
 
 OP = "scaled_dot_product_attention"
 
@@ -40,6 +39,12 @@ def test_every_op_and_option_is_drawn():
     assert {None, "channels_last"} < set(pools)
 
 
+def test_one_op_alone_is_drawn(monkeypatch):
+    monkeypatch.setattr(sweep, "results", lambda unit: [unit, unit])
+    units = list(sweep.sweep(0, 5, "conv2d"))
+    assert {unit.op for unit in units} == {"conv2d"} and len(units) == 6
+
+
 def test_a_draw_is_the_same_again():
     assert sweep.draw(3, 7) == sweep.draw(3, 7) != sweep.draw(4, 7)
 
@@ -51,12 +56,17 @@ def of_attention(D, dtypes=None, options=None, **shapes):
 
 
 def test_where_spills_are_known():
-    mask = {"attn_mask": (64, 64)}
-    assert sweep.may_spill(of_attention(65, **mask)) and not sweep.may_spill(of_attention(64, **mask))
-    assert sweep.may_spill(of_attention(128, options={"softcap": 30.0}))
-    assert sweep.may_spill(of_attention(128, options={"dropout_p": 0.1}))
-    assert sweep.may_spill(of_attention(128, dtypes={"key_lengths": "int64"}, key_lengths=(1,)))
-    assert not sweep.may_spill(of_attention(128, options={"window": 100}))
+    grouped, capped = {"key": (1, 2, 64, 80)}, {"softcap": 30.0}
+    assert sweep.may_spill(of_attention(80, options=capped, **grouped))
+    assert sweep.may_spill(of_attention(80, options={"window": 100}, **grouped))
+    assert not sweep.may_spill(of_attention(80, options=capped)), "not grouped"
+    assert not sweep.may_spill(of_attention(80, **grouped)) and not sweep.may_spill(of_attention(80))
+    assert not sweep.may_spill(of_attention(64, options=capped, **grouped))
+    assert not sweep.may_spill(of_attention(128, options=capped, **grouped))
+    assert not sweep.may_spill(of_attention(80, attn_mask=(64, 64)))
+    decodes = [of_attention(D, query=(1, 8, 1, D))._replace(dtype="float32") for D in (128, 192)]
+    assert [sweep.may_spill(unit) for unit in decodes] == [False, True]
+    assert not sweep.may_spill(decodes[1]._replace(dtype="bfloat16"))
     linear = Unit("linear", Case("x", "", {"input": (1, 128), "weight": (128, 128)}), "float16", "sm_90")
     assert not sweep.may_spill(linear)
 
@@ -65,17 +75,12 @@ def test_where_spills_are_known():
     "spilled, known, failure", [(16, False, None), (17, False, "spills 17 bytes"), (17, True, None)]
 )
 def test_what_fails(spilled, known, failure):
-    unit = of_attention(72 if known else 64, attn_mask=(64, 64))
+    unit = of_attention(72, options={"window": 100}, **({"key": (1, 2, 64, 72)} if known else {}))
     found = sweep.Result(unit, "_k", {}, spilled).failure
     assert found is None if failure is None else found.startswith(failure)
     assert sweep.Result(unit, "_k", {}, 0, "does not compile").failure == "does not compile"
-
-
-def test_the_known_spills_are_still_there(table):
-    """Where no production case that may spill does, may_spill is not needed any more."""
-    known = [case.name for case in CASES if case.production and sweep.may_spill(Unit(OP, case, "bfloat16", "sm_90"))]
-    rows = [row for row in table if row["op"] == OP and row["case"] in known and row["target"] == "sm_90"]
-    assert max(row["resources"]["spill_bytes"] for row in rows) > sweep.PARKED
+    assert "waits" in sweep.Result(unit, "_k", {}, 0, serialized=True).failure
+    assert sweep.Result(unit._replace(dtype="float32"), "_k", {}, 0, serialized=True).failure is None
 
 
 def test_a_failure_comes_with_the_line_that_repeats_it(monkeypatch, capsys):

@@ -13,7 +13,7 @@ from primer_fast.kernels.tile_settings import TileSettings as GridSettings
 from primer_fast.kernels.tunable import Variant
 
 _PRODUCT = Product(4096, 4096, 4096, 2, descriptors=True), MatmulSettings(64, 128, 64, 4, 3)
-_ATTENTION = Attention(64, 4096, 4096, 2, 64, True, True, causal=True), TileSettings(64, 32, 4, 2)
+_ATTENTION = Attention(64, 4096, 4096, 2, 64, True, 0, causal=True), TileSettings(64, 32, 4, 2)
 _GRID = Grid(16384, 768, 2), GridSettings(4, 128, 2)
 _DEPTHWISE = Depthwise(12544, 384, 2, True, 9), DepthwiseSettings(16, 32, 2)
 PROBLEMS = {

@@ -8,6 +8,7 @@ import torch
 from primer_fast import functional as F
 from primer_fast.kernels import attention_onepass, linear, linear_prepass, matmul
 from primer_fast.kernels.launch import CHIPS, assume_chip
+from primer_fast.kernels.prepass import prepass
 from primer_fast.kernels.tunable import Variant, watching
 from primer_fast.proof import verify
 from primer_fast.tuning import session
@@ -64,7 +65,7 @@ def test_programs_of_the_prepass_walk_down_their_rows(layout, device):
     dy, saved = (torch.randn(661, 40, device=device) for _ in range(2))
     dy = dy if layout == "rows" else dy.T.contiguous().T
     with assume_chip(H100._replace(processors=1)):
-        g, sums = linear_prepass.prepass(dy, saved, "gelu", torch.float32)
+        g, sums = prepass(dy, saved, "gelu", torch.float32)
     assert torch.equal(g, dy * saved) and g.is_contiguous()
     torch.testing.assert_close(sums, (dy * saved).sum(0))
 
@@ -101,8 +102,8 @@ def test_the_prepass_serves_one_product_alone(alone, device):
         with context:
             gradients[way] = torch.autograd.grad(F.linear(x, w, b, activation="gelu"), leaves, dy)
         assert [(problem.input, problem.weight) for problem in asked] == [(alone == "input", alone == "weight")]
-    for fused, prepass in zip(*gradients.values(), strict=True):
-        torch.testing.assert_close(fused, prepass)
+    for fused, before in zip(*gradients.values(), strict=True):
+        torch.testing.assert_close(fused, before)
 
 
 def test_the_way_of_attentions_backward_is_asked_for_where_both_are_allowed(device, monkeypatch):
