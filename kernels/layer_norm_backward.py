@@ -12,8 +12,14 @@ from .partials import add_rows
 
 
 @triton.jit
+def _eights(tile):
+    """Sums of eight neighbours each: a thread or two has them, and the tile need not be kept for the reduction."""
+    return tl.sum(tile.reshape(tile.shape[0], tile.shape[1] // 8, 8), axis=2)
+
+
+@triton.jit
 def _two_means(a, b, N):
-    """Sums over the rows of two tiles by one reduction, each divided by N."""
+    """Sums of rows of two tiles by one reduction, each divided by N."""
     return tl.split(tl.sum(tl.join(a, b), axis=1) / N)
 
 
@@ -72,7 +78,7 @@ def _backward_kernel(
                 dw += dy * n
             if ds_ptr is not None:
                 g = dy * w
-                mean_g, mean_gn = _two_means(g, g * n, N)
+                mean_g, mean_gn = _two_means(_eights(g), _eights(g * n), N)
                 _finish(ds_ptr, dsum_ptr, g, n, rstd, mean_g, mean_gn, row, stride_dsum, col, inside, N)
     _store_sums(part_ptr, dw, db, tl.program_id(0), col, N, DW, DB)
 
@@ -85,16 +91,15 @@ def _one_row(
     """ds of a row that is too long to be held: its second read comes from the caches."""
     row = tl.cast(row, tl.int64) + tl.arange(0, 1)
     there = row >= 0
-    FEW: tl.constexpr = BLOCK_N // 8  # neighbours are added at once, in a thread or two
-    sum_g = tl.zeros((1, FEW), dtype=tl.float32)
-    sum_gn = tl.zeros((1, FEW), dtype=tl.float32)
+    sum_g = tl.zeros((1, BLOCK_N // 8), dtype=tl.float32)
+    sum_gn = tl.zeros((1, BLOCK_N // 8), dtype=tl.float32)
     for start in range(0, N, BLOCK_N):
         col = start + tl.arange(0, BLOCK_N)
         inside = (col < N)[None, :]
         g = load_rows(dy_ptr, row, stride_dy, col, inside) * load_columns(weight_ptr, col, N, 1.0)
         n, _ = _normal(s_ptr, mean_ptr, rstd_ptr, row, there, stride_s, col, inside)
-        sum_g += tl.sum(g.reshape(1, FEW, 8), axis=2)
-        sum_gn += tl.sum((g * n).reshape(1, FEW, 8), axis=2)
+        sum_g += _eights(g)
+        sum_gn += _eights(g * n)
     mean_g, mean_gn = _two_means(sum_g, sum_gn, N)
     blocks = tl.cdiv(N, BLOCK_N)
     for i in range(blocks):
