@@ -124,6 +124,7 @@ def layer_norm_fwd(
     arrays = 2 + (residual is not None) + (s is not None)
     cut = settings or forward_choice(chip_of(x), Rows(rows, N, x.element_size(), arrays))
     grain = grain_of(N, x, residual)
+    # The wider its elements, the more registers a part's loads take, so that wide ones come in more parts
     parts = x.element_size() if _HELD * 32 * cut.num_warps < cut.BLOCK_ROWS * cut.BLOCK_N else 1
     with on_device_of(x):
         _forward_kernel[(cdiv(rows, cut.BLOCK_ROWS),)](
