@@ -10,6 +10,7 @@ from primer_fast.kernels.layer_norm_rows import grain_of, moves_single
 from primer_fast.kernels.layer_norm_settings import (
     Rows,
     RowSettings,
+    backward_choice,
     backward_fits,
     backward_settings,
     forward_settings,
@@ -139,7 +140,7 @@ def test_common_divisors_are_told_to_the_compiler():
     assert single == [False, True, False, True, False]
     gpu = launch.CHIPS["sm_90"]
     for N in (99, 1001, 4095, 4999, 32769):
-        cut, wide = (backward_settings(gpu, N, 2, single) for single in (True, False))
+        cut, wide = (backward_choice.default(gpu, Rows(4096, N, 2, single=single)) for single in (True, False))
         assert backward_fits(gpu, Rows(4096, N, 2, single=True), cut)
         assert cut.BLOCK_ROWS * (cut.BLOCK_COLS or cut.BLOCK_N) <= 8 * 32 * cut.num_warps
         assert bool(cut.CHUNK) == (N > 4096) and bool(wide.CHUNK) == (N > 8192)
