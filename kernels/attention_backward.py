@@ -30,6 +30,7 @@ from .attention_tile import (
     described,
     descriptor,
     empty_like_rows,
+    head_statistics,
     load_rows,
     result_programs,
     stride_unit,
@@ -56,26 +57,27 @@ def attention_statistics_kernel(
     delta = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
     lse = tl.load(lse_ptr + head.to(tl.int64) * T + rows, mask=rows < T, other=float("inf"))
     lse = tl.where(lse == float("-inf"), float("inf"), lse)
-    statistics_ptr += head.to(tl.int64) * (2 * padded) + rows
+    statistics_ptr = head_statistics(statistics_ptr, head, T, PAD) + (rows + rows // PAD * PAD)
     tl.store(statistics_ptr, lse, mask=rows < padded)
-    tl.store(statistics_ptr + padded, delta, mask=rows < padded)
+    tl.store(statistics_ptr + PAD, delta, mask=rows < padded)
 
 
 def attention_statistics(dout, out, lse, pad):
-    """What the backward's loops read of each query: float32 (B, H, 2, T rounded up to a multiple of ``pad``).
+    """What the backward's loops read of each query: float32 (B, H, blocks of ``pad`` queries and one more, 2, pad).
 
     First lse, infinite where a query sees nothing or is not there, so that its weights come out 0; then delta, the row
-    sums of dout * out. No step of a loop over queries has to look whether they are there.
+    sums of dout * out. No step of a loop over queries has to look whether they are there. Both lie at a distance that
+    the compiler knows: one address serves both.
 
     dout, out: (B, H, T, DV), last stride 1. pad: the most queries of a tile, a power of two.
     """
     B, H, T, DV = out.shape
-    padded = (cdiv(T, pad) + 1) * pad
-    statistics = torch.empty(B, H, 2, padded, dtype=torch.float32, device=out.device)
+    blocks = cdiv(T, pad) + 1
+    statistics = torch.empty(B, H, blocks, 2, pad, dtype=torch.float32, device=out.device)
     width = block_width(DV)
     block = max(16, 4096 // width)
     with on_device_of(out):
-        attention_statistics_kernel[(B * H * cdiv(padded, block),)](
+        attention_statistics_kernel[(B * H * cdiv(blocks * pad, block),)](
             dout, out, lse, statistics, *dout.stride()[:3], *out.stride()[:3], H, T, pad, DV, block, width, num_warps=4
         )
     return statistics

@@ -7,11 +7,13 @@ from .attention_forward import ordered_tile
 from .attention_mask import FIRST_LOOP_RUNS, kept, limits, query_blocks
 from .attention_tile import (
     add_products,
+    head_statistics,
     in_elements,
     load_rows,
     part_count,
     part_width,
     products_of_rows,
+    query_statistics,
     result_width,
     scaled_parts,
     scores,
@@ -24,10 +26,10 @@ from .entry import entry
 
 @triton.jit
 def _walk_queries(
-    dk, dv, begin, end, column, k, v, q, dout, strides_k, strides_v, strides_q, strides_do, statistics_ptr, padded,
+    dk, dv, begin, end, column, k, v, q, dout, strides_k, strides_v, strides_q, strides_do, statistics_ptr,
     b, h, h_kv, head, n, offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms,
     seed, threshold, gain, T, S, D, DV,
-    MASKED: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
+    MASKED: tl.constexpr, PAD: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
     WITH_DK: tl.constexpr, WITH_DV: tl.constexpr,
@@ -43,6 +45,7 @@ def _walk_queries(
     keys = (n + tl.arange(0, BLOCK_N))[:, None]
     for m in range(begin, end, BLOCK_M):
         rows = m + tl.arange(0, BLOCK_M)
+        statistics = query_statistics(statistics_ptr, m, BLOCK_M, PAD)
         if COLUMNS:
             products = products_of_rows(
                 k, strides_k, h_kv, n, length, q, strides_q, h, m, T, b, D,
@@ -53,14 +56,14 @@ def _walk_queries(
             if WITH_DK:  # before p: then fewer values live at once
                 dp = tl.dot(v, dout_tile.T, input_precision=PRECISION)
                 if seed is None:
-                    dp -= tl.load(statistics_ptr + padded + rows)[None, :]
+                    dp -= tl.load(statistics + PAD)[None, :]
             q_tile = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
             products = tl.dot(k, q_tile.T, input_precision=PRECISION)
         s, slope = scores(
             products, scale, cap, rows[None, :], keys, n, offset, length, left, right, mask_ptr, stride_mt, stride_ms,
             T, S, not LATE, MASKED, PRECISE,
         )  # fmt: skip
-        lse = tl.load(statistics_ptr + rows)
+        lse = tl.load(statistics)
         if LATE:
             p = tl.exp2(s * scale - lse[None, :])
         else:
@@ -86,7 +89,7 @@ def _walk_queries(
             if seed is not None:
                 dp = tl.where(keep, dp * gain, 0.0)
             if seed is not None or COLUMNS:
-                dp -= tl.load(statistics_ptr + padded + rows)[None, :]
+                dp -= tl.load(statistics + PAD)[None, :]
             ds = p * dp
             if cap is not None:
                 ds *= slope
@@ -144,38 +147,37 @@ def attention_backward_kv_kernel(
         dk_tile = zero_parts(BLOCK_N, C_D, PARTS_D)
     if WITH_DV:
         dv_tile = zero_parts(BLOCK_N, C_DV, PARTS_DV)
-    padded = (tl.cdiv(T, PAD) + 1) * PAD
     MASKED: tl.constexpr = right is not None or LENGTHS or not EVEN_S
     TELL: tl.constexpr = FIRST_LOOP_RUNS or (mask_ptr is not None and LENGTHS)
     begin, full_begin, full_end, end = query_blocks(n, BLOCK_N, offset, length, left, right, T, BLOCK_M, MASKED, TELL)
     for g in range(GROUP):
         h = h_kv * GROUP + g
         head = b * H + h
-        statistics = statistics_ptr + head.to(tl.int64) * (2 * padded)
+        statistics = head_statistics(statistics_ptr, head, T, PAD)
         mask_head = None
         if mask_ptr is not None:
             mask_head = mask_ptr + b.to(tl.int64) * smb + h.to(tl.int64) * smh
         if MASKED:
             dk_tile, dv_tile = _walk_queries(
                 dk_tile, dv_tile, begin, full_begin, column, k, v, q, dout,
-                strides_k, strides_v, strides_q, strides_do, statistics, padded, b, h, h_kv, head, n,
+                strides_k, strides_v, strides_q, strides_do, statistics, b, h, h_kv, head, n,
                 offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
-                True, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+                True, PAD, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
                 BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, WITH_DK, WITH_DV,
             )  # fmt: skip
         dk_tile, dv_tile = _walk_queries(
             dk_tile, dv_tile, full_begin, full_end, column, k, v, q, dout,
-            strides_k, strides_v, strides_q, strides_do, statistics, padded, b, h, h_kv, head, n,
+            strides_k, strides_v, strides_q, strides_do, statistics, b, h, h_kv, head, n,
             offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
-            False, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            False, PAD, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
             BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, WITH_DK, WITH_DV,
         )  # fmt: skip
         if left is not None:
             dk_tile, dv_tile = _walk_queries(
                 dk_tile, dv_tile, full_end, end, column, k, v, q, dout,
-                strides_k, strides_v, strides_q, strides_do, statistics, padded, b, h, h_kv, head, n,
+                strides_k, strides_v, strides_q, strides_do, statistics, b, h, h_kv, head, n,
                 offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
-                True, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+                True, PAD, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
                 BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, WITH_DK, WITH_DV,
             )  # fmt: skip
     if LENGTHS and DESCRIPTORS:  # whatever stood past the length is in the rows of its own keys alone

@@ -7,11 +7,13 @@ from .attention_forward import ordered_tile
 from .attention_mask import kept, key_blocks, limits
 from .attention_tile import (
     add_products,
+    head_statistics,
     in_elements,
     load_rows,
     part_count,
     part_width,
     products_of_rows,
+    query_statistics,
     result_width,
     scaled_parts,
     scores,
@@ -107,11 +109,9 @@ def attention_backward_q_kernel(
     if not COLUMNS:
         q = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
         dout = load_rows(dout, strides_do, b, h, m, T, DV, BLOCK_M, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
-    rows = m + tl.arange(0, BLOCK_M)
-    padded = (tl.cdiv(T, PAD) + 1) * PAD
-    statistics_ptr += head.to(tl.int64) * (2 * padded) + rows
-    lse = tl.load(statistics_ptr)
-    delta = tl.load(statistics_ptr + padded)
+    statistics = query_statistics(head_statistics(statistics_ptr, head, T, PAD), m, BLOCK_M, PAD)
+    lse = tl.load(statistics)
+    delta = tl.load(statistics + PAD)
     BLOCK_C: tl.constexpr = part_width(BLOCK_D, COLUMNS)
     PARTS: tl.constexpr = part_count(D, COLUMNS)
     column = 0

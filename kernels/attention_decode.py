@@ -81,9 +81,8 @@ def _share_kernel(
 
     q_ptrs = q_ptr + (b * stride_qb + h * stride_qh + t_far * stride_qt)[:, None] + offs_d[None, :]
     q = tl.load(q_ptrs, mask=there[:, None] & d_inside, other=0.0)
-    n = (begin + offs_n).to(tl.int64)[:, None]
-    k_ptrs = k_ptr + (b * stride_kb + hk * stride_kh + n * stride_ks) * UNIT + offs_d[None, :]
-    v_ptrs = v_ptr + (b * stride_vb + hk * stride_vh + n * stride_vs) * UNIT + offs_dv[None, :]
+    k_ptr += (b * stride_kb + hk * stride_kh) * UNIT
+    v_ptr += (b * stride_vb + hk * stride_vh) * UNIT
     at = t + offset
 
     top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
@@ -92,6 +91,8 @@ def _share_kernel(
     for start in range(begin, end, BLOCK_N):
         j = start + offs_n
         inside = j < end
+        j_far = j.to(tl.int64)[:, None]  # addresses that are made anew take fewer registers than kept ones
+        k_ptrs = k_ptr + j_far * stride_ks * UNIT + offs_d[None, :]
         k = tl.load(k_ptrs, mask=inside[:, None] & d_inside, other=0.0)
         scores = tl.dot(q, k.T, input_precision=PRECISION)
         if SOFTCAP:
@@ -123,11 +124,10 @@ def _share_kernel(
         shrink = tl.exp2(top - base)
         p = tl.exp2(scores - base[:, None])
         total = total * shrink + tl.sum(p, axis=1)
+        v_ptrs = v_ptr + j_far * stride_vs * UNIT + offs_dv[None, :]
         v = tl.load(v_ptrs, mask=inside[:, None] & dv_inside, other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
         top = new_top
-        k_ptrs += tl.cast(BLOCK_N * UNIT, tl.int64) * stride_ks
-        v_ptrs += tl.cast(BLOCK_N * UNIT, tl.int64) * stride_vs
 
     if max_ptr is None:
         o = acc / tl.where(total == 0.0, 1.0, total)[:, None]

@@ -83,17 +83,18 @@ def query_blocks(
     """Keys first..first + BLOCK_KEYS - 1 -> begin, full_begin, full_end, end: the queries that see them.
 
     As key_blocks, but the loop that always runs is the one before the full blocks, and a block that reaches past T
-    counts as full: its missing queries have no weight. TELL: say to the compiler that it runs.
+    counts as full: its missing queries have no weight. Without ``left`` full_end and end are T, which a loop's end need
+    not be kept in a register for. TELL: say to the compiler that it runs.
     """
     last = tl.minimum(first + BLOCK_KEYS, length) - 1
     begin = 0
     full_begin = 0
     end = T
-    full_end = tl.cdiv(T, BLOCK) * BLOCK
+    full_end = T
     if left is not None:
         end = tl.minimum(T, tl.maximum(last - offset + left + 1, 0))
         seen_by = tl.maximum(first - offset + left + 1, 0)
-        full_end = tl.where(seen_by < T, seen_by // BLOCK * BLOCK, full_end)
+        full_end = tl.where(seen_by < T, seen_by // BLOCK * BLOCK, tl.cdiv(T, BLOCK) * BLOCK)
     if right is not None:
         begin = tl.minimum(tl.maximum(first - offset - right, 0), end) // BLOCK * BLOCK
         full_begin = tl.cdiv(tl.maximum(last - offset - right, 0), BLOCK) * BLOCK
@@ -104,11 +105,13 @@ def query_blocks(
         end = tl.where(nothing, past + 1, end)
         full_begin = tl.where(first + BLOCK_KEYS > length, end, tl.maximum(tl.minimum(full_begin, end), begin + 1))
         full_begin = tl.cdiv(full_begin, BLOCK) * BLOCK
-        full_end = tl.minimum(tl.maximum(full_end, full_begin), tl.maximum(end, full_begin))
+        if left is not None:
+            full_end = tl.minimum(tl.maximum(full_end, full_begin), tl.maximum(end, full_begin))
         if TELL:
             tl.assume(begin < full_begin)
     else:
-        full_end = tl.minimum(full_end, end)
+        if left is not None:
+            full_end = tl.minimum(full_end, end)
         tl.assume(full_begin < full_end)
     return begin, full_begin, full_end, end
 

@@ -22,7 +22,15 @@ import triton.language as tl
 from .attention_backward import attention_statistics
 from .attention_forward import heads_at_once, ordered_tile
 from .attention_settings import Attention, TileSettings, attention_bucket
-from .attention_tile import LOG2_E, block_width, described, descriptor, empty_like_rows
+from .attention_tile import (
+    LOG2_E,
+    block_width,
+    described,
+    descriptor,
+    empty_like_rows,
+    head_statistics,
+    query_statistics,
+)
 from .entry import entry
 from .launch import Chip, cdiv, chip_of, on_device_of
 from .tunable import Variants
@@ -50,7 +58,6 @@ def _onepass_kernel(
     if CAUSAL:
         begin = tl.maximum(n - offset, 0) // BLOCK_M * BLOCK_M
 
-    padded = (tl.cdiv(T, PAD) + 1) * PAD
     # Keys that no query sees take one block past the last, whose queries have no weight: a way around the loop would
     # define dk and dv without a product, for which ptxas makes every product wait for the one before it
     begin = tl.minimum(begin, tl.cdiv(T, BLOCK_M) * BLOCK_M)
@@ -61,7 +68,8 @@ def _onepass_kernel(
         h = hk * GROUP + i // blocks
         m = begin + i % blocks * BLOCK_M
         queries = m + tl.arange(0, BLOCK_M)
-        statistics = statistics_ptr + (b * HK * GROUP + h).to(tl.int64) * (2 * padded) + queries
+        statistics = head_statistics(statistics_ptr, b * HK * GROUP + h, T, PAD)
+        statistics = query_statistics(statistics, m, BLOCK_M, PAD)
         q_tile = q.load([b, h, m, 0]).reshape(BLOCK_M, BLOCK_D)
         p = tl.exp2(tl.dot(k_tile, q_tile.T) * scale_log2 - tl.load(statistics)[None, :])
         if CAUSAL:
@@ -70,7 +78,7 @@ def _onepass_kernel(
             p = tl.where(keys[:, None] < S, p, 0.0)
         do_tile = do.load([b, h, m, 0]).reshape(BLOCK_M, BLOCK_D)
         dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile)
-        delta = tl.load(statistics + padded)
+        delta = tl.load(statistics + PAD)
         ds = (p * (tl.dot(v_tile, do_tile.T) - delta[None, :])).to(q_tile.dtype)
         dk_tile = tl.dot(ds, q_tile, dk_tile)
         dq_tile = tl.dot(k_tile.T, ds).T  # wgmma needs 64 rows; BLOCK_M may be 32

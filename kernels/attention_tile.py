@@ -73,6 +73,18 @@ def store_rows(
 
 
 @triton.jit
+def head_statistics(pointer, head, T, PAD: tl.constexpr):
+    """Where the statistics of a head's queries begin, see ``attention_statistics``."""
+    return pointer + head.to(tl.int64) * (tl.cdiv(T, PAD) + 1) * (2 * PAD)
+
+
+@triton.jit
+def query_statistics(pointer, m, BLOCK: tl.constexpr, PAD: tl.constexpr):
+    """Pointers to lse of a tile of queries from m >= 0 on; delta is PAD elements, a power of two, further."""
+    return pointer + tl.multiple_of(m + (m & -PAD), BLOCK) + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def products_of_rows(
     a, strides_a, h_a, row_a, rows_a, b, strides_b, h_b, row_b, rows_b, batch, D,
     BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,

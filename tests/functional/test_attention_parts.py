@@ -18,7 +18,8 @@ def test_statistics_are_clean_and_padded(device):
     lse = torch.randn(2, 3, 37, device=device)
     lse[1, 2, 5] = -math.inf
     got = attention_statistics(dout, out, lse, 16)
-    assert got.shape == (2, 3, 2, 64)
+    assert got.shape == (2, 3, 4, 2, 16)
+    got = got.transpose(2, 3).reshape(2, 3, 2, 64)
     clean = torch.where(lse == -math.inf, math.inf, lse)
     assert torch.equal(got[:, :, 0, :37], clean) and (got[:, :, 0, 37:] == math.inf).all()
     torch.testing.assert_close(got[:, :, 1, :37], (dout * out).sum(-1))
