@@ -4,9 +4,7 @@ import pytest
 from compiled_rows import run_python
 
 from primer_fast.proof import sweep
-from primer_fast.proof.production import Unit
 from primer_fast.proof.verify import ops
-from primer_fast.reference.case import Case
 
 OP = "scaled_dot_product_attention"
 
@@ -49,35 +47,10 @@ def test_a_draw_is_the_same_again():
     assert sweep.draw(3, 7) == sweep.draw(3, 7) != sweep.draw(4, 7)
 
 
-def of_attention(D, dtypes=None, options=None, **shapes):
-    heads = (1, 8, 64, D)
-    shapes = {"query": heads, "key": heads, "value": heads, **shapes}
-    return Unit(OP, Case("x", "", shapes, options or {}, {}, False, dtypes or {}), "float16", "")
-
-
-def test_where_spills_are_known():
-    grouped, capped = {"key": (1, 2, 64, 80)}, {"softcap": 30.0}
-    assert sweep.may_spill(of_attention(80, options=capped, **grouped))
-    assert sweep.may_spill(of_attention(80, options={"window": 100}, **grouped))
-    assert not sweep.may_spill(of_attention(80, options=capped)), "not grouped"
-    assert not sweep.may_spill(of_attention(80, **grouped)) and not sweep.may_spill(of_attention(80))
-    assert not sweep.may_spill(of_attention(64, options=capped, **grouped))
-    assert not sweep.may_spill(of_attention(128, options=capped, **grouped))
-    assert not sweep.may_spill(of_attention(80, attn_mask=(64, 64)))
-    decodes = [of_attention(D, query=(1, 8, 1, D))._replace(dtype="float32") for D in (128, 192)]
-    assert [sweep.may_spill(unit) for unit in decodes] == [False, True]
-    assert not sweep.may_spill(decodes[1]._replace(dtype="bfloat16"))
-    linear = Unit("linear", Case("x", "", {"input": (1, 128), "weight": (128, 128)}), "float16", "sm_90")
-    assert not sweep.may_spill(linear)
-
-
-@pytest.mark.parametrize(
-    "spilled, known, failure", [(16, False, None), (17, False, "spills 17 bytes"), (17, True, None)]
-)
-def test_what_fails(spilled, known, failure):
-    unit = of_attention(72, options={"window": 100}, **({"key": (1, 2, 64, 72)} if known else {}))
-    found = sweep.Result(unit, "_k", {}, spilled).failure
-    assert found is None if failure is None else found.startswith(failure)
+@pytest.mark.parametrize("spilled, failure", [(0, None), (16, None), (17, "spills 17 bytes per thread")])
+def test_what_fails(spilled, failure):
+    unit = sweep.draw(0, 0)._replace(dtype="float16")
+    assert sweep.Result(unit, "_k", {}, spilled).failure == failure
     assert sweep.Result(unit, "_k", {}, 0, "does not compile").failure == "does not compile"
     assert "waits" in sweep.Result(unit, "_k", {}, 0, serialized=True).failure
     assert sweep.Result(unit._replace(dtype="float32"), "_k", {}, 0, serialized=True).failure is None
@@ -86,7 +59,7 @@ def test_what_fails(spilled, known, failure):
 def test_a_failure_comes_with_the_line_that_repeats_it(monkeypatch, capsys):
     def results(unit):
         yield sweep.Result(unit, "_k", {"BLOCK": 64}, error="PTXASError: too large")
-        yield sweep.Result(unit, "_k", {"BLOCK": 32})
+        yield sweep.Result(unit, "_k", {"BLOCK": 32}, spill_bytes=8)
 
     monkeypatch.setattr(sweep, "results", results)
     assert sweep.main(["--seed", "5", "--launches", "3"]) == 1
@@ -94,6 +67,6 @@ def test_a_failure_comes_with_the_line_that_repeats_it(monkeypatch, capsys):
     assert lines[0] == "_k {'BLOCK': 64}: PTXASError: too large"
     assert lines[1].split()[:2] == list(sweep.draw(5, 0)[:3:2])
     assert lines[2].strip() == "python -m primer_fast.proof.sweep --seed 5 --only 0"
-    assert lines[5].endswith("--seed 5 --only 1") and lines[-1] == "4 launches, 2 failed, 0 with known spills"
+    assert lines[5].endswith("--seed 5 --only 1") and lines[-1] == "4 launches, 2 failed, 2 parked an address"
     assert sweep.main(["--seed", "5", "--only", "1"]) == 1
     assert capsys.readouterr().out.splitlines()[2].endswith("--only 1")
