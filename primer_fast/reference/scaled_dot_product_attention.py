@@ -266,6 +266,8 @@ CASES = (
     _case("softcap_4k", "Gemma 2: softcap and window", 1, 16, 4096, 256, HK=8, is_causal=True, window=2048,
           softcap=50.0, production=True),
     _case("bias_1k", "a bias for each head", 4, 12, 1024, 64, mask=(12, 1024, 1024), production=True),
+    _case("bias_lengths_512", "T5 base: a bias for each head, a padded batch", 32, 12, 512, 64, mask=(12, 512, 512),
+          lengths=True, production=True),
     _case("bias_128_2k", "heads of 128 with a bias for each pair, causal", 2, 16, 2048, 128, mask=(2048, 2048),
           is_causal=True, production=True),
     _case("bias_72_729", "SigLIP so400m: 729 patches, heads of 72; a bias for each pair", 8, 16, 729, 72,
