@@ -185,17 +185,21 @@ class DecodeSettings(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def decode_settings(
-    gpu: Chip, heads: int, rows: int, S: int, D: int, DV: int, itemsize: int, edited: bool
+    gpu: Chip, heads: int, rows: int, S: int, D: int, DV: int, itemsize: int, capped: bool, masked: bool
 ) -> DecodeSettings:
-    """Settings for ``heads`` = B HK heads of keys with ``rows`` = G T query rows each; edited: mask or softcap."""
-    wide = max(block_width(D), block_width(DV)) > 128
-    most = 64 if itemsize == 2 else 16 if wide else 32  # float32 is split into parts that live in registers
+    """Settings for ``heads`` = B HK heads of keys with ``rows`` = G T query rows each; capped: by a softcap."""
+    width = max(block_width(D), block_width(DV))
+    wide = width > 128
+    partly = width > 64 and (block_width(D) > D or block_width(DV) > DV)  # what columns are there takes registers
+    most = 64 if itemsize == 2 else 16 if wide or partly else 32  # float32 is split into parts that live in registers
     block_m = next((m for m in (16, 32) if m < most and rows <= m), most)
     key = (block_width(D) + block_width(DV)) * itemsize  # bytes of one key and its value in a tile
     stages, buffers = (2, 1) if gpu.is_amd else (3, 3)
     room = gpu.shared // 2 - block_m * block_width(D) * itemsize  # of shared memory: two programs on a multiprocessor
-    block_n = next((n for n in (128, 64, 32) if n * key * buffers <= room), 16)
-    block_n = min(block_n, max(16, triton.next_power_of_2(S)), (2048 if edited else 4096) // block_m)
+    longest = 128 if itemsize == 2 else 64
+    block_n = next((n for n in (longest, 64, 32) if n * key * buffers <= room), 16)
+    scores = 1024 if masked else 2048 if capped else 4096  # a tile's; so are the addresses in a mask
+    block_n = min(block_n, max(16, triton.next_power_of_2(S)), scores // block_m)
     blocks, programs, slots = max(cdiv(S, block_n), 1), max(heads, 1) * cdiv(rows, block_m), 2 * gpu.processors
 
     def time(splits):  # in blocks of keys; a program costs one more, the second kernel two
@@ -215,11 +219,12 @@ class Decode(NamedTuple):
     D: int
     DV: int
     itemsize: int
-    edited: bool
+    capped: bool
+    masked: bool
 
 
 def decode_bucket(p: Decode) -> Bucket:
-    return Bucket.of(p.heads, p.rows, p.S, item=p.itemsize, d=p.D, dv=p.DV, edited=p.edited)
+    return Bucket.of(p.heads, p.rows, p.S, item=p.itemsize, d=p.D, dv=p.DV, capped=p.capped, masked=p.masked)
 
 
 def decode_fits(gpu: Chip, p: Decode, s: DecodeSettings) -> bool:
@@ -253,9 +258,9 @@ def attention_decode(
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     G = H // HK
     gpu = chip_of(q)
-    edited = mask is not None or softcap is not None
     capacity = cdiv(S, 128) * 128  # a cache that grows gets its settings once in 128 steps
-    s = settings or decode_choice(gpu, Decode(B * HK, G * T, capacity, D, DV, q.element_size(), edited))
+    capped, masked = softcap is not None, mask is not None
+    s = settings or decode_choice(gpu, Decode(B * HK, G * T, capacity, D, DV, q.element_size(), capped, masked))
     bool_mask = mask is not None and mask.dtype == torch.bool
     if mask is not None:
         mask = (mask.view(torch.uint8) if bool_mask else mask).expand(B, H, T, S)
@@ -268,7 +273,6 @@ def attention_decode(
         tops, totals = torch.empty(2, *part.shape[:3], dtype=torch.float32, device=q.device)
     unit = 16 // q.element_size()
     unit = unit if all(stride % unit == 0 for x in (k, v) for stride in x.stride()[:3]) else 1
-    capped = softcap is not None
     scale, softcap = (scale / softcap, softcap * LOG2_E) if capped else (scale * LOG2_E, 0.0)
     with on_device_of(q):
         _share_kernel[(B * HK * cdiv(G * T, s.BLOCK_M), s.SPLITS)](

@@ -230,8 +230,8 @@ def test_heads_can_be_merged_without_a_copy(device):
 def test_shares_fill_the_chip_where_heads_do_not():
     h100 = launch.CHIPS["sm_90"]
     for heads, rows, S, D in ((64, 4, 8192, 128), (64, 4, 32768, 128), (8, 4, 32768, 128), (12, 1, 1024, 64)):
-        s = decode_settings(h100, heads, rows, S, D, D, 2, False)
+        s = decode_settings(h100, heads, rows, S, D, D, 2, False, False)
         programs = heads * s.SPLITS
         assert 0.7 * 2 * 132 <= programs <= 2 * 132 or s.SPLITS * s.BLOCK_N * 2 >= S, (heads, S, s)
-    assert decode_settings(h100, 4096, 4, 8192, 128, 128, 2, False).SPLITS == 1
-    assert decode_settings(h100, 8, 4, 64, 128, 128, 2, False).SPLITS == 1
+    assert decode_settings(h100, 4096, 4, 8192, 128, 128, 2, False, False).SPLITS == 1
+    assert decode_settings(h100, 8, 4, 64, 128, 128, 2, False, False).SPLITS == 1

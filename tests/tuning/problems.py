@@ -25,7 +25,7 @@ PROBLEMS = {
     "attention_forward": _ATTENTION,
     "attention_backward_kv": _ATTENTION,
     "attention_backward_q": _ATTENTION,
-    "attention_decode": (Decode(64, 4, 8192, 128, 128, 2, False), DecodeSettings(16, 32, 7, 4, 2)),
+    "attention_decode": (Decode(64, 4, 8192, 128, 128, 2, False, False), DecodeSettings(16, 32, 7, 4, 2)),
     "layer_norm_forward": (Rows(16384, 768, 2), RowSettings(2, 1024, 2)),
     "layer_norm_backward": (Rows(16384, 768, 2), RowSettings(1, 1024, 4, 2, 77)),
     "max_pool2d_forward": _GRID,
