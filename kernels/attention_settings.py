@@ -108,8 +108,8 @@ def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, b
         keys = ((0, (64, 128, 8, 2)), (7, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
         queries = ((6, (128, 64, 8, 2)), (9, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
     else:
-        keys = ((1, (32, 64 if _SLICES_HELD else 128, 8, 2)), (PLAIN, (32, 64, 8, 2)))
-        keys += ((99, (16 if _SLICES_HELD or gpu.arch == "sm_100" else 32, 64, 8, 2)),)
+        keys = ((0, (32, 128, 8, 2)), (1, (32, 64 if _SLICES_HELD else 128, 8, 2)))
+        keys += (PLAIN, (32, 64, 8, 2)), (99, (16 if _SLICES_HELD or gpu.arch == "sm_100" else 32, 64, 8, 2))
         queries = ((0, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
     apart = width == 256 or (width == 128 and burden >= 5)
     if width == 256 and burden > PLAIN and gpu.arch == "sm_100":
