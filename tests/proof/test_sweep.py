@@ -18,6 +18,23 @@ def test_sixty_launches_compile_fit_and_spill_nothing():
     assert launches >= 60 and failed == 0
 
 
+DECODE = """
+from primer_fast.proof.sweep import Case, Unit, results
+for dtype, D, mask in ("float32", 16, {}), ("float32", 192, {}), ("float16", 64, {"attn_mask": (2, 8, 1, 4097)}):
+    shapes = {"query": (2, 8, 1, D), "key": (2, 8, 4097, D), "value": (2, 8, 4097, D)} | mask
+    case = Case("decode", "", shapes, {"is_causal": False}, {}, False, {}, False)
+    for result in results(Unit("scaled_dot_product_attention", case, dtype, "sm_90")):
+        print(result.kernel, result.spill_bytes, result.failure)
+"""
+
+
+def test_decoding_spills_nothing_where_larger_tiles_would():
+    """Float32 of narrow and of wide heads, and a mask whose elements have addresses of their own."""
+    done = run_python("-c", DECODE)
+    expected = ["_share_kernel 0 None", "_combine_kernel 0 None"] * 3
+    assert done.stdout.splitlines() == expected, done.stdout + done.stderr[-2000:]
+
+
 def test_every_op_and_option_is_drawn():
     units = [sweep.draw(0, number) for number in range(400)]
     assert {unit.op for unit in units} == set(ops())
