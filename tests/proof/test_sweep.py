@@ -20,18 +20,21 @@ def test_sixty_launches_compile_fit_and_spill_nothing():
 
 DECODE = """
 from primer_fast.proof.sweep import Case, Unit, results
-for dtype, D, mask in ("float32", 16, {}), ("float32", 192, {}), ("float16", 64, {"attn_mask": (2, 8, 1, 4097)}):
-    shapes = {"query": (2, 8, 1, D), "key": (2, 8, 4097, D), "value": (2, 8, 4097, D)} | mask
-    case = Case("decode", "", shapes, {"is_causal": False}, {}, False, {}, False)
+for dtype, D, T, mask in (
+    ("float32", 16, 1, False), ("float32", 80, 4, True), ("float32", 192, 1, False), ("float16", 64, 1, True)
+):
+    shapes = {"query": (2, 8, T, D), "key": (2, 1, 4097, D), "value": (2, 1, 4097, D)}
+    shapes |= {"attn_mask": (2, 1, T, 4097)} if mask else {}
+    case = Case("decode", "", shapes, {"is_causal": False, "enable_gqa": True}, {}, False, {}, False)
     for result in results(Unit("scaled_dot_product_attention", case, dtype, "sm_90")):
         print(result.kernel, result.spill_bytes, result.failure)
 """
 
 
 def test_decoding_spills_nothing_where_larger_tiles_would():
-    """Float32 of narrow and of wide heads, and a mask whose elements have addresses of their own."""
+    """Float32 of narrow heads, of part of a tile, of wide ones; masks whose elements have addresses of their own."""
     done = run_python("-c", DECODE)
-    expected = ["_share_kernel 0 None", "_combine_kernel 0 None"] * 3
+    expected = ["_share_kernel 0 None", "_combine_kernel 0 None"] * 4
     assert done.stdout.splitlines() == expected, done.stdout + done.stderr[-2000:]
 
 
