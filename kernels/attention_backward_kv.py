@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .attention_forward import ordered_tile
-from .attention_mask import FIRST_LOOP_RUNS, kept, limits, query_blocks
+from .attention_mask import FIRST_LOOP_RUNS, INVARIANTS_KEPT, kept, limits, query_blocks
 from .attention_tile import (
     add_products,
     head_statistics,
@@ -32,18 +32,18 @@ def _walk_queries(
     MASKED: tl.constexpr, PAD: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
-    WITH_DK: tl.constexpr, WITH_DV: tl.constexpr,
+    ANEW: tl.constexpr, WITH_DK: tl.constexpr, WITH_DV: tl.constexpr,
 ):  # fmt: skip
     """The queries of one head in [begin, end); tiles lie (keys, queries). k, v: tiles; pointers with COLUMNS.
 
-    dk, dv: empty where not wanted.
+    dk, dv: empty where not wanted. ANEW: make in each step what stays the same, instead of keeping it in registers.
     """
     C_D: tl.constexpr = part_width(BLOCK_D, COLUMNS)
     C_DV: tl.constexpr = part_width(BLOCK_DV, COLUMNS)
     PARTS_D: tl.constexpr = part_count(D, COLUMNS)
     PARTS_DV: tl.constexpr = part_count(DV, COLUMNS)
     keys = (n + tl.arange(0, BLOCK_N))[:, None]
-    for m in range(begin, end, BLOCK_M):
+    for m in tl.range(begin, end, BLOCK_M, disable_licm=ANEW):
         rows = m + tl.arange(0, BLOCK_M)
         statistics = query_statistics(statistics_ptr, m, BLOCK_M, PAD)
         if COLUMNS:
@@ -148,9 +148,11 @@ def attention_backward_kv_kernel(
     if WITH_DV:
         dv_tile = zero_parts(BLOCK_N, C_DV, PARTS_DV)
     MASKED: tl.constexpr = right is not None or LENGTHS or not EVEN_S
+    SCORED: tl.constexpr = mask_ptr is not None or seed_ptr is not None or cap is not None
+    ANEW: tl.constexpr = INVARIANTS_KEPT and (SCORED or BLOCK_D == 256 or BLOCK_DV == 256)
     TELL: tl.constexpr = FIRST_LOOP_RUNS or (mask_ptr is not None and LENGTHS)
     begin, full_begin, full_end, end = query_blocks(n, BLOCK_N, offset, length, left, right, T, BLOCK_M, MASKED, TELL)
-    for g in range(GROUP):
+    for g in tl.range(GROUP, disable_licm=ANEW):
         h = h_kv * GROUP + g
         head = b * H + h
         statistics = head_statistics(statistics_ptr, head, T, PAD)
@@ -163,14 +165,14 @@ def attention_backward_kv_kernel(
                 strides_k, strides_v, strides_q, strides_do, statistics, b, h, h_kv, head, n,
                 offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
                 True, PAD, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
-                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, WITH_DK, WITH_DV,
+                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, ANEW, WITH_DK, WITH_DV,
             )  # fmt: skip
         dk_tile, dv_tile = _walk_queries(
             dk_tile, dv_tile, full_begin, full_end, column, k, v, q, dout,
             strides_k, strides_v, strides_q, strides_do, statistics, b, h, h_kv, head, n,
             offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
             False, PAD, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
-            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, WITH_DK, WITH_DV,
+            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, ANEW, WITH_DK, WITH_DV,
         )  # fmt: skip
         if left is not None:
             dk_tile, dv_tile = _walk_queries(
@@ -178,7 +180,7 @@ def attention_backward_kv_kernel(
                 strides_k, strides_v, strides_q, strides_do, statistics, b, h, h_kv, head, n,
                 offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
                 True, PAD, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
-                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, WITH_DK, WITH_DV,
+                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, ANEW, WITH_DK, WITH_DV,
             )  # fmt: skip
     if LENGTHS and DESCRIPTORS:  # whatever stood past the length is in the rows of its own keys alone
         if WITH_DK:

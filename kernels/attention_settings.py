@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-import triton
-
+from .attention_mask import INVARIANTS_KEPT
 from .attention_tile import result_width
 from .launch import Chip
 from .tunable import Bucket, Choice
@@ -35,8 +34,6 @@ class BackwardSettings(NamedTuple):
 # compiled for sm_90 with Triton 3.6, 3.7 and 3.9 and chosen where none spills.
 _SCORED = {"softcap": 3, "mask": 3, "dropout": 4, "lengths": 1, "grouped": 1}
 PLAIN = 2  # lengths and grouped heads at most: scores are scaled and nothing else
-# Triton 3.9 keeps the addresses of a tile's slices in registers over a loop, 32 of them for rows of 256 elements.
-_SLICES_HELD = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
 
 
 def burden_of(scoring, lengths: bool, grouped: bool) -> int:
@@ -108,8 +105,8 @@ def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, b
         keys = ((0, (64, 128, 8, 2)), (7, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
         queries = ((6, (128, 64, 8, 2)), (9, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
     else:
-        keys = ((0, (32, 128, 8, 2)), (1, (32, 64 if _SLICES_HELD else 128, 8, 2)))
-        keys += (PLAIN, (32, 64, 8, 2)), (99, (16 if _SLICES_HELD or gpu.arch == "sm_100" else 32, 64, 8, 2))
+        most = PLAIN if gpu.arch == "sm_100" else 5 if INVARIANTS_KEPT.value else 99
+        keys = ((1, (32, 128, 8, 2)), (most, (32, 64, 8, 2)), (99, (16, 64, 8, 2)))
         queries = ((0, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
     apart = width == 256 or (width == 128 and burden >= 5)
     if width == 256 and burden > PLAIN and gpu.arch == "sm_100":
