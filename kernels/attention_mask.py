@@ -12,9 +12,9 @@ from torch import Tensor
 
 _FAR = tl.constexpr(1 << 30)  # further than any position
 _TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
-# Whether the backward for keys says in any case that its first loop runs. Triton 3.6 keeps its products apart otherwise;
-# later ones need to be told with a mask and lengths alone, and what 3.9 makes of it takes some 20 registers more than
-# there are.
+# Whether the backward for keys says in any case that its first loop runs. Triton 3.6 keeps its products apart
+# otherwise. Later ones need to be told with a mask and lengths alone, and what 3.9 makes of it takes some 20 registers
+# more than there are.
 FIRST_LOOP_RUNS = tl.constexpr(_TRITON < (3, 7))
 # Whether all that stays the same over a loop is kept in registers, were it the addresses of 32 slices of a tile.
 INVARIANTS_KEPT = tl.constexpr(_TRITON >= (3, 8))
