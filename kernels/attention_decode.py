@@ -91,7 +91,7 @@ def _share_kernel(
     for start in range(begin, end, BLOCK_N):
         j = start + offs_n
         inside = j < end
-        j_far = j.to(tl.int64)[:, None]  # addresses that are made anew take fewer registers than kept ones
+        j_far = j.to(tl.int64)[:, None]  # addresses made anew take fewer registers than kept ones
         k_ptrs = k_ptr + j_far * stride_ks * UNIT + offs_d[None, :]
         k = tl.load(k_ptrs, mask=inside[:, None] & d_inside, other=0.0)
         scores = tl.dot(q, k.T, input_precision=PRECISION)
@@ -190,7 +190,7 @@ def decode_settings(
     """Settings for ``heads`` = B HK heads of keys with ``rows`` = G T query rows each; capped: by a softcap."""
     width = max(block_width(D), block_width(DV))
     wide = width > 128
-    partly = width > 64 and (block_width(D) > D or block_width(DV) > DV)  # what columns are there takes registers
+    partly = width > 64 and (block_width(D) > D or block_width(DV) > DV)  # telling where columns end takes registers
     most = 64 if itemsize == 2 else 16 if wide or partly else 32  # float32 is split into parts that live in registers
     block_m = next((m for m in (16, 32) if m < most and rows <= m), most)
     key = (block_width(D) + block_width(DV)) * itemsize  # bytes of one key and its value in a tile
@@ -198,7 +198,7 @@ def decode_settings(
     room = gpu.shared // 2 - block_m * block_width(D) * itemsize  # of shared memory: two programs on a multiprocessor
     longest = 128 if itemsize == 2 else 64
     block_n = next((n for n in (longest, 64, 32) if n * key * buffers <= room), 16)
-    scores = 1024 if masked else 2048 if capped else 4096  # a tile's; so are the addresses in a mask
+    scores = 1024 if masked else 2048 if capped else 4096  # of a tile; a mask has an address for each
     block_n = min(block_n, max(16, triton.next_power_of_2(S)), scores // block_m)
     blocks, programs, slots = max(cdiv(S, block_n), 1), max(heads, 1) * cdiv(rows, block_m), 2 * gpu.processors
 

@@ -87,8 +87,8 @@ def query_blocks(
     """Keys first..first + BLOCK_KEYS - 1 -> begin, full_begin, full_end, end: the queries that see them.
 
     As key_blocks, but the loop that always runs is the one before the full blocks, and a block that reaches past T
-    counts as full: its missing queries have no weight. Without ``left`` full_end and end are T, which a loop's end need
-    not be kept in a register for. TELL: say to the compiler that it runs.
+    counts as full: its missing queries have no weight. Without ``left`` both ends are T itself: a loop that ends at an
+    argument keeps no register for its end. TELL: say to the compiler that the first loop runs.
     """
     last = tl.minimum(first + BLOCK_KEYS, length) - 1
     begin = 0
