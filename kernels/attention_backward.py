@@ -57,7 +57,7 @@ def attention_statistics_kernel(
     delta = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
     lse = tl.load(lse_ptr + head.to(tl.int64) * T + rows, mask=rows < T, other=float("inf"))
     lse = tl.where(lse == float("-inf"), float("inf"), lse)
-    statistics_ptr = head_statistics(statistics_ptr, head, T, PAD) + (rows + rows // PAD * PAD)
+    statistics_ptr = head_statistics(statistics_ptr, head, T, PAD) + (rows + (rows & -PAD))
     tl.store(statistics_ptr, lse, mask=rows < padded)
     tl.store(statistics_ptr + PAD, delta, mask=rows < padded)
 
@@ -66,8 +66,8 @@ def attention_statistics(dout, out, lse, pad):
     """What the backward's loops read of each query: float32 (B, H, blocks of ``pad`` queries and one more, 2, pad).
 
     First lse, infinite where a query sees nothing or is not there, so that its weights come out 0; then delta, the row
-    sums of dout * out. No step of a loop over queries has to look whether they are there. Both lie at a distance that
-    the compiler knows: one address serves both.
+    sums of dout * out. No step of a loop over queries has to look whether they are there. The compiler knows the
+    distance between the two, so that one address serves both.
 
     dout, out: (B, H, T, DV), last stride 1. pad: the most queries of a tile, a power of two.
     """

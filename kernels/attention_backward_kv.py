@@ -36,7 +36,7 @@ def _walk_queries(
 ):  # fmt: skip
     """The queries of one head in [begin, end); tiles lie (keys, queries). k, v: tiles; pointers with COLUMNS.
 
-    dk, dv: empty where not wanted. ANEW: make in each step what stays the same, instead of keeping it in registers.
+    dk, dv: empty where not wanted. ANEW: compute in each step what stays the same, to save registers.
     """
     C_D: tl.constexpr = part_width(BLOCK_D, COLUMNS)
     C_DV: tl.constexpr = part_width(BLOCK_DV, COLUMNS)

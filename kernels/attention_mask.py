@@ -16,8 +16,8 @@ _TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 # otherwise. Later ones need to be told with a mask and lengths alone, and what 3.9 makes of it takes some 20 registers
 # more than there are.
 FIRST_LOOP_RUNS = tl.constexpr(_TRITON < (3, 7))
-# Whether all that stays the same over a loop is kept in registers, were it the addresses of 32 slices of a tile.
-INVARIANTS_KEPT = tl.constexpr(_TRITON >= (3, 8))
+# Whether the compiler keeps whatever stays the same over a loop in registers, even addresses of 32 slices of a tile.
+INVARIANTS_KEPT = tl.constexpr(_TRITON >= (3, 9))
 
 
 class Band(NamedTuple):
@@ -87,8 +87,8 @@ def query_blocks(
     """Keys first..first + BLOCK_KEYS - 1 -> begin, full_begin, full_end, end: the queries that see them.
 
     As key_blocks, but the loop that always runs is the one before the full blocks, and a block that reaches past T
-    counts as full: its missing queries have no weight. Without ``left`` both ends are T itself: a loop that ends at an
-    argument keeps no register for its end. TELL: say to the compiler that the first loop runs.
+    counts as full: its missing queries have no weight. Without ``left`` both ends are T itself, since a loop that ends
+    at an argument keeps no register for its end. TELL: say to the compiler that the first loop runs.
     """
     last = tl.minimum(first + BLOCK_KEYS, length) - 1
     begin = 0

@@ -80,7 +80,7 @@ def head_statistics(pointer, head, T, PAD: tl.constexpr):
 
 @triton.jit
 def query_statistics(pointer, m, BLOCK: tl.constexpr, PAD: tl.constexpr):
-    """Pointers to lse of a tile of queries from m >= 0 on; delta is PAD elements, a power of two, further."""
+    """Pointers to lse of a tile of queries from m >= 0 on. delta lies PAD elements further. PAD: a power of two."""
     return pointer + tl.multiple_of(m + (m & -PAD), BLOCK) + tl.arange(0, BLOCK)
 
 

@@ -7,10 +7,9 @@ import triton.language as tl
 from .entry import entry
 from .launch import cdiv, chip_of, on_device_of
 from .layer_norm_rows import grain_of, load_columns, load_rows, rows_of, vector_of
-from .layer_norm_settings import Rows, RowSettings, forward_choice
+from .layer_norm_settings import Rows, RowSettings, forward_choice, forward_parts
 
 _TL = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-_HELD = 32  # elements of a tile that a thread has where it is not in parts
 
 
 @triton.jit
@@ -122,14 +121,14 @@ def layer_norm_fwd(
         return y, s, mean, rstd
     x, residual = rows_of(x, N), None if residual is None else rows_of(residual, N)
     arrays = 2 + (residual is not None) + (s is not None)
-    cut = settings or forward_choice(chip_of(x), Rows(rows, N, x.element_size(), arrays))
+    gpu = chip_of(x)
+    cut = settings or forward_choice(gpu, Rows(rows, N, x.element_size(), arrays))
     grain = grain_of(N, x, residual)
-    # The wider its elements, the more registers a part's loads take, so that wide ones come in more parts
-    parts = x.element_size() if _HELD * 32 * cut.num_warps < cut.BLOCK_ROWS * cut.BLOCK_N else 1
     with on_device_of(x):
         _forward_kernel[(cdiv(rows, cut.BLOCK_ROWS),)](
             y, s, mean, rstd, x, residual, vector_of(weight), vector_of(bias),
             x.stride(0) // grain, 0 if residual is None else residual.stride(0) // grain, rows, N // grain, eps,
-            _TL[sum_dtype], N > cut.BLOCK_N, grain, cut.BLOCK_ROWS, cut.BLOCK_N, parts, num_warps=cut.num_warps,
+            _TL[sum_dtype], N > cut.BLOCK_N, grain, cut.BLOCK_ROWS, cut.BLOCK_N,
+            forward_parts(gpu, cut, x.element_size()), num_warps=cut.num_warps,
         )  # fmt: skip
     return y, s, mean, rstd

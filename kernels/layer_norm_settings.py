@@ -53,12 +53,15 @@ def forward_settings(gpu: Chip, N: int) -> RowSettings:
 
 @functools.lru_cache(maxsize=4096)
 def backward_settings(gpu: Chip, N: int, itemsize: int, single: bool = False) -> RowSettings:
-    """A tile of rows that fits the registers beside the sums of dw and db; longer rows in chunks of 8 MB, to fit L2."""
+    """A tile of rows that fits the registers beside the sums of dw and db.
+
+    Longer rows come in chunks of 32 or 64. Up to 128 KB a row, dy and s of a chunk are at most 8 MB, which L2 keeps.
+    """
     lanes = 64 if gpu.is_amd else 32
     held = 8 if single else 16  # elements a thread
     block = triton.next_power_of_2(max(N, 16))
     if block > _ACCUMULATED * held // 16:
-        # A program has a processor to itself: its first-level cache, which shares memory with STAGES, holds a row
+        # One program at a time on a processor, so that the first-level cache keeps its row for the second read
         block, rows = (4096, 8) if single else (_READ // itemsize, 16)
         chunk = 64 if N * itemsize <= 65536 else 32
         return RowSettings(rows, block, 1024 // lanes, 3 if itemsize == 2 else 2, CHUNK=chunk, BLOCK_COLS=512)
@@ -78,6 +81,14 @@ def row_bucket(p: Rows) -> Bucket:
 
 def _lanes(gpu: Chip, s: RowSettings) -> int:
     return s.num_warps * (64 if gpu.is_amd else 32)
+
+
+def forward_parts(gpu: Chip, s: RowSettings, itemsize: int) -> int:
+    """Parts in which a tile is read and written: several where a thread has more than 32 elements of it.
+
+    Loads of wider elements take more registers, so that they come in more parts.
+    """
+    return itemsize if 32 * _lanes(gpu, s) < s.BLOCK_ROWS * s.BLOCK_N else 1
 
 
 def forward_fits(gpu: Chip, p: Rows, s: RowSettings) -> bool:
