@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import triton
 
+from .prepared import forget
 from .tunable import Bucket, Choice
 
 
@@ -49,10 +50,12 @@ def assume_chip(arch: str | Chip):
     """Choose kernels and settings as for a chip or one of ``CHIPS``: "sm_80" takes pointers, "sm_90" descriptors."""
     global _assumed
     before, _assumed = _assumed, CHIPS[arch] if isinstance(arch, str) else arch
+    forget()
     try:
         yield
     finally:
         _assumed = before
+        forget()
 
 
 def file_name(device: str) -> str:
@@ -85,6 +88,7 @@ def _active_chip(device: int) -> Chip:
 def forget_chip() -> None:
     """Ask the driver again: it was replaced."""
     _active_chip.cache_clear()
+    forget()
 
 
 def chip(device: int | None = None) -> Chip:

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from .prepared import forget, unprepared
+
 TUNED = Path(__file__).parent / "tuned"
 FIGURES = ("seconds", "default_seconds")  # of an entry, beside the settings
 
@@ -149,7 +151,8 @@ def watching(watcher: Callable):
     global _watcher
     before, _watcher = _watcher, watcher
     try:
-        yield
+        with unprepared():  # a prepared launcher asks for no settings
+            yield
     finally:
         _watcher = before
 
@@ -160,6 +163,7 @@ def forget_tuned() -> None:
     for choice in _choices:
         choice.chosen.cache_clear()
         choice.entries.cache_clear()
+    forget()
 
 
 def _path(gpu_name: str) -> Path:

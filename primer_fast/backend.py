@@ -13,14 +13,14 @@ if interpreting:
     from primer_fast.interpreter import mend
 
     mend()  # its bfloat16 is wrong as it comes
-compiling_offline = False  # proof/offline.py: kernels are compiled, not run, for tensors without memory
+stand_in = "cpu" if interpreting else None  # whose tensors count as a GPU's: "meta" where kernels are only compiled
 
 
 def runs_triton(x: Tensor) -> bool:
     """True where the kernels compute ``x``: float32, float16, bfloat16 on a GPU, or a CPU under TRITON_INTERPRET=1."""
     if x.dtype not in DTYPES:
         return False
-    here = x.is_cuda or (interpreting and x.device.type == "cpu") or (compiling_offline and x.is_meta)
+    here = x.is_cuda or (stand_in is not None and x.device.type == stand_in)
     return here and not torch._C._are_functorch_transforms_active()  # vmap, grad and jvp know PyTorch's operators
 
 

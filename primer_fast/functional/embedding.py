@@ -6,7 +6,6 @@ from torch import Tensor
 
 from primer_fast import library
 from primer_fast.backend import needs_operator, runs_triton
-from primer_fast.kernels.embedding import embedding_bwd, embedding_bwd_axis
 
 _INDICES = (torch.int32, torch.int64)
 
@@ -22,7 +21,7 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):  # (..., D)
         ids, position_ids = ctx.saved_tensors
-        table = _differentiable_grad if torch.is_grad_enabled() else embedding_bwd
+        table = _differentiable_grad if torch.is_grad_enabled() else library.embedding.gradient
         dweight = dposition = None
         if ctx.needs_input_grad[0]:
             rows, dtype = ctx.tables[0]
@@ -34,7 +33,7 @@ class _Embedding(torch.autograd.Function):
                 steps = torch.arange(ids.shape[-1], device=ids.device)
                 dposition = _differentiable_grad(dy, steps.expand(ids.shape), *ctx.tables[1])
             else:
-                dposition = embedding_bwd_axis(dy, *ctx.tables[1])
+                dposition = library.embedding.gradient_of_axis(dy, *ctx.tables[1])
         return dweight, dposition, None, None, None
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from primer_fast import library
 from primer_fast.backend import needs_operator, runs_triton
-from primer_fast.kernels.layer_norm import layer_norm_fwd
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -22,7 +21,9 @@ class _LayerNorm(torch.autograd.Function):
         ctx.shape, ctx.eps, ctx.dtype = shape, eps, dtype
         ctx.dtypes = [None if t is None else t.dtype for t in (x, residual)]
         keep_sum = return_sum or any(ctx.needs_input_grad[:3])
-        y, s, mean, rstd = layer_norm_fwd(x, residual, w, b, math.prod(shape), eps, dtype=dtype, keep_sum=keep_sum)
+        y, s, mean, rstd = library.layer_norm.forward(
+            x, residual, w, b, math.prod(shape), eps, dtype, keep_sum, True
+        )  # fmt: skip
         ctx.save_for_backward(x if residual is None else s, w, b, mean, rstd)
         return y if residual is None else (y, s)
 
@@ -115,7 +116,7 @@ def layer_norm(
         y = _LayerNorm.apply(*leaves, shape, eps, dtype, return_residual)
         y, s = (y, input) if residual is None else y
     else:
-        y, s, _, _ = layer_norm_fwd(*leaves, math.prod(shape), eps, dtype=dtype, keep_sum=return_residual, keep=False)
+        y, s, _, _ = library.layer_norm.forward(*leaves, math.prod(shape), eps, dtype, return_residual, False)
     return (y, input if residual is None else s) if return_residual else y
 
 

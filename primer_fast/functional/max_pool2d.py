@@ -9,7 +9,7 @@ from torch import Tensor
 
 from primer_fast import library
 from primer_fast.backend import needs_operator, runs_triton
-from primer_fast.kernels.max_pool2d import max_pool2d_bwd, max_pool2d_fwd, output_size
+from primer_fast.kernels.max_pool2d import output_size
 
 Size = int | tuple[int, int]
 
@@ -17,7 +17,7 @@ Size = int | tuple[int, int]
 class _MaxPool2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, window, size, return_indices):  # x (N, C, H, W)
-        y, kept, indices = max_pool2d_fwd(x, *window, size, True, return_indices)
+        y, kept, indices = library.max_pool2d.forward(x, *window, size, True, return_indices)
         ctx.save_for_backward(kept)
         ctx.window, ctx.size = window, x.shape[2:]
         if return_indices:
@@ -36,7 +36,7 @@ class _Gradient(torch.autograd.Function):
     def forward(ctx, dy, kept, window, size):
         ctx.save_for_backward(kept)
         ctx.window = window
-        return max_pool2d_bwd(dy, kept, *window, size)
+        return library.max_pool2d.gradient(dy, kept, *window, size)
 
     @staticmethod
     def backward(ctx, ddx):  # ddx (N, C, H, W)
@@ -116,7 +116,7 @@ def max_pool2d(
     elif keep:
         y, indices = _MaxPool2d.apply(x, window, size, return_indices)
     else:
-        y, _, indices = max_pool2d_fwd(x, *window, size, False, return_indices)
+        y, _, indices = library.max_pool2d.forward(x, *window, size, False, return_indices)
     if input.dim() == 3:
         y, indices = y[0], indices[0] if return_indices else None
     return (y, indices) if return_indices else y

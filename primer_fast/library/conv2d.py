@@ -4,18 +4,22 @@ import torch
 from torch import Tensor
 
 from primer_fast.kernels.conv2d import Geometry, conv2d_bwd, conv2d_fwd
+from primer_fast.kernels.prepared import prepared
 from primer_fast.kernels.tile import FROM_OUTPUT
 from primer_fast.library.register import absent, check_kept, only, operator, present, spread
 
 
 def forward(x, w, b, geometry, activation, channels_last, keep):
     """x (N, C, H, W), w (O, C / groups, R, S), b (O,) or None -> y (N, O, P, Q), what the backward needs or None."""
-    return conv2d_fwd(x, w, b, geometry, activation, keep, torch.get_float32_matmul_precision(), channels_last)
+    return _forward(x, w, b, geometry, activation, keep, torch.get_float32_matmul_precision(), channels_last)
 
 
 def gradients(dy, saved, x, w, geometry, activation, needed):
     """dy (N, O, P, Q) -> dx, dw, db, None for each that is not needed."""
-    return conv2d_bwd(dy, saved, x, w, geometry, activation, needed, torch.get_float32_matmul_precision())
+    return _gradients(dy, saved, x, w, geometry, activation, tuple(needed), torch.get_float32_matmul_precision())
+
+
+_forward, _gradients = prepared(3)(conv2d_fwd), prepared(4)(conv2d_bwd)
 
 
 def _geometry(stride, padding, dilation, groups, size):

@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 from primer_fast.kernels.embedding import embedding_bwd, embedding_bwd_axis, embedding_fwd
+from primer_fast.kernels.prepared import prepared
 from primer_fast.library.register import operator
 
 
+@prepared(4)
 def forward(ids, weight, position, position_ids):
     """ids (...), weight (V, D), position (P, D) or None, position_ids that broadcast to ids or None -> y (..., D)."""
     return embedding_fwd(ids, weight, position, *_cycle(ids, position_ids))
+
+
+gradient, gradient_of_axis = prepared(2)(embedding_bwd), prepared(1)(embedding_bwd_axis)
 
 
 def _cycle(ids, position_ids):
@@ -41,12 +46,12 @@ def _(input, weight, position, position_ids, padding_idx):
 
 @operator("embedding_backward")
 def embedding_backward(dy: Tensor, input: Tensor, rows: int, dtype: torch.dtype, padding_idx: int | None) -> Tensor:
-    return embedding_bwd(dy, input, rows, dtype, padding_idx)
+    return gradient(dy, input, rows, dtype, padding_idx)
 
 
 @operator("embedding_backward_axis")
 def embedding_backward_axis(dy: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    return embedding_bwd_axis(dy, rows, dtype)
+    return gradient_of_axis(dy, rows, dtype)
 
 
 @embedding_backward.register_fake

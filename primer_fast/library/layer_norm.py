@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
+from primer_fast.kernels.prepared import prepared
 from primer_fast.library.register import absent, check_kept, only, operator, present, spread
+
+
+@prepared(4)
+def forward(input, residual, weight, bias, elements, eps, dtype, keep_sum, keep):
+    """-> y, input + residual, mean, 1 / deviation, None for each that is not kept; elements: of a row."""
+    return layer_norm_fwd(input, residual, weight, bias, elements, eps, dtype=dtype, keep_sum=keep_sum, keep=keep)
 
 
 def gradients(dy, dsum, total, mean, rstd, weight, bias, N, needed):
@@ -12,6 +19,11 @@ def gradients(dy, dsum, total, mean, rstd, weight, bias, N, needed):
 
     total: the sum; it may be None where the bias' gradient alone is needed.
     """
+    return _gradients(dy, dsum, total, mean, rstd, weight, bias, N, tuple(needed))
+
+
+@prepared(7)
+def _gradients(dy, dsum, total, mean, rstd, weight, bias, N, needed):
     need_total, need_weight, need_bias = needed
     return layer_norm_bwd(
         dy, dsum, total, mean, rstd, weight, N, dtype=total.dtype if need_total else None,
@@ -25,9 +37,7 @@ def layer_norm(
     elements: int, eps: float, dtype: torch.dtype | None, keep_sum: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """-> y, input + residual, mean, 1 / deviation; elements: of a row, which is normalised"""
-    y, total, mean, rstd = layer_norm_fwd(
-        input, residual, weight, bias, elements, eps, dtype=dtype, keep_sum=keep_sum, keep=keep
-    )
+    y, total, mean, rstd = forward(input, residual, weight, bias, elements, eps, dtype, keep_sum, keep)
     return y, present(total, y), present(mean, y), present(rstd, y)
 
 

@@ -1,21 +1,47 @@
 """The operators primer_fast::linear and linear_backward."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from primer_fast.kernels.linear import linear_bwd, linear_fwd
+from primer_fast.kernels.prepared import prepared
 from primer_fast.kernels.tile import FROM_OUTPUT
 from primer_fast.library.register import absent, check_kept, only, operator, present, spread
 
 
 def forward(x, w, b, activation, keep):
-    """x (M, K), w (N, K), b (N,) or None -> y (M, N), what the backward needs beside x and w or None."""
-    return linear_fwd(x, w, b, activation, keep, torch.get_float32_matmul_precision())
+    """x (..., K), w (N, K), b (N,) or None -> y (..., N), what the backward needs beside x and w or None."""
+    return _forward(x, w, b, activation, keep, torch.get_float32_matmul_precision())
 
 
 def gradients(dy, saved, x, w, activation, needed):
-    """dy (M, N) -> dx, dw, db, None for each that is not needed."""
-    return linear_bwd(dy, saved, x, w, activation, needed, torch.get_float32_matmul_precision())
+    """dy (..., N) -> dx, dw, db, None for each that is not needed."""
+    return _gradients(dy, saved, x, w, activation, tuple(needed), torch.get_float32_matmul_precision())
+
+
+@prepared(3)
+def _forward(x, w, b, activation, keep, precision):
+    b = b if b is None else b.contiguous()
+    return _as(x, *linear_fwd(_rows(x), w, b, activation, keep, precision))
+
+
+@prepared(4)
+def _gradients(dy, saved, x, w, activation, needed, precision):
+    saved = saved if saved is None else _rows(saved)
+    dx, dw, db = linear_bwd(_rows(dy), saved, _rows(x), w, activation, needed, precision)
+    return *_as(x, dx), dw, db
+
+
+def _rows(t):
+    """(..., n) -> (M, n)"""
+    return t if t.dim() == 2 else t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
+
+
+def _as(x, *results):
+    """(M, n) -> with the leading axes of ``x``; None stays None."""
+    return [t if t is None or x.dim() == 2 else t.view(*x.shape[:-1], t.shape[-1]) for t in results]
 
 
 @operator("linear")

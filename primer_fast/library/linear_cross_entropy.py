@@ -9,6 +9,7 @@ from torch import Tensor
 from primer_fast.backend import runs_triton
 from primer_fast.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 from primer_fast.kernels.logits import Head
+from primer_fast.kernels.prepared import prepared
 from primer_fast.library.logits import as_they_are, chunked_bwd, chunked_fwd, like_kept, sums_dtype
 from primer_fast.library.register import only, operator, present, spread
 
@@ -17,21 +18,31 @@ def forward(x, w, b, target, ignore_index, smoothing, keep=False):
     """x (N, D), w (V, D), b (V,) or None, target (N,) -> losses (N,), 0 for ignored rows, lse (2, N), and the logits
     that the Triton kernels ``keep`` for the gradients, or None.
     """
+    if runs_triton(x):
+        return _forward(x, w, b, target, ignore_index, smoothing, keep, torch.get_float32_matmul_precision())
     with as_they_are(x):
-        if runs_triton(x):
-            precision = torch.get_float32_matmul_precision()
-            return linear_cross_entropy_fwd(x, w, b, target, ignore_index, smoothing, precision, keep=keep)
         return *chunked_fwd(x, w, b, target, Head(1.0, smoothing, ignore_index, -1.0), False)[:2], None
 
 
 def gradients(dlosses, x, w, b, target, lse, ignore_index, smoothing, needed, kept=None):
     """dlosses (N,) and the forward's arguments and results -> dx, dw, db, None for each that is not needed."""
+    if runs_triton(x):
+        precision = torch.get_float32_matmul_precision()
+        return _gradients(dlosses, x, w, b, target, lse, kept, ignore_index, smoothing, tuple(needed), precision)
     dlosses = torch.where(target != ignore_index, dlosses, 0)
     with as_they_are(x):
-        if runs_triton(x):
-            precision = torch.get_float32_matmul_precision()
-            return linear_cross_entropy_bwd(dlosses, x, w, b, target, lse, smoothing, needed, precision, kept=kept)
         return chunked_bwd(-dlosses, None, x, w, b, target, lse, None, Head(smoothing=smoothing), needed)
+
+
+@prepared(4)
+def _forward(x, w, b, target, ignore_index, smoothing, keep, precision):
+    return linear_cross_entropy_fwd(x, w, b, target, ignore_index, smoothing, precision, keep=keep)
+
+
+@prepared(7)
+def _gradients(dlosses, x, w, b, target, lse, kept, ignore_index, smoothing, needed, precision):
+    dlosses = torch.where(target != ignore_index, dlosses, 0)
+    return linear_cross_entropy_bwd(dlosses, x, w, b, target, lse, smoothing, needed, precision, kept=kept)
 
 
 @operator("linear_cross_entropy")

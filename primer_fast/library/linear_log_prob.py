@@ -9,6 +9,7 @@ from torch import Tensor
 from primer_fast.backend import runs_triton
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
 from primer_fast.kernels.logits import Head
+from primer_fast.kernels.prepared import prepared
 from primer_fast.library.logits import as_they_are, chunked_bwd, chunked_fwd, like_kept, sums_dtype
 from primer_fast.library.register import absent, only, operator, present, spread
 
@@ -17,23 +18,34 @@ def forward(x, w, b, target, temperature, entropy, keep=False):
     """x (N, D), w (V, D), b (V,) or None, target (N,) -> y (N,), lse (2, N), entropy (N,) or None, and the logits that
     the Triton kernels ``keep`` for the gradients, or None.
     """
+    if runs_triton(x):
+        return _forward(x, w, b, target, temperature, entropy, keep, torch.get_float32_matmul_precision())
     with as_they_are(x):
-        if runs_triton(x):
-            precision = torch.get_float32_matmul_precision()
-            return linear_log_prob_fwd(x, w, b, target, temperature, entropy, precision, keep=keep)
         return *chunked_fwd(x, w, b, target, Head(temperature), entropy), None
 
 
 def gradients(dy, dentropy, x, w, b, target, lse, entropy, temperature, needed, kept=None):
     """dy (N,), dentropy (N,) or None as entropy -> dx, dw, db, None for each that is not needed."""
+    dentropy = None if entropy is None else dentropy
+    if runs_triton(x):
+        precision = torch.get_float32_matmul_precision()
+        return _gradients(dy, dentropy, x, w, b, target, lse, entropy, kept, temperature, tuple(needed), precision)
     dy, dentropy = dy.contiguous(), None if entropy is None else dentropy.contiguous()
     with as_they_are(x):
-        if runs_triton(x):
-            precision = torch.get_float32_matmul_precision()
-            return linear_log_prob_bwd(
-                dy, dentropy, x, w, b, target, lse, entropy, temperature, needed, precision, kept=kept
-            )  # fmt: skip
         return chunked_bwd(dy, dentropy, x, w, b, target, lse, entropy, Head(temperature), needed)
+
+
+@prepared(4)
+def _forward(x, w, b, target, temperature, entropy, keep, precision):
+    return linear_log_prob_fwd(x, w, b, target, temperature, entropy, precision, keep=keep)
+
+
+@prepared(9)
+def _gradients(dy, dentropy, x, w, b, target, lse, entropy, kept, temperature, needed, precision):
+    dy, dentropy = dy.contiguous(), dentropy if dentropy is None else dentropy.contiguous()
+    return linear_log_prob_bwd(
+        dy, dentropy, x, w, b, target, lse, entropy, temperature, needed, precision, kept=kept
+    )  # fmt: skip
 
 
 @operator("linear_log_prob")

@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from primer_fast.kernels.max_pool2d import is_channels_last, max_pool2d_bwd, max_pool2d_fwd, position_dtype
+from primer_fast.kernels.prepared import prepared
 from primer_fast.library.register import absent, check_kept, operator, present
 
 
 def _like(t, shape, dtype, channels_last):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device=t.device, memory_format=layout)
+
+
+forward, gradient = prepared(1)(max_pool2d_fwd), prepared(2)(max_pool2d_bwd)
 
 
 @operator("max_pool2d")
@@ -21,7 +25,7 @@ def max_pool2d(
     keep: bool, return_indices: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     window = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
-    y, kept, indices = max_pool2d_fwd(input, *window, tuple(size), keep, return_indices)
+    y, kept, indices = forward(input, *window, tuple(size), keep, return_indices)
     return y, present(kept, y), present(indices, y)
 
 
@@ -39,7 +43,7 @@ def max_pool2d_backward(
     kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], size: list[int],
 ) -> Tensor:  # fmt: skip
     window = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
-    return max_pool2d_bwd(dy, kept, *window, tuple(size))
+    return gradient(dy, kept, *window, tuple(size))
 
 
 @max_pool2d_backward.register_fake

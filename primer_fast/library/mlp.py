@@ -4,10 +4,13 @@
 one for each tensor that was not kept: lists of an operator hold tensors alone.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
 from primer_fast.kernels.mlp import mlp_bwd, mlp_fwd
+from primer_fast.kernels.prepared import prepared
 from primer_fast.kernels.tile import FROM_OUTPUT
 from primer_fast.library.register import absent, check_kept, only, operator, present, spread
 
@@ -15,13 +18,29 @@ from primer_fast.library.register import absent, check_kept, only, operator, pre
 def forward(x, weights, biases, activation, output_activation, first):
     """x (M, n_0), weights (n_i, n_{i-1}), biases (n_i,) or None -> y (M, n_L), outputs, derivatives: see kernels."""
     precision = torch.get_float32_matmul_precision()
-    return mlp_fwd(x, weights, biases, activation, output_activation, first, precision)
+    return _of(len(weights))[0](x, *weights, *biases, activation, output_activation, first, precision)
 
 
 def gradients(dy, x, outputs, derivatives, weights, activation, output_activation, needed):
     """dy (M, n_L) -> [dx, dw_1 .., db_1 ..], None for each that is not needed."""
     precision = torch.get_float32_matmul_precision()
-    return mlp_bwd(dy, x, outputs, derivatives, weights, activation, output_activation, needed, precision)
+    tensors = dy, x, *outputs, *derivatives, *weights
+    return _of(len(weights))[1](*tensors, activation, output_activation, tuple(needed), precision)
+
+
+@functools.cache
+def _of(layers):
+    """The prepared launchers, forward and backward, of so many layers."""
+
+    def forward(x, *rest):
+        weights, biases, options = rest[:layers], rest[layers : 2 * layers], rest[2 * layers :]
+        return mlp_fwd(x, weights, biases, *options)
+
+    def backward(dy, x, *rest):
+        outputs, derivatives, weights = (rest[i * layers : (i + 1) * layers] for i in range(3))
+        return mlp_bwd(dy, x, outputs, derivatives, weights, *rest[3 * layers :])
+
+    return prepared(1 + 2 * layers)(forward), prepared(2 + 3 * layers)(backward)
 
 
 @operator("mlp")

@@ -9,6 +9,7 @@ from torch import Tensor
 from primer_fast.kernels.attention_decode import attention_decode
 from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, supported
 from primer_fast.kernels.attention_tile import empty_like_rows
+from primer_fast.kernels.prepared import prepared
 from primer_fast.kernels.scaled_dot_product_attention import (
     Band,
     Scoring,
@@ -54,8 +55,15 @@ class Attention(NamedTuple):
 
 def forward(q, k, v, attention: Attention, keep):
     """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV), last stride 1 -> out (B, H, T, DV), lse, None unless keep."""
+    return _forward(q, k, v, *attention, keep, torch.get_float32_matmul_precision())
+
+
+@prepared(7)
+def _forward(q, k, v, *attention_keep_precision):
+    *fields, keep, precision = attention_keep_precision
+    attention = Attention(*fields)
     (B, H, T, D), (_, HK, S, _) = q.shape, v.shape
-    scoring, precision = attention.scoring(D), torch.get_float32_matmul_precision()
+    scoring = attention.scoring(D)
     if not keep and scoring.dropout_p == 0 and S >= _DECODED_KEYS and H // max(HK, 1) * T <= _DECODED_ROWS:
         lengths = attention.key_lengths if attention.key_lengths is None else attention.key_lengths.reshape(-1)
         out = attention_decode(
@@ -70,14 +78,21 @@ def forward(q, k, v, attention: Attention, keep):
 
 def gradients(dout, q, k, v, out, lse, attention: Attention, fast, needed):
     """dout (B, H, T, DV) -> dq, dk, dv, None for each that is not needed. fast: see fast_attention_backward."""
-    need_q, need_k, need_v = needed
+    fast = fast and not torch.are_deterministic_algorithms_enabled()
+    precision = torch.get_float32_matmul_precision()
+    return _gradients(dout, q, k, v, out, lse, *attention, fast, tuple(needed), precision)
+
+
+@prepared(10)
+def _gradients(dout, q, k, v, out, lse, *attention_fast_needed_precision):
+    *fields, fast, (need_q, need_k, need_v), precision = attention_fast_needed_precision
+    attention = Attention(*fields)
     dout = dout if dout.stride(-1) == 1 or dout.shape[-1] == 1 else dout.contiguous()
     band, scoring = attention.band(len(q), k.shape[2]), attention.scoring(q.shape[3])
     if fast and need_q and need_k and need_v and _one_pass(q, k, v, band, scoring):
         return attention_bwd_onepass(
             dout, q, k, v, out, lse, scale=scoring.scale, causal=band.right is not None, causal_offset=band.offset,
         )  # fmt: skip
-    precision = torch.get_float32_matmul_precision()
     dq, dk, dv = attention_backward(
         dout, q, k, v, out, lse, band, scoring, precision, (need_q, need_k or need_v)
     )  # fmt: skip

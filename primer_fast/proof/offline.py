@@ -18,6 +18,7 @@ from triton.runtime.jit import JITFunction
 
 from primer_fast import backend
 from primer_fast.kernels import launch as launch_settings
+from primer_fast.kernels.prepared import unprepared
 from primer_fast.proof.resources import Resources, read_resources
 from primer_fast.proof.targets import TARGETS, StandInDriver, Target
 
@@ -98,13 +99,14 @@ def offline(
     try:
         JITFunction.run = record
         drivers.set_active(StandInDriver(chip))
-        backend.compiling_offline = True
+        backend.stand_in = "meta"
         launch_settings.forget_chip()
-        yield launches
+        with unprepared():
+            yield launches
     finally:
         JITFunction.run = run
         drivers.set_active(driver)
-        backend.compiling_offline = False
+        backend.stand_in = None
         launch_settings.forget_chip()
         for kernel, cache in caches.items():
             kernel.device_caches = cache

@@ -122,7 +122,7 @@ def raised(action):
 
 
 def state():
-    return [triton.runtime.driver._active, JITFunction.run, backend.compiling_offline, dict(_copy_kernel.device_caches)]
+    return [triton.runtime.driver._active, JITFunction.run, backend.stand_in, dict(_copy_kernel.device_caches)]
 
 
 def leave_by_an_error():
