@@ -13,6 +13,10 @@ from .recording import Allocation, Launch, Memory, NotRepeatable, Operator, Reco
 
 _INDENT = "    "
 
+# torch.empty_strided past torch's dispatcher, on the current device, as code from torch.compile has it: half the time
+_guards = getattr(torch._C._dynamo, "guards", None)
+_EMPTY = {device: getattr(_guards, f"_empty_strided_{device}", None) for device in ("cpu", "cuda")}
+
 
 def plan_of(recording: Recording, result, driver, device: int, otherwise):
     """A function of the recording's arguments that returns what the recorded call returned, ``result``.
@@ -35,7 +39,8 @@ class _Writer:
     def __init__(self, recording: Recording, result):
         self.recording, self.result = recording, result
         self.lines: list[str] = []
-        self.constants: dict[str, object] = {"empty": torch.empty_strided}
+        self.constants: dict[str, object] = {}  # which keeps them alive, and so their ids
+        self.names_of: dict[int, str] = {}
         self.pointers: set[str] = set()  # memories whose address is in a variable
         self.names = [f"a{i}" for i in range(len(recording.arguments))]
         self.used, self.forms = self._last_uses(), self._forms()
@@ -58,9 +63,11 @@ class _Writer:
     # -- expressions
 
     def constant(self, value) -> str:
-        name = f"c{len(self.constants)}"
-        self.constants[name] = value
-        return name
+        known = self.names_of.get(id(value))
+        if known is None:
+            known = self.names_of[id(value)] = f"c{len(self.constants)}"
+            self.constants[known] = value
+        return known
 
     def expression(self, value, tensor) -> str:
         """Source of a value, with ``tensor(t)`` for tensors in it."""
@@ -110,7 +117,11 @@ class _Writer:
 
     def allocate(self, memory: Memory) -> None:
         t, form = memory.tensor, self.forms[memory.name]
-        made = f"empty({form[0]}, {form[1]}, dtype={self.constant(t.dtype)}, device={self.constant(t.device)})"
+        empty, dtype = _EMPTY.get(t.device.type), self.constant(t.dtype)
+        if empty is None:
+            made = f"{self.constant(torch.empty_strided)}({form[0]}, {form[1]}, dtype={dtype}, device={self.constant(t.device)})"
+        else:
+            made = f"{self.constant(empty)}({form[0]}, {form[1]}, {dtype})"
         self.lines.append(f"{memory.name} = {made}")
 
     def operate(self, step: Operator) -> None:

@@ -1,9 +1,12 @@
-"""Launchers prepared once for each kind of call: shapes, strides, dtypes, device, alignment and options.
+"""Launchers prepared once for each kind of call: shapes, strides, dtypes, devices, alignment and options.
 
 ``@prepared(n)`` is for functions of n tensors (or None) and options. The first call of a kind runs the function. The
 second runs it too and records what it does (recording.py), of which plan.py makes a plan. From the third call on, that
 plan runs: no check, no choice of settings, no look at an argument beyond its kind. A kind that comes once costs nothing
 but its key.
+
+``function.known(...)`` gives the plan for such a call, or None. A caller that checks its arguments before it calls the
+function need not check those of a known kind: others like them have passed.
 
 Such a function must depend on its arguments alone, and not on what tensors hold. What else settings depend on, as the
 GPU and the tuned files, calls ``forget()`` where it changes. Plans know the driver that they were made with. Where a
@@ -33,6 +36,9 @@ def prepared(tensors: int) -> Callable:
     Options must be hashable, and equal ones must mean the same.
     """
     return lambda fn: functools.wraps(fn)(_Prepared(fn, tensors).call)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))  # types of arguments that plans are made for
 
 
 def forget() -> None:
@@ -65,21 +71,28 @@ class _Prepared:
     def _call(self) -> Callable:
         """The function that looks for a plan; written out, as a loop over tensors would take longer than a launch."""
         names = [f"a{i}" for i in range(self.tensors)]
-        kinds = [f"{a}.shape, {a}.stride(), {a}.dtype, {a}.data_ptr() & 15" for a in names]
+        kinds = [f"type({a}), {a}.shape, {a}.stride(), {a}.dtype, {a}.device, {a}.data_ptr() & 15" for a in names]
         kinds[1:] = [f"None if {a} is None else ({kind})" for a, kind in zip(names[1:], kinds[1:], strict=True)]
-        tensors = ", ".join(names)
-        source = (
-            f"def call({tensors}, *options):\n"
-            f"    key = (options, a0.device, {', '.join(kinds)})\n"
-            f"    plan = plans.get(key)\n"
-            f"    return miss(key, ({tensors},), options) if plan is None else plan({tensors})\n"
-        )
+        tensors, key = ", ".join(names), f"(options, {', '.join(kinds)})"
+        source = f"""
+def known({tensors}, *options):
+    try:
+        return plans.get({key})
+    except (AttributeError, TypeError, RuntimeError):  # no tensor, or one without memory; an option without a hash
+        return None
+
+def call({tensors}, *options):
+    key = {key}
+    plan = plans.get(key)
+    return miss(key, ({tensors},), options) if plan is None else plan({tensors})
+"""
         space = {"plans": self.plans, "miss": self._miss}
         exec(compile(source, "<prepared>", "exec"), space)
+        space["call"].known = space["known"]
         return space["call"]
 
     def _miss(self, key: tuple, tensors: tuple, options: tuple):
-        if _paused or observed():
+        if _paused or observed() or any(type(t) not in _PLAIN for t in tensors):
             return self.fn(*tensors, *options)
         if key not in self.seen:
             with self.lock:

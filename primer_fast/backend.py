@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+_EAGER = frozenset({Tensor, torch.nn.Parameter, type(None)})
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 interpreting = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 when Triton was imported: kernels run on CPU tensors
@@ -24,7 +25,24 @@ def runs_triton(x: Tensor) -> bool:
     return here and not torch._C._are_functorch_transforms_active()  # vmap, grad and jvp know PyTorch's operators
 
 
-_EAGER = frozenset({Tensor, torch.nn.Parameter, type(None)})
+def prepares(x: Any) -> bool:
+    """True where the kernels compute ``x`` and nothing looks on (see ``needs_operator``): there may be a plan."""
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    return not traced and type(x) in _EAGER and x is not None and runs_triton(x)
+
+
+def wants_gradient(*tensors: Any) -> bool:
+    """Whether autograd will want a gradient at one of the tensors; what is none has no gradient."""
+    if torch.is_grad_enabled():
+        for t in tensors:  # noqa: SIM110 (a generator takes three times as long)
+            if t is not None and getattr(t, "requires_grad", False):
+                return True
+    return False
+
+
+def apply_of(function: type) -> Any:
+    """``function.apply`` of an autograd.Function, without the look at functorch's transforms that it begins with."""
+    return super(torch.autograd.Function, function).apply
 
 
 def needs_operator(*tensors: Tensor | None) -> bool:
@@ -40,6 +58,8 @@ def needs_operator(*tensors: Tensor | None) -> bool:
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that a matrix product of ``x`` runs in under torch.autocast; None where autocast leaves it alone."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
     device = x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return None

@@ -1,11 +1,21 @@
 """Differentiable 2-D convolution with bias and activation: checks and padding here, math in kernels/conv2d.py."""
 
+import functools
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import autocast_dtype, autocast_to, needs_operator, runs_triton
+from primer_fast.backend import (
+    apply_of,
+    autocast_dtype,
+    autocast_to,
+    needs_operator,
+    prepares,
+    runs_triton,
+    wants_gradient,
+)
 from primer_fast.functional.activation import apply_plain, check_activation
 from primer_fast.kernels.conv2d import Geometry
 
@@ -14,8 +24,8 @@ Pair = int | tuple[int, int]
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w, b, geometry, activation, channels_last, options):  # x (N, C, H, W), w (O, C / groups, R, S)
-        y, saved = library.conv2d.forward(x, w, b, geometry, activation, channels_last, True)
+    def forward(ctx, run, x, w, b, geometry, activation, options):  # x (N, C, H, W), w (O, C / groups, R, S)
+        y, saved = run(x, w, b)
         ctx.save_for_backward(x, w, b, saved)
         ctx.geometry, ctx.activation, ctx.options = geometry, activation, options
         return y
@@ -23,11 +33,14 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):  # dy as y
         x, w, b, saved = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:3]
+        needed = ctx.needs_input_grad[1:4]
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
-            return *_differentiable_grads(x, w, b, ctx, dy, needed), None, None, None, None
+            return None, *_differentiable_grads(x, w, b, ctx, dy, needed), None, None, None
         grads = library.conv2d.gradients(dy, saved, x, w, ctx.geometry, ctx.activation, needed)
-        return *grads, None, None, None, None
+        return None, *grads, None, None, None
+
+
+_apply = apply_of(_Conv2d)
 
 
 def _differentiable_grads(x, w, b, ctx, dy, needed):
@@ -67,8 +80,18 @@ def conv2d(
 
     Source: the layer of learned kernels that a convolutional network slides over its image.
     """
-    check_activation("conv2d", activation)
     options = stride, padding, dilation, groups
+    if prepares(input):
+        if (dtype := autocast_dtype(input)) is not None:
+            input, weight, bias = autocast_to(dtype, input, weight, bias)
+        keep, geometry = wants_gradient(input, weight, bias), _known_geometry(input, weight, options)
+        precision = torch.get_float32_matmul_precision()
+        plan = library.conv2d.known(input, weight, bias, geometry, activation, keep, precision)
+        if plan is not None:
+            if keep:
+                return _apply(plan, input, weight, bias, geometry, activation, options)
+            return plan(input, weight, bias)[0]
+    check_activation("conv2d", activation)
     if isinstance(input, Tensor) and not runs_triton(input):
         try:
             return conv2d_plain(input, weight, bias, *options, activation=activation)
@@ -82,16 +105,15 @@ def conv2d(
         return conv2d_plain(input, weight, bias, *options, activation=activation)
 
     x = input[None] if input.dim() == 3 else input
-    if bias is not None and bias.stride(0) != 1:
-        bias = bias.contiguous()
-    channels_last = _is_channels_last(x) or _is_channels_last(weight)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    keep = wants_gradient(x, weight, bias)
     if needs_operator(x, weight, bias):
+        channels_last = library.conv2d.channels_last(x, weight)
         y = library.conv2d.conv2d(x, weight, bias, *geometry, activation, channels_last, keep)[0]
     elif keep:
-        y = _Conv2d.apply(x, weight, bias, geometry, activation, channels_last, options)
+        run = lambda *xwb: library.conv2d.forward(*xwb, geometry, activation, True)  # noqa: E731
+        y = _apply(run, x, weight, bias, geometry, activation, options)
     else:
-        y = library.conv2d.forward(x, weight, bias, geometry, activation, channels_last, False)[0]
+        y = library.conv2d.forward(x, weight, bias, geometry, activation, False)[0]
     return y[0] if input.dim() == 3 else y
 
 
@@ -158,8 +180,20 @@ def _check(input, weight, bias, stride, padding, dilation, groups) -> Geometry:
             raise ValueError(f"conv2d: all tensors must be on one device; got input {input.device}, {name} {t.device}")
         if t.dtype != input.dtype:
             raise TypeError(f"conv2d: all tensors must have one dtype; got input {input.dtype} and {name} {t.dtype}")
+    return _geometry(input.shape[-2:], weight.shape[-2:], stride, padding, dilation, groups)
+
+
+def _known_geometry(input, weight, options) -> Geometry | None:
+    """The geometry of a call that may have been checked before; None where it cannot have been."""
+    try:
+        return _cached_geometry(input.shape[2:], weight.shape[2:], *options)
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _geometry(image, taps, stride, padding, dilation, groups) -> Geometry:
     stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
-    (*_, R, S), (*_, H, W) = weight.shape, input.shape
+    (R, S), (H, W) = taps, image
     if isinstance(padding, str):
         if padding not in ("same", "valid"):
             raise ValueError(f'conv2d: padding must be "same", "valid", an int or a pair of ints; got {padding!r}')
@@ -181,14 +215,4 @@ def _check(input, weight, bias, stride, padding, dilation, groups) -> Geometry:
     return Geometry(stride, before, dilation, groups, size)
 
 
-def _is_channels_last(t: Tensor) -> bool:
-    """Whether torch takes the layout for channels_last; one that is also contiguous is not."""
-    before = 0
-    if t.stride(1) == 0:
-        return False
-    for axis in (1, 3, 2, 0):
-        size, stride = t.shape[axis], t.stride(axis)
-        if size == 0 or stride < before or (axis == 0 and before == t.stride(1)):
-            return False
-        before = stride * max(size, 1)
-    return True
+_cached_geometry = functools.lru_cache(maxsize=1024, typed=True)(_geometry)

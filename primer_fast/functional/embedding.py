@@ -5,28 +5,28 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import needs_operator, runs_triton
+from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, wants_gradient
 
 _INDICES = (torch.int32, torch.int64)
 
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weight, position, ids, position_ids, padding_idx):
+    def forward(ctx, run, weight, position, ids, position_ids, padding_idx):
         ctx.save_for_backward(ids, position_ids)
         ctx.tables = [None if t is None else (t.shape[0], t.dtype) for t in (weight, position)]
         ctx.padding = padding_idx
-        return library.embedding.forward(ids, weight, position, position_ids)
+        return run(ids, weight, position, position_ids)
 
     @staticmethod
     def backward(ctx, dy):  # (..., D)
         ids, position_ids = ctx.saved_tensors
         table = _differentiable_grad if torch.is_grad_enabled() else library.embedding.gradient
         dweight = dposition = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[1]:
             rows, dtype = ctx.tables[0]
             dweight = table(dy, ids, rows, dtype, ctx.padding)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[2]:
             if position_ids is not None:
                 dposition = table(dy, position_ids.expand(ids.shape), *ctx.tables[1])
             elif torch.is_grad_enabled():
@@ -34,7 +34,10 @@ class _Embedding(torch.autograd.Function):
                 dposition = _differentiable_grad(dy, steps.expand(ids.shape), *ctx.tables[1])
             else:
                 dposition = library.embedding.gradient_of_axis(dy, *ctx.tables[1])
-        return dweight, dposition, None, None, None
+        return None, dweight, dposition, None, None, None
+
+
+_apply = apply_of(_Embedding)
 
 
 def _differentiable_grad(dy, ids, rows, dtype, padding=None):
@@ -74,7 +77,14 @@ def embedding(
 
     Source: torch.nn.functional.embedding; Vaswani et al., "Attention Is All You Need" (2017), section 3.4 and 3.5.
     """
-    padding_idx = _check(input, weight, padding_idx, position, position_ids)
+    if prepares(weight):
+        plan = library.embedding.forward.known(input, weight, position, position_ids, padding_idx)
+        if plan is not None:
+            if not wants_gradient(weight, position):
+                return plan(input, weight, position, position_ids)
+            padding_idx = padding_idx if padding_idx is None else padding_idx % weight.shape[0]
+            return _apply(plan, weight, position, input, position_ids, padding_idx)
+    given, padding_idx = padding_idx, _check(input, weight, padding_idx, position, position_ids)
     if not (runs_triton(weight) and (position is None or runs_triton(position))):
         try:
             return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)
@@ -83,9 +93,10 @@ def embedding(
             raise
     if needs_operator(input, weight, position, position_ids):
         return library.embedding.embedding(input, weight, position, position_ids, padding_idx)
-    if torch.is_grad_enabled() and (weight.requires_grad or (position is not None and position.requires_grad)):
-        return _Embedding.apply(weight, position, input, position_ids, padding_idx)
-    return library.embedding.forward(input, weight, position, position_ids)
+    if not wants_gradient(weight, position):
+        return library.embedding.forward(input, weight, position, position_ids, given)
+    run = lambda *tensors: library.embedding.forward(*tensors, given)  # noqa: E731
+    return _apply(run, weight, position, input, position_ids, padding_idx)
 
 
 def embedding_plain(

@@ -9,28 +9,25 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import needs_operator, runs_triton
+from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, wants_gradient
 
 
 class _LayerNorm(torch.autograd.Function):
     """-> y, and s = x + residual where there is a residual: an output even if unused, so that it knows its history."""
 
     @staticmethod
-    def forward(ctx, x, residual, w, b, shape, eps, dtype, return_sum):
+    def forward(ctx, run, x, residual, w, b, shape, eps, dtype):
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.eps, ctx.dtype = shape, eps, dtype
         ctx.dtypes = [None if t is None else t.dtype for t in (x, residual)]
-        keep_sum = return_sum or any(ctx.needs_input_grad[:3])
-        y, s, mean, rstd = library.layer_norm.forward(
-            x, residual, w, b, math.prod(shape), eps, dtype, keep_sum, True
-        )  # fmt: skip
+        y, s, mean, rstd = run(x, residual, w, b)
         ctx.save_for_backward(x if residual is None else s, w, b, mean, rstd)
         return y if residual is None else (y, s)
 
     @staticmethod
     def backward(ctx, dy, dsum=None):
         s, w, b, mean, rstd = ctx.saved_tensors
-        need = ctx.needs_input_grad[:4]
+        need = ctx.needs_input_grad[1:5]
         need_s = need[0] or need[1]
         if dy is None:  # y was not used
             ds, dw, db = dsum, None, None
@@ -38,13 +35,13 @@ class _LayerNorm(torch.autograd.Function):
             ds, dw, db = _differentiable_grads(s, w, b, ctx, dy, dsum, (need_s, *need[2:]))
         else:
             needed = (need_s, *need[2:])
-            ds, dw, db = library.layer_norm.gradients(dy, dsum, s, mean, rstd, w, b, math.prod(ctx.shape), needed)
-            dw, db = (t if t is None else t.view(ctx.shape) for t in (dw, db))
-        dx, dresidual = (
-            ds.to(dtype) if ds is not None and needed else None
-            for needed, dtype in zip(need[:2], ctx.dtypes, strict=True)
-        )
-        return dx, dresidual, dw, db, None, None, None, None
+            ds, dw, db = library.layer_norm.gradients(dy, dsum, s, mean, rstd, w, b, ctx.shape, needed)
+        dx = ds.to(ctx.dtypes[0]) if need[0] and ds is not None else None
+        dresidual = ds.to(ctx.dtypes[1]) if need[1] and ds is not None else None
+        return None, dx, dresidual, dw, db, None, None, None
+
+
+_apply = apply_of(_LayerNorm)
 
 
 def _differentiable_grads(s, w, b, ctx, dy, dsum, needed):
@@ -100,23 +97,35 @@ def layer_norm(
     Source: Ba, Kiros, Hinton, "Layer Normalization" (2016); the primer's LayerNorm(O + X).
     """
     shape = _shape(normalized_shape)
+    leaves = (input, residual, weight, bias)
     to_float32 = isinstance(input, Tensor) and input.is_cuda and torch.is_autocast_enabled("cuda")
+    dtype = torch.float32 if to_float32 else None
+    keep = wants_gradient(*leaves)
+    keep_sum = return_residual or (keep and residual is not None and wants_gradient(input, residual, weight))
+    if prepares(input):
+        plan = library.layer_norm.forward.known(*leaves, shape, eps, dtype, keep_sum, keep)
+        if plan is not None:
+            return _run(plan, leaves, shape, eps, dtype, keep, return_residual)
     _check(input, shape, weight, bias, residual, to_float32)
     if not isinstance(eps, int | float):
         raise TypeError(f"layer_norm: eps must be a number; got {eps!r}")
     if not (runs_triton(input) and (residual is None or runs_triton(residual))):
         return layer_norm_plain(input, shape, weight, bias, eps, residual=residual, return_residual=return_residual)
-    dtype = torch.float32 if to_float32 else None
-    leaves = (input, residual, weight, bias)
-    needed = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in leaves]
     if needs_operator(*leaves):
-        keep_sum = return_residual or any(needed[:3])
-        y, s, *_ = library.layer_norm.layer_norm(*leaves, math.prod(shape), eps, dtype, keep_sum, any(needed))
-    elif any(needed):
-        y = _LayerNorm.apply(*leaves, shape, eps, dtype, return_residual)
-        y, s = (y, input) if residual is None else y
+        y, s, *_ = library.layer_norm.layer_norm(*leaves, math.prod(shape), eps, dtype, keep_sum, keep)
+        return (y, input if residual is None else s) if return_residual else y
+    run = lambda *leaves: library.layer_norm.forward(*leaves, shape, eps, dtype, keep_sum, keep)  # noqa: E731
+    return _run(run, leaves, shape, eps, dtype, keep, return_residual)
+
+
+def _run(run, leaves, shape, eps, dtype, keep, return_residual):
+    input, residual, *_ = leaves
+    if not keep:
+        y, s, _, _ = run(*leaves)
+    elif residual is None:
+        y, s = _apply(run, *leaves, shape, eps, dtype), input
     else:
-        y, s, _, _ = library.layer_norm.forward(*leaves, math.prod(shape), eps, dtype, return_residual, False)
+        y, s = _apply(run, *leaves, shape, eps, dtype)
     return (y, input if residual is None else s) if return_residual else y
 
 

@@ -7,25 +7,36 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import autocast_dtype, autocast_to, needs_operator, runs_triton
+from primer_fast.backend import (
+    apply_of,
+    autocast_dtype,
+    autocast_to,
+    needs_operator,
+    prepares,
+    runs_triton,
+    wants_gradient,
+)
 from primer_fast.functional.activation import apply_plain, check_activation
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w, b, activation):  # x (M, K), w (N, K), b (N,) or None
-        y, saved = library.linear.forward(x, w, b, activation, True)
+    def forward(ctx, run, x, w, b, activation):  # x (..., K), w (N, K), b (N,) or None
+        y, saved = run(x, w, b)
         ctx.save_for_backward(x, w, b, saved)
         ctx.activation = activation
         return y
 
     @staticmethod
-    def backward(ctx, dy):  # dy (M, N)
+    def backward(ctx, dy):  # dy (..., N)
         x, w, b, saved = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:3]
+        needed = ctx.needs_input_grad[1:4]
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
-            return *_differentiable_grads(x, w, b, ctx.activation, dy, needed), None
-        return *library.linear.gradients(dy, saved, x, w, ctx.activation, needed), None
+            return None, *_differentiable_grads(x, w, b, ctx.activation, dy, needed), None
+        return None, *library.linear.gradients(dy, saved, x, w, ctx.activation, needed), None
+
+
+_apply = apply_of(_Linear)
 
 
 def _differentiable_grads(x, w, b, activation, dy, needed):
@@ -57,6 +68,13 @@ def linear(
 
     Source: the layer ``A_i = act(W_i A_{i-1} + b_i)`` of a multilayer perceptron, on rows instead of columns.
     """
+    if prepares(input):
+        if (dtype := autocast_dtype(input)) is not None:
+            input, weight, bias = autocast_to(dtype, input, weight, bias)
+        keep = wants_gradient(input, weight, bias)
+        plan = library.linear.known(input, weight, bias, activation, keep, torch.get_float32_matmul_precision())
+        if plan is not None:
+            return _apply(plan, input, weight, bias, activation) if keep else plan(input, weight, bias)[0]
     check_activation("linear", activation)
     for name, t in (("input", input), ("weight", weight), ("bias", bias)):
         if not isinstance(t, Tensor) and (t is not None or name != "bias"):
@@ -71,19 +89,16 @@ def linear(
     one_axis = weight.dim() == 1
     if one_axis:
         weight, bias = weight[None], None if bias is None else bias.reshape(1)
-    x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
-    if bias is not None and bias.stride(0) != 1:
-        bias = bias.contiguous()
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    if needs_operator(x, weight, bias):
+    keep = wants_gradient(input, weight, bias)
+    if needs_operator(input, weight, bias):
+        x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
         y = library.linear.linear(x, weight, bias, activation, keep)[0]
+        y = y if input.dim() == 2 else y.view(*input.shape[:-1], weight.shape[0])
     elif keep:
-        y = _Linear.apply(x, weight, bias, activation)
+        y = _apply(lambda *xwb: library.linear.forward(*xwb, activation, True), input, weight, bias, activation)
     else:
-        y = library.linear.forward(x, weight, bias, activation, False)[0]
-    if one_axis:
-        return y.view(input.shape[:-1])
-    return y if input.dim() == 2 else y.view(*input.shape[:-1], weight.shape[0])
+        y = library.linear.forward(input, weight, bias, activation, False)[0]
+    return y.squeeze(-1) if one_axis else y
 
 
 def linear_plain(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:

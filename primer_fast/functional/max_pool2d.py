@@ -1,5 +1,6 @@
 """Differentiable max-pooling: checks here, math in kernels/max_pool2d.py."""
 
+import functools
 import operator
 from typing import Any, Literal, overload
 
@@ -8,7 +9,7 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import needs_operator, runs_triton
+from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, wants_gradient
 from primer_fast.kernels.max_pool2d import output_size
 
 Size = int | tuple[int, int]
@@ -16,8 +17,8 @@ Size = int | tuple[int, int]
 
 class _MaxPool2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, window, size, return_indices):  # x (N, C, H, W)
-        y, kept, indices = library.max_pool2d.forward(x, *window, size, True, return_indices)
+    def forward(ctx, run, x, window, return_indices):  # x (N, C, H, W)
+        y, kept, indices = run(x)
         ctx.save_for_backward(kept)
         ctx.window, ctx.size = window, x.shape[2:]
         if return_indices:
@@ -26,7 +27,13 @@ class _MaxPool2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, _):  # dy (N, C, OH, OW)
-        return _Gradient.apply(dy, *ctx.saved_tensors, ctx.window, ctx.size), None, None, None
+        (kept,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            return None, _Gradient.apply(dy, kept, ctx.window, ctx.size), None, None
+        return None, library.max_pool2d.gradient(dy, kept, *ctx.window, ctx.size), None, None
+
+
+_apply = apply_of(_MaxPool2d)
 
 
 class _Gradient(torch.autograd.Function):
@@ -102,6 +109,12 @@ def max_pool2d(
 
     Source: torch.nn.functional.max_pool2d.
     """
+    if prepares(input):
+        keep, cut = wants_gradient(input), _known_window(input, kernel_size, stride, padding, dilation, ceil_mode)
+        plan = None if cut is None else library.max_pool2d.forward.known(input, *cut[0], cut[1], keep, return_indices)
+        if plan is not None:
+            y, indices = _apply(plan, input, cut[0], return_indices) if keep else plan(input)[::2]
+            return (y, indices) if return_indices else y
     if isinstance(input, Tensor) and not runs_triton(input):
         try:
             return max_pool2d_plain(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
@@ -110,11 +123,12 @@ def max_pool2d(
             raise
     window, size = _check(input, kernel_size, stride, padding, dilation, ceil_mode)
     x = input if input.dim() == 4 else input[None]
-    keep = torch.is_grad_enabled() and x.requires_grad
+    keep = wants_gradient(x)
     if needs_operator(x):
         y, _, indices = library.max_pool2d.max_pool2d(x, *window, size, keep, return_indices)
     elif keep:
-        y, indices = _MaxPool2d.apply(x, window, size, return_indices)
+        run = lambda x: library.max_pool2d.forward(x, *window, size, True, return_indices)  # noqa: E731
+        y, indices = _apply(run, x, window, return_indices)
     else:
         y, _, indices = library.max_pool2d.forward(x, *window, size, False, return_indices)
     if input.dim() == 3:
@@ -178,13 +192,6 @@ def _check(input, kernel_size, stride, padding, dilation, ceil_mode):
     """-> (kernel, stride, padding, dilation) as pairs, (OH, OW)"""
     if not isinstance(input, Tensor):
         raise TypeError(f"max_pool2d: input must be a tensor; got {type(input).__name__}")
-    kernel, padding, dilation = (
-        _pair("kernel_size", kernel_size),
-        _pair("padding", padding),
-        _pair("dilation", dilation),
-    )
-    none = stride is None or (isinstance(stride, tuple | list) and len(stride) == 0)
-    stride = kernel if none else _pair("stride", stride)
     if input.dim() not in (3, 4) or 0 in input.shape[-3:]:
         raise ValueError(
             "max_pool2d: input must have shape (N, C, H, W) or (C, H, W), where only N may be 0; "
@@ -192,6 +199,25 @@ def _check(input, kernel_size, stride, padding, dilation, ceil_mode):
         )
     if not input.is_floating_point() and (input.is_complex() or input.dtype is torch.bool):
         raise TypeError(f"max_pool2d: input must hold real numbers; got {input.dtype}")
+    return _window(input.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def _known_window(input, *options):
+    """``_check`` of a call that may have been checked before; None where it cannot have been."""
+    try:
+        return _cached_window(input.shape[2:], *options)
+    except (TypeError, ValueError):
+        return None
+
+
+def _window(image, kernel_size, stride, padding, dilation, ceil_mode):
+    kernel, padding, dilation = (
+        _pair("kernel_size", kernel_size),
+        _pair("padding", padding),
+        _pair("dilation", dilation),
+    )
+    none = stride is None or (isinstance(stride, tuple | list) and len(stride) == 0)
+    stride = kernel if none else _pair("stride", stride)
     for name, (height, width) in (("kernel_size", kernel), ("stride", stride), ("dilation", dilation)):
         if height < 1 or width < 1:
             raise ValueError(f"max_pool2d: {name} must be at least 1; got {(height, width)}")
@@ -202,7 +228,7 @@ def _check(input, kernel_size, stride, padding, dilation, ceil_mode):
         )
     if not isinstance(ceil_mode, bool):
         raise TypeError(f"max_pool2d: ceil_mode must be a bool; got {ceil_mode!r}")
-    H, W = input.shape[-2:]
+    H, W = image
     size = (
         output_size(H, kernel[0], stride[0], padding[0], dilation[0], ceil_mode),
         output_size(W, kernel[1], stride[1], padding[1], dilation[1], ceil_mode),
@@ -216,3 +242,6 @@ def _check(input, kernel_size, stride, padding, dilation, ceil_mode):
     stride = tuple(min(s, n + 2 * p) for s, n, p in zip(stride, (H, W), padding, strict=True))
     dilation = tuple(1 if k == 1 else d for k, d in zip(kernel, dilation, strict=True))
     return (kernel, stride, padding, dilation), size
+
+
+_cached_window = functools.lru_cache(maxsize=1024, typed=True)(_window)

@@ -8,7 +8,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as torchs_attention  # primer_fast.sdpa moves the name
 
 from primer_fast import library
-from primer_fast.backend import autocast_dtype, autocast_to, needs_operator, runs_triton
+from primer_fast.backend import (
+    apply_of,
+    autocast_dtype,
+    autocast_to,
+    needs_operator,
+    prepares,
+    runs_triton,
+    wants_gradient,
+)
 from primer_fast.library.scaled_dot_product_attention import Attention
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -39,31 +47,39 @@ class fast_attention_backward:  # as torch.set_grad_enabled
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, attention, options):  # q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV)
-        out, lse = library.scaled_dot_product_attention.forward(q, k, v, attention, True)
+    def forward(ctx, run, q, k, v, attention):  # q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV)
+        out, lse, seed = run(q, k, v, *attention[:_TENSORS])
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.attention, ctx.options, ctx.fast = attention, options, _fast_backward
+        ctx.attention, ctx.fast = attention if seed is None else attention._replace(seed=seed), _fast_backward
         return out
 
     @staticmethod
     def backward(ctx, dout):  # dout (B, H, T, DV)
         q, k, v, out, lse = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:3]
+        needed = ctx.needs_input_grad[1:4]
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
-            return *_differentiable_grads((q, k, v), needed, dout, ctx.options), None, None
+            return None, *_differentiable_grads((q, k, v), needed, dout, ctx.attention), None
         grads = library.scaled_dot_product_attention.gradients(dout, q, k, v, out, lse, ctx.attention, ctx.fast, needed)
-        return *grads, None, None
+        return None, *grads, None
 
 
-def _differentiable_grads(inputs, needed, dout, options):
-    if options["dropout_p"] > 0:
+_apply = apply_of(_Attention)
+_TENSORS = 4  # of Attention's fields
+
+
+def _differentiable_grads(inputs, needed, dout, attention):
+    if attention.dropout_p > 0:
         raise NotImplementedError(
             "scaled_dot_product_attention: gradients of gradients are not built with dropout; set dropout_p=0 or use "
             "scaled_dot_product_attention_plain"
         )
     asked = [t for t, need in zip(inputs, needed, strict=True) if need]
     with sdpa_kernel(SDPBackend.MATH):
-        out = scaled_dot_product_attention_plain(*inputs, **options)
+        offset = (attention.offset if attention.offsets is None else attention.offsets) if attention.causal else None
+        out = scaled_dot_product_attention_plain(
+            *inputs, attention.mask, scale=attention.scale, enable_gqa=inputs[0].shape[1] != inputs[1].shape[1],
+            window=attention.window, softcap=attention.softcap, key_lengths=attention.key_lengths, causal_offset=offset,
+        )  # fmt: skip
         grads = iter(torch.autograd.grad(out, asked, dout, create_graph=True))
     return [next(grads) if need else None for need in needed]
 
@@ -114,6 +130,14 @@ def scaled_dot_product_attention(
 
     Source: Vaswani et al., Attention Is All You Need (2017), equation 1; Dao, FlashAttention-2 (2023).
     """
+    if prepares(query) and (attn_mask is None or not wants_gradient(attn_mask)):
+        if (dtype := autocast_dtype(query)) is not None:
+            query, key, value, attn_mask = autocast_to(dtype, query, key, value, attn_mask)
+        keep = wants_gradient(query, key, value)
+        attention = _attention(attn_mask, dropout_p, is_causal, scale, window, softcap, key_lengths, causal_offset)
+        plan = _plan(query, key, value, attention, enable_gqa, keep)
+        if plan is not None:
+            return _run(plan, query, key, value, attention, keep)
     if isinstance(query, Tensor) and not runs_triton(query):
         simple = (
             attn_mask is None and dropout_p == 0
@@ -160,26 +184,40 @@ def scaled_dot_product_attention(
     heads_kv = max(math.prod(key.shape[-3:-2]), math.prod(value.shape[-3:-2]))
     q = _four_axes(query, lead, H)
     k, v = (_four_axes(t, lead, heads_kv) for t in (key, value))
-    B = q.shape[0]
-    mask = None if attn_mask is None else attn_mask.expand(*lead, *(H, T, S)[3 - min(3, query.dim()) :])
-    mask = mask if mask is None else mask.reshape(B, H, T, S)
-    options |= {"attn_mask": mask, "enable_gqa": heads_kv != H}
-    causal = is_causal or causal_offset is not None
-    offset, offsets = (0, causal_offset) if isinstance(causal_offset, Tensor) else (causal_offset, None)
-    attention = Attention(
-        mask, key_lengths, offsets, torch.randint(2**62, (1,), device=q.device) if dropout_p > 0 else None,
-        causal, 0 if offset is None else offset, window,
-        scale if scale is None else float(scale), softcap if softcap is None else float(softcap), float(dropout_p),
-    )  # fmt: skip
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
-    if needs_operator(q, k, v, mask, key_lengths, offsets):
+    traced = needs_operator(q, k, v, attn_mask, key_lengths, causal_offset if isinstance(causal_offset, Tensor) else None)
+    if attn_mask is not None and (traced or query.dim() != 4):
+        attn_mask = attn_mask.expand(*lead, *(H, T, S)[3 - min(3, query.dim()) :]).reshape(len(q), H, T, S)
+    attention = _attention(attn_mask, dropout_p, is_causal, scale, window, softcap, key_lengths, causal_offset)
+    keep = wants_gradient(q, k, v)
+    if traced:
+        if dropout_p > 0:
+            attention = attention._replace(seed=torch.randint(2**62, (1,), device=q.device))
         operator = library.scaled_dot_product_attention.scaled_dot_product_attention
         out = operator(q, k, v, *attention, _fast_backward, keep)[0]
-    elif keep:
-        out = _Attention.apply(q, k, v, attention, options)
     else:
-        out = library.scaled_dot_product_attention.forward(q, k, v, attention, False)[0]
+        run = lambda q, k, v, *_: library.scaled_dot_product_attention.forward(q, k, v, attention, keep)  # noqa: E731
+        out = _run(run, q, k, v, attention, keep)
     return _as_asked(out, query, lead)
+
+
+def _attention(mask, dropout_p, is_causal, scale, window, softcap, key_lengths, causal_offset) -> Attention:
+    """The options as the kernels' launchers take them."""
+    offset, offsets = (0, causal_offset) if isinstance(causal_offset, Tensor) else (causal_offset or 0, None)
+    return Attention(
+        mask, key_lengths, offsets, None, is_causal or causal_offset is not None, offset, window,
+        scale if scale is None else float(scale), softcap if softcap is None else float(softcap), float(dropout_p),
+    )  # fmt: skip
+
+
+def _plan(query, key, value, attention, enable_gqa, keep):
+    """The plan for a call as it is, whose heads, if they are grouped, may be; or None."""
+    precision = torch.get_float32_matmul_precision()
+    plan = library.scaled_dot_product_attention.known(query, key, value, *attention, keep, precision)
+    return plan if plan is None or enable_gqa or query.shape[1] == key.shape[1] else None
+
+
+def _run(run, q, k, v, attention, keep):
+    return _apply(run, q, k, v, attention) if keep else run(q, k, v, *attention[:_TENSORS])[0]
 
 
 def _as_asked(out, query, lead):
@@ -190,11 +228,11 @@ def _as_asked(out, query, lead):
 
 
 def _four_axes(t, lead, heads):
-    """(..., h, rows, d) -> (B, heads, rows, d), leading axes as one and d adjacent in memory."""
+    """(..., h, rows, d) -> (B, heads, rows, d), leading axes as one."""
     if t.dim() != 4 or t.shape[:2] != (*lead, heads):
         t = t.expand(*lead, *((heads,) if t.dim() > 2 else ()), *t.shape[-2:])
         t = t.reshape(math.prod(lead), heads, *t.shape[-2:])
-    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+    return t
 
 
 def scaled_dot_product_attention_plain(

@@ -9,9 +9,9 @@ from primer_fast.kernels.tile import FROM_OUTPUT
 from primer_fast.library.register import absent, check_kept, only, operator, present, spread
 
 
-def forward(x, w, b, geometry, activation, channels_last, keep):
+def forward(x, w, b, geometry, activation, keep):
     """x (N, C, H, W), w (O, C / groups, R, S), b (O,) or None -> y (N, O, P, Q), what the backward needs or None."""
-    return _forward(x, w, b, geometry, activation, keep, torch.get_float32_matmul_precision(), channels_last)
+    return _forward(x, w, b, geometry, activation, keep, torch.get_float32_matmul_precision())
 
 
 def gradients(dy, saved, x, w, geometry, activation, needed):
@@ -19,7 +19,32 @@ def gradients(dy, saved, x, w, geometry, activation, needed):
     return _gradients(dy, saved, x, w, geometry, activation, tuple(needed), torch.get_float32_matmul_precision())
 
 
-_forward, _gradients = prepared(3)(conv2d_fwd), prepared(4)(conv2d_bwd)
+@prepared(3)
+def _forward(x, w, b, geometry, activation, keep, precision):
+    b = b if b is None else b.contiguous()
+    return conv2d_fwd(x, w, b, geometry, activation, keep, precision, channels_last(x, w))
+
+
+_gradients = prepared(4)(conv2d_bwd)
+known = _forward.known
+
+
+def channels_last(x: Tensor, w: Tensor) -> bool:
+    """Whether the result is channels_last: where input or weight is."""
+    return _is_channels_last(x) or _is_channels_last(w)
+
+
+def _is_channels_last(t: Tensor) -> bool:
+    """Whether torch takes the layout for channels_last; one that is also contiguous is not."""
+    before = 0
+    if t.stride(1) == 0:
+        return False
+    for axis in (1, 3, 2, 0):
+        size, stride = t.shape[axis], t.stride(axis)
+        if size == 0 or stride < before or (axis == 0 and before == t.stride(1)):
+            return False
+        before = stride * max(size, 1)
+    return True
 
 
 def _geometry(stride, padding, dilation, groups, size):
@@ -33,7 +58,7 @@ def conv2d(
     activation: str | None, channels_last: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     geometry = _geometry(stride, padding, dilation, groups, size)
-    y, saved = forward(input, weight, bias, geometry, activation, channels_last, keep)
+    y, saved = forward(input, weight, bias, geometry, activation, keep)
     return y, present(saved, y)
 
 

@@ -11,8 +11,11 @@ from primer_fast.library.register import operator
 
 
 @prepared(4)
-def forward(ids, weight, position, position_ids):
-    """ids (...), weight (V, D), position (P, D) or None, position_ids that broadcast to ids or None -> y (..., D)."""
+def forward(ids, weight, position, position_ids, padding_idx):
+    """ids (...), weight (V, D), position (P, D) or None, position_ids that broadcast to ids or None -> y (..., D).
+
+    padding_idx: of the backward; here it says which arguments have been checked.
+    """
     return embedding_fwd(ids, weight, position, *_cycle(ids, position_ids))
 
 
@@ -35,7 +38,7 @@ def _cycle(ids, position_ids):
 def embedding(
     input: Tensor, weight: Tensor, position: Tensor | None, position_ids: Tensor | None, padding_idx: int | None
 ) -> Tensor:
-    return forward(input, weight, position, position_ids)
+    return forward(input, weight, position, position_ids, padding_idx)
 
 
 @embedding.register_fake

@@ -1,5 +1,7 @@
 """The operators primer_fast::layer_norm and layer_norm_backward."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,26 +11,24 @@ from primer_fast.library.register import absent, check_kept, only, operator, pre
 
 
 @prepared(4)
-def forward(input, residual, weight, bias, elements, eps, dtype, keep_sum, keep):
-    """-> y, input + residual, mean, 1 / deviation, None for each that is not kept; elements: of a row."""
+def forward(input, residual, weight, bias, shape, eps, dtype, keep_sum, keep):
+    """-> y, input + residual, mean, 1 / deviation, None for each that is not kept; shape: of a row."""
+    elements = math.prod(shape)
     return layer_norm_fwd(input, residual, weight, bias, elements, eps, dtype=dtype, keep_sum=keep_sum, keep=keep)
 
 
-def gradients(dy, dsum, total, mean, rstd, weight, bias, N, needed):
-    """dy, dsum (..., of N elements), dsum or None -> gradients of the sum, weight (N,), bias (N,), None unless needed.
+@prepared(7)
+def gradients(dy, dsum, total, mean, rstd, weight, bias, shape, needed):
+    """dy, dsum (..., *shape), dsum or None -> gradients of the sum, weight (*shape), bias (*shape), None unless needed.
 
     total: the sum; it may be None where the bias' gradient alone is needed.
     """
-    return _gradients(dy, dsum, total, mean, rstd, weight, bias, N, tuple(needed))
-
-
-@prepared(7)
-def _gradients(dy, dsum, total, mean, rstd, weight, bias, N, needed):
     need_total, need_weight, need_bias = needed
-    return layer_norm_bwd(
-        dy, dsum, total, mean, rstd, weight, N, dtype=total.dtype if need_total else None,
+    ds, dw, db = layer_norm_bwd(
+        dy, dsum, total, mean, rstd, weight, math.prod(shape), dtype=total.dtype if need_total else None,
         dweight=weight.dtype if need_weight else None, dbias=bias.dtype if need_bias else None,
     )  # fmt: skip
+    return ds, *(t if t is None else t.view(shape) for t in (dw, db))
 
 
 @operator("layer_norm")
@@ -37,7 +37,7 @@ def layer_norm(
     elements: int, eps: float, dtype: torch.dtype | None, keep_sum: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """-> y, input + residual, mean, 1 / deviation; elements: of a row, which is normalised"""
-    y, total, mean, rstd = forward(input, residual, weight, bias, elements, eps, dtype, keep_sum, keep)
+    y, total, mean, rstd = forward(input, residual, weight, bias, (elements,), eps, dtype, keep_sum, keep)
     return y, present(total, y), present(mean, y), present(rstd, y)
 
 
@@ -55,7 +55,7 @@ def layer_norm_backward(
     dy: Tensor, dsum: Tensor | None, total: Tensor | None, mean: Tensor, rstd: Tensor,
     weight: Tensor | None, bias: Tensor | None, elements: int, needed: list[bool],
 ) -> list[Tensor]:  # fmt: skip
-    return only(gradients(dy, dsum, total, mean, rstd, weight, bias, elements, needed), needed)
+    return only(gradients(dy, dsum, total, mean, rstd, weight, bias, (elements,), tuple(needed)), needed)
 
 
 @layer_norm_backward.register_fake

@@ -34,6 +34,9 @@ def _gradients(dy, saved, x, w, activation, needed, precision):
     return *_as(x, dx), dw, db
 
 
+known = _forward.known
+
+
 def _rows(t):
     """(..., n) -> (M, n)"""
     return t if t.dim() == 2 else t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
@@ -41,7 +44,7 @@ def _rows(t):
 
 def _as(x, *results):
     """(M, n) -> with the leading axes of ``x``; None stays None."""
-    return [t if t is None or x.dim() == 2 else t.view(*x.shape[:-1], t.shape[-1]) for t in results]
+    return tuple(t if t is None or x.dim() == 2 else t.view(*x.shape[:-1], t.shape[-1]) for t in results)
 
 
 @operator("linear")

@@ -25,10 +25,10 @@ _DECODED_ROWS, _DECODED_KEYS = 64, 256  # at most so many queries of a key head,
 class Attention(NamedTuple):
     """What attention is told beside query, key and value, in the operators' order."""
 
-    mask: Tensor | None  # expanded to (B, H, T, S), bool or floating
+    mask: Tensor | None  # broadcasts to (B, H, T, S), bool or floating
     key_lengths: Tensor | None  # B integers
     offsets: Tensor | None  # 1 or B integers, in place of offset
-    seed: Tensor | None  # (1,) int64, of dropout
+    seed: Tensor | None  # (1,) int64, of dropout; None: the forward draws one
     causal: bool
     offset: int
     window: int | None
@@ -48,13 +48,15 @@ class Attention(NamedTuple):
             right = None  # the first query sees every key
         return Band(left, right, offset, offsets, lengths)
 
-    def scoring(self, D: int) -> Scoring:
+    def scoring(self, q: Tensor, S: int) -> Scoring:
+        *rows, D = q.shape
         scale = 1 / math.sqrt(D) if self.scale is None else self.scale
-        return Scoring(scale, self.softcap, self.mask, self.dropout_p, self.seed)
+        mask = self.mask if self.mask is None else self.mask.expand(*rows, S)
+        return Scoring(scale, self.softcap, mask, self.dropout_p, self.seed)
 
 
 def forward(q, k, v, attention: Attention, keep):
-    """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV), last stride 1 -> out (B, H, T, DV), lse, None unless keep."""
+    """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV) -> out (B, H, T, DV), lse, None unless keep, dropout's seed."""
     return _forward(q, k, v, *attention, keep, torch.get_float32_matmul_precision())
 
 
@@ -62,8 +64,11 @@ def forward(q, k, v, attention: Attention, keep):
 def _forward(q, k, v, *attention_keep_precision):
     *fields, keep, precision = attention_keep_precision
     attention = Attention(*fields)
-    (B, H, T, D), (_, HK, S, _) = q.shape, v.shape
-    scoring = attention.scoring(D)
+    q, k, v = map(_adjacent, (q, k, v))
+    (B, H, T, _), (_, HK, S, _) = q.shape, v.shape
+    if attention.dropout_p > 0 and attention.seed is None:
+        attention = attention._replace(seed=torch.randint(2**62, (1,), device=q.device))
+    scoring = attention.scoring(q, S)
     if not keep and scoring.dropout_p == 0 and S >= _DECODED_KEYS and H // max(HK, 1) * T <= _DECODED_ROWS:
         lengths = attention.key_lengths if attention.key_lengths is None else attention.key_lengths.reshape(-1)
         out = attention_decode(
@@ -72,8 +77,11 @@ def _forward(q, k, v, *attention_keep_precision):
             window=attention.window, softcap=scoring.softcap, key_lengths=lengths, mask=scoring.mask,
             precision=precision,
         )  # fmt: skip
-        return out, None
-    return attention_forward(q, k, v, attention.band(B, S), scoring, precision, keep)
+        return out, None, None
+    return *attention_forward(q, k, v, attention.band(B, S), scoring, precision, keep), attention.seed
+
+
+known = _forward.known
 
 
 def gradients(dout, q, k, v, out, lse, attention: Attention, fast, needed):
@@ -87,8 +95,8 @@ def gradients(dout, q, k, v, out, lse, attention: Attention, fast, needed):
 def _gradients(dout, q, k, v, out, lse, *attention_fast_needed_precision):
     *fields, fast, (need_q, need_k, need_v), precision = attention_fast_needed_precision
     attention = Attention(*fields)
-    dout = dout if dout.stride(-1) == 1 or dout.shape[-1] == 1 else dout.contiguous()
-    band, scoring = attention.band(len(q), k.shape[2]), attention.scoring(q.shape[3])
+    dout, q, k, v = map(_adjacent, (dout, q, k, v))
+    band, scoring = attention.band(len(q), k.shape[2]), attention.scoring(q, k.shape[2])
     if fast and need_q and need_k and need_v and _one_pass(q, k, v, band, scoring):
         return attention_bwd_onepass(
             dout, q, k, v, out, lse, scale=scoring.scale, causal=band.right is not None, causal_offset=band.offset,
@@ -97,6 +105,11 @@ def _gradients(dout, q, k, v, out, lse, *attention_fast_needed_precision):
         dout, q, k, v, out, lse, band, scoring, precision, (need_q, need_k or need_v)
     )  # fmt: skip
     return dq, dk if need_k else None, dv if need_v else None
+
+
+def _adjacent(t: Tensor) -> Tensor:
+    """With elements of the last axis adjacent in memory."""
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
 def _one_pass(q, k, v, band, scoring):
@@ -117,7 +130,7 @@ def scaled_dot_product_attention(
     attention = Attention(
         mask, key_lengths, offsets, seed, causal, offset, window, scale, softcap, dropout_p
     )  # fmt: skip
-    out, lse = forward(query, key, value, attention, keep)
+    out, lse, _ = forward(query, key, value, attention, keep)
     return out, present(lse, out)
 
 
