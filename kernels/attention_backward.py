@@ -33,8 +33,7 @@ from .attention_tile import (
     head_statistics,
     load_rows,
     result_programs,
-    stride_unit,
-    strides_in,
+    strides_of,
 )  # fmt: skip
 from .entry import entry
 from .launch import cdiv, chip_of, dot_precision, on_device_of
@@ -114,8 +113,9 @@ def attention_backward(
         tensors += [
             descriptor(t, block) if descriptors else t for t, block in zip((dout, q, k, v), blocks, strict=True)
         ]
-        unit = stride_unit(dout, *results, q, k, v)
-        return tensors, strides_in(unit, *results, dout, q, k, v), unit, described_results
+        by_descriptor = *(described_results,) * len(results), *(descriptors,) * 4
+        strides, unit = strides_of((*results, dout, q, k, v), by_descriptor)
+        return tensors, strides, unit, described_results
 
     def launch(kernel, programs, tile, at_once, *results):
         columns = max(result_programs(t.shape[3], tile.COLUMNS) for t in results if t is not None)

@@ -28,8 +28,7 @@ from .attention_tile import (
     scaled_parts,
     scores,
     store_parts,
-    stride_unit,
-    strides_in,
+    strides_of,
     without_padding,
     zero_parts,
 )  # fmt: skip
@@ -205,13 +204,13 @@ def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, se
     s = settings or forward_choice(gpu, problem)
     descriptor_out = descriptors and described(out)
     at_once = min(B * H, heads_at_once(H, HK, S, D, DV, q.element_size()))
-    unit = stride_unit(q, k, v, out)
+    strides, unit = strides_of((q, k, v, out), (*(descriptors,) * 3, descriptor_out))
     with on_device_of(q):
         attention_forward_kernel[(B * H * cdiv(T, s.BLOCK_M), result_programs(DV, s.COLUMNS))](
             *((descriptor(q, s.BLOCK_M), descriptor(k, s.BLOCK_N), descriptor(v, s.BLOCK_N)) if descriptors else
               (q, k, v)),
             descriptor(out, s.BLOCK_M) if descriptor_out else out, lse,
-            *strides_in(unit, q, k, v, out),
+            *strides,
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(),
             B, H, T, S, at_once, H // HK, D, DV, unit,
             scoring.scaled_late, S % s.BLOCK_N == 0, dot, q.dtype == torch.float32,

@@ -17,7 +17,7 @@ ALIGNED = 16  # elements: Triton knows of strides and pointers whether 16 divide
 
 @triton.jit
 def in_elements(stride_b, stride_h, stride_row, UNIT: tl.constexpr):
-    """Strides that are given in units of so many elements, see ``stride_unit``."""
+    """Strides that are given in units of so many elements, see ``_stride_unit``."""
     if UNIT > 1:
         stride_b = tl.cast(stride_b, tl.int64) * UNIT
         stride_h = tl.cast(stride_h, tl.int64) * UNIT
@@ -270,21 +270,31 @@ def descriptor(t, block):
     return tensor_descriptor(t, [B, H, rows, d], strides, [1, 1, block, block_width(d)])
 
 
-def stride_unit(*tensors):
+def strides_of(tensors, described):
+    """(B, H, rows, d) or None each -> strides of all axes but the last, one after the other, and their unit.
+
+    Ones for None and where a descriptor carries them, as ``described`` says of each: of a one Triton makes a constant.
+    """
+    moved = [t for t, by_descriptor in zip(tensors, described, strict=True) if t is not None and not by_descriptor]
+    unit = _stride_unit(moved) if moved else 1
+    strides = [
+        1 if t is None or by_descriptor else stride // unit
+        for t, by_descriptor in zip(tensors, described, strict=True)
+        for stride in ((1, 1, 1) if t is None else t.stride()[:3])
+    ]  # fmt: skip
+    return strides, unit
+
+
+def _stride_unit(tensors):
     """Elements in which kernels are given the strides of such (B, H, rows, d).
 
     Triton sees of a stride whether 16 elements divide it. Where 16 bytes divide all and 16 elements do not, as rows of
     40 float32, strides in units of 16 bytes say by their form that rows can be read 16 bytes at a time.
     """
-    strides = [stride for t in tensors if t is not None for stride in t.stride()[:3]]
+    strides = [stride for t in tensors for stride in t.stride()[:3]]
     unit = 16 // tensors[0].element_size()
     divided = all(stride % unit == 0 for stride in strides)
     return unit if divided and any(stride % ALIGNED for stride in strides) else 1
-
-
-def strides_in(unit, *tensors):
-    """Strides of all axes but the last; zeros for None."""
-    return [stride // unit for t in tensors for stride in ((0, 0, 0) if t is None else t.stride()[:3])]
 
 
 def empty_like_rows(t, width):

@@ -27,7 +27,7 @@ from .conv2d_geometry import (
     pixel_offset,
     walk,
 )
-from .descriptor import tensor_descriptor
+from .descriptor import strides_beside, tensor_descriptor
 from .entry import entry
 from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, passes
 from .partials import partial_length, reduce_partials
@@ -221,7 +221,8 @@ def boxes(
     with on_device_of(a):
         _box_kernel[(classes * tiles_m * tiles_n, splits)](
             result(out), result(out_saved), part, a_.descriptor(box, s.BLOCK_K),
-            tensor_descriptor(weights, list(weights.shape), list(weights.stride()), block), bias, *out.stride(),
+            tensor_descriptor(weights, list(weights.shape), list(weights.stride()), block), bias,
+            *strides_beside(descriptors_out, 4, out),
             images, P, Q, M, K, channels, tiles_m, tiles_n, total,
             R, S, *g.stride, *g.padding, *g.dilation, *inverses(g, transposed), transposed,
             activation, a.dtype == torch.float32, dot, descriptors_out, *box,

@@ -18,6 +18,7 @@ from .conv2d_geometry import (
     pixel_offset,
     rows_of,
 )
+from .descriptor import strides_beside
 from .entry import entry
 from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, passes, product_choice
 from .partials import partial_length, reduce_partials
@@ -184,7 +185,7 @@ def weight(dw, dy, x, geometry, precision, settings: MatmulSettings | None = Non
     with on_device_of(dy):
         _weight_kernel[(g.groups * tiles_m * tiles_n, splits)](
             dw, part, dy, x_.descriptor(box, s.BLOCK_N) if descriptor else x,
-            *dy.stride(), *x.stride(), *dw.stride(),
+            *dy.stride(), *strides_beside(descriptor, 4, x), *dw.stride(),
             images, P, Q, *x.shape[2:], M, N, g.groups, tiles_m, tiles_n, steps, total,
             R, S, *g.stride, *g.padding, *g.dilation, dot, joint, x_.swapped, numbers_are_large(images * P * Q), lines,
             descriptor, box is not None, *(box or (1, 1, 1)),

@@ -24,6 +24,14 @@ def tensor_descriptor(base, shape, strides, block_shape):
     return made
 
 
+def strides_beside(described, axes, *tensors):
+    """Strides of the tensors' first ``axes``, one after the other, as a kernel's arguments.
+
+    Ones where a descriptor carries them, and for None: of a one Triton makes a constant, and no argument.
+    """
+    return [s for t in tensors for s in ((1,) * axes if described or t is None else t.stride()[:axes])]
+
+
 def check(base, shape, strides, block_shape) -> None:
     """Raise ValueError for a descriptor that the hardware does not take, or that would write an element twice.
 

@@ -10,6 +10,7 @@ from .recording import launch
 
 ENTRIES: list["Entry"] = []  # all kernels that are launched
 
+
 class Entry(JITFunction):
     """A kernel whose every launch says that a product and a sum may become one instruction.
 

@@ -13,6 +13,7 @@ gives NaN, in the row's gradients too, and reads nothing outside w.
 from .logits import Head
 from .logits_gradient import logits_bwd
 from .logits_statistics import logits_fwd
+from .row_losses import spread_gradient
 
 
 def linear_cross_entropy_fwd(x, w, bias, target, ignore_index, smoothing, precision, settings=None, keep=False):
@@ -23,8 +24,11 @@ def linear_cross_entropy_fwd(x, w, bias, target, ignore_index, smoothing, precis
 
 
 def linear_cross_entropy_bwd(
-    dloss, x, w, bias, target, lse, smoothing, needed, precision, settings=None, chunk=None, kept=None
+    dloss, x, w, bias, target, lse, smoothing, needed, precision, settings=None, chunk=None, kept=None,
+    ignore_index=None, number=None,
 ):  # fmt: skip
-    """dloss (N,) float32, contiguous, 0 for ignored rows; lse, kept of the forward -> dx, dw, db if needed."""
-    head = Head(1.0, smoothing)
-    return logits_bwd(-dloss, None, x, w, bias, target, lse, None, head, needed, precision, settings, chunk, kept)
+    """dloss (N,), or () of the sum of all losses or, with ``number``, of a mean (see row_losses.py); lse, kept of the
+    forward -> dx, dw, db if needed. Rows whose target is ``ignore_index`` have no gradient.
+    """
+    head, score_grad = Head(1.0, smoothing), spread_gradient(dloss, number, target, ignore_index)
+    return logits_bwd(score_grad, None, x, w, bias, target, lse, None, head, needed, precision, settings, chunk, kept)

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .descriptor import tensor_descriptor
+from .descriptor import strides_beside, tensor_descriptor
 from .entry import entry
 from .launch import (
     MatmulSettings,
@@ -248,7 +248,7 @@ def _gradient(
     with on_device_of(x):
         _gradient_kernel[(cdiv(M, s.BLOCK_M) * cdiv(V, s.BLOCK_N),)](
             result, *loaded(x_, w_, s, descriptors), bias, *of_rows,
-            stride, *x_.t.stride(), *w_.t.stride(), M, V, K, first_class,
+            1 if descriptors else stride, *strides_beside(descriptors, 2, x_.t, w_.t), M, V, K, first_class,
             *_factors(head, classes),
             dot, K % s.BLOCK_K == 0 < K, descriptors, descriptors, x_.k_major, w_.k_major,
             s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.GROUP_M, s.SUBTILES, num_warps=s.num_warps, num_stages=s.num_stages,

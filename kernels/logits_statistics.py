@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .descriptor import tensor_descriptor
+from .descriptor import strides_beside, tensor_descriptor
 from .entry import entry
 from .launch import (
     Chip,
@@ -234,7 +234,8 @@ def logits_fwd(
             s = s._replace(num_stages=s.num_stages - 1)
     with on_device_of(x):
         _statistics_kernel[(cdiv(N, s.BLOCK_M) * s.SPLITS,)](
-            part, place, columns, *loaded(x_, w_, s, descriptors), bias, target, *x_.t.stride(), *w_.t.stride(),
+            part, place, columns, *loaded(x_, w_, s, descriptors), bias, target,
+            *strides_beside(descriptors, 2, x_.t, w_.t),
             N, V, D, cdiv(cdiv(V, s.BLOCK_N), s.SPLITS), scale,
             extra, dot, D % s.BLOCK_K == 0 < D, descriptors, x_.k_major, w_.k_major,
             s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.SPLITS, s.GROUP_M, s.SUBTILES if keep else 1,

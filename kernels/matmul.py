@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .descriptor import tensor_descriptor
+from .descriptor import strides_beside, tensor_descriptor
 from .entry import entry
 from .launch import Chip, MatmulSettings, Product, cdiv, chip_of, dot_precision, matmul_settings, on_device_of, passes
 from .partials import partial_length, reduce_partials
@@ -327,7 +327,7 @@ def matmul(
             result(out), result(out_saved), sums, part,
             operand(a_, s.BLOCK_M), operand(saved_, s.BLOCK_M), operand(b_, s.BLOCK_N), bias,
             result(addend, s.SUBTILES), result(slope, s.SUBTILES),
-            *a_.t.stride(), *(saved_.t.stride() if saved_ else (0, 0)), *b_.t.stride(),
+            *strides_beside(descriptors, 2, a_.t, saved_ and saved_.t, b_.t),
             M, N, K, k_per_split, numel, total, activation, slope_of, gradient_of, precise, dot, exact,
             K > 0 and K % s.BLOCK_K == 0, descriptors, descriptors_out, a_.k_major, b_.k_major,
             s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, splits, s.GROUP_M, s.SUBTILES, saved is not None and not precise,

@@ -21,6 +21,7 @@ _EMPTY = {device: getattr(_guards, f"_empty_strided_{device}", None) for device 
 def plan_of(recording: Recording, result, driver, device: int, otherwise):
     """A function of the recording's arguments that returns what the recorded call returned, ``result``.
 
+    driver: Triton's, with which it was recorded; None for the interpreter. device: on which the kernels run.
     otherwise: what to call with the same arguments where Triton has to launch itself.
 
     Raises:
@@ -30,7 +31,9 @@ def plan_of(recording: Recording, result, driver, device: int, otherwise):
         raise NotRepeatable("an operator whose result's shape or whose successor depends on numbers")
     writer = _Writer(recording, result)
     launched = [step for step in recording.steps if isinstance(step, Launch)]
-    if launched and all(step.compiled is not None for step in launched):
+    if launched and driver is not None:
+        if any(step.compiled is None for step in launched):
+            raise NotRepeatable("a kernel that was not compiled")
         writer.guard(driver, device, otherwise)
     return writer.function()
 
@@ -117,12 +120,12 @@ class _Writer:
 
     def allocate(self, memory: Memory) -> None:
         t, form = memory.tensor, self.forms[memory.name]
-        empty, dtype = _EMPTY.get(t.device.type), self.constant(t.dtype)
+        filled = torch.are_deterministic_algorithms_enabled()  # then torch.empty_strided fills what it returns
+        empty = None if filled else _EMPTY.get(t.device.type)
+        more = [self.constant(t.dtype)]
         if empty is None:
-            made = f"{self.constant(torch.empty_strided)}({form[0]}, {form[1]}, dtype={dtype}, device={self.constant(t.device)})"
-        else:
-            made = f"{self.constant(empty)}({form[0]}, {form[1]}, {dtype})"
-        self.lines.append(f"{memory.name} = {made}")
+            empty, more = torch.empty_strided, [f"dtype={more[0]}", f"device={self.constant(t.device)}"]
+        self.lines.append(f"{memory.name} = {self.constant(empty)}({', '.join([*map(str, form), *more])})")
 
     def operate(self, step: Operator) -> None:
         arguments = [self.expression(a, self.view) for a in step.args]

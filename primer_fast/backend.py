@@ -34,7 +34,7 @@ def prepares(x: Any) -> bool:
 def wants_gradient(*tensors: Any) -> bool:
     """Whether autograd will want a gradient at one of the tensors; what is none has no gradient."""
     if torch.is_grad_enabled():
-        for t in tensors:  # noqa: SIM110 (a generator takes three times as long)
+        for t in tensors:
             if t is not None and getattr(t, "requires_grad", False):
                 return True
     return False
@@ -42,7 +42,7 @@ def wants_gradient(*tensors: Any) -> bool:
 
 def apply_of(function: type) -> Any:
     """``function.apply`` of an autograd.Function, without the look at functorch's transforms that it begins with."""
-    return super(torch.autograd.Function, function).apply
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 def needs_operator(*tensors: Tensor | None) -> bool:

@@ -17,6 +17,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's deterministic mode asks of cuBLAS
 
+from primer_fast.kernels import prepared
+
 sys.modules.setdefault("kernels", None)  # transformers looks for PyPI's package of that name; our folder is not it
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell's background; Ctrl-C is tested
@@ -69,6 +71,12 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture(autouse=True)
+def no_plans():
+    """Each test's calls are prepared anew: it may look at launchers, or put others in their place."""
+    prepared.forget()
+
+
 @pytest.fixture
 def device():
     torch.manual_seed(0)
@@ -81,7 +89,7 @@ def plain_path(monkeypatch):
 
     One thread: models this small gain nothing from more, and lose much where another process has the cores.
     """
-    monkeypatch.setattr("primer_fast.backend.interpreting", False)
+    monkeypatch.setattr("primer_fast.backend.stand_in", None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

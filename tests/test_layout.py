@@ -16,7 +16,8 @@ NOT_OPS = {
     "attention_backward_kv", "attention_backward_q", "attention_decode", "attention_onepass", "attention_settings",
     "layer_norm_rows", "layer_norm_settings", "layer_norm_forward", "layer_norm_backward",  # of layer_norm
     "max_pool2d_lines", "matmul", "linear_prepass", "prepass",
-    "logits", "logits_statistics", "logits_gradient",  # of linear_cross_entropy and linear_log_prob
+    "recording", "plan", "direct_launch", "prepared",  # what a launcher does, prepared once for each kind of call
+    "logits", "logits_statistics", "logits_gradient", "row_losses",  # of linear_cross_entropy and linear_log_prob
 }  # fmt: skip
 OPS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py") if p.stem not in NOT_OPS)
 COMPANIONS = [

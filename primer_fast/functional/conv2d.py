@@ -110,7 +110,7 @@ def conv2d(
         channels_last = library.conv2d.channels_last(x, weight)
         y = library.conv2d.conv2d(x, weight, bias, *geometry, activation, channels_last, keep)[0]
     elif keep:
-        run = lambda *xwb: library.conv2d.forward(*xwb, geometry, activation, True)  # noqa: E731
+        run = lambda x, w, b: library.conv2d.forward(x, w, b, geometry, activation, True)  # noqa: E731
         y = _apply(run, x, weight, bias, geometry, activation, options)
     else:
         y = library.conv2d.forward(x, weight, bias, geometry, activation, False)[0]

@@ -95,7 +95,7 @@ def linear(
         y = library.linear.linear(x, weight, bias, activation, keep)[0]
         y = y if input.dim() == 2 else y.view(*input.shape[:-1], weight.shape[0])
     elif keep:
-        y = _apply(lambda *xwb: library.linear.forward(*xwb, activation, True), input, weight, bias, activation)
+        y = _apply(lambda x, w, b: library.linear.forward(x, w, b, activation, True), input, weight, bias, activation)
     else:
         y = library.linear.forward(input, weight, bias, activation, False)[0]
     return y.squeeze(-1) if one_axis else y

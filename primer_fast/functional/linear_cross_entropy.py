@@ -5,54 +5,49 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import autocast_dtype, autocast_to, needs_operator, runs_triton
-from primer_fast.functional.logits import check, plain_is_best, rows_of
+from primer_fast.backend import (
+    apply_of,
+    autocast_dtype,
+    autocast_to,
+    needs_operator,
+    prepares,
+    runs_triton,
+    wants_gradient,
+)
+from primer_fast.functional.logits import check, plain_is_best
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w, b, target, options, dtype, keep):  # x (N, D), w (V, D), b (V,) or None, target (N,)
-        _, ignore_index, smoothing = options
-        losses, lse, kept = library.linear_cross_entropy.forward(x, w, b, target, ignore_index, smoothing, keep=keep)
-        loss, number = _reduce(losses, target, options)
+    def forward(ctx, run, x, w, b, target, options):  # x (..., D), w (V, D), b (V,) or None, target (...)
+        loss, lse, number, kept = run(x, w, b, target)
         ctx.save_for_backward(x, w, b, target, lse, number, kept)
-        ctx.options, ctx.dtype = options, dtype
-        return loss.to(dtype)
+        ctx.options = options
+        return loss
 
     @staticmethod
-    def backward(ctx, dy):  # () or (N,)
+    def backward(ctx, dy):  # () or (...)
         x, w, b, target, lse, number, kept = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:3]
+        needed = ctx.needs_input_grad[1:4]
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
-            return *_differentiable_grads(x, w, b, target, ctx.options, ctx.dtype, dy, needed), *[None] * 4
-        reduction, ignore_index, smoothing = ctx.options
-        dloss = dy.to(lse.dtype)
-        dloss = dloss / number if reduction == "mean" else dloss
-        grads = library.linear_cross_entropy.gradients(
-            dloss, x, w, b, target, lse, ignore_index, smoothing, needed, kept
+            return None, *_differentiable_grads(x, w, b, target, ctx.options, dy, needed), None, None
+        grads = library.linear_cross_entropy.loss_gradients(
+            dy, x, w, b, target, lse, number, kept, ctx.options, needed
         )  # fmt: skip
-        return *grads, *[None] * 4
+        return None, *grads, None, None
 
 
-def _reduce(losses, target, options):
-    """-> loss () or (N,), and the number of rows in a mean"""
-    reduction, ignore_index, _ = options
-    if reduction == "none":
-        return losses, None
-    if reduction == "sum":
-        return losses.sum(), None
-    number = (target != ignore_index).sum()
-    return losses.sum() / number, number
+_apply = apply_of(_LinearCrossEntropy)
 
 
-def _differentiable_grads(x, w, b, target, options, dtype, dy, needed):
+def _differentiable_grads(x, w, b, target, options, dy, needed):
     inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
-    reduction, ignore_index, smoothing = options
     loss = linear_cross_entropy_plain(
-        x, w, target, linear_bias=b, reduction=reduction, ignore_index=ignore_index, label_smoothing=smoothing
-    ).to(dtype)
+        x, w, target, linear_bias=b, reduction=options.reduction, ignore_index=options.ignore_index,
+        label_smoothing=options.smoothing,
+    ).to(options.dtype)  # fmt: skip
     grads = iter(torch.autograd.grad(loss, inputs, dy, create_graph=True))
     return [next(grads) if need else None for need in needed]
 
@@ -101,11 +96,21 @@ def linear_cross_entropy(
     Source: torch.nn.functional.linear_cross_entropy; Wijmans et al., "Cut Your Losses in Large-Vocabulary Language
     Models" (2024), for the logits that are not in memory.
     """
-    _check_options(linear_weight, target, weight, reduction, ignore_index, label_smoothing, options)
-    ignore_index = -100 if ignore_index is None else ignore_index
-    dtype = None if not isinstance(input, Tensor) else autocast_dtype(input)
+    dtype = autocast_dtype(input) if isinstance(input, Tensor) else None
     if dtype is not None:
         input, linear_weight, linear_bias = autocast_to(dtype, input, linear_weight, linear_bias)
+    ignore_index = -100 if ignore_index is None else ignore_index
+    differentiable = wants_gradient(input, linear_weight, linear_bias)
+    told = library.linear_cross_entropy.Reduced(
+        reduction, ignore_index, label_smoothing, torch.float32 if dtype else getattr(input, "dtype", None),
+        keep_logits and differentiable,
+    )  # fmt: skip
+    tensors = input, linear_weight, linear_bias, target
+    if weight is None and options is None and prepares(input):
+        plan = library.linear_cross_entropy.known(*tensors, told, torch.get_float32_matmul_precision())
+        if plan is not None:
+            return _apply(plan, *tensors, told) if differentiable else plan(*tensors)[0]
+    _check_options(linear_weight, target, weight, reduction, ignore_index, label_smoothing, options)
     check("linear_cross_entropy", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
         try:
@@ -116,31 +121,24 @@ def linear_cross_entropy(
         except IndexError:
             _check_target(target.reshape(-1), len(linear_weight), ignore_index)
             raise
-    x, flat_target, bias = rows_of(input, target, linear_bias)
-    traced = needs_operator(x, linear_weight, bias, flat_target)
-    if not runs_triton(x) and x.device.type == "cpu" and not traced:
-        _check_target(flat_target, len(linear_weight), ignore_index)
-    settings, loss_dtype = (
-        (reduction, ignore_index, float(label_smoothing)),
-        input.dtype if dtype is None else torch.float32,
-    )
-    rows = x, linear_weight, bias, flat_target, *settings[1:]
-    differentiable = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, linear_weight, bias)
-    )  # fmt: skip
-    keep = keep_logits and differentiable and runs_triton(x)
-    if traced:
-        if keep:
-            losses = library.linear_cross_entropy.linear_cross_entropy_kept(*rows)[0]
-        else:
-            losses = library.linear_cross_entropy.linear_cross_entropy(*rows)[0]
-        loss = _reduce(losses, flat_target, settings)[0].to(loss_dtype)
-    elif differentiable:
-        loss = _LinearCrossEntropy.apply(x, linear_weight, bias, flat_target, settings, loss_dtype, keep)
+    if needs_operator(*tensors):
+        return _traced(*tensors, told)
+    if not runs_triton(input) and input.device.type == "cpu":
+        _check_target(target, len(linear_weight), ignore_index)
+    run = lambda x, w, b, t: library.linear_cross_entropy.loss(x, w, b, t, told)  # noqa: E731
+    return _apply(run, *tensors, told) if differentiable else run(*tensors)[0]
+
+
+def _traced(input, linear_weight, linear_bias, target, told):
+    """The loss through one operator of the library and torch's own, which a compiler can fuse with what follows."""
+    x, flat_target, bias = library.logits.rows_of(input, target, linear_bias)
+    rows = x, linear_weight, bias, flat_target, told.ignore_index, float(told.smoothing)
+    if told.keep and runs_triton(x):
+        losses = library.linear_cross_entropy.linear_cross_entropy_kept(*rows)[0]
     else:
-        losses = library.linear_cross_entropy.forward(*rows)[0]
-        loss = _reduce(losses, flat_target, settings)[0].to(loss_dtype)
-    return loss.view(target.shape) if reduction == "none" else loss
+        losses = library.linear_cross_entropy.linear_cross_entropy(*rows)[0]
+    loss = library.linear_cross_entropy.reduce(losses, flat_target, told.reduction, told.ignore_index)[0]
+    return (loss.view(target.shape) if told.reduction == "none" else loss).to(told.dtype)
 
 
 def linear_cross_entropy_plain(

@@ -8,29 +8,40 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import autocast_dtype, autocast_to, needs_operator, runs_triton
-from primer_fast.functional.logits import check, plain_is_best, rows_of
+from primer_fast.backend import (
+    apply_of,
+    autocast_dtype,
+    autocast_to,
+    needs_operator,
+    prepares,
+    runs_triton,
+    wants_gradient,
+)
+from primer_fast.functional.logits import check, plain_is_best
 
 
 class _LinearLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w, b, target, temperature, return_entropy, keep):  # x (N, D), w (V, D), b (V,), target (N,)
-        y, lse, entropy, kept = library.linear_log_prob.forward(x, w, b, target, temperature, return_entropy, keep=keep)
+    def forward(ctx, run, x, w, b, target, temperature):  # x (..., D), w (V, D), b (V,), target (...)
+        y, lse, entropy, kept = run(x, w, b, target)
         ctx.save_for_backward(x, w, b, target, lse, entropy, kept)
         ctx.temperature = temperature
         return y, entropy
 
     @staticmethod
-    def backward(ctx, dy, dentropy):  # (N,) each
+    def backward(ctx, dy, dentropy):  # (...) each
         x, w, b, target, lse, entropy, kept = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:3]
+        needed = ctx.needs_input_grad[1:4]
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
             grads = _differentiable_grads(x, w, b, target, ctx.temperature, dy, dentropy, needed)
         else:
             grads = library.linear_log_prob.gradients(
                 dy, dentropy, x, w, b, target, lse, entropy, ctx.temperature, needed, kept
             )
-        return *grads, *[None] * 4
+        return None, *grads, None, None
+
+
+_apply = apply_of(_LinearLogProb)
 
 
 def _differentiable_grads(x, w, b, target, temperature, dy, dentropy, needed):
@@ -94,34 +105,42 @@ def linear_log_prob(
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2024), for the logits that are not
     in memory; PPO's and DPO's objectives are made of these log-probabilities.
     """
-    check_temperature(temperature)
-    dtype = None if not isinstance(input, Tensor) else autocast_dtype(input)
+    dtype = autocast_dtype(input) if isinstance(input, Tensor) else None
     if dtype is not None:
         input, linear_weight, linear_bias = autocast_to(dtype, input, linear_weight, linear_bias)
+    differentiable = wants_gradient(input, linear_weight, linear_bias)
+    keep = keep_logits and differentiable
+    tensors, told = (input, linear_weight, linear_bias, target), (temperature, return_entropy, keep)
+    if prepares(input):
+        plan = library.linear_log_prob.known(*tensors, *told, torch.get_float32_matmul_precision())
+        if plan is not None:
+            return _run(plan, tensors, temperature, differentiable, return_entropy)
+    check_temperature(temperature)
     check("linear_log_prob", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
         return linear_log_prob_plain(
             input, linear_weight, target,
             linear_bias=linear_bias, temperature=temperature, return_entropy=return_entropy,
         )  # fmt: skip
-    x, flat_target, bias = rows_of(input, target, linear_bias)
-    temperature = float(temperature)
-    arguments = x, linear_weight, bias, flat_target, temperature, return_entropy
-    differentiable = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, linear_weight, bias)
-    )  # fmt: skip
-    keep = keep_logits and differentiable and runs_triton(x)
-    if needs_operator(x, linear_weight, bias, flat_target):
-        if keep:
-            y, _, entropy, _ = library.linear_log_prob.linear_log_prob_kept(*arguments)
-        else:
-            y, _, entropy = library.linear_log_prob.linear_log_prob(*arguments)
-    elif differentiable:
-        y, entropy = _LinearLogProb.apply(*arguments, keep)
+    if not needs_operator(*tensors):
+        run = lambda x, w, b, t: library.linear_log_prob.forward(x, w, b, t, *told)  # noqa: E731
+        return _run(run, tensors, temperature, differentiable, return_entropy)
+    x, flat_target, bias = library.logits.rows_of(input, target, linear_bias)
+    arguments = x, linear_weight, bias, flat_target, float(temperature), return_entropy
+    if keep and runs_triton(x):
+        y, _, entropy, _ = library.linear_log_prob.linear_log_prob_kept(*arguments)
     else:
-        y, _, entropy, _ = library.linear_log_prob.forward(*arguments)
+        y, _, entropy = library.linear_log_prob.linear_log_prob(*arguments)
     y = y.view(target.shape)
     return (y, entropy.view(target.shape)) if return_entropy else y
+
+
+def _run(run, tensors, temperature, differentiable, return_entropy):
+    if differentiable:
+        y, entropy = _apply(run, *tensors, temperature)
+    else:
+        y, _, entropy, _ = run(*tensors)
+    return (y, entropy) if return_entropy else y
 
 
 def _chosen(log_probs, target):  # (..., V), (...) -> (...)

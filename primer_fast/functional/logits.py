@@ -1,7 +1,5 @@
 """What linear_log_prob and linear_cross_entropy share: checks, and which of their paths a call takes."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -85,9 +83,3 @@ def _fit(input, linear_weight, target, linear_bias) -> bool:
             )
         )
     )
-
-
-def rows_of(input: Tensor, target: Tensor, linear_bias: Tensor | None):
-    """-> input (N, D), target (N,), and the bias, the last two with adjacent elements."""
-    x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
-    return x, target.reshape(-1).contiguous(), None if linear_bias is None else linear_bias.contiguous()

@@ -73,11 +73,12 @@ def _differentiable_grads(inputs, needed, dout, attention):
             "scaled_dot_product_attention: gradients of gradients are not built with dropout; set dropout_p=0 or use "
             "scaled_dot_product_attention_plain"
         )
+    q, k, v = inputs
     asked = [t for t, need in zip(inputs, needed, strict=True) if need]
     with sdpa_kernel(SDPBackend.MATH):
         offset = (attention.offset if attention.offsets is None else attention.offsets) if attention.causal else None
         out = scaled_dot_product_attention_plain(
-            *inputs, attention.mask, scale=attention.scale, enable_gqa=inputs[0].shape[1] != inputs[1].shape[1],
+            q, k, v, attention.mask, scale=attention.scale, enable_gqa=q.shape[1] != k.shape[1],
             window=attention.window, softcap=attention.softcap, key_lengths=attention.key_lengths, causal_offset=offset,
         )  # fmt: skip
         grads = iter(torch.autograd.grad(out, asked, dout, create_graph=True))
@@ -184,7 +185,9 @@ def scaled_dot_product_attention(
     heads_kv = max(math.prod(key.shape[-3:-2]), math.prod(value.shape[-3:-2]))
     q = _four_axes(query, lead, H)
     k, v = (_four_axes(t, lead, heads_kv) for t in (key, value))
-    traced = needs_operator(q, k, v, attn_mask, key_lengths, causal_offset if isinstance(causal_offset, Tensor) else None)
+    traced = needs_operator(
+        q, k, v, attn_mask, key_lengths, causal_offset if isinstance(causal_offset, Tensor) else None
+    )
     if attn_mask is not None and (traced or query.dim() != 4):
         attn_mask = attn_mask.expand(*lead, *(H, T, S)[3 - min(3, query.dim()) :]).reshape(len(q), H, T, S)
     attention = _attention(attn_mask, dropout_p, is_causal, scale, window, softcap, key_lengths, causal_offset)

@@ -3,6 +3,8 @@
 linear_cross_entropy_kept and its backward are the same where the logits are kept for the gradients.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,8 @@ from primer_fast.backend import runs_triton
 from primer_fast.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 from primer_fast.kernels.logits import Head
 from primer_fast.kernels.prepared import prepared
-from primer_fast.library.logits import as_they_are, chunked_bwd, chunked_fwd, like_kept, sums_dtype
+from primer_fast.kernels.row_losses import reduce_losses
+from primer_fast.library.logits import as_they_are, chunked_bwd, chunked_fwd, like_kept, rows_of, sums_dtype
 from primer_fast.library.register import only, operator, present, spread
 
 
@@ -28,7 +31,8 @@ def gradients(dlosses, x, w, b, target, lse, ignore_index, smoothing, needed, ke
     """dlosses (N,) and the forward's arguments and results -> dx, dw, db, None for each that is not needed."""
     if runs_triton(x):
         precision = torch.get_float32_matmul_precision()
-        return _gradients(dlosses, x, w, b, target, lse, kept, ignore_index, smoothing, tuple(needed), precision)
+        own = ignore_index, smoothing, tuple(needed), precision
+        return _gradients(dlosses, x, w, b, target, lse, None, kept, *own)
     dlosses = torch.where(target != ignore_index, dlosses, 0)
     with as_they_are(x):
         return chunked_bwd(-dlosses, None, x, w, b, target, lse, None, Head(smoothing=smoothing), needed)
@@ -39,10 +43,75 @@ def _forward(x, w, b, target, ignore_index, smoothing, keep, precision):
     return linear_cross_entropy_fwd(x, w, b, target, ignore_index, smoothing, precision, keep=keep)
 
 
-@prepared(7)
-def _gradients(dlosses, x, w, b, target, lse, kept, ignore_index, smoothing, needed, precision):
-    dlosses = torch.where(target != ignore_index, dlosses, 0)
-    return linear_cross_entropy_bwd(dlosses, x, w, b, target, lse, smoothing, needed, precision, kept=kept)
+@prepared(8)
+def _gradients(dloss, x, w, b, target, lse, number, kept, ignore_index, smoothing, needed, precision):
+    rows, target, b = rows_of(x, target, b)
+    dx, dw, db = linear_cross_entropy_bwd(
+        dloss if dloss.dim() == 0 else dloss.reshape(-1), rows, w, b, target, lse, smoothing, needed, precision,
+        kept=kept, ignore_index=ignore_index, number=number,
+    )  # fmt: skip
+    return dx if dx is None else dx.view(x.shape), dw, db
+
+
+class Reduced(NamedTuple):
+    """What ``loss`` is told beside its tensors."""
+
+    reduction: str
+    ignore_index: int
+    smoothing: float
+    dtype: torch.dtype | None  # of the loss; None where the input has none
+    keep: bool  # the logits, for the gradients
+
+
+def loss(x, w, b, target, options: Reduced):
+    """x (..., D), w (V, D), b (V,) or None, target (...) -> loss () or as target, then what ``loss_gradients`` needs:
+    lse, the number of rows in a mean or None, the logits or None.
+    """
+    if runs_triton(x):
+        return _loss(x, w, b, target, options, torch.get_float32_matmul_precision())
+    rows, flat, b = rows_of(x, target, b)
+    losses, lse, kept = forward(rows, w, b, flat, options.ignore_index, options.smoothing)
+    reduced, number = reduce(losses, flat, options.reduction, options.ignore_index)
+    return (reduced.view(target.shape) if reduced.dim() else reduced).to(options.dtype), lse, number, kept
+
+
+@prepared(4)
+def _loss(x, w, b, target, options, precision):
+    rows, flat, b = rows_of(x, target, b)
+    losses, lse, kept = linear_cross_entropy_fwd(
+        rows, w, b, flat, options.ignore_index, float(options.smoothing), precision, keep=options.keep
+    )  # fmt: skip
+    if options.reduction == "none":
+        return losses.view(target.shape).to(options.dtype), lse, None, kept
+    mean = options.reduction == "mean"
+    reduced, number = reduce_losses(losses, flat, options.ignore_index, mean, options.dtype)
+    return reduced, lse, number, kept
+
+
+known = _loss.known
+
+
+def reduce(losses, target, reduction, ignore_index):
+    """-> loss () or (N,), and the number of rows in a mean, through torch's own operators"""
+    if reduction == "none":
+        return losses, None
+    if reduction == "sum":
+        return losses.sum(), None
+    number = (target != ignore_index).sum()
+    return losses.sum() / number, number
+
+
+def loss_gradients(dloss, x, w, b, target, lse, number, kept, options: Reduced, needed):
+    """dloss as the loss, and ``loss``'s arguments and results -> dx, dw, db, None for each that is not needed."""
+    if runs_triton(x):
+        precision = torch.get_float32_matmul_precision()
+        own = options.ignore_index, options.smoothing, tuple(needed)
+        return _gradients(dloss, x, w, b, target, lse, number, kept, *own, precision)
+    rows, flat, b = rows_of(x, target, b)
+    dlosses = dloss.reshape(-1).to(lse.dtype)
+    dlosses = dlosses if number is None else dlosses / number
+    dx, dw, db = gradients(dlosses, rows, w, b, flat, lse, options.ignore_index, options.smoothing, needed)
+    return dx if dx is None else dx.view(x.shape), dw, db
 
 
 @operator("linear_cross_entropy")

@@ -10,42 +10,58 @@ from primer_fast.backend import runs_triton
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
 from primer_fast.kernels.logits import Head
 from primer_fast.kernels.prepared import prepared
-from primer_fast.library.logits import as_they_are, chunked_bwd, chunked_fwd, like_kept, sums_dtype
+from primer_fast.library.logits import as_they_are, chunked_bwd, chunked_fwd, like_kept, rows_of, sums_dtype
 from primer_fast.library.register import absent, only, operator, present, spread
 
 
 def forward(x, w, b, target, temperature, entropy, keep=False):
-    """x (N, D), w (V, D), b (V,) or None, target (N,) -> y (N,), lse (2, N), entropy (N,) or None, and the logits that
-    the Triton kernels ``keep`` for the gradients, or None.
+    """x (..., D), w (V, D), b (V,) or None, target (...) -> y as target, lse (2, N), entropy as target or None, and the
+    logits that the Triton kernels ``keep`` for the gradients, or None.
     """
     if runs_triton(x):
         return _forward(x, w, b, target, temperature, entropy, keep, torch.get_float32_matmul_precision())
+    rows, flat, b = rows_of(x, target, b)
     with as_they_are(x):
-        return *chunked_fwd(x, w, b, target, Head(temperature), entropy), None
+        y, lse, found = chunked_fwd(rows, w, b, flat, Head(temperature), entropy)
+    return y.view(target.shape), lse, found if found is None else found.view(target.shape), None
 
 
 def gradients(dy, dentropy, x, w, b, target, lse, entropy, temperature, needed, kept=None):
-    """dy (N,), dentropy (N,) or None as entropy -> dx, dw, db, None for each that is not needed."""
+    """dy as target, dentropy likewise or None as entropy -> dx, dw, db, None for each that is not needed."""
     dentropy = None if entropy is None else dentropy
     if runs_triton(x):
         precision = torch.get_float32_matmul_precision()
         return _gradients(dy, dentropy, x, w, b, target, lse, entropy, kept, temperature, tuple(needed), precision)
-    dy, dentropy = dy.contiguous(), None if entropy is None else dentropy.contiguous()
+    rows, flat, b = rows_of(x, target, b)
+    dy, dentropy, entropy = map(_flat, (dy, dentropy, entropy))
     with as_they_are(x):
-        return chunked_bwd(dy, dentropy, x, w, b, target, lse, entropy, Head(temperature), needed)
+        dx, dw, db = chunked_bwd(dy, dentropy, rows, w, b, flat, lse, entropy, Head(temperature), needed)
+    return dx if dx is None else dx.view(x.shape), dw, db
 
 
 @prepared(4)
 def _forward(x, w, b, target, temperature, entropy, keep, precision):
-    return linear_log_prob_fwd(x, w, b, target, temperature, entropy, precision, keep=keep)
+    rows, flat, b = rows_of(x, target, b)
+    y, lse, found, kept = linear_log_prob_fwd(rows, w, b, flat, float(temperature), entropy, precision, keep=keep)
+    return y.view(target.shape), lse, found if found is None else found.view(target.shape), kept
 
 
 @prepared(9)
 def _gradients(dy, dentropy, x, w, b, target, lse, entropy, kept, temperature, needed, precision):
-    dy, dentropy = dy.contiguous(), dentropy if dentropy is None else dentropy.contiguous()
-    return linear_log_prob_bwd(
-        dy, dentropy, x, w, b, target, lse, entropy, temperature, needed, precision, kept=kept
+    rows, flat, b = rows_of(x, target, b)
+    dx, dw, db = linear_log_prob_bwd(
+        *map(_flat, (dy, dentropy)), rows, w, b, flat, lse, _flat(entropy), float(temperature), needed, precision,
+        kept=kept,
     )  # fmt: skip
+    return dx if dx is None else dx.view(x.shape), dw, db
+
+
+known = _forward.known
+
+
+def _flat(t):
+    """One number a row, one after the other; None stays None."""
+    return t if t is None else t.reshape(-1).contiguous()
 
 
 @operator("linear_log_prob")

@@ -5,6 +5,7 @@ There logits are made chunk by chunk of rows and classes, at most CHUNK_BYTES at
 """
 
 import contextlib
+import math
 
 import torch
 from torch import Tensor
@@ -38,6 +39,12 @@ def _wide(t: Tensor) -> Tensor:
 
 def _steps(length: int, step: int):
     return (slice(i, min(i + step, length)) for i in range(0, length, step))
+
+
+def rows_of(input: Tensor, target: Tensor, linear_bias: Tensor | None):
+    """-> input (N, D), target (N,), and the bias, the last two with adjacent elements."""
+    x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
+    return x, target.reshape(-1).contiguous(), None if linear_bias is None else linear_bias.contiguous()
 
 
 class _Chunks:

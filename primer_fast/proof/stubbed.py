@@ -43,8 +43,12 @@ class _Driver(StandInDriver):
 
 
 @contextlib.contextmanager
-def stubbed(target: str = "sm_90", launched: Callable = lambda *arguments: None) -> Iterator[None]:
-    """See above. launched: called with what Triton passes to its C code; everything is as before at exit.
+def stubbed(
+    target: str = "sm_90", launched: Callable = lambda *arguments: None, *, tensors: str = "cpu"
+) -> Iterator[None]:
+    """See above. launched: called with what Triton passes to its C code; tensors: the device of those that count.
+
+    Everything is as before at exit.
 
     Raises:
         RuntimeError: TRITON_INTERPRET=1 was set when Triton was imported: its kernels cannot be compiled.
@@ -67,7 +71,7 @@ def stubbed(target: str = "sm_90", launched: Callable = lambda *arguments: None)
                 _set(nvidia, name, value)
         try:
             triton.runtime.driver.set_active(_Driver(TARGETS[target], launched))
-            backend.stand_in = "cpu"
+            backend.stand_in = tensors
             launch.forget_chip()
             yield
         finally:

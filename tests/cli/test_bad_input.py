@@ -147,7 +147,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(folder)
-        patch.setattr("primer_fast.backend.interpreting", False)
+        patch.setattr("primer_fast.backend.stand_in", None)
         for name in ("curves", "attention", "positions", "embeddings"):
             patch.setattr(f"primer_fast.cli.gpt_plots.{name}", lambda *_: None)
         soak.write_inputs()

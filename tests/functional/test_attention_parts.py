@@ -8,7 +8,7 @@ import torch
 from primer_fast import functional as F
 from primer_fast.kernels import launch
 from primer_fast.kernels.attention_backward import attention_statistics
-from primer_fast.kernels.attention_tile import Scoring, stride_unit, strides_in
+from primer_fast.kernels.attention_tile import Scoring, strides_of
 from primer_fast.proof.verify import PATHS
 
 
@@ -59,15 +59,24 @@ def test_queries_that_see_nothing_read_nothing(path, device):
 def test_strides_that_16_bytes_divide_say_so(dtype, D, unit):
     """In elements where 16 of them divide all, or 16 bytes do not divide one."""
     even, odd = torch.empty(2, 3, 5, 16, dtype=dtype), torch.empty(2, 3, 5, D, dtype=dtype)
-    assert stride_unit(even, odd, None) == unit
-    assert strides_in(unit, odd, None) == [15 * D // unit, 5 * D // unit, D // unit, 0, 0, 0]
+    strides, found = strides_of((even, odd, None), (False,) * 3)
+    assert found == unit
+    assert strides[3:] == [15 * D // unit, 5 * D // unit, D // unit, 1, 1, 1]
+
+
+def test_strides_that_a_descriptor_carries_are_no_arguments():
+    """Triton makes a constant of a one; and what a descriptor carries does not decide the unit of the rest."""
+    t, odd = torch.empty(2, 3, 5, 16, dtype=torch.bfloat16), torch.empty(2, 3, 5, 40, dtype=torch.bfloat16)
+    assert strides_of((t, odd), (True, True)) == ([1] * 6, 1)
+    assert strides_of((t, odd), (False, True)) == ([240, 80, 16, 1, 1, 1], 1)
+    assert strides_of((t, odd), (True, False)) == ([1, 1, 1, 75, 25, 5], 8)
 
 
 @pytest.mark.parametrize("DV", [40, 20])
 def test_strides_in_units_reach_the_same_rows(DV, device):
     """Of several batch elements and heads, forward and backward: as with strides in elements."""
     q, k, v = (torch.randn(2, heads, 18, d, device=device) for heads, d in ((4, 20), (2, 20), (2, DV)))
-    assert stride_unit(q, k, v) == 4
+    assert strides_of((q, k, v), (False,) * 3)[1] == 4
 
     def attend(*tensors):
         leaves = [t.requires_grad_() for t in tensors]
@@ -75,7 +84,7 @@ def test_strides_in_units_reach_the_same_rows(DV, device):
         return y, *torch.autograd.grad(y.square().sum(), leaves)
 
     apart = [torch.empty(*t.shape[:3], t.shape[3] + 1, device=device)[..., :-1].copy_(t) for t in (q, k, v)]
-    assert stride_unit(*apart) == 1
+    assert strides_of(apart, (False,) * 3)[1] == 1
     with launch.assume_chip(PATHS["pointers"]):
         got, want = attend(q, k, v), attend(*apart)
     for a, b in zip(got, want, strict=True):

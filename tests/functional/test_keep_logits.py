@@ -149,14 +149,17 @@ def test_a_target_outside_the_vocabulary_gives_nan(device):
 
 def test_without_a_gradient_nothing_is_kept(device, monkeypatch):
     asked = []
-    for op in (library.linear_cross_entropy, library.linear_log_prob):
-        wrapped = op.forward
+    for op, name in (
+        (library.linear_cross_entropy, "linear_cross_entropy_fwd"),
+        (library.linear_log_prob, "linear_log_prob_fwd"),
+    ):
+        wrapped = getattr(op, name)
 
-        def forward(*args, keep=False, wrapped=wrapped):
+        def forward(*args, keep, wrapped=wrapped):
             asked.append(keep)
-            return wrapped(*args, keep)
+            return wrapped(*args, keep=keep)
 
-        monkeypatch.setattr(op, "forward", forward)
+        monkeypatch.setattr(op, name, forward)
     x, w, b = operands(torch.float32, device)
     target = torch.randint(V, (N,), device=device)
     with torch.no_grad():

@@ -15,6 +15,7 @@ from primer_fast import functional as F
 from primer_fast import library
 from primer_fast.functional import logits
 from primer_fast.kernels import launch
+from primer_fast.kernels.prepared import unprepared
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,9 @@ def operators_of(graph):
 def same(got, want):
     assert len(got) == len(want)
     for a, b in zip(got, want, strict=True):
-        assert a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(a, b)
+        assert a.dtype == b.dtype and a.stride() == b.stride()
+        # A compiler sums losses with torch's operators, which take another order
+        torch.testing.assert_close(a, b, rtol=1e-6 if a.dim() == 0 else 0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
@@ -208,8 +211,9 @@ def test_the_precision_is_that_of_the_launch(device, monkeypatch):
     try:
         for precision in ("highest", "high", "highest"):
             torch.set_float32_matmul_precision(precision)
-            compiled(x)
-            exported(x)
+            with unprepared():  # a prepared launcher does not call what this test put in its place
+                compiled(x)
+                exported(x)
             assert seen[-2:] == [precision] * 2
     finally:
         torch.set_float32_matmul_precision(before)

@@ -196,7 +196,7 @@ def test_training_through_the_kernels(device, monkeypatch):
     """Two steps with the kernels, where they run, and with plain PyTorch."""
     losses = []
     for kernels in (True, False):
-        monkeypatch.setattr("primer_fast.backend.interpreting", kernels and device == "cpu")
+        monkeypatch.setattr("primer_fast.backend.stand_in", "cpu" if kernels and device == "cpu" else None)
         config = dataclasses.replace(SMALL, steps=2, batch_size=2, log_every=1, eval_every=2, eval_batches=1)
         state = new_state(config, layers=1)
         if kernels:

@@ -359,7 +359,7 @@ def test_training_through_the_kernels(device, monkeypatch):
     losses = []
     for kernels in (True, False):
         if not kernels and device == "cpu":
-            monkeypatch.setattr("primer_fast.backend.interpreting", False)
+            monkeypatch.setattr("primer_fast.backend.stand_in", None)
         torch.manual_seed(0)
         state = supervised.start(MLP(MLPConfig((2, 3, 4, 3, 1), "sigmoid")).to(device), config)
         rows = supervised.train(state, soccer.standardise(soccer.players), soccer.drafted, config)
