@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import autocast_dtype, autocast_to, needs_operator, runs_triton
+from primer_fast.backend import apply_of, autocast_dtype, autocast_to, needs_operator, prepares, runs_triton
 from primer_fast.functional.activation import check_activation
 from primer_fast.functional.linear import linear_plain
 
@@ -15,16 +15,15 @@ from primer_fast.functional.linear import linear_plain
 class _MLP(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, activation, output_activation, first, layers, x, *parameters
-    ):  # x (M, n_0), weights, biases (n_i,) or None
-        weights, biases = parameters[:layers], parameters[layers:]
-        y, outputs, derivatives = library.mlp.forward(x, weights, biases, activation, output_activation, first)
+        ctx, run, activation, output_activation, layers, x, *parameters
+    ):  # x (..., n_0), weights, biases (n_i,) or None
+        y, outputs, derivatives = run(x, *parameters)
         ctx.save_for_backward(x, *parameters, *outputs, *derivatives)
         ctx.activations, ctx.layers = (activation, output_activation), layers
         return y
 
     @staticmethod
-    def backward(ctx, dy):  # dy (M, n_L)
+    def backward(ctx, dy):  # dy (..., n_L)
         x, *saved = ctx.saved_tensors
         needed, (activation, output_activation) = ctx.needs_input_grad[4:], ctx.activations
         weights, biases, outputs, derivatives = (saved[i * ctx.layers : (i + 1) * ctx.layers] for i in range(4))
@@ -33,6 +32,9 @@ class _MLP(torch.autograd.Function):
         else:
             grads = library.mlp.gradients(dy, x, outputs, derivatives, weights, activation, output_activation, needed)
         return None, None, None, None, *grads
+
+
+_apply = apply_of(_MLP)
 
 
 def _differentiable_grads(x, weights, biases, activations, dy, needed):
@@ -81,22 +83,31 @@ def mlp(
     if dtype is not None:
         input, *cast = autocast_to(dtype, input, *weights, *biases)
         weights, biases = cast[: len(weights)], cast[len(weights) :]
+    first, layers = _first_of_backward(input, weights, biases), len(weights)
+    if prepares(input):
+        plan = library.mlp.known(input, weights, biases, activation, output_activation, first)
+        if plan is not None and first < layers:
+            return _apply(plan, activation, output_activation, layers, input, *weights, *biases)
+        if plan is not None:
+            return plan(input, *weights, *biases)[0]
     _check(input, weights, biases)
     if not runs_triton(input):
         return mlp_plain(input, weights, biases, activation=activation, output_activation=output_activation)
 
-    layers = len(weights)
-    x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
-    biases = [b if b is None or b.stride(0) == 1 else b.contiguous() for b in biases]
-    first = _first_of_backward(x, weights, biases)
-    if needs_operator(x, *weights, *biases):
-        given = [x.new_empty(0) if b is None else b for b in biases]
+    if needs_operator(input, *weights, *biases):
+        x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
+        given = [x.new_empty(0) if b is None else b.contiguous() for b in biases]
         y = library.mlp.mlp(x, weights, given, activation, output_activation, first)[0]
-    elif first < layers:
-        y = _MLP.apply(activation, output_activation, first, layers, x, *weights, *biases)
-    else:
-        y = library.mlp.forward(x, weights, biases, activation, output_activation, first)[0]
-    return y if input.dim() == 2 else y.view(*input.shape[:-1], weights[-1].shape[0])
+        return y if input.dim() == 2 else y.view(*input.shape[:-1], weights[-1].shape[0])
+
+    def run(x, *parameters):
+        return library.mlp.forward(
+            x, parameters[:layers], parameters[layers:], activation, output_activation, first
+        )  # fmt: skip
+
+    if first < layers:
+        return _apply(run, activation, output_activation, layers, input, *weights, *biases)
+    return run(input, *weights, *biases)[0]
 
 
 def mlp_plain(

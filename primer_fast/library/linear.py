@@ -1,14 +1,12 @@
 """The operators primer_fast::linear and linear_backward."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from primer_fast.kernels.linear import linear_bwd, linear_fwd
 from primer_fast.kernels.prepared import prepared
 from primer_fast.kernels.tile import FROM_OUTPUT
-from primer_fast.library.register import absent, check_kept, only, operator, present, spread
+from primer_fast.library.register import absent, as_rows, check_kept, like_rows_of, only, operator, present, spread
 
 
 def forward(x, w, b, activation, keep):
@@ -24,27 +22,17 @@ def gradients(dy, saved, x, w, activation, needed):
 @prepared(3)
 def _forward(x, w, b, activation, keep, precision):
     b = b if b is None else b.contiguous()
-    return _as(x, *linear_fwd(_rows(x), w, b, activation, keep, precision))
+    return like_rows_of(x, *linear_fwd(as_rows(x), w, b, activation, keep, precision))
 
 
 @prepared(4)
 def _gradients(dy, saved, x, w, activation, needed, precision):
-    saved = saved if saved is None else _rows(saved)
-    dx, dw, db = linear_bwd(_rows(dy), saved, _rows(x), w, activation, needed, precision)
-    return *_as(x, dx), dw, db
+    saved = saved if saved is None else as_rows(saved)
+    dx, dw, db = linear_bwd(as_rows(dy), saved, as_rows(x), w, activation, needed, precision)
+    return *like_rows_of(x, dx), dw, db
 
 
 known = _forward.known
-
-
-def _rows(t):
-    """(..., n) -> (M, n)"""
-    return t if t.dim() == 2 else t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
-
-
-def _as(x, *results):
-    """(M, n) -> with the leading axes of ``x``; None stays None."""
-    return tuple(t if t is None or x.dim() == 2 else t.view(*x.shape[:-1], t.shape[-1]) for t in results)
 
 
 @operator("linear")

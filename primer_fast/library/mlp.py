@@ -12,20 +12,26 @@ from torch import Tensor
 from primer_fast.kernels.mlp import mlp_bwd, mlp_fwd
 from primer_fast.kernels.prepared import prepared
 from primer_fast.kernels.tile import FROM_OUTPUT
-from primer_fast.library.register import absent, check_kept, only, operator, present, spread
+from primer_fast.library.register import absent, as_rows, check_kept, like_rows_of, only, operator, present, spread
 
 
 def forward(x, weights, biases, activation, output_activation, first):
-    """x (M, n_0), weights (n_i, n_{i-1}), biases (n_i,) or None -> y (M, n_L), outputs, derivatives: see kernels."""
+    """x (..., n_0), weights (n_i, n_{i-1}), biases (n_i,) or None -> y (..., n_L), outputs, derivatives."""
     precision = torch.get_float32_matmul_precision()
     return _of(len(weights))[0](x, *weights, *biases, activation, output_activation, first, precision)
 
 
 def gradients(dy, x, outputs, derivatives, weights, activation, output_activation, needed):
-    """dy (M, n_L) -> [dx, dw_1 .., db_1 ..], None for each that is not needed."""
+    """dy (..., n_L) -> [dx, dw_1 .., db_1 ..], None for each that is not needed."""
     precision = torch.get_float32_matmul_precision()
     tensors = dy, x, *outputs, *derivatives, *weights
     return _of(len(weights))[1](*tensors, activation, output_activation, tuple(needed), precision)
+
+
+def known(x, weights, biases, activation, output_activation, first):
+    """The plan for such a call of ``forward``, a function of x, the weights and the biases; or None."""
+    precision = torch.get_float32_matmul_precision()
+    return _of(len(weights))[0].known(x, *weights, *biases, activation, output_activation, first, precision)
 
 
 @functools.cache
@@ -34,11 +40,14 @@ def _of(layers):
 
     def forward(x, *rest):
         weights, biases, options = rest[:layers], rest[layers : 2 * layers], rest[2 * layers :]
-        return mlp_fwd(x, weights, biases, *options)
+        adjacent = [b if b is None else b.contiguous() for b in biases]
+        y, *kept = mlp_fwd(as_rows(x), weights, adjacent, *options)
+        return *like_rows_of(x, y), *kept
 
     def backward(dy, x, *rest):
         outputs, derivatives, weights = (rest[i * layers : (i + 1) * layers] for i in range(3))
-        return mlp_bwd(dy, x, outputs, derivatives, weights, *rest[3 * layers :])
+        dx, *others = mlp_bwd(as_rows(dy), as_rows(x), outputs, derivatives, weights, *rest[3 * layers :])
+        return *like_rows_of(x, dx), *others
 
     return prepared(1 + 2 * layers)(forward), prepared(2 + 3 * layers)(backward)
 

@@ -1,5 +1,6 @@
 """What all registered operators share."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -19,6 +20,16 @@ def absent(like: Tensor) -> Tensor:
 def present(t: Tensor | None, *others: Tensor) -> Tensor:
     """``t``, or the stand-in where it is None or one of the other results, which it may not alias."""
     return absent(others[0]) if t is None or any(t is other for other in others) else t
+
+
+def as_rows(t: Tensor) -> Tensor:
+    """(..., n) -> (M, n)"""
+    return t if t.dim() == 2 else t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
+
+
+def like_rows_of(x, *results):
+    """(M, n) -> with the leading axes of ``x``; None stays None."""
+    return tuple(t if t is None or x.dim() == 2 else t.view(*x.shape[:-1], t.shape[-1]) for t in results)
 
 
 def only(grads, needed) -> list[Tensor]:

@@ -65,6 +65,7 @@ def stubbed(
         if hasattr(nvidia, "make_launcher"):  # Triton 3.6 compiles a function for each signature
             for name, value in (
                 ("make_launcher", lambda *a: ""),
+                ("library_dirs", lambda: []),
                 ("compile_module_from_src", lambda **a: SimpleNamespace(launch=launched)),
             ):
                 stack.callback(_set, nvidia, name, getattr(nvidia, name))
