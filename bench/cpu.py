@@ -17,7 +17,7 @@ from primer_fast.bench import trial
 from primer_fast.bench.op import OURS
 from primer_fast.bench.trial import FAILED, OK, Trial, TrialReport
 
-PARTS = ("nanogpt", "cnn", "dpo", "generation", "loss_head", "wrappers")  # of bench/models.py
+PARTS = ("nanogpt", "cnn", "dpo", "generation", "loss_head", "wrappers", "launchers")  # of bench/models.py
 SECONDS = 6.0  # that a program is timed; about 5 minutes for everything on two idle cores
 LIMIT = 420.0  # seconds after which a part is stopped
 

@@ -165,7 +165,8 @@ def _rests_on(name: str, wrong: dict[str, str]) -> str:
     A failed check that belongs to no op, such as a training step, counts against every program.
     """
     every = set(ops.names())
-    known = {name.removeprefix("call of ")} if name.startswith("call of ") else OPS_OF.get(name, every)
+    first, _, op = name.partition(" of ")
+    known = {op} & every if first in ("call", "launch") else OPS_OF.get(name, every)
     parts = {name} if name in every else {name} | known | (wrong.keys() - every - OPS_OF.keys())
     return "; ".join(f"{part} is not right: {wrong[part]}" for part in sorted(parts & wrong.keys()))
 

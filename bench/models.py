@@ -22,6 +22,7 @@ import torch
 from primer_fast import backend
 from primer_fast.bench import environment, generation, trial, units
 from primer_fast.bench.dpo_step import dpo_step, dpo_trl
+from primer_fast.bench.launchers import launchers
 from primer_fast.bench.loss_head import loss_head
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import failure
@@ -54,12 +55,13 @@ def _options(**values: object) -> list[str]:
 
 PARTS: dict[str, Part] = {
     "mlp": mlp, "cnn": cnn, "nanogpt": characters, "gpt2": gpt2, "dpo": dpo_step, "ppo": ppo_step,
-    "generation": texts, "loss_head": loss_head, "wrappers": wrappers,
+    "generation": texts, "loss_head": loss_head, "wrappers": wrappers, "launchers": launchers,
     "gpt2_compiled": gpt2_compiled, "mlp_99": mlp_99, "cnn_99": cnn_99, "dpo_trl": dpo_trl,
 }  # fmt: skip
 # What `make gpu` asks, the most important first; ``order`` moves gpt2_compiled to the end while it is not compiled yet.
 ON_GPU = (
-    "gpt2", "ppo", "cnn_99", "dpo", "gpt2_compiled", "mlp_99", "generation", "wrappers", "nanogpt", "loss_head",
+    "gpt2", "ppo", "cnn_99", "dpo", "gpt2_compiled", "mlp_99", "generation", "launchers", "wrappers", "nanogpt",
+    "loss_head",
 )  # fmt: skip
 # Estimated seconds on one H100 with all kernels compiled. None is measured. About 2 s of each are the model's set-up,
 # and a provider is timed for 1 s; a GPT-2 step of 12 x 1024 tokens takes 26 ms (llm.c: 468k tokens/s).
@@ -71,6 +73,7 @@ ESTIMATES: dict[str, float] = {
     "dpo": 6.0,  # 8,192 tokens a step: 20 ms, in plain PyTorch twice that
     "ppo": 9.0,  # 7 rollouts of 53 tokens at 3 ms, 16 updates of 20 ms after each
     "wrappers": 4.0,  # eight pairs of calls, a quarter of a second each
+    "launchers": 4.0,  # nine calls forward and both ways, and three others beside each
     "loss_head": 4.0,
     "nanogpt": 6.0,
     "generation": 20.0,  # 3 x 256 tokens: 3 ms each with a cache, 3 without, 10 by transformers, whose import is 5 s

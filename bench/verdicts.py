@@ -82,7 +82,8 @@ def _of_programs(results: Results) -> list[Verdict]:
     for (machine, name, setting), (found, comparison) in newest_trials(results).items():
         kind = found.content.header["kind"]
         measured_kinds.add(kind)
-        subject, case = ("call", name) if name.startswith("call of ") else (name, setting)
+        first = name.split(" of ")[0]
+        subject, case = (first, name) if first in ("call", "launch") else (name, setting)
         for trial in comparison:
             if trial.status != OK:
                 silent.setdefault((kind, subject), f"{trial.provider}: {trial.reason}")

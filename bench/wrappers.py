@@ -11,7 +11,7 @@ from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, quartiles, t
 from primer_fast.bench.trial import Trial
 
 
-class _HostClock(WallClock):
+class HostClock(WallClock):
     """Host time to queue a call on a GPU. The queue is empty at first and too short to fill up."""
 
     def __init__(self, calls: int):
@@ -84,7 +84,7 @@ def wrappers(device: str, seconds: float, with_compile: bool, small: bool = Fals
     """
     trials = []
     on_gpu = device == "cuda"
-    clock, least = _HostClock(1 if small else 50) if on_gpu else WallClock(), 1 if small else MIN_ROUNDS
+    clock, least = HostClock(1 if small else 50) if on_gpu else WallClock(), 1 if small else MIN_ROUNDS
     for op, (ours, theirs) in pairs(device, small or not on_gpu).items():
         timings = time_interleaved({OURS: ours, EAGER: theirs}, clock, seconds / 9, least)
         setting = "a small tensor, no gradient, host time" if on_gpu else "a tiny tensor, no gradient"

@@ -100,16 +100,12 @@ def linear_cross_entropy(
     if dtype is not None:
         input, linear_weight, linear_bias = autocast_to(dtype, input, linear_weight, linear_bias)
     ignore_index = -100 if ignore_index is None else ignore_index
-    differentiable = wants_gradient(input, linear_weight, linear_bias)
-    told = library.linear_cross_entropy.Reduced(
-        reduction, ignore_index, label_smoothing, torch.float32 if dtype else getattr(input, "dtype", None),
-        keep_logits and differentiable,
-    )  # fmt: skip
-    tensors = input, linear_weight, linear_bias, target
+    tensors, told = (input, linear_weight, linear_bias, target), (reduction, ignore_index, label_smoothing)
     if weight is None and options is None and prepares(input):
-        plan = library.linear_cross_entropy.known(*tensors, told, torch.get_float32_matmul_precision())
+        own = _told(input, linear_weight, linear_bias, *told, dtype, keep_logits)
+        plan = library.linear_cross_entropy.known(*tensors, own, torch.get_float32_matmul_precision())
         if plan is not None:
-            return _apply(plan, *tensors, told) if differentiable else plan(*tensors)[0]
+            return _run(plan, tensors, own)
     _check_options(linear_weight, target, weight, reduction, ignore_index, label_smoothing, options)
     check("linear_cross_entropy", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
@@ -121,12 +117,23 @@ def linear_cross_entropy(
         except IndexError:
             _check_target(target.reshape(-1), len(linear_weight), ignore_index)
             raise
+    own = _told(input, linear_weight, linear_bias, *told, dtype, keep_logits)
     if needs_operator(*tensors):
-        return _traced(*tensors, told)
+        return _traced(*tensors, own)
     if not runs_triton(input) and input.device.type == "cpu":
         _check_target(target, len(linear_weight), ignore_index)
-    run = lambda x, w, b, t: library.linear_cross_entropy.loss(x, w, b, t, told)  # noqa: E731
-    return _apply(run, *tensors, told) if differentiable else run(*tensors)[0]
+    return _run(lambda x, w, b, t: library.linear_cross_entropy.loss(x, w, b, t, own), tensors, own)
+
+
+def _told(input, linear_weight, linear_bias, reduction, ignore_index, smoothing, dtype, keep_logits):
+    """What the launchers are told; dtype: autocast's, or None."""
+    dtype = input.dtype if dtype is None else torch.float32
+    keep = keep_logits and wants_gradient(input, linear_weight, linear_bias)
+    return library.linear_cross_entropy.Reduced(reduction, ignore_index, smoothing, dtype, keep)
+
+
+def _run(run, tensors, told):
+    return _apply(run, *tensors, told) if wants_gradient(*tensors) else run(*tensors)[0]
 
 
 def _traced(input, linear_weight, linear_bias, target, told):

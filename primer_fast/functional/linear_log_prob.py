@@ -108,13 +108,13 @@ def linear_log_prob(
     dtype = autocast_dtype(input) if isinstance(input, Tensor) else None
     if dtype is not None:
         input, linear_weight, linear_bias = autocast_to(dtype, input, linear_weight, linear_bias)
-    differentiable = wants_gradient(input, linear_weight, linear_bias)
-    keep = keep_logits and differentiable
-    tensors, told = (input, linear_weight, linear_bias, target), (temperature, return_entropy, keep)
+    tensors = input, linear_weight, linear_bias, target
     if prepares(input):
-        plan = library.linear_log_prob.known(*tensors, *told, torch.get_float32_matmul_precision())
+        keep = keep_logits and wants_gradient(*tensors)
+        precision = torch.get_float32_matmul_precision()
+        plan = library.linear_log_prob.known(*tensors, temperature, return_entropy, keep, precision)
         if plan is not None:
-            return _run(plan, tensors, temperature, differentiable, return_entropy)
+            return _run(plan, tensors, temperature, return_entropy)
     check_temperature(temperature)
     check("linear_log_prob", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
@@ -122,9 +122,11 @@ def linear_log_prob(
             input, linear_weight, target,
             linear_bias=linear_bias, temperature=temperature, return_entropy=return_entropy,
         )  # fmt: skip
+    keep = keep_logits and wants_gradient(*tensors)
     if not needs_operator(*tensors):
+        told = temperature, return_entropy, keep
         run = lambda x, w, b, t: library.linear_log_prob.forward(x, w, b, t, *told)  # noqa: E731
-        return _run(run, tensors, temperature, differentiable, return_entropy)
+        return _run(run, tensors, temperature, return_entropy)
     x, flat_target, bias = library.logits.rows_of(input, target, linear_bias)
     arguments = x, linear_weight, bias, flat_target, float(temperature), return_entropy
     if keep and runs_triton(x):
@@ -135,8 +137,8 @@ def linear_log_prob(
     return (y, entropy.view(target.shape)) if return_entropy else y
 
 
-def _run(run, tensors, temperature, differentiable, return_entropy):
-    if differentiable:
+def _run(run, tensors, temperature, return_entropy):
+    if wants_gradient(*tensors):
         y, entropy = _apply(run, *tensors, temperature)
     else:
         y, _, entropy, _ = run(*tensors)
@@ -144,7 +146,7 @@ def _run(run, tensors, temperature, differentiable, return_entropy):
 
 
 def _chosen(log_probs, target):  # (..., V), (...) -> (...)
-    if target.device.type == "cpu" and not needs_operator(log_probs, target):
+    if target.is_cpu and type(log_probs) is Tensor and not torch.compiler.is_compiling():
         try:
             return log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1)
         except RuntimeError:  # a target is no class
@@ -156,16 +158,17 @@ def _chosen(log_probs, target):  # (..., V), (...) -> (...)
 
 def check_temperature(temperature) -> None:
     """Raise ValueError where it is no positive number."""
-    if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+    if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):  # a union takes twice as long
         raise ValueError(f"linear_log_prob: temperature must be a positive number; got {temperature!r}")
 
 
 def linear_log_prob_plain(input, linear_weight, target, *, linear_bias=None, temperature=1.0, return_entropy=False):
     """The same through torch's own operators, logits in memory."""
     logits = torch_F.linear(input, linear_weight, linear_bias)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if logits.dtype is not torch.float32 and logits.dtype is not torch.float64:
+        logits = logits.float()
     logits = logits if temperature == 1 else logits / temperature
-    log_probs = logits.log_softmax(dim=-1, dtype=logits.dtype)
+    log_probs = logits.log_softmax(-1)
     chosen = _chosen(log_probs, target)
     if not return_entropy:
         return chosen

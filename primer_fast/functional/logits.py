@@ -15,7 +15,7 @@ def plain_is_best(input: Tensor, linear_weight: Tensor, target: Tensor) -> bool:
         return True
     if runs_triton(input):
         return False
-    small = rows * len(linear_weight) * max(input.element_size(), 4) <= PLAIN_BYTES
+    small = rows * linear_weight.shape[0] * max(input.itemsize, 4) <= PLAIN_BYTES
     return small or torch._C._are_functorch_transforms_active()
 
 

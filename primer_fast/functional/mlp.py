@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
 from primer_fast.backend import apply_of, autocast_dtype, autocast_to, needs_operator, prepares, runs_triton
-from primer_fast.functional.activation import check_activation
-from primer_fast.functional.linear import linear_plain
+from primer_fast.functional.activation import ACTIVATIONS, apply_plain, check_activation
 
 
 class _MLP(torch.autograd.Function):
@@ -35,6 +35,9 @@ class _MLP(torch.autograd.Function):
 
 
 _apply = apply_of(_MLP)
+_SEQUENCES, _ACTIVATIONS = (list, tuple), (None, *ACTIVATIONS)
+_TENSORS = {Tensor, torch.nn.Parameter}
+_OPTIONAL = {*_TENSORS, type(None)}
 
 
 def _differentiable_grads(x, weights, biases, activations, dy, needed):
@@ -76,15 +79,17 @@ def mlp(
     Source: the primer's multilayer perceptron ``A_i = act(W_i A_{i-1} + b_i)``, on rows instead of columns; with two
     layers that of the transformer, Vaswani et al. 2017 (arXiv:1706.03762), 3.3.
     """
-    check_activation("mlp", activation)
-    check_activation("mlp", output_activation)
+    if activation not in _ACTIVATIONS or output_activation not in _ACTIVATIONS:
+        check_activation("mlp", activation)
+        check_activation("mlp", output_activation)
     weights, biases = _lists(input, weights, biases)
     dtype = autocast_dtype(input)
     if dtype is not None:
         input, *cast = autocast_to(dtype, input, *weights, *biases)
         weights, biases = cast[: len(weights)], cast[len(weights) :]
-    first, layers = _first_of_backward(input, weights, biases), len(weights)
+    layers = len(weights)
     if prepares(input):
+        first = _first_of_backward(input, weights, biases)
         plan = library.mlp.known(input, weights, biases, activation, output_activation, first)
         if plan is not None and first < layers:
             return _apply(plan, activation, output_activation, layers, input, *weights, *biases)
@@ -94,6 +99,7 @@ def mlp(
     if not runs_triton(input):
         return mlp_plain(input, weights, biases, activation=activation, output_activation=output_activation)
 
+    first = _first_of_backward(input, weights, biases)
     if needs_operator(input, *weights, *biases):
         x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
         given = [x.new_empty(0) if b is None else b.contiguous() for b in biases]
@@ -122,7 +128,7 @@ def mlp_plain(
     last = len(weights) - 1
     for i, weight in enumerate(weights):
         bias = None if biases is None else biases[i]
-        input = linear_plain(input, weight, bias, activation=output_activation if i == last else activation)
+        input = apply_plain(torch_F.linear(input, weight, bias), output_activation if i == last else activation)
     return input
 
 
@@ -140,6 +146,13 @@ def _first_of_backward(x, weights, biases):
 
 def _lists(input, weights, biases):
     """The weights and as many biases or Nones."""
+    if type(weights) in _SEQUENCES and type(biases) in _SEQUENCES and 0 < len(weights) == len(biases):
+        for t in (input, *weights):
+            if type(t) not in _TENSORS:
+                break
+        else:  # most calls: on a small input the rest would take longer than the op
+            if _OPTIONAL.issuperset(map(type, biases)):
+                return weights, biases
     if not isinstance(input, Tensor):
         raise TypeError(f"mlp: input must be a tensor; got {type(input).__name__}")
     for name, given in (("weights", weights), ("biases", biases)):
@@ -161,7 +174,25 @@ def _lists(input, weights, biases):
     return weights, biases
 
 
+def _fit(input, weights, biases) -> bool:
+    """All of ``_check`` at once: on a small input its loop would take longer than the op."""
+    dtype, device, shape = input.dtype, input.device, input.shape
+    if not shape:
+        return False
+    width = shape[-1]
+    for w, b in zip(weights, biases):  # noqa: B905 (as many: see _lists)
+        shape = w.shape
+        if len(shape) != 2 or shape[1] != width or w.dtype is not dtype or w.device != device:
+            return False
+        width = shape[0]
+        if b is not None and (b.shape != (width,) or b.dtype is not dtype or b.device != device):
+            return False
+    return True
+
+
 def _check(input, weights, biases):
+    if _fit(input, weights, biases):
+        return
     if input.dim() == 0:
         raise ValueError(f"mlp: input must have one axis at least; got {tuple(input.shape)}")
     width, of = input.shape[-1], "input"

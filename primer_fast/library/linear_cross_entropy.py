@@ -59,7 +59,7 @@ class Reduced(NamedTuple):
     reduction: str
     ignore_index: int
     smoothing: float
-    dtype: torch.dtype | None  # of the loss; None where the input has none
+    dtype: torch.dtype  # of the loss
     keep: bool  # the logits, for the gradients
 
 

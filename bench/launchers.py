@@ -1,0 +1,152 @@
+"""What a call of ours costs the host, beside a bare launch of Triton's and torch's own operator on a tiny tensor.
+
+Without a GPU each launch goes through Triton to where its C code would call CUDA, and ends there (proof/stubbed.py);
+what CUDA itself takes is missing on both sides. On a GPU it is the host's time to queue the same calls.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from primer_fast import functional as F
+from primer_fast.bench import goals
+from primer_fast.bench.op import EAGER, OURS
+from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, time_interleaved
+from primer_fast.bench.trial import Trial
+from primer_fast.bench.wrappers import HostClock, pairs
+from primer_fast.kernels.entry import entry
+from primer_fast.proof.stubbed import stubbed
+
+BARE, AUTOGRAD = "a bare Triton launch", "autograd alone"
+GPT2_CALLS = {  # of a training step of GPT-2 124M: twelve layers, and what is before and after them
+    "linear": 4 * 12, "scaled_dot_product_attention": 12, "layer_norm": 2 * 12 + 1, "embedding": 1,
+    "linear_cross_entropy": 1,
+}  # fmt: skip
+
+
+@entry
+def _bare_kernel(out_ptr, value, BLOCK: tl.constexpr):
+    tl.store(out_ptr + tl.arange(0, BLOCK), value)
+
+
+class Call(NamedTuple):
+    """A call of an op, and the tensors at which it has gradients."""
+
+    function: Callable[..., Tensor]
+    tensors: tuple[Tensor, ...]
+
+
+def calls(device: str) -> dict[str, Call]:
+    """By op, in bfloat16, small: the host takes as long for large tensors."""
+
+    def empty(*shape):
+        return torch.zeros(shape, dtype=torch.bfloat16, device=device)
+
+    image, kernel = (empty(*s).contiguous(memory_format=torch.channels_last) for s in ((2, 64, 14, 14), (64, 64, 3, 3)))
+    heads, table, ids = empty(2, 12, 128, 64), empty(512, 128), torch.zeros(64, dtype=torch.int64, device=device)
+    return {
+        "linear": Call(lambda x, w, b: F.linear(x, w, b, activation="gelu"), (empty(64, 128), table, empty(512))),
+        "mlp": Call(
+            lambda x, v, w, b, c: F.mlp(x, (v, w), (b, c)),
+            (empty(64, 128), table, empty(128, 512), empty(512), empty(128)),
+        ),
+        "conv2d": Call(lambda x, w, b: F.conv2d(x, w, b, padding=1, activation="relu"), (image, kernel, empty(64))),
+        "max_pool2d": Call(lambda x: F.max_pool2d(x, 3, 2, 1), (image,)),
+        "layer_norm": Call(lambda x, w, b: F.layer_norm(x, (128,), w, b), (empty(64, 128), empty(128), empty(128))),
+        "embedding": Call(lambda w: F.embedding(ids, w), (table,)),
+        "scaled_dot_product_attention": Call(
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+            (heads, torch.empty_like(heads), torch.empty_like(heads)),
+        ),
+        "linear_cross_entropy": Call(lambda x, w: F.linear_cross_entropy(x, w, ids), (empty(64, 128), table)),
+        "linear_log_prob": Call(lambda x, w: F.linear_log_prob(x, w, ids), (empty(64, 128), table)),
+    }  # fmt: skip
+
+
+class _Nothing(torch.autograd.Function):
+    """What an op of ours asks of autograd, without the op."""
+
+    @staticmethod
+    def forward(ctx, y, grads, *tensors):
+        ctx.save_for_backward(*tensors)
+        ctx.grads = grads
+        return y.detach()
+
+    @staticmethod
+    def backward(ctx, dy):
+        assert len(ctx.saved_tensors) == len(ctx.needs_input_grad) - 2
+        return None, None, *ctx.grads
+
+
+def both_ways(call: Call) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Forward and backward of a call, and of an autograd.Function that returns what is there already."""
+    leaves = tuple(t.detach().requires_grad_() for t in call.tensors)
+    y = call.function(*leaves).detach()
+    dy, grads = torch.ones_like(y), tuple(torch.zeros_like(t) for t in leaves)
+    return (
+        lambda: torch.autograd.grad(call.function(*leaves), leaves, dy),
+        lambda: torch.autograd.grad(_Nothing.apply(y, grads, *leaves), leaves, dy),
+    )
+
+
+@contextlib.contextmanager
+def _machine(device: str) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # torch's own operators on the CPU would wait for each other's
+    try:
+        with contextlib.nullcontext() if device == "cuda" else stubbed():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def launchers(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+    """Trials of each op's forward without gradients, of its forward and backward, and of GPT-2's step as their sum.
+
+    Raises:
+        Exception: a call failed; whatever it raised.
+    """
+    clock, least = HostClock(1 if small else 50) if device == "cuda" else WallClock(), 1 if small else MIN_ROUNDS
+    setting = "host time" if device == "cuda" else "host time up to the driver"
+    trials, step = [], dict.fromkeys((OURS, BARE, AUTOGRAD), 0.0)
+    tiny = pairs("cpu")
+    with _machine(device):
+        out = torch.zeros(16, dtype=torch.bfloat16, device=device)
+        bare = lambda: _bare_kernel[(1,)](out, 5, 16)  # noqa: E731
+        for op, call in calls(device).items():
+            with torch.no_grad():
+                functions = {OURS: lambda call=call: call.function(*call.tensors), BARE: bare, EAGER: tiny[op][1]}
+                forward = _timed(functions, clock, seconds / 60, least)
+            ours, autograd = both_ways(call)
+            both = _timed({OURS: ours, BARE: bare, AUTOGRAD: autograd}, clock, seconds / 30, least)
+            for what, timings, goal in (("forward", forward, goals.FORWARD), ("both ways", both, goals.BOTH_WAYS)):
+                trials += _trials(f"launch of {op}", f"{what}, {setting}", timings, goal)
+            for name, timing in both.items():
+                step[name] += GPT2_CALLS.get(op, 0) * timing.median_ms
+    sums = {name: Timing((total,)) for name, total in step.items()}
+    return trials + _trials("launch of GPT-2's step", f"the sum of its calls, both ways, {setting}", sums, None)
+
+
+def _timed(functions, clock, seconds, least) -> dict[str, Timing]:
+    for function in functions.values():
+        for _ in range(3):  # compiles, then prepares
+            function()
+    timings = time_interleaved(functions, clock, seconds, least)
+    for timing in timings.values():
+        if not isinstance(timing, Timing):
+            raise timing
+    return timings
+
+
+def _trials(name: str, setting: str, timings: dict[str, Timing], goal: goals.Goal | None) -> list[Trial]:
+    found = {provider: Trial(name, setting, provider, unit="calls") for provider in timings}
+    ours = [ms / 1e3 for ms in timings[OURS].samples]
+    for provider, trial in found.items():
+        trial.time([ms / 1e3 for ms in timings[provider].samples], ours, 1)
+    if goal is not None:
+        found[OURS].targets.append(goal.judged(1 / found[BARE].versus))
+    return list(found.values())
