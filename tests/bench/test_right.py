@@ -209,9 +209,9 @@ def test_what_another_run_found_is_not_gone_on_with(change, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("works", [True, False])
 def test_recorded_steps_are_the_steps(works, plain_path, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "CudaGraph", StandIn)
+    monkeypatch.setattr(cuda_graphs, "CudaGraphs", StandIn)
     if not works:
-        monkeypatch.setattr(StandIn, "replay", lambda _: None)
+        monkeypatch.setattr(StandIn, "replay", lambda *_: None)
     rows = {
         row.tensor: row.passed
         for name in recorded_step.MODELS
