@@ -93,7 +93,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
     """``x`` on ``device``, without a wait: from memory that is not pinned a copy to a GPU would wait for it."""
-    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+    return (x.pin_memory() if x.is_cpu and device.type == "cuda" else x).to(device, non_blocking=True)
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager:

@@ -1,5 +1,6 @@
 """Nothing in a training step or a decoding step reads from the device: what a CUDA graph asks for, without a GPU."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -225,6 +226,18 @@ def test_preference_step(name, plain_path):
                 step()
         allocated.append(mode.calls)
     assert len(allocated[0]) > 100 and allocated[0] == allocated[1]
+
+
+@pytest.mark.parametrize("name", PREFERENCE_STEPS)
+def test_preference_step_copies_nothing_from_the_host(name, plain_path, monkeypatch):
+    """On tensors without memory, so that a copy between them and the CPU shows; without what knows no such device."""
+    make, changes = PREFERENCE_STEPS[name]
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda _: None)
+    for procedure in (dpo, ppo):
+        monkeypatch.setattr(procedure, "autocast", lambda *_: contextlib.nullcontext())
+    step = make("meta", **changes | {"precision": "float32"})
+    with NoHostSync():
+        step()
 
 
 @pytest.mark.parametrize("make", [dpo_step, ppo_step])
