@@ -7,12 +7,20 @@ from torch import Tensor
 from primer_fast.bench import dpo as beside_trl
 from primer_fast.bench import nanogpt
 from primer_fast.bench.op import OURS
-from primer_fast.bench.transformer_step import GPT2_SHAPE, GPT2_VOCAB, PLAIN, SMALL_SHAPE, SMALL_VOCAB, made
+from primer_fast.bench.transformer_step import (
+    GPT2_SHAPE,
+    GPT2_VOCAB,
+    PLAIN,
+    SMALL_SHAPE,
+    SMALL_VOCAB,
+    made,
+    other_way,
+)
 from primer_fast.bench.trial import Trial
-from primer_fast.bench.turns import COMPARED, Step, take_turns
+from primer_fast.bench.turns import Step, take_turns
 from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.models.transformer import TransformerConfig
-from primer_fast.train import dpo
+from primer_fast.train import cuda_graphs, dpo
 from primer_fast.train.common import autocast
 
 PLAIN_TORCH = "plain PyTorch"
@@ -31,13 +39,13 @@ def dpo_trl(device: str, seconds: float, with_compile: bool, small: bool = False
 
 
 def beside_plain(device: str, seconds: float, small: bool) -> list[Trial]:
-    """The reference's log-probabilities are computed beforehand, once for both."""
+    """With a CUDA graph and without; the reference's log-probabilities are computed beforehand, once for all."""
     shape = SMALL_SHAPE if small else GPT2_SHAPE | {"context": 256}
     model = TransformerConfig(SMALL_VOCAB if small else GPT2_VOCAB, **shape, **PLAIN)
     config = dpo.DPOConfig(lr=1e-5, schedule="constant", batch_size=2 if small else 16, precision="bfloat16")
     half = model.context // 2
     count = 2 if small else BATCHES
-    pairs = make_pairs(count * config.batch_size, half, half, model.vocab)
+    pairs = make_pairs(count, config.batch_size, half, half, model.vocab)
     torch.manual_seed(0)
     first = made(model, device)
     reference = dpo.reference_log_probs(first, pairs, config)
@@ -45,36 +53,48 @@ def beside_plain(device: str, seconds: float, small: bool) -> list[Trial]:
         (pairs[rows], reference[rows]) for rows in torch.arange(len(pairs)).split(config.batch_size)
     ]  # on the CPU, as training has them
 
-    def ours() -> Step:
+    rows = 2 * config.batch_size * model.context
+    records = device == "cuda" and cuda_graphs.pays(first, rows)
+    other, asked = other_way(records)
+
+    def ours(asked: bool | None) -> Step:
         own = made(model, device)
         own.load_state_dict(first.state_dict())
         state = dpo.start(own, config)
+        update = cuda_graphs.recorded(
+            dpo.update, state, asked=asked, batch=config.batch_size, rows=rows, procedure="bench"
+        )
 
         def step():
-            dpo.train_step(state, *batches[state.step % count], config, 10**6)
+            dpo.train_step(state, *batches[state.step % count], config, 10**6, update)
             return state.window["loss"][-1]
 
         return step
 
     setting = (
         f"{model.layers} layers, width {model.width}, vocabulary {model.vocab:,}, {config.batch_size} pairs of {half} "
-        f"+ {half // 2} to {half} tokens, {config.precision}, reference precomputed"
+        f"+ {half // 2} to {half} tokens, {config.precision}, reference precomputed, ours "
+        f"{'with' if records else 'without'} a CUDA graph by default"
     )
+    steps = {OURS: lambda: ours(None), other: lambda: ours(asked)}
+    steps[PLAIN_TORCH] = lambda: plain_step(nanogpt.twin(first), batches, config)
     return take_turns(
-        "dpo", setting, {OURS: ours, PLAIN_TORCH: lambda: plain_step(nanogpt.twin(first), batches, config)},
-        work=config.batch_size, unit="pairs", seconds=seconds, device=device, tolerance=2e-2,
-        compared=1 if small else COMPARED, small=small,
+        "dpo", setting, steps, work=config.batch_size, unit="pairs", seconds=seconds, device=device, tolerance=2e-2,
+        small=small,
     )  # fmt: skip
 
 
-def make_pairs(count: int, prompt: int, completion: int, vocab: int) -> CompletionPairs:
-    """Random tokens: prompts of ``prompt``, completions of ``completion`` down to half of it."""
-    draw = torch.Generator().manual_seed(0)
+def make_pairs(batches: int, size: int, prompt: int, completion: int, vocab: int) -> CompletionPairs:
+    """Random tokens: prompts of ``prompt``, completions of ``completion`` down to half of it.
+
+    Lengths are the same in every batch, as one recording of a step asks for.
+    """
+    draw, count = torch.Generator().manual_seed(0), batches * size
     prompts = torch.randint(vocab, (count, prompt), generator=draw)
 
     def side() -> Completions:
         written = torch.randint(vocab, (count, completion), generator=draw)
-        lengths = torch.randint(completion // 2, completion + 1, (count,), generator=draw)
+        lengths = torch.randint(completion // 2, completion + 1, (size,), generator=draw).repeat(batches)
         return Completions(torch.cat([prompts, written], dim=1), torch.full((count,), prompt), prompt + lengths)
 
     return CompletionPairs(side(), side(), torch.zeros(count))

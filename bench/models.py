@@ -70,8 +70,8 @@ ESTIMATES: dict[str, float] = {
     "gpt2_compiled": 50.0,  # nanoGPT's train.py calls its compilation "a ~minute"
     "cnn_99": 7.0,  # drawing 70,000 digits 3 s; 9 runs of 150 to 250 steps of at most 1 ms
     "mlp_99": 9.0,  # 9 runs of about 1,200 steps of 0.2 ms (a graph) to 1 ms
-    "dpo": 6.0,  # 8,192 tokens a step: 20 ms, in plain PyTorch twice that
-    "ppo": 9.0,  # 7 rollouts of 53 tokens at 3 ms, 16 updates of 20 ms after each
+    "dpo": 8.0,  # 8,192 tokens a step: 20 ms, in plain PyTorch twice that
+    "ppo": 16.0,  # 2 x 7 rollouts of 53 tokens at 3 ms, 16 updates of 20 ms after each
     "wrappers": 4.0,  # eight pairs of calls, a quarter of a second each
     "launchers": 4.0,  # nine calls forward and both ways, and three others beside each
     "loss_head": 4.0,

@@ -1,4 +1,7 @@
-"""A PPO step: rollout, scores, KL to the reference, advantages, the passes over them; beside TRL's if it has one."""
+"""A PPO step: rollout, scores, KL to the reference, advantages, the passes over them; beside TRL's if it has one.
+
+On a GPU with CUDA graphs and without; they hold the passes, not the rollout.
+"""
 
 import copy
 import dataclasses
@@ -10,17 +13,17 @@ import torch
 
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import NotAvailable
-from primer_fast.bench.transformer_step import made
+from primer_fast.bench.transformer_step import made, other_way
 from primer_fast.bench.trial import Trial
 from primer_fast.bench.turns import Step, take_turns
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.transformer import TransformerConfig
-from primer_fast.train import ppo
+from primer_fast.train import cuda_graphs, ppo
 from primer_fast.train.scoring import reward_of_lists
 
 TRL = "TRL's PPOTrainer"
 END = 0
-CONFIG = ppo.PPOConfig(lr=1e-5, max_new_tokens=53)
+CONFIG = ppo.PPOConfig(lr=1e-5, max_new_tokens=53, steps=10**6)  # one training, which ends when it has been timed
 
 
 def ppo_step(
@@ -34,34 +37,40 @@ def ppo_step(
         config = dataclasses.replace(config, precision="bfloat16")
     if small:
         shape, vocab = {"width": 16, "layers": 1, "heads": 1}, 32
-        config = dataclasses.replace(config, batch_size=2, minibatches=1, epochs=1, max_new_tokens=2)
+        passes = cuda_graphs.WARM_UP + 1  # up to the replay of a CUDA graph
+        config = dataclasses.replace(config, batch_size=2, minibatches=1, epochs=passes, max_new_tokens=2)
     model = TransformerConfig(vocab, 128, **shape, activation="gelu_tanh", norm="pre", positions="learned")
 
-    def ours() -> Step:
-        torch.manual_seed(0)
-        policy = made(model, device)
-        reference = copy.deepcopy(policy)
-        state = ppo.start(ActorCritic(policy).to(device), config)
+    torch.manual_seed(0)
+    first = made(model, device)
+    rows = config.batch_size // config.minibatches * (length + config.max_new_tokens)
+    records = device == "cuda" and cuda_graphs.pays(ActorCritic(first), rows)
+
+    def ours(asked: bool | None) -> Step:
+        policy = copy.deepcopy(first)
+        asking = dataclasses.replace(config, cuda_graphs=asked)
+        state = ppo.start(ActorCritic(policy).to(device), asking)
         draw = torch.Generator().manual_seed(0)
         prompts = list(torch.randint(1, model.vocab, (256, length), generator=draw))
         reward = reward_of_lists(lambda before, written: [sum(t % 2 for t in tokens) for tokens in written])
-
-        def step():
-            _, row = next(enumerate(ppo.train(state, prompts, reference, reward, config, end=END)))
-            return torch.tensor(row["loss"])
-
-        return step
+        rollouts = ppo.train(state, prompts, copy.deepcopy(first), reward, asking, end=END)
+        return lambda: torch.tensor(next(rollouts)["loss"])
 
     setting = (
         f"{model.layers} layers, width {model.width}, vocabulary {model.vocab:,}, {config.batch_size} prompts of "
         f"{length} + {config.max_new_tokens} tokens, {config.epochs} passes of {config.minibatches} minibatches"
         + ("" if config.precision == "float32" else f", {config.precision}")
     )
-    few = {"compared": 1 if small else 2, "least": 3, "small": small} if device == "cuda" else {}  # steps are long
+    steps = {OURS: lambda: ours(None), TRL: theirs}
+    few = {}
+    if device == "cuda":
+        other, asked = other_way(records)
+        steps |= {other: lambda: ours(asked)}
+        setting += f", ours {'with' if records else 'without'} a CUDA graph by default"
+        few = {"compared": 1 if small else 2, "least": 3, "small": small}  # steps are long
     return take_turns(
-        "ppo", setting, {OURS: ours, TRL: theirs}, work=config.batch_size, unit="episodes", seconds=seconds,
-        device=device, **few,
-    )  # fmt: skip
+        "ppo", setting, steps, work=config.batch_size, unit="episodes", seconds=seconds, device=device, **few
+    )
 
 
 def theirs() -> Step:

@@ -190,7 +190,7 @@ _CUDA = {
 @contextlib.contextmanager
 def stand_in():
     """Inside, the stand-in is in CUDA's place; Triton's driver is not its business."""
-    from primer_fast.train.cuda_graphs import CudaGraph
+    from primer_fast.train.cuda_graphs import CudaGraphs
 
     run = threading.Thread.run
 
@@ -198,11 +198,11 @@ def stand_in():
         with _OnCpu():
             run(thread)
 
-    cuda_graph = {"device_type": "cpu", "rate": torch.float64}  # what fused optimizers of a CPU read
+    cuda_graphs = {"device_type": "cpu", "rate": torch.float64}  # what fused optimizers of a CPU read
     with (
         mock.patch.multiple(torch.cuda, **_CUDA),
         mock.patch.multiple(torch, Generator=_Generator, compile=_uncompiled),
-        mock.patch.multiple(CudaGraph, **cuda_graph),
+        mock.patch.multiple(CudaGraphs, **cuda_graphs),
         mock.patch.object(threading.Thread, "run", run_on_cpu),
         _OnCpu(),
     ):

@@ -97,6 +97,11 @@ def made(config: TransformerConfig, device: str) -> Transformer:
         return Transformer(config)
 
 
+def other_way(records: bool) -> tuple[str, bool]:
+    """What is timed on a GPU beside ours by default, which ``records`` its step or does not: name, ``cuda_graphs``."""
+    return (NO_GRAPH, False) if records else (GRAPH, True)
+
+
 def flops_per_token(model: TransformerConfig) -> float:
     """Of a training step: 6 for every weight of a product, and attention's (Chowdhery et al. 2022, appendix B)."""
     weights = model.layers * 12 * model.width**2 + model.vocab * model.width
@@ -143,9 +148,9 @@ def compare(
         f"batch {train.batch_size}, vocabulary {model.vocab:,}, {train.precision}"
     )
     if device == "cuda":
-        other = {NO_GRAPH: lambda: ours(False, False)} if records else {GRAPH: lambda: ours(False, True)}
-        steps = {OURS: lambda: ours(False)}
-        steps |= {COMPILED: published(True, True)} if with_compile else other | {NANOGPT: published(False, True)}
+        other, asked = other_way(records)
+        beside = {other: lambda: ours(False, asked), NANOGPT: published(False, True)}
+        steps = {OURS: lambda: ours(False)} | ({COMPILED: published(True, True)} if with_compile else beside)
         setting += f", ours {'with' if records else 'without'} a CUDA graph by default"
         setting += ", beside torch.compile" if with_compile else ""
     else:

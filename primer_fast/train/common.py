@@ -91,6 +91,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"] = float(np.float32(lr)) if group["params"][0].is_cuda else lr
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on ``device``, without a wait: from memory that is not pinned a copy to a GPU would wait for it."""
+    return (x.pin_memory() if x.is_cpu and device.type == "cuda" else x).to(device, non_blocking=True)
+
+
 def autocast(device: str, precision: str) -> AbstractContextManager:
     """The arithmetic of the model in ``precision``; weights, losses and updates stay float32."""
     dtype = AUTOCAST.get(precision)

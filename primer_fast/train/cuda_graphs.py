@@ -9,7 +9,9 @@ Source: "CUDA Graphs" in PyTorch's notes, whole-network capture.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,20 +19,25 @@ from torch import Tensor
 from primer_fast.train.common import TrainState, record
 
 WARM_UP = 3  # steps as any other, in which kernels are compiled, libraries initialised and optimizer states made
+MOST = 16  # recordings of a step that are kept, each of other sizes: the one used longest ago goes first
 GPU_FLOPS = 4e14  # a second, an estimate: large 16-bit products reach it on one H100
 HOST_SECONDS = 5e-5  # an estimate too: to launch what one weight tensor takes part in, five kernels of 10 us
 
 Update = Callable[..., None]  # (state, *arguments): one optimizer step; what it measures is appended to state.window
 
 
-class CudaGraph:
-    """The kernels that a function launches on one GPU."""
+class CudaGraphs:
+    """Records the kernels that functions launch on one GPU.
+
+    The recordings use the same memory, so no two of them may run at a time, and one at least must live on while
+    another is made.
+    """
 
     device_type = "cuda"
     rate = torch.float32  # what fused optimizers read a learning rate on the GPU as
 
     def __init__(self, device: torch.device):
-        self.device, self.graph = device, torch.cuda.CUDAGraph()
+        self.device, self.memory = device, torch.cuda.graph_pool_handle()
         self.side = torch.cuda.Stream(device)
 
     def warm_up(self, step: Callable[[], None]) -> None:
@@ -40,18 +47,16 @@ class CudaGraph:
             step()
         torch.cuda.current_stream(self.device).wait_stream(self.side)
 
-    def capture(self, step: Callable[[], None]) -> None:
-        """Record what ``step()`` launches; nothing runs."""
-        before = torch.cuda.current_stream(self.device)
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Record what ``step()`` launches; nothing runs until what this returns is called."""
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         try:
-            with torch.cuda.graph(self.graph, stream=self.side):
+            with torch.cuda.graph(graph, pool=self.memory, stream=self.side):
                 step()
         except BaseException:
             torch.cuda.set_stream(before)  # torch leaves the recording's in place where that fails
             raise
-
-    def replay(self) -> None:
-        self.graph.replay()
+        return graph.replay
 
 
 def recorded(
@@ -84,7 +89,7 @@ def recorded(
 def obstacle(state: TrainState) -> str | None:
     """Why a step on ``state`` cannot be recorded, or None."""
     devices = {p.device for p in state.model.parameters()}
-    if len(devices) != 1 or next(iter(devices)).type != CudaGraph.device_type:
+    if len(devices) != 1 or next(iter(devices)).type != CudaGraphs.device_type:
         return f"the model must be on one GPU; it is on {', '.join(sorted(map(str, devices)))}"
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return "the run has several processes, whose gradients are exchanged outside of the graph"
@@ -104,11 +109,22 @@ def pays(model: torch.nn.Module, rows: int) -> bool:
     return 6 * sum(weights) * rows / GPU_FLOPS < HOST_SECONDS * len(weights)
 
 
+@dataclass(frozen=True)
+class Recording:
+    """One step on a batch of certain sizes."""
+
+    replay: Callable[[], None]
+    batch: list[Tensor]  # what it reads
+    measured: dict[str, Tensor]  # what it writes
+    steps: int  # that it counts in state.step
+
+
 class RecordedUpdate:
     """``update`` on full batches: WARM_UP steps as they are, then one recording, replayed from then on.
 
-    Arguments that are tensors are the batch. All others must stay what they are, and so must the optimizer's settings
-    but for the learning rate, which becomes a tensor here.
+    Arguments that are tensors are the batch, the first with a row for each sample. Where their sizes differ from step
+    to step, each sizes have a recording of their own, up to MOST of them. All other arguments must stay what they are,
+    and so must the optimizer's settings but for the learning rate, which becomes a tensor here.
 
     Raises:
         RuntimeError: the step cannot be recorded, as one that reads from the device.
@@ -117,38 +133,43 @@ class RecordedUpdate:
     def __init__(self, update: Update, state: TrainState, batch: int, procedure: str):
         self.update, self.batch, self.procedure = update, batch, procedure
         device = next(state.model.parameters()).device
-        self.graph, self.warmed = CudaGraph(device), 0
-        self.buffers: list[Tensor] | None = None
-        self.measured: dict[str, Tensor] = {}
+        self.graphs = CudaGraphs(device)
+        self.warmed: Counter[tuple[torch.Size, ...]] = Counter()  # steps of these sizes that were run as any other
+        self.recordings: dict[tuple[torch.Size, ...], Recording] = {}  # by sizes, the one used last at the end
         for group in state.optimizer.param_groups:
-            group["lr"] = torch.as_tensor(group["lr"]).to(device, self.graph.rate, copy=True)
+            group["lr"] = torch.as_tensor(group["lr"]).to(device, self.graphs.rate, copy=True)
 
     def __call__(self, state: TrainState, *arguments) -> None:
         tensors = [a for a in arguments if isinstance(a, Tensor)]
+        sizes = tuple(t.shape for t in tensors)
         if len(tensors[0]) != self.batch:
             self.update(state, *arguments)
             return
-        if self.warmed < WARM_UP:
-            self.graph.warm_up(lambda: self.update(state, *arguments))
-            self.warmed += 1
+        if self.warmed[sizes] < WARM_UP:
+            self.graphs.warm_up(lambda: self.update(state, *arguments))
+            self.warmed[sizes] += 1
             return
-        if self.buffers is None:
-            self.buffers = self._record(state, arguments)
-        for buffer, tensor in zip(self.buffers, tensors, strict=True):
+        found = self.recordings.pop(sizes, None) or self._record(state, arguments)
+        self.recordings[sizes] = found
+        if len(self.recordings) > MOST:
+            oldest = next(iter(self.recordings))
+            del self.recordings[oldest], self.warmed[oldest]
+        for buffer, tensor in zip(found.batch, tensors, strict=True):
             buffer.copy_(tensor)
-        self.graph.replay()
-        state.step += 1
-        record(state, **{name: value.clone() for name, value in self.measured.items()})
+        found.replay()
+        state.step += found.steps
+        record(state, **{name: value.clone() for name, value in found.measured.items()})
 
-    def _record(self, state: TrainState, arguments) -> list[Tensor]:
+    def _record(self, state: TrainState, arguments) -> Recording:
         buffers = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
         step, window, state.window = state.step, state.window, {}
         capturable = [group for group in state.optimizer.param_groups if "capturable" in group]
         try:
             for group in capturable:
                 group["capturable"] = True
-            self.graph.capture(lambda: self.update(state, *buffers))
-            self.measured = {name: values[-1] for name, values in state.window.items()}
+            replay = self.graphs.capture(lambda: self.update(state, *buffers))
+            measured = {name: values[-1] for name, values in state.window.items()}
+            return Recording(replay, [b for b in buffers if isinstance(b, Tensor)], measured, state.step - step)
         except RuntimeError as error:
             raise RuntimeError(
                 f"{self.procedure}: the step cannot be recorded as a CUDA graph; cuda_graphs=False trains without"
@@ -157,4 +178,3 @@ class RecordedUpdate:
             state.step, state.window = step, window
             for group in capturable:
                 group["capturable"] = False  # in steps that are run it would only warn
-        return [b for b in buffers if isinstance(b, Tensor)]

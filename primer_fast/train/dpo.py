@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.data.completions import CompletionPairs
+from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.models.transformer import Transformer
-from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
+from primer_fast.train import cuda_graphs
+from primer_fast.train.common import TrainState, apply_gradient, autocast, record, sent, set_learning_rate
+from primer_fast.train.completion_batch import to_device
 from primer_fast.train.epochs import (
     check_optimizer_options,
     run_epochs,
@@ -57,6 +59,7 @@ class DPOConfig:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: int = 0  # of the order of the pairs
     log_every: int = 10  # steps between two rows of metrics
+    cuda_graphs: bool | None = None  # a step is one launch on a GPU, not hundreds; None: where the model is small
 
     def __post_init__(self):
         def must(holds: bool, what: str, got) -> None:
@@ -136,28 +139,46 @@ def train(
         raise ValueError(f"dpo: reference must be ({len(pairs)}, 2), a row per pair; got {tuple(reference.shape)}")
     state.model.eval()
     last, lengths = total_steps(len(pairs), config), pairs.chosen.lengths + pairs.rejected.lengths
+    full = min(config.batch_size, len(pairs))
+    step = cuda_graphs.recorded(
+        update, state, asked=config.cuda_graphs, batch=full, procedure="dpo",
+        rows=full * int(lengths.sum()) // len(pairs) // config.accumulate,
+    )  # fmt: skip
     rows = run_epochs(
         state, len(pairs), config, "dpo",
-        lambda chosen: train_step(state, pairs[chosen], reference[chosen], config, last), should_stop,
+        lambda chosen: train_step(state, pairs[chosen], reference[chosen], config, last, step), should_stop,
     )  # fmt: skip
     for row in rows:
         yield row | {"num_tokens": int(seen_before(lengths, int(row["step"]), config))}
 
 
-def train_step(
-    state: TrainState[Transformer], pairs: CompletionPairs, reference: Tensor, config: DPOConfig, last: int
+def batch_of(
+    state: TrainState[Transformer], pairs: CompletionPairs, reference: Tensor, config: DPOConfig
+) -> tuple[Tensor, ...]:
+    """Pairs, on the CPU, as what ``update`` takes between the state and the configuration."""
+    device, shares = next(state.model.parameters()).device, state.world.shares(len(pairs), config.accumulate)
+    return sent(reference, device), *to_device(pairs.stacked(), shares, device, state.model.config.context, sides=2)
+
+
+def update(
+    state: TrainState[Transformer],
+    reference: Tensor,  # (B, 2)
+    tokens: Tensor,  # (2 B, T), those of the chosen ones first
+    prompt_lengths: Tensor,  # (2 B,)
+    lengths: Tensor,  # (2 B,)
+    places: Tensor,  # (S, M): of the completion tokens of each micro-batch, see ``token_log_probs``
+    config: DPOConfig,
 ) -> None:
     """One optimizer step on one batch of pairs; what it measured is appended to ``state.window``."""
-    device = next(state.model.parameters()).device
-    set_learning_rate(state.optimizer, scheduled(state.step, config, last))
     state.optimizer.zero_grad()
-    count, measured = len(pairs), []
-    for share in state.shares(count, config.accumulate):
-        batch = pairs[share.rows].stacked().to(device)
-        with autocast(device.type, config.precision):
-            log_probs, entropy = state.forward(token_log_probs, batch, return_entropy=True)
+    count, measured = len(reference), []
+    for share, where in zip(state.shares(count, config.accumulate), places, strict=True):
+        pairs = (x.unflatten(0, (2, count))[:, share.rows] for x in (tokens, prompt_lengths, lengths))
+        batch = Completions(*(x.flatten(0, 1) for x in pairs))
+        with autocast(tokens.device.type, config.precision):
+            log_probs, entropy = state.forward(token_log_probs, batch, where, return_entropy=True)
         mask = batch.mask()
-        ratios = log_probs.sum(dim=1) - reference[share.rows].to(device).T.flatten()  # log pi / pi_ref, (2 B,)
+        ratios = log_probs.sum(dim=1) - reference[share.rows].T.flatten()  # log pi / pi_ref, (2 B,)
         chosen, rejected = (ratios / mask.sum(dim=1) if config.loss == "ipo" else ratios).chunk(2)
         h = chosen - rejected
         loss = share.of(preference_loss(h, config.beta, config.loss, config.label_smoothing).sum() / count)
@@ -177,3 +198,12 @@ def train_step(
     total = state.world.sum(**parts)
     tokens = total.pop("tokens")
     record(state, **{key: x / (tokens if key == "entropy" else count) for key, x in total.items()}, grad_norm=norm)
+
+
+def train_step(
+    state: TrainState[Transformer], pairs: CompletionPairs, reference: Tensor, config: DPOConfig, last: int,
+    step: cuda_graphs.Update = update,
+) -> None:  # fmt: skip
+    """``step``, which is ``update`` or a recording of it, on one batch of pairs at the learning rate of its number."""
+    set_learning_rate(state.optimizer, scheduled(state.step, config, last))
+    step(state, *batch_of(state, pairs, reference, config), config)

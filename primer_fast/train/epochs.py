@@ -137,7 +137,7 @@ def run_epochs(
 def _close_window(state: TrainState, procedure: str) -> dict[str, float]:
     """The means over the steps since the last row, which this reads from the device; the window starts anew."""
     check_finite(state, procedure)
-    row = {"step": state.step, "learning_rate": state.optimizer.param_groups[0]["lr"]}
+    row = {"step": state.step, "learning_rate": float(state.optimizer.param_groups[0]["lr"])}
     row["grad_norm"] = mean_norm(state.window.pop("grad_norm"))
     row |= {key: torch.stack(values).double().mean().item() for key, values in state.window.items()}
     state.window = {}

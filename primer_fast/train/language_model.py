@@ -27,6 +27,7 @@ from primer_fast.train.common import (
     make_optimizer,
     mean_norm,
     record,
+    sent,
     set_learning_rate,
 )
 from primer_fast.train.world import ALONE, World
@@ -131,9 +132,7 @@ def train(
     began, seen = time.perf_counter(), 0
     while state.step < config.steps and not should_stop():
         tokens = batch(text.train, context, config, state.step)
-        if device.type == "cuda":
-            tokens = tokens.pin_memory()  # from other memory a copy would wait for the device
-        train_step(state, tokens.to(device, non_blocking=True), config, step)
+        train_step(state, sent(tokens, device), config, step)
         seen += config.batch_size * context
         if is_logged(state.step, config):
             row = _close_window(state, context, config)

@@ -25,14 +25,18 @@ from primer_fast.data.completions import Completions
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.generation import generate
 from primer_fast.models.transformer import Transformer
+from primer_fast.train import cuda_graphs
 from primer_fast.train.common import (
     TrainState,
     autocast,
     clip_gradient,
     generator,
+    record,
+    sent,
     set_learning_rate,
     weights_are_finite,
 )
+from primer_fast.train.completion_batch import to_device
 from primer_fast.train.epochs import check_optimizer_options, scheduled, start_adamw
 from primer_fast.train.log_probs import spread_log_probs, token_log_probs
 from primer_fast.train.scoring import Reward, checked_scores
@@ -73,6 +77,7 @@ class PPOConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0  # of prompts, samples and minibatches
     log_every: int = 1  # rollouts between two rows of metrics
+    cuda_graphs: bool | None = None  # a step is one launch on a GPU, not hundreds; None: where the model is small
 
     def __post_init__(self):
         def must(holds: bool, what: str, got) -> None:
@@ -191,20 +196,13 @@ def adapted_coefficient(coefficient: float, kl: float, target: float, samples: i
 
 @dataclass(frozen=True)
 class Rollout:
-    """Completions of the policy and what was true of them when it wrote them; (N, T - 1) as Completions.mask."""
+    """Completions of the policy and what was true of them when it wrote them, (N, T - 1) each."""
 
     batch: Completions
-    mask: Tensor
     log_prob: Tensor
     values: Tensor
     advantages: Tensor
     returns: Tensor
-
-    def __getitem__(self, rows: Tensor) -> "Rollout":
-        batch = self.batch[rows]
-        width = batch.tokens.shape[1] - 1
-        rest = (self.mask, self.log_prob, self.values, self.advantages, self.returns)
-        return Rollout(batch, *(x[rows, :width] for x in rest))
 
 
 def start(model: ActorCritic, config: PPOConfig) -> TrainState[ActorCritic]:
@@ -247,11 +245,16 @@ def train(
         )
     state.model.eval()
     reference.eval()
+    full = -(-config.batch_size // config.minibatches)
+    step = cuda_graphs.recorded(
+        minibatch_step, state, asked=config.cuda_graphs, batch=full, procedure="ppo",
+        rows=full * (longest + config.max_new_tokens) // config.accumulate,
+    )  # fmt: skip
     began = time.perf_counter()
     while state.step < config.steps and not should_stop():
         set_learning_rate(state.optimizer, scheduled(state.step, config, config.steps))
         rollout, row = roll_out(state, prompts, reference, reward, config, end)
-        row |= update(state, rollout, config)
+        row |= update(state, rollout, config, step)
         if config.kl_target is not None:
             coefficient = state.model.kl_coefficient
             coefficient.fill_(
@@ -265,7 +268,7 @@ def train(
                 | row
                 | {
                     "kl_coefficient": state.model.kl_coefficient.item(),
-                    "learning_rate": state.optimizer.param_groups[0]["lr"],
+                    "learning_rate": float(state.optimizer.param_groups[0]["lr"]),
                     "train/seconds": time.perf_counter() - began,
                 }
             )
@@ -324,71 +327,106 @@ def roll_out(
         "objective/scores": score.mean().item(),
         "val/num_eos_tokens": ended.sum().item(),
     }
-    return Rollout(batch, mask, log_prob, values, whiten(advantages, mask), returns), row
+    return Rollout(batch, log_prob, values, whiten(advantages, mask), returns), row
 
 
-def update(state: TrainState[ActorCritic], rollout: Rollout, config: PPOConfig) -> dict[str, float]:
-    """``epochs`` passes over a rollout in minibatches. -> ``policy/``, ``loss/``, ``val/``: means over these."""
+def minibatch_of(
+    state: TrainState[ActorCritic],
+    rollout: Rollout,
+    written: Completions,  # the rollout's, on the CPU
+    rows: Tensor,  # (n,) int64, on the CPU
+    config: PPOConfig,
+) -> tuple[Tensor, ...]:
+    """Some completions of a rollout as what ``minibatch_step`` takes between the state and the configuration."""
+    device, shares = rollout.values.device, state.world.shares(len(rows), config.accumulate)
+    batch = to_device(written[rows], shares, device, written.tokens.shape[1])
+    width, index = batch[0].shape[1] - 1, sent(rows, device)
+    rest = (rollout.log_prob, rollout.values, rollout.advantages, rollout.returns)
+    return *batch, *(x[index, :width] for x in rest)
+
+
+def minibatch_step(
+    state: TrainState[ActorCritic],
+    tokens: Tensor,  # (n, T)
+    prompt_lengths: Tensor,  # (n,)
+    lengths: Tensor,  # (n,)
+    places: Tensor,  # (S, M): of the completion tokens of each micro-batch, see ``token_log_probs``
+    old_log_prob: Tensor,  # (n, T - 1), and so what follows
+    old_values: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    config: PPOConfig,
+) -> None:
+    """One optimizer step on some completions of a rollout; what it measured is appended to ``state.window``."""
+    batch = Completions(tokens, prompt_lengths, lengths)
+    mask = batch.mask()
+    count = mask.sum()
+    state.optimizer.zero_grad()
+    measured: dict[str, Tensor] = {}
+    for share, where in zip(state.shares(len(tokens), config.accumulate), places, strict=True):
+        rows = share.rows
+        part = Completions(tokens[rows], prompt_lengths[rows], lengths[rows])
+        with autocast(count.device.type, config.precision):
+            log_prob, entropy, values = state.forward(_evaluate, part, where, config.temperature)
+        surrogate, found = policy_loss(log_prob, old_log_prob[rows], advantages[rows], mask[rows], config.clip, count)
+        error, value_clipfrac = value_loss(
+            values, old_values[rows], returns[rows], mask[rows], config.value_clip, count
+        )
+        loss = share.of(surrogate + config.value_weight * error)
+        state.backward(loss)
+        found |= {
+            "loss": loss, "policy_loss": surrogate, "value_loss": error, "value_clipfrac": value_clipfrac,
+            "entropy": masked_mean(entropy, mask[rows], count),
+        }  # fmt: skip
+        measured = {key: measured.get(key, 0) + share.of(x.detach()) for key, x in found.items()}
+    norm = clip_gradient(state.model, config.clip_norm)
+    state.optimizer.step()
+    record(state, **state.world.sum(**measured), grad_norm=norm)
+
+
+def _evaluate(
+    model: ActorCritic, batch: Completions, places: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities, entropies and values of a rollout's tokens, (N, T - 1) each."""
+    hidden, values = model(batch.tokens[:, :-1])
+    found = spread_log_probs(model.policy, hidden, batch, places, temperature=temperature, return_entropy=True)
+    return *found, values
+
+
+def update(
+    state: TrainState[ActorCritic], rollout: Rollout, config: PPOConfig, step: cuda_graphs.Update = minibatch_step
+) -> dict[str, float]:
+    """``epochs`` passes over a rollout in minibatches. -> ``policy/``, ``loss/``, ``val/``: means over these.
+
+    step: ``minibatch_step``, or a recording of it.
+    """
     rows_of = np.array_split(np.arange(config.batch_size), config.minibatches)
-    measured: list[dict[str, Tensor]] = []
+    written, state.window = rollout.batch.to("cpu"), {}
     for epoch in range(config.epochs):
         order = torch.randperm(config.batch_size, generator=generator(config.seed, 4, state.step, epoch))
         for rows in rows_of:
-            measured.append(_minibatch_step(state, rollout, order[torch.from_numpy(rows)], config))
-        if config.stop_kl is not None and measured[-1]["approxkl"] > config.stop_kl:
+            minibatch = minibatch_of(state, rollout, written, order[torch.from_numpy(rows)], config)
+            step(state, *minibatch, config)
+        if config.stop_kl is not None and state.window["approxkl"][-1] > config.stop_kl:
             break
     state.step += 1  # a step is a rollout, however many optimizer steps it was worth
-    state.window = {key: [m[key] for m in measured] for key in ("loss", "grad_norm")}
     _check_finite(state)
-    stacked = {key: torch.stack([m[key] for m in measured]).double() for key in measured[0]}
+    measured, state.window = state.window, {}
+    stacked = {key: torch.stack(values).double() for key, values in measured.items()}
     mean = {key: x.mean().item() for key, x in stacked.items()}
     return {
         "policy/approxkl_avg": mean["approxkl"], "policy/clipfrac_avg": mean["clipfrac"],
         "policy/entropy_avg": mean["entropy"], "loss/policy_avg": mean["policy_loss"],
         "loss/value_avg": mean["value_loss"], "val/clipfrac_avg": mean["value_clipfrac"],
         "val/ratio": mean["ratio"], "val/ratio_var": stacked["ratio"].var(correction=0).item(),
-        "loss": mean["loss"], "grad_norm": mean["grad_norm"], "updates": len(measured),
+        "loss": mean["loss"], "grad_norm": mean["grad_norm"], "updates": len(measured["loss"]),
     }  # fmt: skip
-
-
-def _minibatch_step(
-    state: TrainState[ActorCritic], rollout: Rollout, rows: Tensor, config: PPOConfig
-) -> dict[str, Tensor]:
-    """One optimizer step on some completions of a rollout; -> what it measured, () each."""
-    count = rollout.mask[rows].sum()
-    state.optimizer.zero_grad()
-    measured: dict[str, Tensor] = {}
-    for share in state.shares(len(rows), config.accumulate):
-        part = rollout[rows[share.rows]]
-        with autocast(count.device.type, config.precision):
-            log_prob, entropy, values = state.forward(_evaluate, part.batch, config.temperature)
-        surrogate, found = policy_loss(log_prob, part.log_prob, part.advantages, part.mask, config.clip, count)
-        error, value_clipfrac = value_loss(values, part.values, part.returns, part.mask, config.value_clip, count)
-        loss = share.of(surrogate + config.value_weight * error)
-        state.backward(loss)
-        found |= {
-            "loss": loss, "policy_loss": surrogate, "value_loss": error, "value_clipfrac": value_clipfrac,
-            "entropy": masked_mean(entropy, part.mask, count),
-        }  # fmt: skip
-        measured = {key: measured.get(key, 0) + share.of(x.detach()) for key, x in found.items()}
-    measured = state.world.sum(**measured)
-    measured["grad_norm"] = clip_gradient(state.model, config.clip_norm)
-    state.optimizer.step()
-    return measured
-
-
-def _evaluate(model: ActorCritic, batch: Completions, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities, entropies and values of a rollout's tokens, (N, T - 1) each."""
-    hidden, values = model(batch.tokens[:, :-1])
-    found = spread_log_probs(model.policy, hidden, batch, temperature=temperature, return_entropy=True)
-    return *found, values
 
 
 def _check_finite(state: TrainState[ActorCritic]) -> None:
     """Raise FloatingPointError if anything of the last rollout's updates is not finite."""
-    for what, values in state.window.items():
-        if not torch.stack(values).isfinite().all():
+    for what in ("loss", "grad_norm"):
+        if not torch.stack(state.window[what]).isfinite().all():
             raise FloatingPointError(f"ppo: the {what} is not finite at rollout {state.step}; a lower lr helps")
-    state.window = {}
     if not weights_are_finite(state):
         raise FloatingPointError(f"ppo: a weight is not finite after rollout {state.step}; a lower lr helps")

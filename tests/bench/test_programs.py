@@ -16,6 +16,7 @@ from primer_fast.bench import (
     loss_head,
     models,
     peers,
+    ppo_step,
     rehearsal,
     to_accuracy,
     transformer_step,
@@ -82,10 +83,23 @@ def test_beside_torch_compile_the_goal_is_judged(gpu):
         transformer_step.gpt2_compiled("cuda", 0.0, False, small=True)
 
 
-def test_dpo_in_plain_pytorch_is_the_same_function(gpu):
-    ours, plain = dpo_step.dpo_step("cuda", 0.0, False, small=True)
-    assert ours.status == plain.status == OK and plain.loss_difference < 2e-3
+@pytest.mark.parametrize(("pays", "other"), [(True, NO_GRAPH), (False, GRAPH)])
+def test_dpo_in_plain_pytorch_is_the_same_function(gpu, monkeypatch, pays, other):
+    monkeypatch.setattr(cuda_graphs, "pays", lambda model, rows: pays)
+    ours, second, plain = dpo_step.dpo_step("cuda", 0.0, False, small=True)
+    assert ours.status == second.status == plain.status == OK and plain.loss_difference < 2e-3
+    assert second.provider == other and second.loss_difference == 0
     assert plain.provider == dpo_step.PLAIN_TORCH and ours.unit == "pairs"
+    assert not pays or len(set(map(id, gpu))) == 1
+
+
+@pytest.mark.parametrize(("pays", "other"), [(True, NO_GRAPH), (False, GRAPH)])
+def test_ppo_with_cuda_graphs_and_without_has_equal_losses(gpu, monkeypatch, pays, other):
+    monkeypatch.setattr(cuda_graphs, "pays", lambda model, rows: pays)
+    ours, trl, second = ppo_step.ppo_step("cuda", 0.0, False, small=True)
+    assert ours.status == second.status == OK and trl.status == NOT_AVAILABLE and second.provider == other
+    assert second.loss_difference == 0 and len(gpu) > 0
+    assert f"ours {'with' if pays else 'without'} a CUDA graph by default" in ours.setting
 
 
 def test_dpo_at_another_rate_is_noticed(gpu, monkeypatch):
@@ -97,7 +111,7 @@ def test_dpo_at_another_rate_is_noticed(gpu, monkeypatch):
     )
     longer = {"small": False, "compared": 4, "least": 1}  # the first loss is log 2 at any rate
     monkeypatch.setattr(dpo_step, "take_turns", lambda *found, **options: take_turns(*found, **options | longer))
-    assert dpo_step.beside_plain("cuda", 0.0, True)[1].status == "wrong"
+    assert dpo_step.beside_plain("cuda", 0.0, True)[-1].status == "wrong"
 
 
 def test_training_to_99_percent(gpu, monkeypatch):

@@ -51,7 +51,7 @@ def test_every_op_has_every_check():
         assert by_check.pop("one pass") == {on_gpu.ATTENTION}
         assert by_check.pop("second GPU") == {"any"} or torch.cuda.device_count() > 1
         assert all(ops >= set(verify.ops()) for ops in by_check.values())
-        assert {unit.case.name for unit in plan(small=small) if unit.op == "training step"} == {"mlp", "gpt"}
+        assert {unit.case.name for unit in plan(small=small) if unit.op == "training step"} == {*recorded_step.MODELS}
     assert "training step" not in {unit.op for unit in plan(["linear"])}
     with pytest.raises(ValueError, match=r"op must be one of .*linear.*; got linaer"):
         plan(["linaer"])
@@ -209,16 +209,13 @@ def test_what_another_run_found_is_not_gone_on_with(change, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("works", [True, False])
 def test_recorded_steps_are_the_steps(works, plain_path, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "CudaGraph", StandIn)
+    monkeypatch.setattr(cuda_graphs, "CudaGraphs", StandIn)
     if not works:
-        monkeypatch.setattr(StandIn, "replay", lambda _: None)
-    rows = {
-        row.tensor: row.passed
-        for name in recorded_step.MODELS
-        for row in recorded_step.recorded_step(name, "cpu", True)
-    }
-    assert {"weights", "moments", "loss", "grad_norm"} <= rows.keys()
-    assert all(rows.values()) if works else not rows["weights"]
+        monkeypatch.setattr(StandIn, "replay", lambda *_: None)
+    for name in recorded_step.MODELS:
+        rows = {row.tensor: row.passed for row in recorded_step.recorded_step(name, "cpu", True)}
+        assert {"weights", "moments", "loss", "grad_norm"} <= rows.keys()
+        assert all(rows.values()) if works else not rows["weights"], name
 
 
 def test_what_could_not_be_tried_is_not_wrong_in_the_summary(tmp_path):

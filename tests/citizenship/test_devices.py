@@ -10,6 +10,8 @@ import pytest
 import torch
 from citizenship.ops import OPS, upstream
 
+from primer_fast.train.cuda_graphs import WARM_UP
+
 ops = pytest.mark.parametrize("name", OPS)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="streams need a GPU")
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -52,7 +54,8 @@ def test_can_be_captured(name):
     side.wait_stream(torch.cuda.current_stream())
     dy = upstream(want[0])
     with torch.cuda.stream(side):
-        both_ways(name, inputs)
+        for _ in range(WARM_UP):
+            both_ways(name, inputs)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

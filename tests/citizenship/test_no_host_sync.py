@@ -1,5 +1,6 @@
 """Nothing in a training step or a decoding step reads from the device: what a CUDA graph asks for, without a GPU."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,12 +14,16 @@ from citizenship.no_host_sync import HostSync, NoHostSync
 from citizenship.ops import OPS, upstream
 
 from primer_fast import functional as F
+from primer_fast.data.completions import CompletionPairs, Completions
+from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.generation import DecodeStep, Sampling
 from primer_fast.models.kv_cache import KVCache
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.models.transformer import Transformer, TransformerConfig
-from primer_fast.train import language_model, supervised
+from primer_fast.train import dpo, language_model, ppo, supervised
+from primer_fast.train.dpo import DPOConfig
 from primer_fast.train.language_model import LanguageModelConfig
+from primer_fast.train.ppo import PPOConfig
 from primer_fast.train.supervised import SupervisedConfig
 
 FLOATS = torch.tensor([1.0, 0.0, 2.0])
@@ -172,6 +177,74 @@ def test_language_model_step_through_the_kernels(device):
     windows = torch.randint(0, 16, (2, 9), device=device)
     with NoHostSync():
         language_model.update(state, windows, TEXT)
+
+
+def completions(lengths):
+    """Prompts of two tokens with completions of some length; tokens drawn anew."""
+    tokens = torch.randint(0, 16, (len(lengths), 8))
+    return Completions(tokens, torch.full((len(lengths),), 2), 2 + torch.tensor(lengths))
+
+
+def dpo_step(place, lengths=(6, 3, 1, 4), **changes):
+    """-> the step on a batch with completions of these lengths"""
+    config = DPOConfig(**{"batch_size": 2, **changes})
+    state = dpo.start(Transformer(SHAPE).to(place).eval(), config)
+    pairs = CompletionPairs(completions(lengths[:2]), completions(lengths[2:]), torch.zeros(2))
+    batch = dpo.batch_of(state, pairs, torch.randn(2, 2), config)
+    return lambda: dpo.update(state, *batch, config)
+
+
+def ppo_step(place, lengths=(6, 3, 1, 4), critic=None, **changes):
+    config = PPOConfig(**{"batch_size": 4, "minibatches": 1, **changes})
+    state = ppo.start(ActorCritic(Transformer(SHAPE), critic).to(place).eval(), config)
+    written = completions(lengths)
+    rollout = ppo.Rollout(written.to(place), *torch.randn(4, 4, 7, device=place))
+    batch = ppo.minibatch_of(state, rollout, written, torch.tensor([2, 0, 3, 1]), config)
+    return lambda: ppo.minibatch_step(state, *batch, config)
+
+
+PREFERENCE_STEPS = {
+    "dpo": (dpo_step, {}),
+    "cdpo": (dpo_step, {"loss": "cdpo", "label_smoothing": 0.1, "accumulate": 2}),
+    "ipo": (dpo_step, {"loss": "ipo", "precision": "bfloat16", "clip_norm": None}),
+    "dpo float16": (dpo_step, {"precision": "float16"}),
+    "ppo": (ppo_step, {}),
+    "ppo shared": (ppo_step, {"critic": "shared", "accumulate": 3, "clip_norm": None}),
+    "ppo bfloat16": (ppo_step, {"precision": "bfloat16"}),
+}
+
+
+@pytest.mark.parametrize("name", PREFERENCE_STEPS)
+def test_preference_step(name, plain_path):
+    """What it allocates depends on the sizes of its batch alone: not on which completion is the longest."""
+    make, changes = PREFERENCE_STEPS[name]
+    allocated = []
+    for lengths in ((6, 3, 1, 4), (3, 6, 4, 1)):
+        step = make("cpu", lengths, **changes)
+        with NoHostSync() as mode:
+            for _ in range(2):
+                step()
+        allocated.append(mode.calls)
+    assert len(allocated[0]) > 100 and allocated[0] == allocated[1]
+
+
+@pytest.mark.parametrize("name", PREFERENCE_STEPS)
+def test_preference_step_copies_nothing_from_the_host(name, plain_path, monkeypatch):
+    """On tensors without memory, so that a copy between them and the CPU shows; without what knows no such device."""
+    make, changes = PREFERENCE_STEPS[name]
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda _: None)
+    for procedure in (dpo, ppo):
+        monkeypatch.setattr(procedure, "autocast", lambda *_: contextlib.nullcontext())
+    step = make("meta", **changes | {"precision": "float32"})
+    with NoHostSync():
+        step()
+
+
+@pytest.mark.parametrize("make", [dpo_step, ppo_step])
+def test_preference_step_through_the_kernels(make, device):
+    step = make(device)
+    with NoHostSync():
+        step()
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0), Sampling(0.8, top_k=3, top_p=0.9)], ids=["greedy", "drawn"])

@@ -240,3 +240,22 @@ def test_a_model_that_is_none(files, capsys):
     assert train_ppo.main(["--help"]) == 0
     printed = capsys.readouterr().out
     assert all(option in printed for option in ("--prompts", "--reward", "--kl-target", "--shared-critic"))
+
+
+@pytest.mark.parametrize("name", ["dpo", "ppo"])
+def test_cuda_graphs_on_a_cpu_are_a_warning(files, name):
+    with pytest.warns(RuntimeWarning, match=f"{name}: no CUDA graph"):
+        assert call(name, "--cuda-graphs", "True", "--device", "cpu") == 0
+    assert json.loads((files / "run" / "config.json").read_text())["options"]["train"]["cuda_graphs"] is True
+
+
+@pytest.mark.parametrize("name", ["dpo", "ppo"])
+def test_a_run_from_before_there_was_an_option_goes_on(files, name):
+    assert call(name) == 0
+    path = files / "run" / "config.json"
+    content = json.loads(path.read_text())
+    del content["options"]["train"]["cuda_graphs"]
+    path.write_text(json.dumps(content))
+    before = metrics(files / "run")
+    assert call(name, "--resume") == 0
+    assert metrics(files / "run") == before

@@ -11,21 +11,28 @@ import pytest
 import torch
 
 from primer_fast.bench.rehearsal import Operators
+from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.data.text import TokenizedText
+from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.models.transformer import Transformer, TransformerConfig
-from primer_fast.train import cuda_graphs, language_model, supervised
+from primer_fast.train import cuda_graphs, dpo, language_model, ppo, supervised
 from primer_fast.train.common import pack, unpack
-from primer_fast.train.cuda_graphs import WARM_UP, RecordedUpdate, pays, recorded
+from primer_fast.train.completion_batch import rounded, to_device
+from primer_fast.train.cuda_graphs import MOST, WARM_UP, RecordedUpdate, pays, recorded
+from primer_fast.train.dpo import DPOConfig
 from primer_fast.train.language_model import LanguageModelConfig
+from primer_fast.train.ppo import PPOConfig
+from primer_fast.train.scoring import reward_of_lists
 from primer_fast.train.supervised import SupervisedConfig
+from primer_fast.train.world import ALONE
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
 
 class StandIn:
-    """CudaGraph on a CPU."""
+    """CudaGraphs on a CPU."""
 
     device_type, rate = "cpu", torch.float64
     captured = replayed = 0  # of all stand-ins
@@ -38,20 +45,21 @@ class StandIn:
 
     def capture(self, step):
         random = torch.get_rng_state()
-        with Operators() as self.operators:
+        with Operators() as operators:
             step()
-        self.operators.undo()
+        operators.undo()
         torch.set_rng_state(random)
         StandIn.captured += 1
+        return lambda: self.replay(operators)
 
-    def replay(self):
-        self.operators.replay()
+    def replay(self, operators):
+        operators.replay()
         StandIn.replayed += 1
 
 
 @pytest.fixture
 def stand_in(plain_path, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "CudaGraph", StandIn)
+    monkeypatch.setattr(cuda_graphs, "CudaGraphs", StandIn)
     monkeypatch.setattr(StandIn, "captured", 0)
     monkeypatch.setattr(StandIn, "replayed", 0)
     return StandIn
@@ -81,10 +89,53 @@ def gpt(config, device="cpu"):
     return state, lambda: language_model.train(state, text, config)
 
 
+POLICY = TransformerConfig(vocab=8, context=16, width=16, layers=1, heads=2, norm="pre", positions="learned")
+
+
+def pairs_of(lengths, count=22):
+    """``count`` pairs of prompts of 3 tokens and completions of one of ``lengths``."""
+
+    def side():
+        tokens = torch.randint(1, POLICY.vocab, (count, 3 + max(lengths)))
+        prompts, written = torch.full((count,), 3), torch.tensor(lengths)[torch.randint(len(lengths), (count,))]
+        return Completions(tokens, prompts, prompts + written)
+
+    return CompletionPairs(side(), side(), torch.zeros(count))
+
+
+def of_pairs(config, device="cpu", lengths=(4,)):
+    """22 pairs in batches of 4."""
+    torch.manual_seed(3)
+    pairs, model = pairs_of(lengths), Transformer(POLICY).to(device)
+    reference = dpo.reference_log_probs(model, pairs, config)
+    state = dpo.start(model, config)
+    return state, lambda: dpo.train(state, pairs, reference, config)
+
+
+def of_unlike_pairs(config, device="cpu"):
+    return of_pairs(config, device, lengths=(2, 3))
+
+
+def of_rollouts(config, device="cpu"):
+    """Completions end by themselves, so that the sizes of minibatches differ."""
+    torch.manual_seed(3)
+    policy = Transformer(POLICY).to(device)
+    reference = Transformer(POLICY).to(device)
+    reference.load_state_dict(policy.state_dict())
+    state = ppo.start(ActorCritic(policy, "shared" if config.gamma < 1 else None).to(device), config)
+    prompts, reward = [torch.tensor([0, 3, 5])], reward_of_lists(lambda _, texts: [float(t.count(3)) for t in texts])
+    return state, lambda: ppo.train(state, prompts, reference, reward, config, end=0)
+
+
 SUPERVISED = SupervisedConfig(lr=0.05, warmup_steps=3, batch_size=4, epochs=3, log_every=2, cuda_graphs=True)
 TEXT = LanguageModelConfig(
     warmup_steps=3, steps=11, batch_size=4, log_every=3, eval_every=6, eval_batches=2, cuda_graphs=True
 )
+PAIRS = DPOConfig(lr=0.01, warmup_steps=3, batch_size=4, epochs=3, log_every=2, cuda_graphs=True)
+ROLLOUTS = PPOConfig(
+    steps=8, batch_size=8, minibatches=2, epochs=2, max_new_tokens=2, temperature=1.0, lr=3e-3, schedule="cosine",
+    kl_target=0.05, kl_horizon=50, log_every=2, cuda_graphs=True,
+)  # fmt: skip
 RUNS = {
     "mlp": (mlp, SUPERVISED),
     "mlp sgd": (mlp, dataclasses.replace(SUPERVISED, optimizer="sgd", momentum=0.9, clip_norm=None)),
@@ -96,6 +147,22 @@ RUNS = {
     "cnn": (cnn, dataclasses.replace(SUPERVISED, steps=7, augmentation="shift")),
     "gpt": (gpt, TEXT),
     "gpt float16": (gpt, dataclasses.replace(TEXT, precision="float16", accumulate=2)),
+    "dpo": (of_pairs, PAIRS),
+    "dpo ipo": (of_pairs, dataclasses.replace(PAIRS, loss="ipo", clip_norm=None)),
+    "dpo accumulate": (
+        of_pairs,
+        dataclasses.replace(PAIRS, loss="cdpo", label_smoothing=0.1, batch_size=5, accumulate=3),
+    ),
+    "dpo bfloat16": (of_pairs, dataclasses.replace(PAIRS, precision="bfloat16")),
+    "dpo float16": (of_pairs, dataclasses.replace(PAIRS, precision="float16")),
+}
+OF_MANY_SIZES = {
+    "dpo": (of_unlike_pairs, dataclasses.replace(PAIRS, epochs=9)),
+    "dpo accumulate": (of_unlike_pairs, dataclasses.replace(PAIRS, epochs=9, accumulate=2)),
+    "ppo": (of_rollouts, ROLLOUTS),
+    "ppo shared critic": (of_rollouts, dataclasses.replace(ROLLOUTS, gamma=0.9, precision="bfloat16", stop_kl=0.01)),
+    "ppo accumulate": (of_rollouts, dataclasses.replace(ROLLOUTS, steps=12, batch_size=10, accumulate=2)),
+    "ppo unlike minibatches": (of_rollouts, dataclasses.replace(ROLLOUTS, batch_size=11, minibatches=3)),
 }
 
 
@@ -119,27 +186,37 @@ def test_a_recorded_run_is_the_run(name, stand_in):
     make, config = RUNS[name]
     agree(finish(make(config)), finish(make(dataclasses.replace(config, cuda_graphs=False))))
     assert stand_in.captured == 1
-    full = {"gpt": 11, "gpt float16": 11, "cnn": 6, "mlp whole data": 9}.get(name, 15)
+    full = {"gpt": 11, "gpt float16": 11, "cnn": 6, "mlp whole data": 9, "dpo accumulate": 12}.get(name, 15)
     assert stand_in.replayed == full - WARM_UP
 
 
+@pytest.mark.parametrize("name", OF_MANY_SIZES)
+def test_batches_of_other_sizes_have_recordings_of_their_own(name, stand_in):
+    """Of sizes that come often; the others are run as any step, and so are smaller batches."""
+    make, config = OF_MANY_SIZES[name]
+    agree(finish(make(config)), finish(make(dataclasses.replace(config, cuda_graphs=False))))
+    assert 1 < stand_in.captured < stand_in.replayed
+
+
 @needs_gpu
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*RUNS, *(f"{name} of many sizes" for name in OF_MANY_SIZES)])
 def test_a_recorded_run_is_the_run_on_a_gpu(name, monkeypatch):
-    make, config = RUNS[name]
+    many = name.endswith(" of many sizes")
+    make, config = (OF_MANY_SIZES if many else RUNS)[name.removesuffix(" of many sizes")]
     replays, replay = [], torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(graph), replay(graph)))
     agree(finish(make(config, "cuda")), finish(make(dataclasses.replace(config, cuda_graphs=False), "cuda")))
-    assert len(set(map(id, replays))) == 1
+    graphs = len(set(map(id, replays)))
+    assert graphs > 1 if many else graphs == 1
 
 
-@pytest.mark.parametrize("name", ["mlp", "mlp sgd", "mlp float16", "gpt"])
+@pytest.mark.parametrize("name", ["mlp", "mlp sgd", "mlp float16", "gpt", "dpo", "dpo float16"])
 @pytest.mark.parametrize("stop", [2, 6])  # before and after the recording
 def test_resume_is_the_uninterrupted_run(name, stop, stand_in, monkeypatch):
     make, config = RUNS[name]
     want = finish(make(dataclasses.replace(config, cuda_graphs=False)))
     first, train = make(config)
-    procedure = language_model if make is gpt else supervised
+    procedure = {gpt: language_model, of_pairs: dpo}.get(make, supervised)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(procedure, "train_step", stop_before(procedure.train_step, stop))
         list(train())
@@ -149,6 +226,18 @@ def test_resume_is_the_uninterrupted_run(name, stop, stand_in, monkeypatch):
     rows, *rest = finish((second, train))
     agree((rows, *rest), (want[0][-len(rows) :], *want[1:]))
     assert stand_in.captured == (1 if stop == 2 else 2)
+
+
+@pytest.mark.parametrize("stop", [1, 5])
+def test_a_resumed_ppo_is_the_uninterrupted_run(stop, stand_in):
+    want = finish(of_rollouts(dataclasses.replace(ROLLOUTS, cuda_graphs=False)))
+    first, train = of_rollouts(ROLLOUTS)
+    next(row for row in train() if row["step"] >= stop)
+    tensors, metadata = pack(first, {}, 0.0)
+    second, train = of_rollouts(ROLLOUTS)
+    unpack(second, tensors, metadata)
+    rows, *rest = finish((second, train))
+    agree((rows, *rest), (want[0][-len(rows) :], *want[1:]))
 
 
 def test_overflows_are_skipped_in_a_recording(stand_in):
@@ -190,7 +279,8 @@ def test_metrics_outlive_the_next_step(stand_in):
     replayed = state.window["loss"][WARM_UP:]
     assert len({loss.item() for loss in replayed}) == len({loss.data_ptr() for loss in replayed}) == 3
     assert {name: value.item() for name, value in kept.items()} == before
-    assert all(loss.data_ptr() != step.measured["loss"].data_ptr() for loss in replayed)
+    (recording,) = step.recordings.values()
+    assert all(loss.data_ptr() != recording.measured["loss"].data_ptr() for loss in replayed)
 
 
 def test_no_buffer_moves(stand_in):
@@ -200,7 +290,8 @@ def test_no_buffer_moves(stand_in):
     def addresses():
         optimizer = [t.data_ptr() for values in state.optimizer.state.values() for t in values.values()]
         rates = [group["lr"].data_ptr() for group in state.optimizer.param_groups]
-        return [t.data_ptr() for t in (*state.model.parameters(), *step.buffers)] + optimizer + rates
+        (recording,) = step.recordings.values()
+        return [t.data_ptr() for t in (*state.model.parameters(), *recording.batch)] + optimizer + rates
 
     before = addresses()
     for size in (4, 2, 4):
@@ -223,6 +314,60 @@ def test_a_step_that_reads_from_the_device_is_refused(stand_in):
     with pytest.raises(RuntimeError, match=r"supervised: the step cannot be recorded .*; cuda_graphs=False trains"):
         step(state, x, target, SUPERVISED)
     assert state.step == WARM_UP == len(state.window["loss"])
+
+
+def test_the_recording_used_longest_ago_goes_first(stand_in):
+    """And is made anew, after steps as any other, where its sizes come back."""
+    state, _ = of_pairs(PAIRS)
+
+    def sum_of(state, x):
+        state.window.setdefault("sum", []).append(x.sum())
+
+    step = RecordedUpdate(sum_of, state, 2, "sums")
+
+    def times(count, width):
+        for _ in range(count):
+            step(state, torch.full((2, width), 0.5))
+            assert state.window["sum"][-1] == width and state.step == 0
+
+    for width in range(1, MOST + 1):
+        times(WARM_UP + 1, width)
+    times(1, 1)
+    times(WARM_UP + 1, MOST + 1)
+    assert stand_in.captured == MOST + 1 and [width for ((_, width),) in step.recordings] == [
+        *range(3, MOST + 1),
+        1,
+        MOST + 1,
+    ]
+    times(1, 1)
+    times(WARM_UP, 2)
+    assert stand_in.captured == MOST + 1
+    times(1, 2)
+    assert stand_in.captured == MOST + 2 and len(step.recordings) == MOST
+
+
+def test_sizes_recur():
+    assert [rounded(n) for n in (1, 7, 15, 16, 17, 31, 33, 100, 256, 257)] == [1, 7, 15, 16, 18, 32, 36, 104, 256, 288]
+    for n in range(1, 5000):
+        assert n <= rounded(n) <= 9 / 8 * n and rounded(rounded(n)) == rounded(n)
+    assert len({rounded(n) for n in range(1025, 2049)}) == 8
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+def test_a_batch_for_the_device(sides, stand_in):
+    """The places are those of the mask, micro-batch by micro-batch; sizes go up, but not past what the model takes."""
+    tokens, prompts = torch.ones(6, 33, dtype=torch.int64), torch.tensor([1, 2, 3, 4, 5, 6])
+    batch = Completions(tokens, prompts, torch.tensor([33, 20, 9, 33, 31, 7]))
+    shares = list(ALONE.shares(6 // sides, 2))
+    for longest, width in ((33, 33), (35, 35), (64, 36)):
+        tokens, *lengths, places = to_device(batch, shares, torch.device("cpu"), longest, sides=sides)
+        assert tokens.shape == (6, width) and torch.equal(lengths[0], batch.prompt_lengths)
+        mask = Completions(tokens, *lengths).mask().view(sides, -1, width - 1)
+        for share, where in zip(shares, places, strict=True):
+            part = mask[:, share.rows].flatten()
+            count = int(part.sum())
+            assert part[where[:count]].all() and (where[count:] == -1).all() and len(set(where.tolist())) >= count
+        assert places.shape[1] == rounded(max(int(mask[:, share.rows].sum()) for share in shares))
 
 
 def test_where_it_cannot_be_it_says_why():
@@ -267,15 +412,16 @@ def test_a_recording_that_fails_leaves_the_stream_as_it_was(monkeypatch):
     streams = ["the caller's"]
 
     @contextlib.contextmanager
-    def graph(recording, stream):
+    def graph(recording, pool, stream):
         streams.append(stream)
         yield
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: "the recording's")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams[-1])
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     monkeypatch.setattr(torch.cuda, "graph", graph)
     with pytest.raises(ZeroDivisionError):
-        cuda_graphs.CudaGraph(torch.device("cuda")).capture(lambda: 1 // 0)
+        cuda_graphs.CudaGraphs(torch.device("cuda")).capture(lambda: 1 // 0)
     assert streams == ["the caller's", "the recording's", "the caller's"]
