@@ -30,11 +30,10 @@ def plan_of(recording: Recording, result, driver, device: int, otherwise):
     if not recording.repeatable:
         raise NotRepeatable("an operator whose result's shape or whose successor depends on numbers")
     writer = _Writer(recording, result)
-    launched = [step for step in recording.steps if isinstance(step, Launch)]
-    if launched and driver is not None:
-        if any(step.compiled is None for step in launched):
+    if driver is not None:
+        if any(step.compiled is None for step in recording.steps if isinstance(step, Launch)):
             raise NotRepeatable("a kernel that was not compiled")
-        writer.guard(driver, device, otherwise)
+        writer.guard(driver, device, otherwise)  # where nothing is launched too: memory is taken on the current device
     return writer.function()
 
 

@@ -8,7 +8,8 @@ but its key.
 ``function.known(...)`` gives the plan for such a call, or None. A caller that checks its arguments before it calls the
 function need not check those of a known kind: others like them have passed.
 
-Such a function must depend on its arguments alone, and not on what tensors hold. What else settings depend on, as the
+Such a function must depend on its arguments alone, and not on what tensors hold, and may call no other prepared one:
+the plan of that would launch what no recording sees. What else settings depend on, as the
 GPU and the tuned files, calls ``forget()`` where it changes. Plans know the driver that they were made with. Where a
 hook watches launches, and in ``unprepared()``, the functions run as they are.
 """
@@ -26,6 +27,7 @@ from .plan import plan_of
 from .recording import NotRepeatable, Recording
 
 LIMIT = 1024  # plans of a function; the oldest goes first
+_PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))  # types of arguments that plans are made for
 _functions: list["_Prepared"] = []
 _paused = 0
 
@@ -36,9 +38,6 @@ def prepared(tensors: int) -> Callable:
     Options must be hashable, and equal ones must mean the same.
     """
     return lambda fn: functools.wraps(fn)(_Prepared(fn, tensors).call)
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))  # types of arguments that plans are made for
 
 
 def forget() -> None:
@@ -64,7 +63,7 @@ class _Prepared:
         self.fn, self.tensors = fn, tensors
         self.plans: dict[tuple, Callable] = {}
         self.seen: dict[tuple, None] = {}
-        self.lock = threading.Lock()
+        self.era, self.lock = 0, threading.Lock()  # how often plans were dropped
         self.call = self._call()
         _functions.append(self)
 
@@ -99,12 +98,14 @@ def call({tensors}, *options):
                 _make_room(self.seen)
                 self.seen[key] = None
             return self.fn(*tensors, *options)
+        era = self.era
         with Recording(tensors) as recording:
             result = self.fn(*recording.arguments, *options)
         plan = self._plan(recording, result, tensors[0], options)
         with self.lock:
-            _make_room(self.plans)
-            self.plans[key] = plan
+            if era == self.era:  # otherwise another thread has forgotten, meanwhile, what this plan rests on
+                _make_room(self.plans)
+                self.plans[key] = plan
         return _given_back(result, recording, tensors)
 
     def _plan(self, recording: Recording, result, first, options: tuple) -> Callable:
@@ -133,6 +134,7 @@ def call({tensors}, *options):
 
     def forget(self) -> None:
         with self.lock:
+            self.era += 1
             self.plans.clear()
             self.seen.clear()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from primer_fast import functional as F
-from primer_fast.kernels import prepared
+from primer_fast.kernels import launch, prepared, tunable
 
 SEQUENCE = 24  # calls, of so few kinds that most come often enough to run by a plan
 FLOATS = (torch.float32, torch.bfloat16)
@@ -131,3 +131,93 @@ def test_sequences_of_calls(draw, seed, device):
     for a, b in zip(got, want, strict=True):
         assert a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def plans():
+    return sum(len(function.plans) for function in prepared._functions)
+
+
+def calls(device, times=3):
+    x, w = torch.ones(3, 8, device=device), torch.ones(5, 8, device=device)
+    for _ in range(times):
+        F.linear(x, w)
+
+
+def test_the_second_call_of_a_kind_makes_its_plan(device):
+    for times in (1, 2, 3):
+        calls(device, 1)
+        assert plans() == (times > 1)
+
+
+@pytest.mark.parametrize("change", [launch.forget_chip, tunable.forget_tuned, prepared.forget])
+def test_what_settings_rest_on_takes_the_plans_along(change, device):
+    calls(device)
+    assert plans() == 1
+    change()
+    assert plans() == 0
+
+
+def test_an_assumed_chip_has_plans_of_its_own(device):
+    calls(device)
+    with launch.assume_chip("sm_80"):
+        assert plans() == 0
+        calls(device)
+        assert plans() == 1
+    assert plans() == 0
+
+
+def test_whoever_watches_settings_is_asked_at_every_call(device):
+    asked = []
+    with tunable.watching(lambda choice, gpu, problem: asked.append(choice.name) or choice.chosen(gpu, problem)):
+        calls(device, 4)
+    assert asked.count("matmul") == 4 and plans() == 0
+
+
+def test_numbers_in_a_decision_forbid_a_plan(device):
+    """A function that looks at what a tensor holds runs as it is."""
+
+    @prepared.prepared(1)
+    def looks(x):
+        return x + 1 if x.sum() > 0 else x - 1
+
+    x = torch.ones(3, device=device)
+    assert [looks(sign * x)[0].item() for sign in (1, 1, 1, -1)] == [2, 2, 2, -2]
+
+
+def test_an_argument_that_is_returned_is_the_one_of_the_call(device):
+    @prepared.prepared(2)
+    def both(x, y):
+        return y, (x, None), x[1:]
+
+    for _ in range(4):
+        x = torch.rand(3, device=device)
+        a, (b, none), part = both(x, x)
+        assert a is x and b is x and none is None and torch.equal(part, x[1:])
+        other = torch.rand(3, device=device)
+        assert both(x, other)[0] is other
+
+
+def test_a_subclass_has_no_plan(device):
+    class Own(torch.Tensor):
+        pass
+
+    x = torch.ones(3, 8, device=device).as_subclass(Own)
+    for _ in range(4):
+        assert type(F.linear(x, torch.ones(5, 8, device=device))) is Own
+    assert not any(Own in key[1] for function in prepared._functions for key in function.plans)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a capture needs a GPU")
+def test_plans_are_captured():
+    x, w = torch.randn(64, 128, device="cuda"), torch.randn(256, 128, device="cuda")
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            F.linear(x, w, activation="gelu")
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        y = F.linear(x, w, activation="gelu")
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(y, F.linear(x, w, activation="gelu"))
