@@ -137,15 +137,18 @@ def _run(run, tensors, told):
 
 
 def _traced(input, linear_weight, linear_bias, target, told):
-    """The loss through one operator of the library and torch's own, which a compiler can fuse with what follows."""
+    """The loss through the library's operators, of which a compiler knows the shapes alone."""
     x, flat_target, bias = library.logits.rows_of(input, target, linear_bias)
     rows = x, linear_weight, bias, flat_target, told.ignore_index, float(told.smoothing)
     if told.keep and runs_triton(x):
         losses = library.linear_cross_entropy.linear_cross_entropy_kept(*rows)[0]
     else:
         losses = library.linear_cross_entropy.linear_cross_entropy(*rows)[0]
-    loss = library.linear_cross_entropy.reduce(losses, flat_target, told.reduction, told.ignore_index)[0]
-    return (loss.view(target.shape) if told.reduction == "none" else loss).to(told.dtype)
+    if told.reduction == "none":
+        return losses.view(target.shape).to(told.dtype)
+    mean = told.reduction == "mean"
+    reduced = library.linear_cross_entropy.linear_cross_entropy_reduced(losses, flat_target, told.ignore_index, mean)
+    return reduced.to(told.dtype)
 
 
 def linear_cross_entropy_plain(

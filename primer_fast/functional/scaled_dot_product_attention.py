@@ -135,8 +135,11 @@ def scaled_dot_product_attention(
         if (dtype := autocast_dtype(query)) is not None:
             query, key, value, attn_mask = autocast_to(dtype, query, key, value, attn_mask)
         keep = wants_gradient(query, key, value)
-        attention = _attention(attn_mask, dropout_p, is_causal, scale, window, softcap, key_lengths, causal_offset)
-        plan = _plan(query, key, value, attention, enable_gqa, keep)
+        try:
+            attention = _attention(attn_mask, dropout_p, is_causal, scale, window, softcap, key_lengths, causal_offset)
+            plan = _plan(query, key, value, attention, enable_gqa, keep)
+        except (TypeError, ValueError):  # a number that is none: checked below
+            plan = None
         if plan is not None:
             return _run(plan, query, key, value, attention, keep)
     if isinstance(query, Tensor) and not runs_triton(query):

@@ -160,6 +160,33 @@ def _backward(ctx, dlosses, _):
 linear_cross_entropy.register_autograd(_backward, setup_context=_setup)
 
 
+@operator("linear_cross_entropy_reduced")
+def linear_cross_entropy_reduced(losses: Tensor, target: Tensor, ignore_index: int, mean: bool) -> Tensor:
+    """The sum of the losses (N,), or their mean over the rows that count: as ``loss`` adds them, bit by bit."""
+    if runs_triton(losses):
+        return reduce_losses(losses, target, ignore_index, mean, losses.dtype)[0]
+    return reduce(losses, target, "mean" if mean else "sum", ignore_index)[0]
+
+
+@linear_cross_entropy_reduced.register_fake
+def _(losses, target, ignore_index, mean):
+    return losses.new_empty(())
+
+
+def _setup_reduced(ctx, inputs, output):
+    _, target, ctx.ignore_index, ctx.mean = inputs
+    ctx.save_for_backward(target)
+
+
+def _backward_reduced(ctx, dloss):
+    (target,) = ctx.saved_tensors
+    dloss = dloss / (target != ctx.ignore_index).sum() if ctx.mean else dloss
+    return dloss.expand(target.shape), None, None, None
+
+
+linear_cross_entropy_reduced.register_autograd(_backward_reduced, setup_context=_setup_reduced)
+
+
 @operator("linear_cross_entropy_kept")
 def linear_cross_entropy_kept(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,

@@ -89,5 +89,5 @@ def test_the_command_saves_after_every_part_and_says_what_is_missed(monkeypatch,
 
 def test_parts_exist_and_their_goals_are_declared():
     assert set(cpu.PARTS) <= set(models.PARTS)
-    subjects = {"wrappers": "call"}
+    subjects = {"wrappers": "call", "launchers": "launch"}
     assert {subject for subject, _ in DECLARED["cpu"]} == {subjects.get(part, part) for part in cpu.PARTS}

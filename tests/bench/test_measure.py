@@ -378,6 +378,7 @@ def test_command_on_the_cpu(monkeypatch, capsys, tmp_path):
 
 
 def quick_command(monkeypatch):
+    monkeypatch.setattr("primer_fast.backend.interpreting", False)
     monkeypatch.setattr("primer_fast.backend.stand_in", None)
     monkeypatch.setitem(ceilings._SIZES, "cpu", {"copy": 1 << 16, "float32": 64})
     return ["linear", "--quick", "--dtype", "float32", "--no-compile", "--seconds-per-row", "0.001"]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("offline")  # one process has what the sess
 CUDA = ("sm_80", "sm_90", "sm_100")
 FEW_RESULTS = (  # kernels whose whole result is a number or two a row, column or channel
     "_depthwise_weight_kernel", "_add_rows_kernel", "_join_kernel", "_statistics_kernel",
-    "_combine_kernel", "attention_statistics_kernel",
+    "_combine_kernel", "attention_statistics_kernel", "_reduce_losses_kernel",
 )  # fmt: skip
 FEW_ROWS = ("_share_kernel",)  # a query at a time: its products have fewer rows than wgmma takes
 UNALIGNED = (  # cases that cannot move 16 bytes at a time
