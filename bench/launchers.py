@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from primer_fast import functional as F
 from primer_fast.bench import goals
 from primer_fast.bench.op import EAGER, OURS
+from primer_fast.bench.peers import NotAvailable
 from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, time_interleaved
 from primer_fast.bench.trial import Trial
 from primer_fast.bench.wrappers import HostClock, pairs
@@ -98,7 +100,8 @@ def _machine(device: str) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # torch's own operators on the CPU would wait for each other's
     try:
-        with contextlib.nullcontext() if device == "cuda" else stubbed():
+        real = torch.empty(0, device=device).is_cuda  # not so where a run on a GPU is rehearsed without one
+        with contextlib.nullcontext() if real else stubbed():
             yield
     finally:
         torch.set_num_threads(threads)
@@ -108,8 +111,11 @@ def launchers(device: str, seconds: float, with_compile: bool, small: bool = Fal
     """Trials of each op's forward without gradients, of its forward and backward, and of GPT-2's step as their sum.
 
     Raises:
+        NotAvailable: kernels are interpreted.
         Exception: a call failed; whatever it raised.
     """
+    if triton.knobs.runtime.interpret:
+        raise NotAvailable("kernels are interpreted in this process")
     clock, least = HostClock(1 if small else 50) if device == "cuda" else WallClock(), 1 if small else MIN_ROUNDS
     setting = "host time" if device == "cuda" else "host time up to the driver"
     trials, step = [], dict.fromkeys((OURS, BARE, AUTOGRAD), 0.0)

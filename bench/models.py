@@ -85,6 +85,7 @@ SUBJECTS = {
     "mlp_99": "mlp",
     "cnn_99": "cnn",
     "dpo_trl": "dpo",
+    "launchers": "launch",
 }  # what the trials of a part are called
 NO_TIME = "no time was left"
 

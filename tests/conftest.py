@@ -89,6 +89,7 @@ def plain_path(monkeypatch):
 
     One thread: models this small gain nothing from more, and lose much where another process has the cores.
     """
+    monkeypatch.setattr("primer_fast.backend.interpreting", False)
     monkeypatch.setattr("primer_fast.backend.stand_in", None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

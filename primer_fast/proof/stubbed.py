@@ -54,6 +54,8 @@ def stubbed(
         RuntimeError: TRITON_INTERPRET=1 was set when Triton was imported: its kernels cannot be compiled.
     """
     refuse_interpreter()
+    if triton.knobs.runtime.interpret:  # also where a test says that nothing is interpreted
+        raise RuntimeError("stubbed: kernels are interpreted in this process; unset TRITON_INTERPRET to compile them")
     before, device = triton.runtime.driver._active, backend.stand_in
     caches = {kernel: kernel.device_caches for kernel in ENTRIES}
     for kernel in ENTRIES:
