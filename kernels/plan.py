@@ -38,6 +38,8 @@ def plan_of(recording: Recording, result, driver, device: int, otherwise):
 
 
 class _Writer:
+    """Writes the lines of a plan: expressions for values, then a line or more for each step."""
+
     def __init__(self, recording: Recording, result):
         self.recording, self.result = recording, result
         self.lines: list[str] = []
@@ -47,8 +49,6 @@ class _Writer:
         self.names = [f"a{i}" for i in range(len(recording.arguments))]
         self.used, self.forms = self._last_uses(), self._forms()
         self.direct = False
-
-    # -- what is used when
 
     def _last_uses(self) -> dict[str, int]:
         """Name of a memory -> the last step that reads it."""
@@ -61,8 +61,6 @@ class _Writer:
         for t in _tensors(self.result):
             last[self.recording.memory_of(t).name] = len(self.recording.steps)
         return last
-
-    # -- expressions
 
     def constant(self, value) -> str:
         known = self.names_of.get(id(value))
@@ -80,7 +78,7 @@ class _Writer:
         if type(value) in (tuple, list):
             inner = "".join(f"{self.expression(v, tensor)}, " for v in value)
             return f"({inner})" if type(value) is tuple else f"[{inner}]"
-        if any(True for _ in _tensors(value)):
+        if next(_tensors(value), None) is not None:
             raise NotRepeatable(f"tensors within a {type(value).__name__}")
         return self.constant(value)
 
@@ -105,8 +103,6 @@ class _Writer:
             self.lines.append(f"{name} = {memory.name}.data_ptr()")
         offset = t.storage_offset() * t.element_size() - whole.storage_offset() * whole.element_size()
         return f"{name} + {offset}" if offset else name
-
-    # -- steps
 
     def guard(self, driver, device: int, otherwise) -> None:
         self.direct = True
@@ -180,8 +176,6 @@ class _Writer:
         named = ", ".join(f"{name!r}: {value(v)}" for name, v in step.kwargs.items())
         start, grid = self.constant(step.kernel.start), self.constant(step.grid)
         self.lines.append(f"{start}({grid}, ({arguments}), {{{named}}})")
-
-    # -- all of it
 
     def function(self):
         for i, step in enumerate(self.recording.steps):

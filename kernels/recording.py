@@ -62,12 +62,6 @@ class NotRepeatable(Exception):
     """What was recorded depends on more than kinds of arguments."""
 
 
-@dataclass
-class _Known:
-    memory: Memory
-    tensor: Tensor  # kept alive: no other tensor gets its id
-
-
 class Recording(TorchDispatchMode):
     """``with Recording(arguments) as recording: f(*recording.arguments)`` fills ``recording.steps``.
 
@@ -78,22 +72,28 @@ class Recording(TorchDispatchMode):
     def __init__(self, arguments):
         super().__init__()
         self.steps: list[Allocation | Operator | Launch] = []
-        self.known: dict[int, _Known] = {}
+        self.known: dict[int, Memory] = {}  # by the id of a tensor
+        self.alive: list[Tensor] = []  # so that no other tensor gets such an id
         self.arguments = [None if t is None else t.detach() for t in arguments]
-        self.inputs = [None if t is None else self._new(t, f"a{i}") for i, t in enumerate(self.arguments)]
-        self.listening = True
+        for i, t in enumerate(self.arguments):
+            if t is not None:
+                self._new(t, f"a{i}")
+        self.listening = True  # to torch's operators
         self.repeatable = True
 
     def memory_of(self, t: Tensor) -> Memory:
         """The memory that ``t`` is, or is a view of."""
         try:
-            return self.known[id(t)].memory
+            return self.known[id(t)]
         except KeyError:
             raise NotRepeatable("a tensor that is neither an argument nor made on the way") from None
 
     def _new(self, t: Tensor, name: str) -> Memory:
-        memory = Memory(t, name)
-        self.known[id(t)] = _Known(memory, t)
+        return self._note(t, Memory(t, name))
+
+    def _note(self, t: Tensor, memory: Memory) -> Memory:
+        self.alive.append(t)
+        self.known[id(t)] = memory
         return memory
 
     def _result(self, t) -> Memory | None:
@@ -111,7 +111,8 @@ class Recording(TorchDispatchMode):
         results = out if isinstance(out, tuple | list) else (out,)
         if func.is_view and id(args[0]) in self.known:
             for view in results:
-                self.known.setdefault(id(view), _Known(self.memory_of(args[0]), view))
+                if id(view) not in self.known:
+                    self._note(view, self.known[id(args[0])])
         elif func in _ALLOCATIONS:
             self.steps.append(Allocation(self._new(out, f"t{len(self.known)}")))
         else:

@@ -142,7 +142,7 @@ def test_every_program_of_a_gpu_ends_without_the_packages_it_may_lack(gpu, monke
     assert models.main(["--all", "--small", "--device", "cuda", "--json", str(path)]) == 0, capsys.readouterr().out
     found = trial.load(path)
     assert set(found.header["done"]) == set(models.ON_GPU) and found.header["small"] and found.left_out == []
-    names = {"call" if t.name.startswith("call of ") else t.name for t in found.trials}  # launchers: interpreted here
+    names = {"call" if t.name.startswith("call of ") else t.name for t in found.trials}
     assert {subject for subject, _ in DECLARED["cuda"]} <= names
     missing = {t.provider: t.reason for t in found.trials if t.status == NOT_AVAILABLE}
     assert missing[generation.TRANSFORMERS] == "not installed: transformers or safetensors"
