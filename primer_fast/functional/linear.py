@@ -1,7 +1,5 @@
 """Differentiable linear layer with bias and activation: checks and reshapes here, math in kernels/linear.py."""
 
-import math
-
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
@@ -17,6 +15,7 @@ from primer_fast.backend import (
     wants_gradient,
 )
 from primer_fast.functional.activation import apply_plain, check_activation
+from primer_fast.library.register import as_rows, like_rows_of
 
 
 class _Linear(torch.autograd.Function):
@@ -91,9 +90,8 @@ def linear(
         weight, bias = weight[None], None if bias is None else bias.reshape(1)
     keep = wants_gradient(input, weight, bias)
     if needs_operator(input, weight, bias):
-        x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
-        y = library.linear.linear(x, weight, bias, activation, keep)[0]
-        y = y if input.dim() == 2 else y.view(*input.shape[:-1], weight.shape[0])
+        y = library.linear.linear(as_rows(input), weight, bias, activation, keep)[0]
+        (y,) = like_rows_of(input, y)
     elif keep:
         y = _apply(lambda x, w, b: library.linear.forward(x, w, b, activation, True), input, weight, bias, activation)
     else:

@@ -1,6 +1,5 @@
 """Differentiable multilayer perceptron: checks and reshapes here, math in kernels/mlp.py."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from primer_fast import library
 from primer_fast.backend import apply_of, autocast_dtype, autocast_to, needs_operator, prepares, runs_triton
 from primer_fast.functional.activation import ACTIVATIONS, apply_plain, check_activation
+from primer_fast.library.register import as_rows, like_rows_of
 
 
 class _MLP(torch.autograd.Function):
@@ -101,10 +101,9 @@ def mlp(
 
     first = _first_of_backward(input, weights, biases)
     if needs_operator(input, *weights, *biases):
-        x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
-        given = [x.new_empty(0) if b is None else b.contiguous() for b in biases]
-        y = library.mlp.mlp(x, weights, given, activation, output_activation, first)[0]
-        return y if input.dim() == 2 else y.view(*input.shape[:-1], weights[-1].shape[0])
+        given = [input.new_empty(0) if b is None else b.contiguous() for b in biases]
+        y = library.mlp.mlp(as_rows(input), weights, given, activation, output_activation, first)[0]
+        return like_rows_of(input, y)[0]
 
     def run(x, *parameters):
         return library.mlp.forward(

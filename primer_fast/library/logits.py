@@ -5,14 +5,13 @@ There logits are made chunk by chunk of rows and classes, at most CHUNK_BYTES at
 """
 
 import contextlib
-import math
 
 import torch
 from torch import Tensor
 
 from primer_fast.backend import autocast_dtype, runs_triton
 from primer_fast.kernels.logits import Head, padded
-from primer_fast.library.register import absent
+from primer_fast.library.register import absent, as_rows
 
 CHUNK_BYTES = 2**23  # of logits at a time: they stay in a processor's cache
 _CHUNK_ROWS = 4096
@@ -43,8 +42,7 @@ def _steps(length: int, step: int):
 
 def rows_of(input: Tensor, target: Tensor, linear_bias: Tensor | None):
     """-> input (N, D), target (N,), and the bias, the last two with adjacent elements."""
-    x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]) if input.dim() != 2 else input
-    return x, target.reshape(-1).contiguous(), None if linear_bias is None else linear_bias.contiguous()
+    return as_rows(input), target.reshape(-1).contiguous(), None if linear_bias is None else linear_bias.contiguous()
 
 
 class _Chunks:
