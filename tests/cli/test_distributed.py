@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from primer_fast.cli import checkpoint, sample, train_gpt, train_mlp
+from primer_fast.cli import checkpoint, sample, train_gpt, train_mlp, usage
 from primer_fast.cli.run_folder import RunFolder, read_safetensors
 
 pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.usefixtures("plain_path")]
@@ -98,6 +98,17 @@ def test_only_the_first_process_prints(fsdp):
     assert sum(line.startswith("step 8: validation loss ") for line in lines) == 1
     assert sum(line.startswith("validation loss ") for line in lines) == 1
     assert fsdp.stderr.strip() == ""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_only_a_process_on_its_own_is_taken_down_by_python(tmp_path, processes):
+    """With others it may have threads of gloo, which abort a Python that is being taken down."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit\natexit.register(print, 'taken down')\n")
+    env = environment(WORLD_SIZE=str(processes), PYTHONPATH=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "primer_fast.cli"], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and done.stdout == usage() + "\n" + (processes == 1) * "taken down\n"
 
 
 PAIR = """
