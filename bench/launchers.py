@@ -24,6 +24,7 @@ from primer_fast.kernels.entry import entry
 from primer_fast.proof.stubbed import stubbed
 
 BARE, AUTOGRAD = "a bare Triton launch", "autograd alone"
+STEP = 8  # calls that share the start of a backward, as those of a model do
 GPT2_CALLS = {  # of a training step of GPT-2 124M: twelve layers, and what is before and after them
     "linear": 4 * 12, "scaled_dot_product_attention": 12, "layer_norm": 2 * 12 + 1, "embedding": 1,
     "linear_cross_entropy": 1,
@@ -84,14 +85,18 @@ class _Nothing(torch.autograd.Function):
         return None, None, *ctx.grads
 
 
-def both_ways(call: Call) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Forward and backward of a call, and of an autograd.Function that returns what is there already."""
-    leaves = tuple(t.detach().requires_grad_() for t in call.tensors)
-    y = call.function(*leaves).detach()
-    dy, grads = torch.ones_like(y), tuple(torch.zeros_like(t) for t in leaves)
+def both_ways(call: Call, count: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """So many such calls and one backward of all; and the same of autograd.Functions that return what is there already.
+
+    Each call has tensors of its own, as the layers of a model have.
+    """
+    leaves = [tuple(t.detach().clone().requires_grad_() for t in call.tensors) for _ in range(count)]
+    flat = [t for each in leaves for t in each]
+    y = call.function(*leaves[0]).detach()
+    dy, grads = [torch.ones_like(y)] * count, tuple(torch.zeros_like(t) for t in leaves[0])
     return (
-        lambda: torch.autograd.grad(call.function(*leaves), leaves, dy),
-        lambda: torch.autograd.grad(_Nothing.apply(y, grads, *leaves), leaves, dy),
+        lambda: torch.autograd.grad([call.function(*each) for each in leaves], flat, dy),
+        lambda: torch.autograd.grad([_Nothing.apply(y, grads, *each) for each in leaves], flat, dy),
     )
 
 
@@ -108,7 +113,9 @@ def _machine(device: str) -> Iterator[None]:
 
 
 def launchers(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
-    """Trials of each op's forward without gradients, of its forward and backward, and of GPT-2's step as their sum.
+    """Trials of each op's forward without gradients, of its forward and backward, and of all of GPT-2's step.
+
+    Forward and backward are timed alone, and as one of ``STEP`` calls with one backward; the step is the sum of these.
 
     Raises:
         NotAvailable: kernels are interpreted.
@@ -127,10 +134,12 @@ def launchers(device: str, seconds: float, with_compile: bool, small: bool = Fal
             with torch.no_grad():
                 functions = {OURS: lambda call=call: call.function(*call.tensors), BARE: bare, EAGER: tiny[op][1]}
                 forward = _timed(functions, clock, seconds / 60, least)
-            ours, autograd = both_ways(call)
-            both = _timed({OURS: ours, BARE: bare, AUTOGRAD: autograd}, clock, seconds / 30, least)
-            for what, timings, goal in (("forward", forward, goals.FORWARD), ("both ways", both, goals.BOTH_WAYS)):
-                trials += _trials(f"launch of {op}", f"{what}, {setting}", timings, goal)
+            trials += _trials(f"launch of {op}", f"forward, {setting}", forward, goals.FORWARD)
+            for count, what in (1, "both ways"), (STEP, f"both ways, of {STEP} in one backward"):
+                ours, autograd = both_ways(call, count)
+                both = _timed({OURS: ours, BARE: bare, AUTOGRAD: autograd}, clock, seconds / 30, least)
+                both = {name: t if name == BARE else t.of_one(count) for name, t in both.items()}
+                trials += _trials(f"launch of {op}", f"{what}, {setting}", both, goals.BOTH_WAYS)
             for name, timing in both.items():
                 step[name] += GPT2_CALLS.get(op, 0) * timing.median_ms
     sums = {name: Timing((total,)) for name, total in step.items()}

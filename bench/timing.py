@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,6 +39,10 @@ class Timing:
     @property
     def high_ms(self) -> float:
         return quartiles(self.samples)[2]
+
+    def of_one(self, count: int) -> "Timing":
+        """Of one of so many calls that were timed as one."""
+        return replace(self, samples=tuple(ms / count for ms in self.samples))
 
 
 def wait(device: str) -> None:

@@ -4,6 +4,7 @@ Triton binds the arguments, looks at each for what the kernel was specialised to
 object of every tensor descriptor. For arguments of a kind that was launched before, only the pointers are new.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 import triton
@@ -14,7 +15,7 @@ try:
 except ImportError:  # a build of Triton without that backend
     nvidia = None
 
-_MAPS = 64  # addresses for which a descriptor is remembered: of the weights of so many equal layers, for example
+_MAPS = 256  # addresses for which a descriptor is remembered: of so many equal layers, and of what comes and goes
 
 
 class Call(NamedTuple):
@@ -46,44 +47,47 @@ def call_of(compiled) -> Call | None:
     return Call(function, (*wanted, None, None, metadata, *nothing), False)
 
 
-class _At:
-    """What a descriptor needs of its base: where it is."""
-
-    def __init__(self, pointer: int):
-        self.pointer = pointer
-
-    def data_ptr(self) -> int:
-        return self.pointer
-
-
 class Descriptor:
     """A tensor descriptor as the compiled kernel takes it: ``map(pointer)``, then ``sizes``, which do not change."""
 
     def __init__(self, described, compiled, index: int):
         """described: a TensorDescriptor; index: which of the kernel's descriptors it is."""
-        signature = [s for s in compiled.src.signature.values() if isinstance(s, str) and s.startswith("tensordesc")]
-        self.signature, self.meta = {0: signature[index]}, [compiled.metadata.tensordesc_meta[index]]
-        self.fields = {k: v for k, v in vars(described).items() if k != "base"}
-        self.kind = type(described)
+        expand = nvidia.make_tensordesc_arg
+        more = (None,) * (len(inspect.signature(expand).parameters) - 2)  # from Triton 3.8 on, one that it ignores
+        self.form = compiled.metadata.tensordesc_meta[index], *more
+        self.expand, self.described_at = expand, _described_at(described)
         self.maps: dict[int, Any] = {}
-        self.sizes = self._expanded(described.base.data_ptr())[1:]
-
-    def _expanded(self, pointer: int) -> list:
-        described = object.__new__(self.kind)
-        vars(described).update(self.fields, base=_At(pointer))
-        if hasattr(nvidia, "_BASE_ARGS_FORMAT_LEN"):  # Triton 3.6: arguments one by one, after so many others
-            first = nvidia._BASE_ARGS_FORMAT_LEN
-            expand = nvidia.wrap_handle_tensordesc(lambda *all: all[first:], self.signature, self.meta)
-            return list(expand(*(None,) * first, described))
-        expand = nvidia.wrap_handle_tensordesc(lambda arguments: arguments, self.signature, self.meta)
-        return list(expand([described]))
+        _, *self.sizes = expand(self.described_at(described.base.data_ptr()), *self.form)
 
     def map(self, pointer: int):
-        found = self._expanded(pointer)[0]
+        found = self.expand(self.described_at(pointer), *self.form)[0]
         if len(self.maps) >= _MAPS:
             self.maps.clear()
         self.maps[pointer] = found
         return found
+
+
+def _described_at(described) -> type:
+    """A class of what Triton reads of a descriptor like that one: its fields, and a base of which it asks the address.
+
+    An object of it is made in a third of the time that one of Triton's class takes.
+    """
+
+    class At:
+        def __init__(self, pointer: int):
+            self.pointer = pointer
+
+        @property
+        def base(self):
+            return self
+
+        def data_ptr(self) -> int:
+            return self.pointer
+
+    for name, value in vars(described).items():
+        if name != "base":
+            setattr(At, name, value)
+    return At
 
 
 def observed() -> bool:

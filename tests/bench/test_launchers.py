@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from compiled_rows import run_python
 
 from primer_fast.bench import launchers
@@ -32,10 +33,11 @@ def test_every_op_is_called_both_ways():
     found = {}
     for name, setting, provider, ms in seen["trials"]:
         assert ms > 0
-        found.setdefault((name, setting.split(",")[0]), []).append(provider)
-    step = ("launch of GPT-2's step", "the sum of its calls")
+        found.setdefault((name, setting.removesuffix(", host time up to the driver")), []).append(provider)
+    step = ("launch of GPT-2's step", "the sum of its calls, both ways")
     assert found.pop(step) == [OURS, launchers.BARE, launchers.AUTOGRAD]
-    assert set(found) == {(f"launch of {op}", way) for op in ops.names() for way in ("forward", "both ways")}
+    ways = ("forward", "both ways", "both ways, of 8 in one backward")
+    assert set(found) == {(f"launch of {op}", way) for op in ops.names() for way in ways}
     for (_, way), providers in found.items():
         assert providers == [OURS, launchers.BARE, EAGER if way == "forward" else launchers.AUTOGRAD]
 
@@ -53,3 +55,15 @@ def test_a_call_is_judged_in_bare_launches():
 def test_gpt2_calls_are_of_measured_ops():
     assert set(launchers.GPT2_CALLS) < set(ops.names())
     assert launchers.GPT2_CALLS["linear"] == 4 * launchers.GPT2_CALLS["scaled_dot_product_attention"]
+
+
+def test_calls_that_share_a_backward_are_those_of_one():
+    """Each of so many calls is made, with tensors of its own, and gets its own gradients."""
+    seen = []
+    call = launchers.Call(lambda x, w: seen.append((x, w)) or x * w, (torch.ones(2), torch.full((2,), 3.0)))
+    ours, autograd = launchers.both_ways(call, 4)
+    seen.clear()
+    grads, none = ours(), autograd()
+    assert len(seen) == 4 and len({id(t) for each in seen for t in each}) == 8
+    assert [g.tolist() for g in grads] == [[3, 3], [1, 1]] * 4 and len(none) == 8
+    assert Timing((8.0, 4.0), True).of_one(4) == Timing((2.0, 1.0), True)
