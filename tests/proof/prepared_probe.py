@@ -6,6 +6,7 @@ what is freed within a call may be taken again.
 """
 
 import contextlib
+import gc
 import json
 import random
 import threading
@@ -14,9 +15,11 @@ import torch
 import triton
 from triton import knobs
 from triton.backends.nvidia import driver as nvidia
+from triton.compiler.compiler import CompiledKernel
 
 from primer_fast import functional as F
 from primer_fast.kernels import prepared
+from primer_fast.kernels.entry import ENTRIES
 from primer_fast.proof.stubbed import stubbed
 
 LAUNCHES: list[tuple] = []
@@ -227,6 +230,17 @@ def threads(x, w, times=200):
     return {"failed": failed, "launches": len(LAUNCHES), "calls": times * len(workers)}
 
 
+def kept(x, w):
+    """Whether a plan keeps its kernel, which may be unloaded once nobody has it."""
+    prepared.forget()
+    for _ in range(3):
+        F.linear(x, w)
+    for kernel in ENTRIES:
+        kernel.device_caches.clear()
+    gc.collect()
+    return sum(type(t) is CompiledKernel for t in gc.get_objects()) == 1
+
+
 def limit(x, w):
     prepared.forget()
     before, prepared.LIMIT = prepared.LIMIT, 2
@@ -241,7 +255,7 @@ def main():
     x, w = bf16(64, 128), bf16(256, 128)
     with stubbed("sm_90", launched):
         seen = {"sequences": sequences(), "hooks": hooks(x, w), "drivers": drivers(x, w), "limit": limit(x, w)}
-        seen["threads"] = threads(x, w)
+        seen["threads"], seen["kept"] = threads(x, w), kept(x, w)
     with stubbed("sm_90", launched, tensors="meta"):
         meta = [t.to("meta") for t in (x, w)]
         got = [len(repeated(lambda: F.linear(*meta), n)) for n in (1, 3)]

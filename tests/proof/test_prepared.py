@@ -34,6 +34,10 @@ def test_the_oldest_plan_makes_room(seen):
     assert seen["limit"] == 2
 
 
+def test_a_plan_keeps_its_kernel(seen):
+    assert seen["kept"]
+
+
 def test_threads_share_plans_that_are_forgotten_meanwhile(seen):
     found = seen["threads"]
     assert found["failed"] == [] and found["launches"] == found["calls"] > 0
