@@ -148,7 +148,7 @@ def launchers(device: str, seconds: float, with_compile: bool, small: bool = Fal
 
 def _timed(functions, clock, seconds, least) -> dict[str, Timing]:
     for function in functions.values():
-        for _ in range(3):  # compiles, then prepares
+        for _ in range(100):  # compiles, prepares, and has seen the addresses that memory takes
             function()
     timings = time_interleaved(functions, clock, seconds, least)
     for timing in timings.values():
