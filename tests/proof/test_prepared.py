@@ -27,7 +27,8 @@ def test_a_hook_gets_what_triton_gives_it(seen):
 
 
 def test_another_driver_has_other_plans(seen):
-    assert seen["drivers"]["before"] > 0 and seen["drivers"]["another kernel"]
+    found = seen["drivers"]
+    assert found["before"] > 0 and found["another kernel"] and found["after"] == 0
 
 
 def test_the_oldest_plan_makes_room(seen):

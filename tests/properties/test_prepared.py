@@ -189,13 +189,36 @@ def test_an_argument_that_is_returned_is_the_one_of_the_call(device):
     def both(x, y):
         return y, (x, None), x[1:]
 
-    for _ in range(4):
+    for same in (True, True, True, False, False):  # recorded where both arguments are one tensor
         x = torch.rand(3, device=device)
-        a, (b, none), part = both(x, x)
-        assert a is x and b is x and none is None and torch.equal(part, x[1:])
-        other = torch.rand(3, device=device)
-        a, (b, _), part = both(x, other)
-        assert a is other and b is x and torch.equal(part, x[1:])
+        y = x if same else torch.rand(3, device=device)
+        a, (b, none), part = both(x, y)
+        assert a is y and b is x and none is None and torch.equal(part, x[1:])
+
+
+def test_parts_of_new_memory(device):
+    """A plan returns them as views of the whole, whether torch's operators wrote to it or a kernel may have."""
+
+    @prepared.prepared(1)
+    def parts(x):
+        y, unwritten = x.new_empty(2, 3), x.new_empty(2, 3)
+        y.copy_(x)
+        return y[1:], y.T, unwritten[1:]
+
+    for _ in range(4):
+        x = torch.rand(2, 3, device=device)
+        last, turned, unwritten = parts(x)
+        assert torch.equal(last, x[1:]) and torch.equal(turned, x.T)
+        assert (*unwritten.shape, unwritten.storage_offset(), unwritten.untyped_storage().nbytes()) == (1, 3, 3, 24)
+
+
+def test_options_outside_a_plan_are_checked(device):
+    """Grouped heads run by the plan of a call that allowed them, and are refused where they are not allowed."""
+    q, k = torch.ones(1, 4, 3, 8, device=device), torch.ones(1, 2, 3, 8, device=device)
+    for _ in range(4):
+        F.scaled_dot_product_attention(q, k, k, enable_gqa=True)
+        with pytest.raises(ValueError, match="Hk must divide H"):
+            F.scaled_dot_product_attention(q, k, k)
 
 
 def test_a_subclass_has_no_plan(device):
