@@ -70,7 +70,7 @@ class Descriptor:
 def _described_at(described) -> type:
     """A class of what Triton reads of a descriptor like that one: its fields, and a base of which it asks the address.
 
-    An object of it is made in a third of the time that one of Triton's class takes.
+    The fields are the class's own, so that an object of it holds nothing but the address.
     """
 
     class At:
