@@ -86,9 +86,10 @@ class _Nothing(torch.autograd.Function):
 
 
 def both_ways(call: Call, count: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """So many such calls and one backward of all; and the same of autograd.Functions that return what is there already.
+    """Two functions: ``count`` calls and one backward through all of them, and autograd's part of that.
 
-    Each call has tensors of its own, as the layers of a model have.
+    For the second, each call is a function that computes nothing: it returns tensors that are there already. Each call
+    has tensors of its own, as the layers of a model have.
     """
     leaves = [tuple(t.detach().clone().requires_grad_() for t in call.tensors) for _ in range(count)]
     flat = [t for each in leaves for t in each]
@@ -115,7 +116,8 @@ def _machine(device: str) -> Iterator[None]:
 def launchers(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
     """Trials of each op's forward without gradients, of its forward and backward, and of all of GPT-2's step.
 
-    Forward and backward are timed alone, and as one of ``STEP`` calls with one backward; the step is the sum of these.
+    Forward and backward are timed for a call alone, and for one of ``STEP`` calls that share a backward. The latter add
+    up to GPT-2's step.
 
     Raises:
         NotAvailable: kernels are interpreted.
@@ -148,7 +150,7 @@ def launchers(device: str, seconds: float, with_compile: bool, small: bool = Fal
 
 def _timed(functions, clock, seconds, least) -> dict[str, Timing]:
     for function in functions.values():
-        for _ in range(100):  # compiles, prepares, and has seen the addresses that memory takes
+        for _ in range(100):  # compiles, prepares, and sees most addresses that its memory will have
             function()
     timings = time_interleaved(functions, clock, seconds, least)
     for timing in timings.values():

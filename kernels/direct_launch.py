@@ -15,7 +15,7 @@ try:
 except ImportError:  # a build of Triton without that backend
     nvidia = None
 
-_MAPS = 256  # addresses for which a descriptor is remembered: of so many equal layers, and of what comes and goes
+_MAPS = 256  # addresses that a descriptor is remembered for: layers of one kind share it, each with its own tensors
 
 
 class Call(NamedTuple):
@@ -53,7 +53,7 @@ class Descriptor:
     def __init__(self, described, compiled, index: int):
         """described: a TensorDescriptor; index: which of the kernel's descriptors it is."""
         expand = nvidia.make_tensordesc_arg
-        more = (None,) * (len(inspect.signature(expand).parameters) - 2)  # from Triton 3.8 on, one that it ignores
+        more = (None,) * (len(inspect.signature(expand).parameters) - 2)  # Triton 3.8 added one, which it does not use
         self.form = compiled.metadata.tensordesc_meta[index], *more
         self.expand, self.described_at = expand, _described_at(described)
         self.maps: dict[int, Any] = {}
@@ -68,9 +68,10 @@ class Descriptor:
 
 
 def _described_at(described) -> type:
-    """A class of what Triton reads of a descriptor like that one: its fields, and a base of which it asks the address.
+    """A class whose objects Triton takes for descriptors like ``described``, each at another address.
 
-    The fields are the class's own, so that an object of it holds nothing but the address.
+    Triton reads a descriptor's fields and asks its base for the address. The fields are the class's, since they are the
+    same for all; an object holds its address alone, and is its own base.
     """
 
     class At:

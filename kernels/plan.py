@@ -135,7 +135,7 @@ class _Writer:
             self._start(step)
             return
         kernel = step.kernel
-        self.constant(step.compiled)  # from Triton 3.8 on, a kernel that nobody has is unloaded
+        self.constant(step.compiled)  # keeps it: Triton 3.8 and later unload a kernel that nothing refers to
         own = {name: value for name, value in step.kwargs.items() if name in kernel.signature.parameters}
         bound = kernel.signature.bind(*step.args, **own)
         bound.apply_defaults()

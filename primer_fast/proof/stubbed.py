@@ -43,7 +43,7 @@ class _Driver(StandInDriver):
     fill_tma_descriptor = fill_tma_descriptor_tiled
 
     def unload_module(self, module) -> None:
-        """From Triton 3.8 on, a kernel that nobody has anymore asks for this."""
+        """Triton 3.8 and later call this when a compiled kernel is deleted; nothing was loaded here."""
 
 
 @contextlib.contextmanager
@@ -58,8 +58,6 @@ def stubbed(
         RuntimeError: TRITON_INTERPRET=1 was set when Triton was imported: its kernels cannot be compiled.
     """
     refuse_interpreter()
-    if triton.knobs.runtime.interpret:  # also where a test says that nothing is interpreted
-        raise RuntimeError("stubbed: kernels are interpreted in this process; unset TRITON_INTERPRET to compile them")
     before, device = triton.runtime.driver._active, backend.stand_in
     caches = {kernel: kernel.device_caches for kernel in ENTRIES}
     for kernel in ENTRIES:
@@ -85,7 +83,7 @@ def stubbed(
             for kernel, cache in caches.items():
                 kernel.device_caches = cache
             launch.forget_chip()
-            gc.collect()  # kernels go while their driver is there
+            gc.collect()  # deletes compiled kernels, which ask their driver to unload them
             triton.runtime.driver.set_active(before)
             backend.stand_in = device
             launch.forget_chip()

@@ -101,14 +101,14 @@ def test_only_the_first_process_prints(fsdp):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_only_a_process_on_its_own_is_taken_down_by_python(tmp_path, processes):
-    """With others it may have threads of gloo, which abort a Python that is being taken down."""
-    (tmp_path / "sitecustomize.py").write_text("import atexit\natexit.register(print, 'taken down')\n")
+def test_only_a_process_on_its_own_shuts_python_down(tmp_path, processes):
+    """Beside others it may have threads of gloo, which can abort the process during Python's shutdown."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit\natexit.register(print, 'shut down')\n")
     env = environment(WORLD_SIZE=str(processes), PYTHONPATH=str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-m", "primer_fast.cli"], env=env, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 2 and done.stdout == usage() + "\n" + (processes == 1) * "taken down\n"
+    assert done.returncode == 2 and done.stdout == usage() + "\n" + (processes == 1) * "shut down\n"
 
 
 PAIR = """

@@ -197,7 +197,7 @@ def test_an_argument_that_is_returned_is_the_one_of_the_call(device):
 
 
 def test_parts_of_new_memory(device):
-    """A plan returns them as views of the whole, whether torch's operators wrote to it or a kernel may have."""
+    """They are views of the whole memory, where an operator of torch's wrote to it and where none did."""
 
     @prepared.prepared(1)
     def parts(x):
