@@ -39,10 +39,10 @@ from .entry import entry
 from .launch import cdiv, chip_of, dot_precision, on_device_of
 
 
-@entry(do_not_specialize=["T"])
+@entry(do_not_specialize=["heads", "T"])
 def attention_statistics_kernel(
-    dout, out, lse_ptr, statistics_ptr, sdb, sdh, sdt, sob, soh, sot, H, T,
-    PAD: tl.constexpr, DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr,
+    dout, out, lse_ptr, statistics_ptr, sdb, sdh, sdt, sob, soh, sot, heads, H, T,
+    PAD: tl.constexpr, DV: tl.constexpr, ADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """See ``attention_statistics``."""
     padded = (tl.cdiv(T, PAD) + 1) * PAD
@@ -54,31 +54,40 @@ def attention_statistics_kernel(
     out_tile = load_rows(out, (sob, soh, sot), b, h, m, T, DV, BLOCK_M, BLOCK_DV, False, EVEN, True)
     rows = m + tl.arange(0, BLOCK_M)
     delta = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
-    lse = tl.load(lse_ptr + head.to(tl.int64) * T + rows, mask=rows < T, other=float("inf"))
-    lse = tl.where(lse == float("-inf"), float("inf"), lse)
-    statistics_ptr = head_statistics(statistics_ptr, head, T, PAD) + (rows + (rows & -PAD))
+    lse_ptr += head.to(tl.int64) * T
+    lse = tl.load(lse_ptr + rows, mask=rows < T, other=float("inf"))
+    nothing = lse == float("-inf")
+    lse = tl.where(nothing, float("inf"), lse)
+    statistics_ptr = head_statistics(statistics_ptr, head, T, PAD, ADDED)
+    statistics_ptr += rows + ((rows & -PAD) * 2 if ADDED else rows & -PAD)
     tl.store(statistics_ptr, lse, mask=rows < padded)
     tl.store(statistics_ptr + PAD, delta, mask=rows < padded)
+    if ADDED:
+        log_total = tl.load(lse_ptr + tl.cast(heads, tl.int64) * T + rows, mask=rows < T, other=0.0)
+        tl.store(statistics_ptr + 2 * PAD, tl.where(nothing, 0.0, log_total), mask=rows < padded)
 
 
 def attention_statistics(dout, out, lse, pad):
     """What the backward's loops read of each query: float32 (B, H, blocks of ``pad`` queries and one more, 2, pad).
 
     First lse, infinite where a query sees nothing or is not there, so that its weights come out 0; then delta, the row
-    sums of dout * out. No step of a loop over queries has to look whether they are there. The compiler knows the
-    distance between the two, so that one address serves both.
+    sums of dout * out. With lse in two parts there are 3 numbers: the greatest score, delta, and the logarithm of the
+    sum. No step of a loop over queries has to look whether they are there. The compiler knows the distance between
+    them, so that one address serves all.
 
     dout, out: (B, H, T, DV), last stride 1. pad: the most queries of a tile, a power of two.
     """
     B, H, T, DV = out.shape
     blocks = cdiv(T, pad) + 1
-    statistics = torch.empty(B, H, blocks, 2, pad, dtype=torch.float32, device=out.device)
+    added = lse.dim() == 4
+    statistics = torch.empty(B, H, blocks, 2 + added, pad, dtype=torch.float32, device=out.device)
     width = block_width(DV)
     block = max(16, 4096 // width)
     with on_device_of(out):
         attention_statistics_kernel[(B * H * cdiv(blocks * pad, block),)](
-            dout, out, lse, statistics, *dout.stride()[:3], *out.stride()[:3], H, T, pad, DV, block, width, num_warps=4
-        )
+            dout, out, lse, statistics, *dout.stride()[:3], *out.stride()[:3], B * H, H, T, pad, DV, added,
+            block, width, num_warps=4,
+        )  # fmt: skip
     return statistics
 
 
@@ -86,7 +95,7 @@ def attention_backward(
     dout, q, k, v, out, lse, band: Band, scoring: Scoring, precision, needed=(True, True),
     settings: BackwardSettings | None = None,
 ):  # fmt: skip
-    """dout, out (B, H, T, DV), lse (B, H, T) and the forward's arguments -> dq, dk, dv, or None where not needed.
+    """dout, out (B, H, T, DV), lse and the forward's arguments -> dq, dk, dv, or None where not needed.
 
     needed: whether dq is, whether dk and dv are.
     """
@@ -124,7 +133,7 @@ def attention_backward(
             *tensors, statistics, *strides,
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(), scoring.scale,
             B, H, T, S, at_once, H // HK, D, DV, unit, pad,
-            scoring.scaled_late, S % tile.BLOCK_N == 0, dot, q.dtype == torch.float32,
+            scoring.scaled_late, S % tile.BLOCK_N == 0, dot, scoring.precise(q.dtype),
             descriptors, described_results, tile.BLOCK_M, tile.BLOCK_N, block_d, block_dv, tile.COLUMNS,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip

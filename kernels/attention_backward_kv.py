@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .attention_forward import ordered_tile
-from .attention_mask import FIRST_LOOP_RUNS, INVARIANTS_KEPT, kept, limits, query_blocks
+from .attention_mask import FIRST_LOOP_RUNS, INVARIANTS_KEPT, in_base_2, kept, limits, query_blocks
 from .attention_tile import (
     add_products,
     head_statistics,
@@ -29,8 +29,8 @@ def _walk_queries(
     dk, dv, begin, end, column, k, v, q, dout, strides_k, strides_v, strides_q, strides_do, statistics_ptr,
     b, h, h_kv, head, n, offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms,
     seed, threshold, gain, T, S, D, DV,
-    MASKED: tl.constexpr, PAD: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    MASKED: tl.constexpr, PAD: tl.constexpr, LATE: tl.constexpr, ADDED: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISE: tl.constexpr, DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
     ANEW: tl.constexpr, WITH_DK: tl.constexpr, WITH_DV: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +45,7 @@ def _walk_queries(
     keys = (n + tl.arange(0, BLOCK_N))[:, None]
     for m in tl.range(begin, end, BLOCK_M, disable_licm=ANEW):
         rows = m + tl.arange(0, BLOCK_M)
-        statistics = query_statistics(statistics_ptr, m, BLOCK_M, PAD)
+        statistics = query_statistics(statistics_ptr, m, BLOCK_M, PAD, ADDED)
         if COLUMNS:
             products = products_of_rows(
                 k, strides_k, h_kv, n, length, q, strides_q, h, m, T, b, D,
@@ -66,6 +66,8 @@ def _walk_queries(
         lse = tl.load(statistics)
         if LATE:
             p = tl.exp2(s * scale - lse[None, :])
+        elif ADDED:
+            p = tl.exp2(in_base_2(s - lse[None, :], ADDED) - tl.load(statistics + 2 * PAD)[None, :])
         else:
             p = tl.exp2(s - lse[None, :])
         weights = p
@@ -125,6 +127,7 @@ def attention_backward_kv_kernel(
         seed = tl.load(seed_ptr)
 
     LENGTHS: tl.constexpr = lengths_ptr is not None
+    ADDED: tl.constexpr = mask_ptr is not None and mask_ptr.dtype.element_ty != tl.uint8
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
     strides_q, strides_do = in_elements(sqb, sqh, sqt, UNIT), in_elements(sdob, sdoh, sdot, UNIT)
@@ -155,7 +158,7 @@ def attention_backward_kv_kernel(
     for g in tl.range(GROUP, disable_licm=ANEW):
         h = h_kv * GROUP + g
         head = b * H + h
-        statistics = head_statistics(statistics_ptr, head, T, PAD)
+        statistics = head_statistics(statistics_ptr, head, T, PAD, ADDED)
         mask_head = None
         if mask_ptr is not None:
             mask_head = mask_ptr + b.to(tl.int64) * smb + h.to(tl.int64) * smh
@@ -164,14 +167,14 @@ def attention_backward_kv_kernel(
                 dk_tile, dv_tile, begin, full_begin, column, k, v, q, dout,
                 strides_k, strides_v, strides_q, strides_do, statistics, b, h, h_kv, head, n,
                 offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
-                True, PAD, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+                True, PAD, LATE, ADDED, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
                 BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, ANEW, WITH_DK, WITH_DV,
             )  # fmt: skip
         dk_tile, dv_tile = _walk_queries(
             dk_tile, dv_tile, full_begin, full_end, column, k, v, q, dout,
             strides_k, strides_v, strides_q, strides_do, statistics, b, h, h_kv, head, n,
             offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
-            False, PAD, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            False, PAD, LATE, ADDED, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
             BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, ANEW, WITH_DK, WITH_DV,
         )  # fmt: skip
         if left is not None:
@@ -179,7 +182,7 @@ def attention_backward_kv_kernel(
                 dk_tile, dv_tile, full_end, end, column, k, v, q, dout,
                 strides_k, strides_v, strides_q, strides_do, statistics, b, h, h_kv, head, n,
                 offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
-                True, PAD, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+                True, PAD, LATE, ADDED, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
                 BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, ANEW, WITH_DK, WITH_DV,
             )  # fmt: skip
     if LENGTHS and DESCRIPTORS:  # whatever stood past the length is in the rows of its own keys alone

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .attention_forward import ordered_tile
-from .attention_mask import kept, key_blocks, limits
+from .attention_mask import in_base_2, kept, key_blocks, limits
 from .attention_tile import (
     add_products,
     head_statistics,
@@ -28,8 +28,8 @@ from .entry import entry
 def _walk_keys(
     dq, begin, end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v, b, h, h_kv, head, m,
     offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms, seed, threshold, gain, T, S, D, DV,
-    MASKED: tl.constexpr, LENGTHS: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    MASKED: tl.constexpr, LENGTHS: tl.constexpr, LATE: tl.constexpr, ADDED: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISE: tl.constexpr, DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The keys in [begin, end). q, dout: tiles; pointers with COLUMNS."""
@@ -57,7 +57,7 @@ def _walk_keys(
         if LATE:
             p = tl.exp2(s * scale - lse[:, None])
         else:
-            p = tl.exp2(s - lse[:, None])
+            p = tl.exp2(in_base_2(s - lse[:, None], ADDED))
         if COLUMNS:
             dp = products_of_rows(
                 dout, strides_do, h, m, T, v, strides_v, h_kv, n, length, b, DV,
@@ -102,6 +102,7 @@ def attention_backward_q_kernel(
         mask_ptr += b.to(tl.int64) * smb + h.to(tl.int64) * smh
 
     LENGTHS: tl.constexpr = lengths_ptr is not None
+    ADDED: tl.constexpr = mask_ptr is not None and mask_ptr.dtype.element_ty != tl.uint8
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
     strides_q, strides_do = in_elements(sqb, sqh, sqt, UNIT), in_elements(sdob, sdoh, sdot, UNIT)
@@ -109,7 +110,7 @@ def attention_backward_q_kernel(
     if not COLUMNS:
         q = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
         dout = load_rows(dout, strides_do, b, h, m, T, DV, BLOCK_M, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
-    statistics = query_statistics(head_statistics(statistics_ptr, head, T, PAD), m, BLOCK_M, PAD)
+    statistics = query_statistics(head_statistics(statistics_ptr, head, T, PAD, ADDED), m, BLOCK_M, PAD, ADDED)
     lse = tl.load(statistics)
     delta = tl.load(statistics + PAD)
     BLOCK_C: tl.constexpr = part_width(BLOCK_D, COLUMNS)
@@ -126,13 +127,13 @@ def attention_backward_q_kernel(
         dq_tile = _walk_keys(
             dq_tile, full_end, end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v,
             b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
-            seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE,
+            seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, ADDED, PRECISION, PRECISE,
             DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
     dq_tile = _walk_keys(
         dq_tile, full_begin, full_end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v,
         b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
-        seed, threshold, gain, T, S, D, DV, False, LENGTHS, LATE, PRECISION, PRECISE,
+        seed, threshold, gain, T, S, D, DV, False, LENGTHS, LATE, ADDED, PRECISION, PRECISE,
         DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
     )  # fmt: skip
     if left is not None:
@@ -140,9 +141,12 @@ def attention_backward_q_kernel(
             dq_tile, begin, tl.minimum(full_begin, end), column, q, dout, lse, delta, k, v,
             strides_q, strides_do, strides_k, strides_v,
             b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
-            seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE,
+            seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, ADDED, PRECISION, PRECISE,
             DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
-    dq_tile = scaled_parts(dq_tile, dq_scale, PARTS)
+    if ADDED:  # the sum of exponentials, which lse is without, waits until here: one number less in the loops
+        dq_tile = scaled_parts(dq_tile, (tl.exp2(-tl.load(statistics + 2 * PAD)) * dq_scale)[:, None], PARTS)
+    else:
+        dq_tile = scaled_parts(dq_tile, dq_scale, PARTS)
     strides_dq = in_elements(sdqb, sdqh, sdqt, UNIT)
     store_parts(dq, strides_dq, b, h, m, T, column, D, dq_tile, BLOCK_M, BLOCK_C, PARTS, DESCRIPTORS_OUT)

@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_mask import limits
+from .attention_mask import in_base_2, limits
 from .attention_tile import LOG2_E, block_width, empty_like_rows
 from .entry import entry
 from .launch import Chip, cdiv, chip_of, dot_precision, on_device_of
@@ -58,6 +58,7 @@ def _share_kernel(
     there = rows < G * T
     g, t = rows // T, rows % T
     h, t_far = hk * G + g, t.to(tl.int64)  # what strides are multiplied by
+    ADDED: tl.constexpr = mask_ptr is not None and not BOOL_MASK
     offs_n, offs_d, offs_dv = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_DV)
     d_inside = (offs_d < D)[None, :] if D != BLOCK_K else tl.full((1, BLOCK_K), True, tl.int1)
     dv_inside = (offs_dv < DV)[None, :] if DV != BLOCK_DV else tl.full((1, BLOCK_DV), True, tl.int1)
@@ -96,7 +97,7 @@ def _share_kernel(
         k = tl.load(k_ptrs, mask=inside[:, None] & d_inside, other=0.0)
         scores = tl.dot(q, k.T, input_precision=PRECISION)
         if SOFTCAP:
-            scores = softcap * tanh(scores * scale)  # scale has 1 / softcap in it, softcap log2(e)
+            scores = softcap * tanh(scores * scale)  # scale has 1 / softcap in it, softcap log2(e) as below
         else:
             scores *= scale
         seen = inside[None, :]
@@ -116,13 +117,13 @@ def _share_kernel(
             if BOOL_MASK:
                 seen = seen & (mask != 0)
             else:
-                scores += mask.to(tl.float32) * 1.4426950408889634
+                scores += mask.to(tl.float32)
         scores = tl.where(seen, scores, float("-inf"))
 
         new_top = tl.maximum(top, tl.max(scores, axis=1))
         base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen nothing: no inf - inf
-        shrink = tl.exp2(top - base)
-        p = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(in_base_2(top - base, ADDED))
+        p = tl.exp2(in_base_2(scores - base[:, None], ADDED))
         total = total * shrink + tl.sum(p, axis=1)
         v_ptrs = v_ptr + j_far * stride_vs * UNIT + offs_dv[None, :]
         v = tl.load(v_ptrs, mask=inside[:, None] & dv_inside, other=0.0)
@@ -145,7 +146,7 @@ def _share_kernel(
 def _combine_kernel(
     o_ptr, part_ptr, max_ptr, sum_ptr,  # (B, H, T, DV), any strides; as _share_kernel leaves them
     stride_ob, stride_oh, stride_ot, HK, G, T, DV, splits,
-    BLOCK_S: tl.constexpr, BLOCK_DV: tl.constexpr,
+    ADDED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """One program: one row of o, its shares taken BLOCK_S at a time."""
     row = tl.program_id(0).to(tl.int64)
@@ -164,7 +165,7 @@ def _combine_kernel(
         sums = tl.load(part_ptr + part[:, None] * DV + offs_dv[None, :], mask=written, other=0.0)
         new_top = tl.maximum(top, tl.max(tops, axis=0))
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        shrink, weights = tl.exp2(top - base), tl.exp2(tops - base)
+        shrink, weights = tl.exp2(in_base_2(top - base, ADDED)), tl.exp2(in_base_2(tops - base, ADDED))
         total = total * shrink + tl.sum(totals * weights, axis=0)
         acc = acc * shrink + tl.sum(sums * weights[:, None], axis=0)
         top = new_top
@@ -273,7 +274,9 @@ def attention_decode(
         tops, totals = torch.empty(2, *part.shape[:3], dtype=torch.float32, device=q.device)
     unit = 16 // q.element_size()
     unit = unit if all(stride % unit == 0 for x in (k, v) for stride in x.stride()[:3]) else 1
-    scale, softcap = (scale / softcap, softcap * LOG2_E) if capped else (scale * LOG2_E, 0.0)
+    added = masked and not bool_mask  # then scores are in base e, see in_base_2
+    log2_e = 1.0 if added else LOG2_E
+    scale, softcap = (scale / softcap, softcap * log2_e) if capped else (scale * log2_e, 0.0)
     with on_device_of(q):
         _share_kernel[(B * HK * cdiv(G * T, s.BLOCK_M), s.SPLITS)](
             part, tops, totals, q, k, v, mask, lengths, offsets,
@@ -288,6 +291,6 @@ def attention_decode(
         if s.SPLITS > 1:
             block_s = min(triton.next_power_of_2(s.SPLITS), max(_COMBINED // block_width(DV), 1))
             _combine_kernel[(B * H * T,)](
-                o, part, tops, totals, *strides, HK, G, T, DV, s.SPLITS, block_s, block_width(DV), num_warps=4
+                o, part, tops, totals, *strides, HK, G, T, DV, s.SPLITS, added, block_s, block_width(DV), num_warps=4
             )  # fmt: skip
     return o

@@ -2,14 +2,16 @@
 
 For each block of keys, in base 2:  s = q k^T scale log2 e;  top' = max(top, max s);  p = exp2(s - top');
 total = total exp2(top - top') + sum p;  acc = acc exp2(top - top') + p v.  At the end out = acc / total and
-lse = top + log2(total). A query that sees nothing has total 0, out 0, lse -inf.
+lse = top + log2(total). A query that sees nothing has total 0, out 0, lse -inf. Where a mask is added to the scores
+they stay in base e, see ``in_base_2``, and lse is kept as two numbers, top and log2(total): the sum of a great and a
+small number would be the great one, as where a query has a mask of -1e9 on all its keys.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from .attention_mask import Band, kept, key_blocks, limits
+from .attention_mask import Band, in_base_2, kept, key_blocks, limits
 from .attention_settings import Attention, TileSettings, burden_of, forward_choice
 from .attention_tile import (
     Scoring,
@@ -56,7 +58,7 @@ def _walk(
     acc, total, top, begin, end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h_kv, head, m,
     offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms, seed, threshold, T, S, D, DV,
     MASKED: tl.constexpr, LENGTHS: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr, ADDED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The blocks of keys in [begin, end), all of which need a mask or none. q: a tile; a pointer with COLUMNS."""
@@ -84,8 +86,8 @@ def _walk(
         else:
             new_top = tl.maximum(top, tl.max(s, 1))
             safe = tl.where(new_top == float("-inf"), 0.0, new_top)
-            p = tl.exp2(s - safe[:, None])
-        shrink = tl.exp2(top - safe)
+            p = tl.exp2(in_base_2(s - safe[:, None], ADDED))
+        shrink = tl.exp2(in_base_2(top - safe, ADDED))
         total = total * shrink + tl.sum(p, 1)
         acc = scaled_parts(acc, shrink[:, None], PARTS)
         if seed is not None:
@@ -126,6 +128,7 @@ def attention_forward_kernel(
         mask_ptr += b.to(tl.int64) * smb + h.to(tl.int64) * smh
 
     LENGTHS: tl.constexpr = lengths_ptr is not None
+    ADDED: tl.constexpr = mask_ptr is not None and mask_ptr.dtype.element_ty != tl.uint8
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
     strides_q, strides_k = in_elements(sqb, sqh, sqt, UNIT), in_elements(skb, skh, sks, UNIT)
@@ -148,20 +151,20 @@ def attention_forward_kernel(
         acc, total, top = _walk(
             acc, total, top, full_end, end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h // GROUP,
             head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
-            True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV, ADDED,
             BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
     acc, total, top = _walk(
         acc, total, top, full_begin, full_end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h // GROUP,
         head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
-        False, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+        False, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV, ADDED,
         BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
     )  # fmt: skip
     if left is not None:
         acc, total, top = _walk(
             acc, total, top, begin, tl.minimum(full_begin, end), column, q, k, v, strides_q, strides_k, strides_v,
             b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
-            seed, threshold, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+            seed, threshold, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV, ADDED,
             BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
 
@@ -172,7 +175,13 @@ def attention_forward_kernel(
     store_parts(out, strides_o, b, h, m, T, column, DV, acc, BLOCK_M, BLOCK_C, PARTS, DESCRIPTOR_OUT)
     if lse_ptr is not None:  # programs of other columns write the same
         rows = m + tl.arange(0, BLOCK_M)
-        tl.store(lse_ptr + head.to(tl.int64) * T + rows, top + tl.log2(total), mask=rows < T)
+        lse_ptr += head.to(tl.int64) * T
+        if ADDED:
+            tl.store(lse_ptr + rows, top, mask=rows < T)
+            lse_ptr += tl.cast(B, tl.int64) * H * T
+            tl.store(lse_ptr + rows, tl.log2(total), mask=rows < T)
+        else:
+            tl.store(lse_ptr + rows, top + tl.log2(total), mask=rows < T)
 
 
 _CACHED = 16 << 20  # bytes of keys and values that programs at work share in L2
@@ -186,11 +195,13 @@ def heads_at_once(H, HK, S, D, DV, itemsize):
 def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, settings: TileSettings | None = None):
     """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV), last stride 1 -> out (B, H, T, DV), lse (B, H, T) or None.
 
-    out lies in memory as q. lse: base-2 logarithm of the sum of exponentials, float32, where ``keep``.
+    out lies in memory as q. lse: base-2 logarithm of the sum of exponentials, float32, where ``keep``. With a mask that
+    is added, lse (2, B, H, T): the greatest score, and the base-2 logarithm of the sum of exponentials relative to it.
     """
     (B, H, T, D), (_, HK, S, DV) = q.shape, v.shape
     out = empty_like_rows(q, DV)
-    lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device) if keep else None
+    statistics = (2, B, H, T) if scoring.added else (B, H, T)
+    lse = torch.empty(statistics, dtype=torch.float32, device=q.device) if keep else None
     if B * H * T == 0:
         return out, lse
     if S == 0 or DV == 0:
@@ -213,7 +224,7 @@ def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, se
             *strides,
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(),
             B, H, T, S, at_once, H // HK, D, DV, unit,
-            scoring.scaled_late, S % s.BLOCK_N == 0, dot, q.dtype == torch.float32,
+            scoring.scaled_late, S % s.BLOCK_N == 0, dot, scoring.precise(q.dtype),
             descriptors, descriptor_out, s.BLOCK_M, s.BLOCK_N, block_d, block_dv, s.COLUMNS,
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip

@@ -133,7 +133,7 @@ def seen(queries, keys, offset, length, left, right):
 
 @triton.jit
 def attended(scores, mask_ptr, queries, keys, first, stride_t, stride_s, T, S, MASKED: tl.constexpr):
-    """Scores in base 2 with an attn_mask: uint8, 0 takes out, or floating, added.
+    """Scores with an attn_mask: uint8, 0 takes out, or floating, added to them as they are, see ``in_base_2``.
 
     first: the first of ``keys``. MASKED: some may be past S. Its rows are aligned (``Scoring.aligned``), so that many
     elements are loaded at a time: the addresses of single ones would fill the registers.
@@ -147,8 +147,20 @@ def attended(scores, mask_ptr, queries, keys, first, stride_t, stride_s, T, S, M
     if mask_ptr.dtype.element_ty == tl.uint8:
         scores = tl.where(mask != 0, scores, float("-inf"))
     else:
-        scores += mask.to(tl.float32) * 1.4426950408889634
+        scores += mask.to(tl.float32)
     return scores
+
+
+@triton.jit
+def in_base_2(difference, ADDED: tl.constexpr):
+    """A difference of two scores -> what exp2 takes of it.
+
+    Scores are in base 2, but not where a mask is ADDED. The least float32 times log2 e would be -inf, and a query whose
+    keys all have that mask would look as if it saw none.
+    """
+    if ADDED:
+        difference *= 1.4426950408889634
+    return difference
 
 
 @triton.jit

@@ -68,8 +68,8 @@ def _onepass_kernel(
         h = hk * GROUP + i // blocks
         m = begin + i % blocks * BLOCK_M
         queries = m + tl.arange(0, BLOCK_M)
-        statistics = head_statistics(statistics_ptr, b * HK * GROUP + h, T, PAD)
-        statistics = query_statistics(statistics, m, BLOCK_M, PAD)
+        statistics = head_statistics(statistics_ptr, b * HK * GROUP + h, T, PAD, False)
+        statistics = query_statistics(statistics, m, BLOCK_M, PAD, False)
         q_tile = q.load([b, h, m, 0]).reshape(BLOCK_M, BLOCK_D)
         p = tl.exp2(tl.dot(k_tile, q_tile.T) * scale_log2 - tl.load(statistics)[None, :])
         if CAUSAL:

@@ -73,15 +73,16 @@ def store_rows(
 
 
 @triton.jit
-def head_statistics(pointer, head, T, PAD: tl.constexpr):
+def head_statistics(pointer, head, T, PAD: tl.constexpr, ADDED: tl.constexpr):
     """Where the statistics of a head's queries begin, see ``attention_statistics``."""
-    return pointer + head.to(tl.int64) * (tl.cdiv(T, PAD) + 1) * (2 * PAD)
+    return pointer + head.to(tl.int64) * (tl.cdiv(T, PAD) + 1) * ((3 if ADDED else 2) * PAD)
 
 
 @triton.jit
-def query_statistics(pointer, m, BLOCK: tl.constexpr, PAD: tl.constexpr):
+def query_statistics(pointer, m, BLOCK: tl.constexpr, PAD: tl.constexpr, ADDED: tl.constexpr):
     """Pointers to lse of a tile of queries from m >= 0 on. delta lies PAD elements further. PAD: a power of two."""
-    return pointer + tl.multiple_of(m + (m & -PAD), BLOCK) + tl.arange(0, BLOCK)
+    before = (m & -PAD) * 2 if ADDED else m & -PAD
+    return pointer + tl.multiple_of(m + before, BLOCK) + tl.arange(0, BLOCK)
 
 
 @triton.jit
@@ -177,10 +178,11 @@ def scores(
     mask_ptr, stride_mt, stride_ms, T, S,
     SCALED: tl.constexpr, MASKED: tl.constexpr, PRECISE: tl.constexpr,
 ):  # fmt: skip
-    """Products of queries and keys -> what exp2 takes, and the slope of the softcap (1 without one).
+    """Products of queries and keys -> scores, and the slope of the softcap (1 without one).
 
-    scale: times log2 e, or over the softcap where there is one; cap: the softcap times log2 e. SCALED: multiply by the
-    scale here; else the caller does. MASKED: the tile holds keys that some query does not see.
+    scale: times log2 e, or over the softcap where there is one; cap: the softcap times log2 e. Both are without log2 e
+    where a floating mask is added, and so are the scores, see ``in_base_2``. SCALED: multiply by the scale here; else
+    the caller does. MASKED: the tile holds keys that some query does not see.
     """
     slope = 1.0
     if cap is not None:
@@ -209,6 +211,15 @@ class Scoring(NamedTuple):
     seed: torch.Tensor | None = None  # (1,) int64
 
     @property
+    def added(self) -> bool:
+        """Whether the mask is one that is added to the scores."""
+        return self.mask is not None and self.mask.is_floating_point()
+
+    def precise(self, dtype: torch.dtype) -> bool:
+        """Whether the softcap takes the exact tanh: the other's error, 1e-7 of the softcap, would be in the scores."""
+        return dtype == torch.float32 or (self.softcap is not None and self.softcap > 1000)
+
+    @property
     def scaled_late(self) -> bool:
         """The scale can wait for the exponential's argument, where a fused multiply-add is free."""
         return self.softcap is None and self.mask is None and self.scale > 0
@@ -234,8 +245,9 @@ class Scoring(NamedTuple):
 
     def arguments(self):
         """scale, cap, mask, its four strides, seed, threshold and gain of dropout, as the kernels take them."""
-        cap = None if self.softcap is None else self.softcap * LOG2_E
-        scale = self.scale * LOG2_E if self.softcap is None else self.scale / self.softcap
+        unit = 1.0 if self.added else LOG2_E
+        cap = None if self.softcap is None else self.softcap * unit
+        scale = self.scale * unit if self.softcap is None else self.scale / self.softcap
         mask, strides = self.mask, (0, 0, 0, 0)
         if mask is not None:
             mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask

@@ -17,7 +17,7 @@ from primer_fast.backend import (
     runs_triton,
     wants_gradient,
 )
-from primer_fast.library.scaled_dot_product_attention import Attention
+from primer_fast.library.scaled_dot_product_attention import NO_SOFTCAP, Attention
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _fast_backward = False
@@ -266,8 +266,11 @@ def scaled_dot_product_attention_plain(
         return torchs_attention(query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         key, value = _repeated(query, key, value)
+    dtype = autocast_dtype(query) or query.dtype
+    wide = torch.promote_types(dtype, torch.float32)  # of scores and sums, as in the kernels
+    query, key, value = (t.to(wide) for t in (query, key, value))
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    if softcap is not None:
+    if softcap is not None and softcap < NO_SOFTCAP:
         scores = softcap * torch.tanh(scores / softcap)
     if attn_mask is not None:
         scores = scores + attn_mask
@@ -275,7 +278,7 @@ def scaled_dot_product_attention_plain(
         scores = scores.masked_fill(~visible, -math.inf)
     empty = (scores == -math.inf).all(dim=-1, keepdim=True)
     weights = scores.masked_fill(empty, 0).softmax(dim=-1).masked_fill(empty, 0)  # 0 before, lest gradients be NaN
-    return torch.dropout(weights, dropout_p, True) @ value
+    return (torch.dropout(weights, dropout_p, True) @ value).to(dtype)
 
 
 def _groups_as_torch_has_them(query, key, value):

@@ -19,6 +19,7 @@ from primer_fast.kernels.scaled_dot_product_attention import (
 from primer_fast.library.register import absent, check_kept, only, operator, present, spread
 
 _FAR = 1 << 30  # further than any position
+NO_SOFTCAP = 1e19  # no score that float32 tells from the capped one reaches so far; in greater ones 1 / softcap is lost
 _DECODED_ROWS, _DECODED_KEYS = 64, 256  # at most so many queries of a key head, at least so many keys: keys are split
 
 
@@ -52,7 +53,8 @@ class Attention(NamedTuple):
         *rows, D = q.shape
         scale = 1 / math.sqrt(D) if self.scale is None else self.scale
         mask = self.mask if self.mask is None else self.mask.expand(*rows, S)
-        return Scoring(scale, self.softcap, mask, self.dropout_p, self.seed)
+        softcap = self.softcap if self.softcap is not None and self.softcap < NO_SOFTCAP else None
+        return Scoring(scale, softcap, mask, self.dropout_p, self.seed)
 
 
 def forward(q, k, v, attention: Attention, keep):
@@ -137,7 +139,9 @@ def scaled_dot_product_attention(
 @scaled_dot_product_attention.register_fake
 def _(query, key, value, *attention_fast_keep):
     out = empty_like_rows(query, value.shape[3])
-    return out, query.new_empty(query.shape[:3], dtype=torch.float32) if attention_fast_keep[-1] else absent(out)
+    mask, *_, keep = attention_fast_keep
+    rows = (2, *query.shape[:3]) if mask is not None and mask.is_floating_point() else query.shape[:3]
+    return out, query.new_empty(rows, dtype=torch.float32) if keep else absent(out)
 
 
 @operator("scaled_dot_product_attention_backward")

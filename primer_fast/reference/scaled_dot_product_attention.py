@@ -143,11 +143,15 @@ def flops(case):
 def bytes_moved(case, itemsize):
     """Fewest bytes to move by pass: every array read once, every result written once, and lse in float32.
 
-    The backward reads dy, query, key, value, the output and lse.
+    The backward reads dy, query, key, value, the output and lse, which is two numbers where a mask is added.
     """
     B, H, HK, T, S, D, DV = sizes(case)
     queries, keys, outputs, lse = B * H * T * D, B * HK * S * (D + DV), B * H * T * DV, 4 * B * H * T
-    mask = math.prod(case.shapes["attn_mask"]) * itemsize if "attn_mask" in case.shapes else 0
+    mask = 0
+    if "attn_mask" in case.shapes:
+        mask = math.prod(case.shapes["attn_mask"]) * itemsize
+        if "attn_mask" not in case.dtypes:  # one that is added: lse in two parts
+            lse *= 2
     return {
         "forward": itemsize * (queries + keys + outputs) + lse + mask,
         "backward": itemsize * (2 * queries + 2 * keys + 2 * outputs) + lse + mask,
