@@ -37,6 +37,12 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"generate: top_p must be in (0, 1]; got {self.top_p!r}")
 
+    def scaled(self, logits: Tensor) -> Tensor:  # (..., V)
+        """Over the temperature, the largest at 0: however small a temperature is, no logit becomes infinite or NaN."""
+        least, most = torch.finfo(logits.dtype).tiny, torch.finfo(logits.dtype).max
+        temperature = min(max(self.temperature, least), most) if self.temperature > 0 else 1.0
+        return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -64,15 +70,16 @@ def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = Non
     """``logits`` with -inf for tokens outside of top-k, then of top-p.
 
     top-k keeps ties with the k-th. top-p keeps the most probable tokens until they sum to ``top_p``, at least one.
+    Rounding must not decide where they sum to it exactly, so a millionth less is enough.
     """
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        probability = ordered.softmax(dim=-1)
+        probability = ordered.softmax(dim=-1, dtype=torch.float64)
         before = probability.cumsum(dim=-1) - probability  # of the more probable tokens: 0 for the first, which stays
-        drop = before >= top_p
+        drop = before >= top_p * (1 - 1e-6)
         logits = logits.masked_fill(torch.empty_like(drop).scatter_(-1, order, drop), -math.inf)
     return logits
 
@@ -83,10 +90,13 @@ def sample(
     generator: torch.Generator | None = None,
     place: tuple[int, int] | None = None,
 ) -> Tensor:  # (B,)
-    """One token for each row; with ``place`` = (first, count) as if these were rows first, first + 1, ... of count."""
+    """One token for each row; with ``place`` = (first, count) as if these were rows first, first + 1, ... of count.
+
+    Where the largest logit of a row is not finite, its token means nothing.
+    """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    z = restrict(logits / sampling.temperature, sampling.top_k, sampling.top_p)
+    z = restrict(sampling.scaled(logits), sampling.top_k, sampling.top_p)
     first, count = place or (0, len(z))
     waiting = z.new_empty(count, z.shape[1]).exponential_(generator=generator)[first : first + len(z)]
     waiting.clamp_min_(torch.finfo(z.dtype).tiny)
@@ -132,6 +142,7 @@ def generate(
         ValueError: an empty prompt, a token out of the vocabulary, or prompt and new tokens beyond the context without
             ``slide``; options out of their range.
         TypeError: prompts that are no int64 tensors.
+        FloatingPointError: the model's logits are NaN or infinite.
     """
     sampling = Sampling(temperature, top_k, top_p)
     tokens, host_lengths = _collect(model, prompts, lengths, max_new_tokens)
@@ -154,13 +165,17 @@ def generate(
     model.eval()
     try:
         with torch.inference_mode():
-            new, chosen = _continue(
+            new, chosen, finite = _continue(
                 model, tokens, host_lengths, max_new_tokens, sampling, generator, log_probs, stops, cache, cuda_graph,
                 place,
             )  # fmt: skip
     finally:
         for module in training:
             module.training = True
+    if not finite:  # the first look at it: a look waits for the device
+        raise FloatingPointError(
+            "generate: the model's logits must be finite, or -inf for some tokens; got NaN, inf, or -inf for all"
+        )
     return _result(tokens, torch.tensor(host_lengths, device=tokens.device), new, chosen, stops, pad)
 
 
@@ -186,6 +201,7 @@ class DecodeStep:
         self.model, self.cache, self.sampling, self.generator = model, cache, sampling, generator
         self.token = torch.zeros(batch, dtype=torch.int64, device=device)
         self.log_prob = torch.zeros(batch, device=device) if log_prob else None
+        self.finite = torch.ones((), dtype=torch.bool, device=device)  # whether all logits so far gave a distribution
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
@@ -196,10 +212,10 @@ class DecodeStep:
 
     def choose(self, hidden: Tensor) -> None:  # (B, W) of the last tokens
         logits = self.model.logits(hidden).float()
+        self.finite &= logits.amax(dim=-1).isfinite().all()
         self.token.copy_(sample(logits, self.sampling, self.generator, self.place))
         if self.log_prob is not None:
-            z = logits / (self.sampling.temperature or 1.0)
-            self.log_prob.copy_(z.log_softmax(dim=-1).gather(-1, self.token[:, None])[:, 0])
+            self.log_prob.copy_(self.sampling.scaled(logits).log_softmax(dim=-1).gather(-1, self.token[:, None])[:, 0])
 
     def record(self) -> None:
         """Capture the step after trial runs, and leave token, cache and generator as they were."""
@@ -234,7 +250,7 @@ class DecodeStep:
 
 
 def _continue(model, prompts, host_lengths, N, sampling, generator, log_probs, stops, cached, cuda_graph, place):
-    """(B, N) tokens and their log-probabilities: finished rows go on, and are cut afterwards."""
+    """(B, N) tokens, their log-probabilities, whether all are finite: finished rows go on, and are cut afterwards."""
     B, P = prompts.shape
     device, context = prompts.device, model.config.context
     prompt_lengths = torch.tensor(host_lengths, device=device)
@@ -262,7 +278,7 @@ def _continue(model, prompts, host_lengths, N, sampling, generator, log_probs, s
             stopped |= (step.token[:, None] == stops).any(dim=1)
             if (t + 1) % (CHECK_EVERY if device.type == "cuda" else 1) == 0 and stopped.all():
                 break
-    return new, chosen
+    return new, chosen, step.finite
 
 
 def _last(hidden, lengths):  # (B, T, W) -> (B, W) of each row's last token

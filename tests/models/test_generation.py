@@ -286,6 +286,42 @@ def test_ties():
     assert (restrict(even, top_p=0.5) > -math.inf).tolist() == [[True, True, False, False]]
 
 
+@pytest.mark.parametrize(("parts", "top_p", "kept"), [
+    ((0.5, 0.3, 0.1, 0.1), 0.8, 2), ((0.4, 0.3, 0.2, 0.1), 0.7, 2), ((0.4, 0.3, 0.2, 0.1), 0.9, 3),
+    ((0.1,) * 10, 0.3, 3), ((0.1,) * 10, 0.7, 7), ((0.6, 0.2, 0.2), 0.6, 1), ((0.5, 0.3, 0.2), 1e-320, 1),
+    ((0.001,) * 1000, 0.999, 999),
+])  # fmt: skip
+def test_tokens_that_sum_to_top_p_exactly_are_enough(parts, top_p, kept):
+    logits = torch.tensor(parts).log()[None]
+    assert (restrict(logits, top_p=top_p) > -math.inf).sum() == kept
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-42, 1e-38, 1e-30, 1e300])
+def test_any_temperature_draws_from_a_distribution(temperature):
+    logits = torch.tensor([[1.0, 3.0, -math.inf, 3.0, 2.0]]).expand(2000, -1)
+    tokens = sample(logits, Sampling(temperature), torch.Generator().manual_seed(0))
+    possible = {1, 3} if temperature < 1 else {0, 1, 3, 4}
+    assert set(tokens.tolist()) == possible
+    assert (tokens == 1).float().mean().item() == pytest.approx(1 / len(possible), abs=0.05)
+
+
+@pytest.mark.parametrize("temperature", [1e-42, 1e300])
+def test_log_probs_at_any_temperature_are_finite(plain_path, temperature):
+    got = generate(build(layers=1), prompts(3), max_new_tokens=4, temperature=temperature, seed=0, log_probs=True)
+    expected = 0.0 if temperature < 1 else -math.log(31)
+    torch.testing.assert_close(got.log_probs, torch.full((1, 4), expected))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 0, "top_k": 3, "top_p": 0.5}], ids=str)
+def test_weights_that_are_not_finite_end_in_an_error(plain_path, bad, options):
+    model = build(layers=1)
+    with torch.no_grad():
+        model.embedding.weight[3] = bad
+    with pytest.raises(FloatingPointError, match="logits must be finite, or -inf for some tokens; got NaN"):
+        generate(model, prompts(3), max_new_tokens=4, **options)
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(5, None), (None, 0.8), (12, 0.5)])
 def test_restrictions_are_those_of_transformers(top_k, top_p, monkeypatch):
     monkeypatch.setitem(sys.modules, "kernels", None)  # PyPI's, which this repository's folder is not
