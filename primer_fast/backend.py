@@ -40,6 +40,12 @@ def wants_gradient(*tensors: Any) -> bool:
     return False
 
 
+def sums_narrowly(x: Tensor | None) -> bool:
+    """Whether PyTorch's CPU operators might add up a gradient of ``x`` in 16 bits: where they do, 256 ones and one more
+    are 256. Callers then compute in float32, and the gradient is rounded once."""
+    return x is not None and x.dtype in (torch.float16, torch.bfloat16) and wants_gradient(x)
+
+
 def apply_of(function: type) -> Any:
     """``function.apply`` of an autograd.Function, without the look at functorch's transforms that it begins with."""
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]

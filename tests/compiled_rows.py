@@ -12,7 +12,7 @@ def run_python(*arguments, **environment):
     """Run Python in the repository, not interpreting kernels unless told to."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=kept | environment, capture_output=True, text=True, timeout=900
+        [sys.executable, *arguments], cwd=ROOT, env=kept | environment, capture_output=True, text=True
     )
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,12 @@ def test_top_level_is_what_the_readme_maps():
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
     assert {line.split("/")[0] for line in listed.stdout.split()} <= allowed
+
+
+def test_no_test_has_a_time_limit():
+    """Only the limits that the code itself keeps are tested, against what would take a thousand seconds."""
+    limits = re.compile(r"\(timeout=|, timeout=\d|(monotonic|perf_counter)\(\) - \w+ <")
+    found = [
+        p.name for p in (ROOT / "tests").rglob("*.py") if p.name != "test_layout.py" and limits.search(p.read_text())
+    ]
+    assert found == []

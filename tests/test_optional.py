@@ -43,6 +43,6 @@ def test_files_and_tests_are_skipped_with_the_reason(rule, tmp_path):
     )
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-rs", str(tmp_path)]
     kept = os.environ | {"PYTHONPATH": str(TESTS)}
-    done = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True)
     assert f"{absent[0]} is not installed" in done.stdout
     assert "1 failed, 2 skipped" in done.stdout

@@ -20,6 +20,7 @@ from primer_fast.functional.activation import apply_plain, check_activation
 from primer_fast.kernels.conv2d import Geometry
 
 Pair = int | tuple[int, int]
+_NUMBERS = 1 << 63  # the first that torch's operators do not take
 
 
 class _Conv2d(torch.autograd.Function):
@@ -101,7 +102,7 @@ def conv2d(
             raise
     input, weight, bias = _prepare(input, weight, bias)
     geometry = _check(input, weight, bias, *options)
-    if input.numel() == 0 or weight.numel() == 0:
+    if input.numel() == 0 or weight.numel() == 0 or not _fits_32_bits(input, geometry):
         return conv2d_plain(input, weight, bias, *options, activation=activation)
 
     x = input[None] if input.dim() == 3 else input
@@ -146,13 +147,15 @@ def _prepare(input, weight, bias):
 
 def _pair(name, value, least):
     """An int, or a sequence of one or two, as torch takes them -> a pair of ints of at least ``least``."""
-    if type(value) is int and value >= least:  # most calls: on a small image the rest would take longer than the op
+    if (
+        type(value) is int and least <= value < _NUMBERS
+    ):  # most calls: on a small image the rest would take longer than the op
         return value, value
     pair = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(pair, tuple | list) or any(not isinstance(n, int) or isinstance(n, bool) for n in pair):
         raise TypeError(f"conv2d: {name} must be an int or a pair of ints; got {value!r}")
-    if len(pair) not in (1, 2) or min(pair) < least:
-        raise ValueError(f"conv2d: {name} must be one or two numbers of at least {least}; got {value!r}")
+    if len(pair) not in (1, 2) or min(pair) < least or max(pair) >= _NUMBERS:
+        raise ValueError(f"conv2d: {name} must be one or two numbers of at least {least}, in 64 bits; got {value!r}")
     return tuple(pair) * (3 - len(pair))
 
 
@@ -212,7 +215,15 @@ def _geometry(image, taps, stride, padding, dilation, groups) -> Geometry:
             f"got kernel {reach[0]} x {reach[1]} and input {height} x {width}"
         )
     size = (height - reach[0]) // stride[0] + 1, (width - reach[1]) // stride[1] + 1
+    # Between single outputs a stride means nothing, and between single taps a dilation: neither may overflow.
+    stride = 1 if size[0] == 1 else stride[0], 1 if size[1] == 1 else stride[1]
+    dilation = 1 if R == 1 else dilation[0], 1 if S == 1 else dilation[1]
     return Geometry(stride, before, dilation, groups, size)
+
+
+def _fits_32_bits(input, geometry) -> bool:
+    """Whether the kernels, whose positions have 32 bits, can address the padded input."""
+    return all(n + 2 * zeros < 2**31 for n, zeros in zip(input.shape[-2:], geometry.padding, strict=True))
 
 
 _cached_geometry = functools.lru_cache(maxsize=1024, typed=True)(_geometry)

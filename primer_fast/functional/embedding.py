@@ -5,7 +5,7 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, wants_gradient
+from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, sums_narrowly, wants_gradient
 
 _INDICES = (torch.int32, torch.int64)
 
@@ -53,6 +53,10 @@ def embedding(
     input: Tensor,  # (...) integers: rows of weight
     weight: Tensor,  # (V, D)
     padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
     *,
     position: Tensor | None = None,  # (P, D): a row for each position
     position_ids: Tensor | None = None,  # integers that broadcast to input's shape; None: 0, 1, ... along its last axis
@@ -68,8 +72,10 @@ def embedding(
 
     Args:
         padding_idx: of weight; a negative one counts from its end.
+        max_norm, norm_type, scale_grad_by_freq, sparse: torch's own, for its defaults alone.
 
     Raises:
+        NotImplementedError: ``max_norm``, ``scale_grad_by_freq`` or ``sparse`` is set.
         ValueError: weight or position do not have two axes, or not as many features; there are fewer positions than
             the last axis of input; position_ids do not broadcast to input, or come without position; padding_idx is
             not a row of weight; devices differ.
@@ -77,6 +83,10 @@ def embedding(
 
     Source: torch.nn.functional.embedding; Vaswani et al., "Attention Is All You Need" (2017), section 3.4 and 3.5.
     """
+    if max_norm is not None or scale_grad_by_freq or sparse:
+        named = {"max_norm": max_norm, "scale_grad_by_freq": scale_grad_by_freq or None, "sparse": sparse or None}
+        name, value = next((name, value) for name, value in named.items() if value is not None)
+        raise NotImplementedError(f"embedding: {name}={value!r} is not built; use torch.nn.functional.embedding")
     if prepares(weight):
         plan = library.embedding.forward.known(input, weight, position, position_ids, padding_idx)
         if plan is not None:
@@ -108,14 +118,21 @@ def embedding_plain(
     position_ids: Tensor | None = None,
 ) -> Tensor:
     """The same through torch's own operators."""
-    y = torch_F.embedding(input, weight, padding_idx)
+    y = _rows(weight, input, padding_idx)
     if position is None:
         return y
     if position_ids is None:
         length = input.shape[-1]
         whole = not torch.compiler.is_compiling() and position.shape[0] == length  # a graph would be bound to it
         return y + (position if whole else position[:length])
-    return y + torch_F.embedding(position_ids, position)
+    return y + _rows(position, position_ids)
+
+
+def _rows(table, ids, padding_idx=None):
+    """The rows of a table, which is copied to float32 where its gradient would be summed in 16 bits."""
+    if not sums_narrowly(table):
+        return torch_F.embedding(ids, table, padding_idx)
+    return torch_F.embedding(ids, table.float(), padding_idx).to(table.dtype)
 
 
 def _check_indices(error, **tables):

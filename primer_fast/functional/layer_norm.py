@@ -9,7 +9,7 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, wants_gradient
+from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, sums_narrowly, wants_gradient
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -142,7 +142,8 @@ def layer_norm_plain(
     """The same through torch's own operators."""
     shape = _shape(normalized_shape)
     total = input if residual is None else input + residual
-    if weight is None and bias is not None and bias.dtype != total.dtype:  # torch takes it, but has no gradient for it
+    mixed = weight is None and bias is not None and bias.dtype != total.dtype  # torch has no gradient for it
+    if mixed or sums_narrowly(weight) or sums_narrowly(bias):
         y = _normalize_plain(total, shape, weight, bias, eps, total.dtype)
     else:
         y = torch_F.layer_norm(total, shape, weight, bias, eps)
@@ -158,9 +159,9 @@ def _shape(normalized_shape) -> tuple:
 
 
 def _normalize_plain(s, shape, w, b, eps, dtype):
-    """torch's operator on the dtypes that the kernel takes, whatever the device."""
+    """torch's operator on the dtypes that the kernel takes, whatever the device; 16 bits in float32."""
     mixed = any(t is not None and t.dtype != s.dtype for t in (w, b)) or dtype not in (None, s.dtype)
-    if not mixed:
+    if not mixed and s.dtype not in (torch.float16, torch.bfloat16):
         return torch_F.layer_norm(s, shape, w, b, eps)
     w, b = (t if t is None else t.float() for t in (w, b))
     return torch_F.layer_norm(s.float(), shape, w, b, eps).to(dtype or s.dtype)

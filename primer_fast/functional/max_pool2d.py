@@ -9,7 +9,7 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, wants_gradient
+from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, sums_narrowly, wants_gradient
 from primer_fast.kernels.max_pool2d import output_size
 
 Size = int | tuple[int, int]
@@ -118,9 +118,12 @@ def max_pool2d(
     if isinstance(input, Tensor) and not runs_triton(input):
         try:
             return max_pool2d_plain(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-        except (RuntimeError, TypeError):  # checked only now: a small image costs less than the checks
-            _check(input, kernel_size, stride, padding, dilation, ceil_mode)
-            raise
+        except (RuntimeError, TypeError, ValueError):  # checked only now: a small image costs less than the checks
+            (kernel, steps, zeros, spread), _ = _check(input, kernel_size, stride, padding, dilation, ceil_mode)
+            if max(*_pair("stride", stride or kernel), *_pair("dilation", dilation)) < 2**31:
+                raise
+            # torch's numbers have 32 bits; ours here are the smallest that mean the same
+            return max_pool2d_plain(input, kernel, steps, zeros, spread, ceil_mode, return_indices)
     window, size = _check(input, kernel_size, stride, padding, dilation, ceil_mode)
     x = input if input.dim() == 4 else input[None]
     keep = wants_gradient(x)
@@ -146,6 +149,11 @@ def max_pool2d_plain(
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The same through torch's own operator."""
+    if sums_narrowly(input) and stride not in (None, kernel_size):  # windows may overlap
+        result = max_pool2d_plain(input.float(), kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        if isinstance(result, tuple):
+            return result[0].to(input.dtype), result[1]
+        return result.to(input.dtype)
     options: tuple[Any, ...] = kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode
     if input.requires_grad and dilation not in (1, (1, 1), [1, 1]):
         with torch.no_grad():

@@ -15,6 +15,7 @@ from primer_fast.backend import (
     needs_operator,
     prepares,
     runs_triton,
+    sums_narrowly,
     wants_gradient,
 )
 from primer_fast.library.scaled_dot_product_attention import NO_SOFTCAP, Attention
@@ -246,7 +247,8 @@ def scaled_dot_product_attention_plain(
     *, window=None, softcap=None, key_lengths=None, causal_offset=None,
 ):  # fmt: skip
     """The same through torch's own operators."""
-    if enable_gqa and not _groups_as_torch_has_them(query, key, value):
+    narrow = sums_narrowly(key) or sums_narrowly(value)  # which counts where heads share a key
+    if enable_gqa and (narrow or not _groups_as_torch_has_them(query, key, value)):
         key, value = _repeated(query, key, value)
         enable_gqa = False
     empty = any(0 in t.shape[:-1] for t in (query, key, value))  # torch's result then has not always the right shape
@@ -295,7 +297,13 @@ def _repeated(query, key, value):
     groups = max(query.shape[-3:-2].numel() // max(key.shape[-3:-2].numel(), value.shape[-3:-2].numel(), 1), 1)
     heads = max(t.shape[-3] for t in (key, value) if t.dim() > 2)
     pair = (t if t.dim() < 3 else t.expand(*t.shape[:-3], heads, *t.shape[-2:]) for t in (key, value))
-    return tuple(t if t.dim() < 3 else t.repeat_interleave(groups, -3) for t in pair)
+    return tuple(t if t.dim() < 3 else _repeat_interleave(t, groups) for t in pair)
+
+
+def _repeat_interleave(t, groups):
+    if not sums_narrowly(t):
+        return t.repeat_interleave(groups, -3)
+    return t.float().repeat_interleave(groups, -3).to(t.dtype)
 
 
 def _visible(query, S, is_causal, window, key_lengths, causal_offset):

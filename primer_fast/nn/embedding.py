@@ -29,7 +29,7 @@ class Embedding(torch.nn.Embedding):
     ):
         unbuilt = {"max_norm": max_norm, "scale_grad_by_freq": scale_grad_by_freq, "sparse": sparse}
         for name, value in unbuilt.items():
-            if value:
+            if value or (name == "max_norm" and value is not None):
                 raise NotImplementedError(f"Embedding: {name}={value!r} is not built; use torch.nn.Embedding")
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, _weight,

@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
 
 def run(out: Path, *arguments: str) -> tuple[Path, str]:
     """The folder that a rehearsal leaves its files in, and what it printed."""
-    done = subprocess.run(command(out, *arguments), env=environment(), capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command(out, *arguments), env=environment(), capture_output=True, text=True)
     folder = out / "rehearsal"
     logs = "".join(path.read_text()[-5000:] for path in folder.glob("*.txt"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
@@ -95,7 +95,7 @@ def test_killed_in_the_middle_the_files_so_far_are_whole(tmp_path):
 
 def test_the_estimate_counts_what_there_is_to_do():
     asked = [sys.executable, "-m", "primer_fast.bench.gpu", "--estimate"]
-    done = subprocess.run(asked, env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(asked, env=environment(), capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["compile", "right", "fast", "programs", "sanitizer"], done.stderr
     launches = int(lines[0].split("s: ")[1].split(" launches")[0].replace(",", ""))

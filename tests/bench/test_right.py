@@ -92,10 +92,10 @@ def check(op, case, dtype):
     if case.name == "crash":
         os._exit(11)
     if case.name == "hang":
-        time.sleep(60)
+        time.sleep(1000)
     return [Row("values", op, case.name, "float32", "output", 1.0, 2.0, 0.5, True, truth="float64")]
 
-right._PATIENCE = 0.3
+right._PATIENCE = 2.0
 on_gpu.CHECKS["values"] = check
 right.plan = lambda *_: [right.Unit("values", "linear", right.Case(n, "", {}), "float32") for n in sys.argv[2].split()]
 right.estimate = lambda units: 0.0
@@ -110,9 +110,7 @@ for more in ([], ["--resume"], ["--resume"], ["--resume"]):
 
 def test_a_crash_and_a_hang_are_rows_and_the_next_process_goes_on(tmp_path):
     path = tmp_path / "right.json"
-    done = subprocess.run(
-        [sys.executable, "-c", STAGES, path, "first crash hang last"], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", STAGES, path, "first crash hang last"], capture_output=True, text=True)
     said = done.stdout.splitlines()
     assert [line for line in said if line.startswith(("begun", "status"))] == [
         "begun first", "begun crash", "status 11", "begun hang", "status 3", "begun last", "status 1", "status 1"

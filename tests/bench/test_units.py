@@ -98,14 +98,14 @@ units.each("abc", work, lambda *failure: print(*failure, flush=True), marker=Pat
 @pytest.mark.parametrize(
     ("what", "status", "then"),
     [
-        ("time.sleep(60)", LOST, "a\nb it had not ended after 1 s\n"),
+        ("time.sleep(1000)", LOST, "a\nb it had not ended after 1 s\n"),
         ("import os; os.kill(os.getpid(), 11)", -11, "a\n"),
     ],
 )
 def test_a_unit_that_hangs_or_crashes_costs_itself_alone(tmp_path, what, status, then):
     marker = tmp_path / "stage.begun"
     command = [sys.executable, "-c", CODE.format(what=what), str(marker)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (status, then)
     assert marker.exists() == (status == -11), "where nobody could say so, the marker does"
 
@@ -137,5 +137,5 @@ units.leave(int(sys.argv[1]))
 @pytest.mark.parametrize(("status", "seen"), [(LOST, LOST), (1, 134)])
 def test_a_lost_gpu_cannot_change_the_exit_status(status, seen):
     """What ends the interpreter's shutdown with another status has no turn; what was printed is not lost."""
-    done = subprocess.run([sys.executable, "-c", LEAVING, str(status)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", LEAVING, str(status)], capture_output=True, text=True)
     assert done.returncode == seen and (done.stdout == "said\n" or status != LOST)

@@ -82,7 +82,7 @@ def stop_at(step, monkeypatch):
 def fsdp(folder):
     """A finished run of two processes that torchrun started."""
     command = [*TORCHRUN, "train", "gpt", *GPT, "--out", "fsdp", "--strategy", "fsdp"]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
 
 
 def test_two_processes_of_torchrun_write_the_run_of_one(folder, one, fsdp):
@@ -105,9 +105,7 @@ def test_only_a_process_on_its_own_shuts_python_down(tmp_path, processes):
     """Beside others it may have threads of gloo, which can abort the process during Python's shutdown."""
     (tmp_path / "sitecustomize.py").write_text("import atexit\natexit.register(print, 'shut down')\n")
     env = environment(WORLD_SIZE=str(processes), PYTHONPATH=str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-m", "primer_fast.cli"], env=env, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-m", "primer_fast.cli"], env=env, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == usage() + "\n" + (processes == 1) * "shut down\n"
 
 
@@ -145,7 +143,7 @@ def begun(folder, one, monkeypatch):
         command = [sys.executable, "-c", textwrap.dedent(PAIR), *GPT]
         pair = [subprocess.Popen(command, cwd=folder, env=common | {"RANK": r, "LOCAL_RANK": r}) for r in "01"]
         try:
-            assert [process.wait(timeout=200) for process in pair] == [0, 0]
+            assert [process.wait() for process in pair] == [0, 0]
         finally:
             for process in pair:
                 process.kill()
@@ -200,7 +198,7 @@ def fails(state, *args):
     if state.step == 2:
         if os.environ["RANK"] == "1":
             raise RuntimeError("out of something")
-        time.sleep(200)
+        time.sleep(1000)
     return step(state, *args)
 supervised.train_step = fails
 sys.exit(train_mlp.main(sys.argv[1:]))
@@ -216,7 +214,7 @@ def test_an_error_in_one_process_ends_the_other(tmp_path):
         for r in "01"
     ]
     try:
-        said = [process.communicate(timeout=120)[1] for process in pair]
+        said = [process.communicate()[1] for process in pair]
     finally:
         for process in pair:
             process.kill()
@@ -226,7 +224,7 @@ def test_an_error_in_one_process_ends_the_other(tmp_path):
 
 def test_a_wrong_call_is_reported_once(folder, one):
     command = [*TORCHRUN, "train", "gpt", *GPT, "--out", "one"]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode != 0 and done.stderr.count("one: holds a finished run; --resume goes on with it") == 1
 
 
@@ -234,11 +232,11 @@ def test_ctrl_c_of_torchrun_stops_all_and_saves(folder, one, monkeypatch):
     options = [*GPT, "--steps", "100000", "--eval-every", "100000", "--out", "long"]
     process = subprocess.Popen([*TORCHRUN, "train", "gpt", *options], cwd=folder, env=environment())
     try:
-        started, rows = time.monotonic(), folder / "long" / "metrics.jsonl"
-        while not (rows.exists() and rows.read_text().count("\n") > 3) and time.monotonic() - started < 60:
+        rows = folder / "long" / "metrics.jsonl"
+        while not (rows.exists() and rows.read_text().count("\n") > 3) and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        process.wait()
     finally:
         process.kill()
     metadata = safetensors.safe_open(folder / "long" / "checkpoint.safetensors", "pt").metadata()

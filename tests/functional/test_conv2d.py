@@ -448,3 +448,39 @@ def test_large_numbers_of_pixels_take_the_wide_numbering(ws, groups, device, mon
         results[large] = y, *torch.autograd.grad(y, (x, w), torch.randn_like(y))
     for narrow, wide in zip(*results.values(), strict=True):
         assert torch.equal(narrow, wide)
+
+
+@pytest.mark.parametrize("options", [
+    {"stride": 2**31}, {"stride": (1, 2**62)}, {"dilation": (2**31, 1), "taps": (1, 3)},
+    {"dilation": 2**62, "taps": (1, 1)}, {"stride": 2**31, "padding": 2**31}, {"stride": 2**33, "padding": 2**33},
+])  # fmt: skip
+@pytest.mark.parametrize("cpu", [True, False], ids=["torch", "kernels"])
+def test_numbers_past_32_bits(cpu, options, device, request):
+    """Between single outputs a stride means nothing, and between single taps a dilation."""
+    if cpu:
+        request.getfixturevalue("plain_path")
+    R, S = options.get("taps", (3, 3))
+    options = {name: n for name, n in options.items() if name != "taps"}
+    device = torch.device("cpu") if cpu else device
+    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((1, 2, 5, 5), (2, 2, R, S)))
+    y = F.conv2d(x, w, **options)
+    far = options.get("padding", 0) > 0
+    # With these small numbers the same taps meet the image, and the others meet zeros.
+    small = {"stride": 5, "padding": 5} if far else {name: 1 if name == "dilation" else 6 for name in options}
+    small = {"stride": (1, 6)} if options.get("stride") == (1, 2**62) else small
+    want = torch.nn.functional.conv2d(x, w, **small)
+    torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
+    grads = (torch.autograd.grad(t.square().sum(), (x, w)) for t in (y, want))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+@pytest.mark.parametrize("cpu", [True, False], ids=["torch", "kernels"])
+def test_numbers_past_64_bits_are_refused(cpu, name, device, request):
+    if cpu:
+        request.getfixturevalue("plain_path")
+    device = torch.device("cpu") if cpu else device
+    x, w = torch.randn(1, 1, 5, 5, device=device), torch.randn(1, 1, 1, 1, device=device)
+    with pytest.raises(ValueError, match=rf"conv2d: {name} must be one or two numbers of at least \d, in 64 bits"):
+        F.conv2d(x, w, **{name: 2**64})

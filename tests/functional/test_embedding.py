@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from primer_fast import functional as F
+from primer_fast import nn
 from primer_fast.functional.embedding import embedding_plain
 from primer_fast.kernels.embedding import RunSettings, embedding_bwd, embedding_fwd
 from primer_fast.kernels.tile_settings import TileSettings
@@ -210,3 +211,19 @@ def test_offsets_pass_two_to_the_31(far_rows):
     table.copy_(torch.randn(rows, 16, device=device))
     ids = torch.tensor([4, 0, 4, 3], dtype=torch.int32, device=device)
     assert torch.equal(F.embedding(ids, table), table.clone()[ids])
+
+
+@pytest.mark.parametrize("cpu", [True, False], ids=["torch", "kernels"])
+def test_torch_s_other_arguments_have_their_defaults(cpu, device, request):
+    if cpu:
+        request.getfixturevalue("plain_path")
+    ids, weight = torch.tensor([1, 0, 1], device="cpu" if cpu else device), torch.randn(3, 4)
+    weight = weight.to(ids.device)
+    assert torch.equal(F.embedding(ids, weight, None, None, 2.0, False, False), weight[ids])
+    assert torch.equal(F.embedding(ids, weight, norm_type=1.0, sparse=False), weight[ids])
+    for options in ({"max_norm": 0.0}, {"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}):
+        ((name, value),) = options.items()
+        with pytest.raises(NotImplementedError, match=f"embedding: {name}={value} is not built; use torch.nn.func"):
+            F.embedding(ids, weight, **options)
+        with pytest.raises(NotImplementedError, match=f"Embedding: {name}={value} is not built; use torch.nn.Emb"):
+            nn.Embedding(3, 4, **options)

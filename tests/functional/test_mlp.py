@@ -249,9 +249,7 @@ print(json.dumps([both_ways(None), both_ways("gelu")]))
 def test_launches_of_gpt2():
     """A launch for each product, and one where a sum over rows was split; a pass over memory for an output alone."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", LAUNCHES], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", LAUNCHES], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     (forward, backward), (_, with_output) = json.loads(done.stdout)
     assert forward == ["_matmul_kernel"] * 2

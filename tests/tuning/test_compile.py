@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def run_python(*arguments):
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=kept, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=kept, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
