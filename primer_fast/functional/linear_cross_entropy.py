@@ -14,7 +14,7 @@ from primer_fast.backend import (
     runs_triton,
     wants_gradient,
 )
-from primer_fast.functional.logits import check, plain_is_best
+from primer_fast.functional.logits import check, check_ignore_index, check_target, plain_is_best
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -115,13 +115,13 @@ def linear_cross_entropy(
                 reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
             )  # fmt: skip
         except IndexError:
-            _check_target(target.reshape(-1), len(linear_weight), ignore_index)
+            check_target("linear_cross_entropy", target, len(linear_weight), ignore_index)
             raise
     own = _told(input, linear_weight, linear_bias, *told, dtype, keep_logits)
     if needs_operator(*tensors):
         return _traced(*tensors, own)
     if not runs_triton(input) and input.device.type == "cpu":
-        _check_target(target, len(linear_weight), ignore_index)
+        check_target("linear_cross_entropy", target, len(linear_weight), ignore_index)
     return _run(lambda x, w, b, t: library.linear_cross_entropy.loss(x, w, b, t, own), tensors, own)
 
 
@@ -181,8 +181,7 @@ def _check_options(linear_weight, target, weight, reduction, ignore_index, label
     _check_axes(linear_weight)
     if reduction not in REDUCTIONS:
         raise ValueError(f"linear_cross_entropy: reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
-    if not (ignore_index is None or isinstance(ignore_index, int)) or isinstance(ignore_index, bool):
-        raise TypeError(f"linear_cross_entropy: ignore_index must be an integer or None; got {ignore_index!r}")
+    check_ignore_index("linear_cross_entropy", ignore_index)
     if not (isinstance(label_smoothing, int | float) and 0 <= label_smoothing <= 1):
         raise ValueError(f"linear_cross_entropy: label_smoothing must be between 0 and 1; got {label_smoothing!r}")
 
@@ -192,13 +191,4 @@ def _check_axes(linear_weight):
         raise NotImplementedError(
             f"linear_cross_entropy: losses of more axes are not built, linear_weight must have shape (V, D); got "
             f"{tuple(linear_weight.shape)}; use torch.nn.functional.linear_cross_entropy"
-        )
-
-
-def _check_target(target, classes, ignore_index):
-    outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if outside.any():
-        got = int(target[outside.nonzero()[0]])
-        raise IndexError(
-            f"linear_cross_entropy: target must be in [0, {classes}) or ignore_index {ignore_index}; got {got}"
         )

@@ -57,6 +57,22 @@ def check(op: str, input, linear_weight, target, linear_bias) -> None:
             raise TypeError(f"{op}: all tensors must have one dtype; got input {input.dtype} and {name} {t.dtype}")
 
 
+def check_ignore_index(op: str, ignore_index) -> None:
+    """Raise TypeError where it is neither an integer nor None."""
+    if type(ignore_index) is int or ignore_index is None:
+        return
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
+        raise TypeError(f"{op}: ignore_index must be an integer or None; got {ignore_index!r}")
+
+
+def check_target(op: str, target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise IndexError where a target is neither a class nor ignored; waits for the device to say so."""
+    outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    if outside.any():
+        got = int(target[outside].flatten()[0])
+        raise IndexError(f"{op}: target must be in [0, {classes}) or ignore_index {ignore_index}; got {got}")
+
+
 def _fit(input, linear_weight, target, linear_bias) -> bool:
     """All of ``check`` at once: on a small tensor its loops would take longer than the op."""
     if not (isinstance(input, Tensor) and isinstance(linear_weight, Tensor) and isinstance(target, Tensor)):

@@ -340,7 +340,10 @@ class Transformer(nn.Module):
     def log_prob(
         self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool = False, **options
     ) -> Tensor | tuple[Tensor, Tensor]:  # (B, T), (B, T) -> (B, T) float32, with return_entropy twice
-        """``log p(targets)`` of each position, already shifted, and the entropy; the logits are never in memory."""
+        """``log p(targets)`` of each position, already shifted, and the entropy; the logits are never in memory.
+
+        Both are 0 where the target is -100.
+        """
         return self.log_prob_of(
             self.hidden(tokens, **options), targets, temperature=temperature, return_entropy=return_entropy
         )
