@@ -318,10 +318,12 @@ class Transformer(nn.Module):
         reduction: str = "mean",
         **options,  # as hidden()
     ) -> Tensor:  # (), or (B, T) for reduction "none"
-        """Cross entropy of ``targets``; the logits are never in memory."""
+        """Cross entropy of ``targets``, in float32 where the model has 16 bits; the logits are never in memory."""
+        features = self._features(self.hidden(tokens, **options))
         return F.linear_cross_entropy(
-            self._features(self.hidden(tokens, **options)), self._unembedding(), targets, linear_bias=self.head_bias,
+            features, self._unembedding(), targets, linear_bias=self.head_bias,
             ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction,
+            loss_dtype=torch.promote_types(features.dtype, torch.float32),
         )  # fmt: skip
 
     @overload
