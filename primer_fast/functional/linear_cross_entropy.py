@@ -128,8 +128,10 @@ def linear_cross_entropy(
     if weight is not None or probabilities:
         check_weighted(linear_weight, target, weight, ignore_index)
         result = input.dtype if dtype is None else torch.float32
-        losses = weighted_losses if probabilities or label_smoothing > 0 else _losses_of_classes
-        found = losses(*tensors, weight, ignore_index, float(label_smoothing))
+        if probabilities or label_smoothing > 0:
+            found = weighted_losses(*tensors, weight, ignore_index, float(label_smoothing))
+        else:
+            found = _losses_of_classes(*tensors, weight, ignore_index, keep_logits)
         return weighted_reduction(found, target, weight, reduction, ignore_index).to(loss_dtype or result)
     if plain_is_best(input, linear_weight, target):
         try:
@@ -177,11 +179,11 @@ def _traced(input, linear_weight, linear_bias, target, told):
     return reduced.to(told.dtype)
 
 
-def _losses_of_classes(input, linear_weight, linear_bias, target, weight, ignore_index, smoothing):
+def _losses_of_classes(input, linear_weight, linear_bias, target, weight, ignore_index, keep_logits):
     """-> weighted losses of the rows, as the target: those without weights, each times its own."""
     losses = linear_cross_entropy(
         input, linear_weight, target, linear_bias=linear_bias, reduction="none", ignore_index=ignore_index,
-        loss_dtype=library.logits.sums_dtype(input),
+        keep_logits=keep_logits, loss_dtype=library.logits.sums_dtype(input),
     )  # fmt: skip
     return losses * weights_of(target, weight, ignore_index).to(losses.dtype)
 

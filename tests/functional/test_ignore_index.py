@@ -5,7 +5,11 @@ import torch
 
 from primer_fast import functional as F
 from primer_fast.functional import logits
+from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
 from primer_fast.library import logits as chunks
+from primer_fast.proof.numerics import exact, worst
+from primer_fast.reference.linear_log_prob import linear_log_prob, linear_log_prob_grad
 
 PATHS = ["kernels", "kept", "chunks", "logits in memory"]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -70,6 +74,38 @@ def test_padding_adds_nothing(path, dtype, ignore_index, take):
     loose = {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 3e-2, "atol": 6e-2}
     torch.testing.assert_close(got, want, check_dtype=False, **loose)
     torch.testing.assert_close(grads, right, check_dtype=False, **loose)
+
+
+@pytest.mark.parametrize("chunk", [None, (32, 32), (16, 48)])
+def test_chunks_of_classes_and_rows_ignore_the_same_rows(chunk, device):
+    """The ignored index is that of the whole vocabulary, 35 and 3 in turn, not of a chunk's classes."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(s, generator=generator).to(device) for s in ((40, 8), (72, 8)))
+    dy, dentropy = torch.randn(2, 40, generator=generator).to(device)
+    target, tile = torch.arange(40, device=device), MatmulSettings(16, 16, 16, 4, 2, SPLITS=2)
+    for ignore_index in (35, 3):
+        target[::3] = ignore_index
+        told = x, w, None, target
+        y, lse, entropy, _ = linear_log_prob_fwd(*told, 0.8, True, "highest", tile, ignore_index=ignore_index)
+        dx, dw, _ = linear_log_prob_bwd(
+            dy,
+            dentropy,
+            *told,
+            lse,
+            entropy,
+            0.8,
+            (True, True, False),
+            "highest",
+            tile,
+            chunk,
+            ignore_index=ignore_index,
+        )
+        options = {"temperature": 0.8, "return_entropy": True, "ignore_index": ignore_index}
+        arrays = exact(x), exact(w), target.cpu().numpy()
+        grads = linear_log_prob_grad((exact(dy), exact(dentropy)), *arrays, **options)
+        right = [*linear_log_prob(*arrays, **options), grads["input"], grads["linear_weight"]]
+        for got, want in zip((y, entropy, dx, dw), right, strict=True):
+            assert worst(exact(got), want) < 1e-4
 
 
 @pytest.mark.parametrize("path", PATHS)
