@@ -7,7 +7,7 @@ Source: apple/ml-cross-entropy (Wijmans et al., "Cut Your Losses in Large-Vocabu
 logits that are never in memory. logits.py has the kernels, their FLOPs and traffic.
 
 Shapes: x (N, D), w (V, D), b (V,), t (N,) int64 -> y, H (N,) float32. A target outside [0, V) gives NaN, in the row's
-gradients too, and reads nothing outside w.
+gradients too, and reads nothing outside w. Where the target is ``ignore_index``, y, H and the row's gradients are 0.
 """
 
 from .logits import Head
@@ -15,14 +15,18 @@ from .logits_gradient import logits_bwd
 from .logits_statistics import logits_fwd
 
 
-def linear_log_prob_fwd(x, w, bias, target, temperature, entropy, precision, settings=None, keep=False):
+def linear_log_prob_fwd(
+    x, w, bias, target, temperature, entropy, precision, settings=None, keep=False, ignore_index=None
+):  # fmt: skip
     """-> y (N,), lse (2, N) for the backward, H (N,) or None; float32; logits for it, or None: see logits_fwd."""
-    return logits_fwd(x, w, bias, target, Head(temperature), entropy, precision, settings, keep)
+    head = Head(temperature, ignore_index=ignore_index)
+    return logits_fwd(x, w, bias, target, head, entropy, precision, settings, keep)
 
 
 def linear_log_prob_bwd(
-    dy, dH, x, w, bias, target, lse, H, temperature, needed, precision, settings=None, chunk=None, kept=None
+    dy, dH, x, w, bias, target, lse, H, temperature, needed, precision, settings=None, chunk=None, kept=None,
+    ignore_index=None,
 ):  # fmt: skip
     """dy, dH (N,) float32, contiguous; lse, H, kept of the forward -> dx, dw, db, each None unless ``needed``."""
-    head = Head(temperature)
+    head = Head(temperature, ignore_index=ignore_index)
     return logits_bwd(dy, dH, x, w, bias, target, lse, H, head, needed, precision, settings, chunk, kept)

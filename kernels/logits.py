@@ -41,6 +41,7 @@ from .matmul import movable, operand_tile, wrapped
 LOG2_E = 1.4426950408889634
 LN_2 = tl.constexpr(0.6931471805599453)
 LEAST = tl.constexpr(-1e3)  # log2 of an exponential that is 0: in place of -inf, so that 0 log 0 = 0
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # the least finite float32
 
 
 @triton.jit
@@ -71,7 +72,7 @@ class Head(NamedTuple):
 
     temperature: float = 1.0
     smoothing: float = 0.0
-    ignore_index: int | None = None  # the target of rows whose score is 0
+    ignore_index: int | None = None  # the target of rows whose score, entropy and gradients are 0
     sign: float = 1.0  # of the scores: -1.0 makes losses of them
 
 

@@ -41,21 +41,25 @@ _KEPT_ROWS, _KEPT_COLUMNS = 8, 1024  # of a program that takes logits from memor
 @triton.jit
 def _row_terms(
     offs_m, M, target_ptr, peak_ptr, log_total_ptr, score_grad_ptr, entropy_grad_ptr, entropy_ptr,
-    first_class, V, share, smooth, inverse_temperature,
+    first_class, V, ignore_index, share, smooth, inverse_temperature,
 ):  # fmt: skip
     """What the gradient at the logits of rows is made of; target: -1 where it is not one of the V classes.
 
     With e = e^(z - max) it is  -e (weight + slope log2 e) + uniform,  and at the target ``at_target`` more.
     """
     rows = offs_m < M
-    target = tl.load(target_ptr + offs_m, mask=rows, other=-1) - first_class
+    target = tl.load(target_ptr + offs_m, mask=rows, other=-1)
+    counts = rows
+    if ignore_index is not None:
+        counts &= target != ignore_index
+    target -= first_class
     target = tl.where((target >= 0) & (target < V), target, -1).to(tl.int32)
     peak = tl.load(peak_ptr + offs_m, mask=rows, other=0.0)
     log_total = tl.load(log_total_ptr + offs_m, mask=rows, other=0.0)
-    score_grad = tl.load(score_grad_ptr + offs_m, mask=rows, other=0.0) * inverse_temperature
+    score_grad = tl.load(score_grad_ptr + offs_m, mask=counts, other=0.0) * inverse_temperature
     weight, slope = score_grad, score_grad
     if entropy_ptr is not None:
-        entropy_grad = tl.load(entropy_grad_ptr + offs_m, mask=rows, other=0.0) * inverse_temperature
+        entropy_grad = tl.load(entropy_grad_ptr + offs_m, mask=counts, other=0.0) * inverse_temperature
         entropy = tl.load(entropy_ptr + offs_m, mask=rows, other=0.0)
         weight += entropy_grad * (entropy - log_total * LN_2)
         slope = entropy_grad * LN_2
@@ -116,7 +120,8 @@ def _gradient_kernel(
     x, w, bias_ptr,
     target_ptr, peak_ptr, log_total_ptr, score_grad_ptr, entropy_grad_ptr, entropy_ptr,  # (M,)
     stride_out, stride_xm, stride_xk, stride_wv, stride_wk,  # in elements
-    M, V, K, first_class, scale, share, smooth, inverse_temperature,  # V classes from first_class on
+    M, V, K, first_class, ignore_index,  # V classes from first_class on; None if no row is ignored
+    scale, share, smooth, inverse_temperature,
     PRECISION: tl.constexpr, EVEN_K: tl.constexpr, DESCRIPTORS: tl.constexpr, DESCRIPTOR_OUT: tl.constexpr,
     X_K_MAJOR: tl.constexpr, W_K_MAJOR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, SUBTILES: tl.constexpr,
@@ -130,7 +135,7 @@ def _gradient_kernel(
     )  # fmt: skip
     target, peak, weight, slope, uniform, at_target = _row_terms(
         m + tl.arange(0, BLOCK_M), M, target_ptr, peak_ptr, log_total_ptr, score_grad_ptr, entropy_grad_ptr,
-        entropy_ptr, first_class, V, share, smooth, inverse_temperature,
+        entropy_ptr, first_class, V, ignore_index, share, smooth, inverse_temperature,
     )  # fmt: skip
     _store_gradient(
         products, out, bias_ptr, target, peak, weight, slope, uniform, at_target, any_within(target, v, BLOCK_V),
@@ -142,7 +147,7 @@ def _gradient_kernel(
 def _kept_gradient_kernel(
     out_ptr, logits_ptr,  # (M, columns), rows stride_out and stride_logits apart; only V columns are logits
     target_ptr, peak_ptr, log_total_ptr, score_grad_ptr, entropy_grad_ptr, entropy_ptr,  # (M,)
-    stride_out, stride_logits, M, V, columns, first_class, scale, share, smooth, inverse_temperature,
+    stride_out, stride_logits, M, V, columns, first_class, ignore_index, scale, share, smooth, inverse_temperature,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """One program: the gradient at one tile of logits that are in memory."""
@@ -154,7 +159,7 @@ def _kept_gradient_kernel(
     z = tl.load(logits_ptr + rows * stride_logits + offs_v[None, :], mask=inside, other=0.0).to(tl.float32)
     target, peak, weight, slope, uniform, at_target = _row_terms(
         offs_m, M, target_ptr, peak_ptr, log_total_ptr, score_grad_ptr, entropy_grad_ptr, entropy_ptr,
-        first_class, V, share, smooth, inverse_temperature,
+        first_class, V, ignore_index, share, smooth, inverse_temperature,
     )  # fmt: skip
     g = _gradient_at(
         z, target, peak, weight, slope, uniform, at_target, offs_v, scale, True, entropy_ptr is not None
@@ -249,7 +254,7 @@ def _gradient(
         _gradient_kernel[(cdiv(M, s.BLOCK_M) * cdiv(V, s.BLOCK_N),)](
             result, *loaded(x_, w_, s, descriptors), bias, *of_rows,
             1 if descriptors else stride, *strides_beside(descriptors, 2, x_.t, w_.t), M, V, K, first_class,
-            *_factors(head, classes),
+            head.ignore_index, *_factors(head, classes),
             dot, K % s.BLOCK_K == 0 < K, descriptors, descriptors, x_.k_major, w_.k_major,
             s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.GROUP_M, s.SUBTILES, num_warps=s.num_warps, num_stages=s.num_stages,
             **registers(gpu, s, x.element_size(), descriptors),
@@ -262,7 +267,7 @@ def _kept_gradient(out, logits, V, of_rows, first_class, classes, head):
     with on_device_of(out):
         _kept_gradient_kernel[(cdiv(M, _KEPT_ROWS) * cdiv(columns, _KEPT_COLUMNS),)](
             out, logits, *of_rows, out.stride(0), logits.stride(0), M, V, columns, first_class,
-            *_factors(head, classes), _KEPT_ROWS, _KEPT_COLUMNS, num_warps=8,
+            head.ignore_index, *_factors(head, classes), _KEPT_ROWS, _KEPT_COLUMNS, num_warps=8,
         )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from .logits import (
     LEAST,
     LN_2,
     LOG2_E,
+    LOWEST,
     Head,
     any_within,
     large,
@@ -43,8 +44,8 @@ _COMBINED = 128  # rows of a program that combines shares
 @triton.jit
 def _rescale(extra, total, peak, base):
     """sum e (z - peak) with e = 2^(z - peak) and total = sum e -> the same sum relative to base."""
-    moved = tl.where(peak == float("-inf"), 0.0, (peak - base) * total)
-    return tl.exp2(peak - base) * (extra + moved)
+    # Where the difference is less than LEAST the power is 0, and what it multiplies must be finite.
+    return tl.exp2(peak - base) * (extra + tl.maximum(peak - base, LEAST) * total)
 
 
 @triton.jit
@@ -133,7 +134,10 @@ def _combine_kernel(
     part_ptr, target_ptr, M, V, splits, scale, ignore_index, smoothing, sign,  # ignore_index: None if none is ignored
     EXTRA: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: the shares of BLOCK rows, combined in order. A target outside the vocabulary gives NaN."""
+    """One program: the shares of BLOCK rows, combined in order. A target outside the vocabulary gives NaN.
+
+    Score and entropy of an ignored row are 0.
+    """
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     rows = offs < M
     peak = tl.full((BLOCK,), float("-inf"), dtype=tl.float32)
@@ -158,10 +162,15 @@ def _combine_kernel(
         part_ptr += 3 * M if EXTRA is None else 4 * M
 
     log_total = tl.log2(total)
-    score = chosen * scale - peak - log_total
+    of_target = chosen * scale
+    score = of_target - peak - log_total
     if EXTRA == "sum":
         score = (1.0 - smoothing) * score + smoothing * (extra / V * scale - peak - log_total)
-    score *= LN_2 * sign
+    score *= LN_2
+    if EXTRA != "sum":  # of a class that a large finite number masks: in units of log2 it might not be finite
+        beyond = (chosen > float("-inf")) & (of_target == float("-inf")) & (peak > float("-inf"))
+        score = tl.where(beyond, tl.maximum(chosen * (scale * LN_2), LOWEST), score)
+    score *= sign
     target = tl.load(target_ptr + offs, mask=rows, other=0)
     known = (target >= 0) & (target < V)
     if ignore_index is not None:
@@ -172,7 +181,10 @@ def _combine_kernel(
     tl.store(lse_ptr + offs, peak, mask=rows)
     tl.store(lse_ptr + M + offs, tl.where(known, log_total, float("nan")), mask=rows)
     if EXTRA == "entropy":
-        tl.store(entropy_ptr + offs, (log_total - extra / total) * LN_2, mask=rows)
+        entropy = (log_total - extra / total) * LN_2
+        if ignore_index is not None:
+            entropy = tl.where(ignored, 0.0, entropy)
+        tl.store(entropy_ptr + offs, entropy, mask=rows)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from primer_fast import library
 from primer_fast.backend import (
+    DTYPES,
     apply_of,
     autocast_dtype,
     autocast_to,
@@ -14,9 +15,11 @@ from primer_fast.backend import (
     runs_triton,
     wants_gradient,
 )
-from primer_fast.functional.logits import check, plain_is_best
+from primer_fast.functional.logits import check, check_ignore_index, check_target, plain_is_best
+from primer_fast.functional.weighted_losses import check_weighted, weighted_losses, weighted_reduction, weights_of
 
 REDUCTIONS = ("mean", "sum", "none")
+LOSS_DTYPES = (*DTYPES, torch.float64)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -46,8 +49,8 @@ def _differentiable_grads(x, w, b, target, options, dy, needed):
     inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
     loss = linear_cross_entropy_plain(
         x, w, target, linear_bias=b, reduction=options.reduction, ignore_index=options.ignore_index,
-        label_smoothing=options.smoothing,
-    ).to(options.dtype)  # fmt: skip
+        label_smoothing=options.smoothing, loss_dtype=options.dtype,
+    )  # fmt: skip
     grads = iter(torch.autograd.grad(loss, inputs, dy, create_graph=True))
     return [next(grads) if need else None for need in needed]
 
@@ -55,15 +58,16 @@ def _differentiable_grads(x, w, b, target, options, dy, needed):
 def linear_cross_entropy(
     input: Tensor,  # (N, D) or (D,); leading axes beyond torch's are taken too
     linear_weight: Tensor,  # (V, D)
-    target: Tensor,  # input's leading axes, int64
+    target: Tensor,  # input's leading axes, int64; or probabilities, these axes and V
     *,
     linear_bias: Tensor | None = None,  # (V,)
-    weight: None = None,
+    weight: Tensor | None = None,  # (V,)
     reduction: str = "mean",
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     options: None = None,
     keep_logits: bool = False,
+    loss_dtype: torch.dtype | None = None,
 ) -> Tensor:  # (), or as target for reduction "none"
     """``cross_entropy(linear(input, linear_weight, linear_bias), target)``, and the logits are never in memory.
 
@@ -75,23 +79,35 @@ def linear_cross_entropy(
     two runs are bitwise equal. float32 products follow ``torch.get_float32_matmul_precision()``. Under autocast the
     products are in its dtype and the loss in float32, as torch's; otherwise the loss has the input's dtype.
 
+    With weights w of classes and targets q, probabilities or 1 at the class, the loss of a row is torch's,
+    ``-sum_v w_v ((1 - s) q_v + s / V) log p_v`` for label smoothing s. Class indices with weights and without smoothing
+    run as without weights. Probabilities, and weights with smoothing, take PyTorch's operators in float32 on every
+    device: on 64 MiB of logits at a time, which the backward makes again, beside a float32 copy of ``linear_weight``;
+    and on all logits where they have at most 16 MiB.
+
     Args:
         target: a class for each row. On a GPU one that is neither in [0, V) nor ignored makes the loss and its
-            gradients NaN.
-        reduction: "mean" over the rows that count, NaN where none does; "sum"; or "none" for the loss of each row.
-        ignore_index: target of rows that do not count; None: -100.
+            gradients NaN. Or floating-point probabilities of the classes for each row, with gradients of their own.
+        weight: of each class, constant, in any floating-point dtype; None: 1.
+        reduction: "mean" over the rows that count, NaN where none does; "sum"; or "none" for the loss of each row. With
+            weights the mean of class indices is the sum over the weights of the targets that count; that of
+            probabilities is over the number of rows.
+        ignore_index: target of rows that do not count; None: -100. Probabilities have none.
         label_smoothing: from 0 to 1, the share of the uniform distribution in the label.
         keep_logits: on a GPU, where a gradient will be wanted, keep the logits from the forward to the backward instead
             of making them twice: three products in place of four, for N V elements of the input's dtype, 2.5 GB at 8192
             rows and 151,936 classes in 16 bits. Loss and gradients are then those of logits rounded to that dtype, as
             torch's are. The backward may run more than once. Elsewhere it changes nothing.
-        weight, options: not built; here so that torch's calls are understood.
+        loss_dtype: of the loss, float32 or another floating-point dtype; None: as above. A loss of 10 has steps of 0.06
+            in bfloat16, and a sum in float16 ends at 65,504. Sums and gradients do not depend on it.
+        options: not built; here so that torch's calls are understood.
 
     Raises:
         ValueError: the shapes or devices do not match, or an option is out of its range.
-        TypeError: an argument is not a tensor, the dtypes differ, or ``target`` is not int64.
+        TypeError: an argument is not a tensor, the dtypes differ, ``target`` is neither int64 nor floating-point, or an
+            option is of another type.
         IndexError: on a CPU, a target is neither a class nor ignored.
-        NotImplementedError: class weights, class probabilities as target, losses of more axes, or ``options``.
+        NotImplementedError: losses of more axes, or ``options``.
 
     Source: torch.nn.functional.linear_cross_entropy; Wijmans et al., "Cut Your Losses in Large-Vocabulary Language
     Models" (2024), for the logits that are not in memory.
@@ -102,32 +118,44 @@ def linear_cross_entropy(
     ignore_index = -100 if ignore_index is None else ignore_index
     tensors, told = (input, linear_weight, linear_bias, target), (reduction, ignore_index, label_smoothing)
     if weight is None and options is None and prepares(input):
-        own = _told(input, linear_weight, linear_bias, *told, dtype, keep_logits)
+        own = _told(input, linear_weight, linear_bias, *told, dtype, loss_dtype, keep_logits)
         plan = library.linear_cross_entropy.known(*tensors, own, torch.get_float32_matmul_precision())
         if plan is not None:
             return _run(plan, tensors, own)
-    _check_options(linear_weight, target, weight, reduction, ignore_index, label_smoothing, options)
-    check("linear_cross_entropy", input, linear_weight, target, linear_bias)
+    _check_options(linear_weight, target, reduction, ignore_index, label_smoothing, options, loss_dtype)
+    probabilities = isinstance(target, Tensor) and target.is_floating_point()
+    check("linear_cross_entropy", input, linear_weight, target, linear_bias, probabilities)
+    if weight is not None or probabilities:
+        check_weighted(linear_weight, target, weight, ignore_index)
+        result = input.dtype if dtype is None else torch.float32
+        if probabilities or label_smoothing > 0:
+            found = weighted_losses(*tensors, weight, ignore_index, float(label_smoothing))
+        else:
+            found = _losses_of_classes(*tensors, weight, ignore_index, keep_logits)
+        return weighted_reduction(found, target, weight, reduction, ignore_index).to(loss_dtype or result)
     if plain_is_best(input, linear_weight, target):
         try:
             return linear_cross_entropy_plain(
                 input, linear_weight, target, linear_bias=linear_bias,
-                reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
+                reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, loss_dtype=loss_dtype,
             )  # fmt: skip
         except IndexError:
-            _check_target(target.reshape(-1), len(linear_weight), ignore_index)
+            check_target("linear_cross_entropy", target, len(linear_weight), ignore_index)
             raise
-    own = _told(input, linear_weight, linear_bias, *told, dtype, keep_logits)
+    own = _told(input, linear_weight, linear_bias, *told, dtype, loss_dtype, keep_logits)
     if needs_operator(*tensors):
         return _traced(*tensors, own)
     if not runs_triton(input) and input.device.type == "cpu":
-        _check_target(target, len(linear_weight), ignore_index)
+        check_target("linear_cross_entropy", target, len(linear_weight), ignore_index)
     return _run(lambda x, w, b, t: library.linear_cross_entropy.loss(x, w, b, t, own), tensors, own)
 
 
-def _told(input, linear_weight, linear_bias, reduction, ignore_index, smoothing, dtype, keep_logits):
+def _told(input, linear_weight, linear_bias, reduction, ignore_index, smoothing, dtype, loss_dtype, keep_logits):
     """What the launchers are told; dtype: autocast's, or None."""
-    dtype = input.dtype if dtype is None else torch.float32
+    if loss_dtype is not None:
+        dtype = loss_dtype
+    else:
+        dtype = input.dtype if dtype is None else torch.float32
     keep = keep_logits and wants_gradient(input, linear_weight, linear_bias)
     return library.linear_cross_entropy.Reduced(reduction, ignore_index, smoothing, dtype, keep)
 
@@ -151,40 +179,52 @@ def _traced(input, linear_weight, linear_bias, target, told):
     return reduced.to(told.dtype)
 
 
+def _losses_of_classes(input, linear_weight, linear_bias, target, weight, ignore_index, keep_logits):
+    """-> weighted losses of the rows, as the target: those without weights, each times its own."""
+    losses = linear_cross_entropy(
+        input, linear_weight, target, linear_bias=linear_bias, reduction="none", ignore_index=ignore_index,
+        keep_logits=keep_logits, loss_dtype=library.logits.sums_dtype(input),
+    )  # fmt: skip
+    return losses * weights_of(target, weight, ignore_index).to(losses.dtype)
+
+
 def linear_cross_entropy_plain(
-    input, linear_weight, target, *, linear_bias=None, reduction="mean", ignore_index=-100, label_smoothing=0.0
-):
+    input, linear_weight, target, *, linear_bias=None, reduction="mean", ignore_index=-100, label_smoothing=0.0,
+    loss_dtype=None,
+):  # fmt: skip
     """The same through torch's own operators, logits in memory."""
     logits = torch_F.linear(input, linear_weight, linear_bias)
+    if loss_dtype is not None and loss_dtype is not logits.dtype:
+        logits = logits.to(library.logits.sums_dtype(logits))
     loss = torch_F.cross_entropy(
         logits.flatten(0, -2) if logits.dim() > 2 else logits, target.flatten() if target.dim() > 1 else target,
         reduction=reduction, ignore_index=-100 if ignore_index is None else ignore_index,
         label_smoothing=label_smoothing,
     )  # fmt: skip
+    loss = loss if loss_dtype is None else loss.to(loss_dtype)
     return loss.view(target.shape) if loss.dim() else loss
 
 
-def _check_options(linear_weight, target, weight, reduction, ignore_index, label_smoothing, options):
+def _check_options(linear_weight, target, reduction, ignore_index, label_smoothing, options, loss_dtype):
     if (
-        weight is None and options is None and reduction in REDUCTIONS
+        options is None and loss_dtype is None and reduction in REDUCTIONS
         and type(ignore_index) is int and type(label_smoothing) is float and 0 <= label_smoothing <= 1
         and isinstance(target, Tensor) and target.dtype is torch.int64
     ):  # fmt: skip
         return _check_axes(linear_weight)
     instead = "use torch.nn.functional.linear_cross_entropy"
-    if weight is not None:
-        raise NotImplementedError(f"linear_cross_entropy: weights of classes are not built; {instead}")
     if options is not None:
         raise NotImplementedError(f"linear_cross_entropy: options choose torch's own chunks; {instead}, or leave them")
-    if isinstance(target, Tensor) and target.is_floating_point():
-        raise NotImplementedError(f"linear_cross_entropy: class probabilities as target are not built; {instead}")
     _check_axes(linear_weight)
     if reduction not in REDUCTIONS:
         raise ValueError(f"linear_cross_entropy: reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
-    if not (ignore_index is None or isinstance(ignore_index, int)) or isinstance(ignore_index, bool):
-        raise TypeError(f"linear_cross_entropy: ignore_index must be an integer or None; got {ignore_index!r}")
+    check_ignore_index("linear_cross_entropy", ignore_index)
     if not (isinstance(label_smoothing, int | float) and 0 <= label_smoothing <= 1):
         raise ValueError(f"linear_cross_entropy: label_smoothing must be between 0 and 1; got {label_smoothing!r}")
+    if not (loss_dtype is None or loss_dtype in LOSS_DTYPES):
+        raise TypeError(
+            f"linear_cross_entropy: loss_dtype must be a floating-point torch.dtype or None; got {loss_dtype!r}"
+        )
 
 
 def _check_axes(linear_weight):
@@ -192,13 +232,4 @@ def _check_axes(linear_weight):
         raise NotImplementedError(
             f"linear_cross_entropy: losses of more axes are not built, linear_weight must have shape (V, D); got "
             f"{tuple(linear_weight.shape)}; use torch.nn.functional.linear_cross_entropy"
-        )
-
-
-def _check_target(target, classes, ignore_index):
-    outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if outside.any():
-        got = int(target[outside.nonzero()[0]])
-        raise IndexError(
-            f"linear_cross_entropy: target must be in [0, {classes}) or ignore_index {ignore_index}; got {got}"
         )

@@ -17,15 +17,15 @@ from primer_fast.backend import (
     runs_triton,
     wants_gradient,
 )
-from primer_fast.functional.logits import check, plain_is_best
+from primer_fast.functional.logits import check, check_ignore_index, check_target, plain_is_best
 
 
 class _LinearLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, run, x, w, b, target, temperature):  # x (..., D), w (V, D), b (V,), target (...)
+    def forward(ctx, run, x, w, b, target, temperature, ignore_index):  # x (..., D), w (V, D), b (V,), target (...)
         y, lse, entropy, kept = run(x, w, b, target)
         ctx.save_for_backward(x, w, b, target, lse, entropy, kept)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.ignore_index = temperature, ignore_index
         return y, entropy
 
     @staticmethod
@@ -33,21 +33,23 @@ class _LinearLogProb(torch.autograd.Function):
         x, w, b, target, lse, entropy, kept = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
         if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
-            grads = _differentiable_grads(x, w, b, target, ctx.temperature, dy, dentropy, needed)
+            grads = _differentiable_grads(x, w, b, target, ctx.temperature, ctx.ignore_index, dy, dentropy, needed)
         else:
             grads = library.linear_log_prob.gradients(
-                dy, dentropy, x, w, b, target, lse, entropy, ctx.temperature, needed, kept
+                dy, dentropy, x, w, b, target, lse, entropy, ctx.temperature, ctx.ignore_index, needed, kept
             )
-        return None, *grads, None, None
+        return None, *grads, None, None, None
 
 
 _apply = apply_of(_LinearLogProb)
 
 
-def _differentiable_grads(x, w, b, target, temperature, dy, dentropy, needed):
+def _differentiable_grads(x, w, b, target, temperature, ignore_index, dy, dentropy, needed):
     inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
     entropy = dentropy is not None
-    outputs = linear_log_prob_plain(x, w, target, linear_bias=b, temperature=temperature, return_entropy=entropy)
+    outputs = linear_log_prob_plain(
+        x, w, target, linear_bias=b, temperature=temperature, return_entropy=entropy, ignore_index=ignore_index
+    )
     upstream = (dy, dentropy) if entropy else dy
     grads = iter(torch.autograd.grad(outputs, inputs, upstream, create_graph=True))
     return [next(grads) if need else None for need in needed]
@@ -56,17 +58,20 @@ def _differentiable_grads(x, w, b, target, temperature, dy, dentropy, needed):
 @overload
 def linear_log_prob(
     input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None,
-    temperature: float = 1.0, return_entropy: Literal[False] = False, keep_logits: bool = False,
+    temperature: float = 1.0, return_entropy: Literal[False] = False, ignore_index: int | None = -100,
+    keep_logits: bool = False,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def linear_log_prob(
     input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None,
-    temperature: float = 1.0, return_entropy: Literal[True], keep_logits: bool = False,
+    temperature: float = 1.0, return_entropy: Literal[True], ignore_index: int | None = -100,
+    keep_logits: bool = False,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @overload
 def linear_log_prob(
     input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None,
-    temperature: float = 1.0, return_entropy: bool, keep_logits: bool = False,
+    temperature: float = 1.0, return_entropy: bool, ignore_index: int | None = -100,
+    keep_logits: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def linear_log_prob(
     input: Tensor,  # (..., D)
@@ -76,6 +81,7 @@ def linear_log_prob(
     linear_bias: Tensor | None = None,  # (V,)
     temperature: float = 1.0,
     return_entropy: bool = False,
+    ignore_index: int | None = -100,
     keep_logits: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # (...) float32, with return_entropy twice
     """``log softmax((input @ linear_weight.T + linear_bias) / temperature)[target]``, and the entropy, both in nats.
@@ -90,9 +96,12 @@ def linear_log_prob(
     floating-point arguments as for ``linear``.
 
     Args:
-        target: a class for each row. Outside [0, V) the row's log-probability is NaN, and so are its gradients.
+        target: a class for each row. On a GPU one that is neither in [0, V) nor ignored makes the row's log-probability
+            and its gradients NaN.
         temperature: divides the logits, bias included.
         return_entropy: return also the entropy of each row's softmax, where 0 log 0 = 0.
+        ignore_index: target of rows that do not count, as padding does not; None: -100. Their log-probability and
+            entropy are 0 and they take no gradient, so that a sum over a row of tokens is that of its completion.
         keep_logits: on a GPU, where a gradient will be wanted, keep the logits from the forward to the backward instead
             of making them twice: three products in place of four, for N V elements of the input's dtype, 2.1 GB at 8192
             rows and 131,072 classes in 16 bits. Results and gradients are then those of logits rounded to that dtype.
@@ -100,7 +109,9 @@ def linear_log_prob(
 
     Raises:
         ValueError: the shapes or devices do not match, or ``temperature`` is not a positive number.
-        TypeError: an argument is not a tensor, the dtypes differ, or ``target`` is not int64.
+        TypeError: an argument is not a tensor, the dtypes differ, ``target`` is not int64, or ``ignore_index`` is
+            neither an integer nor None.
+        IndexError: on a CPU, a target is neither a class nor ignored.
 
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2024), for the logits that are not
     in memory; PPO's and DPO's objectives are made of these log-probabilities.
@@ -108,27 +119,29 @@ def linear_log_prob(
     dtype = autocast_dtype(input) if isinstance(input, Tensor) else None
     if dtype is not None:
         input, linear_weight, linear_bias = autocast_to(dtype, input, linear_weight, linear_bias)
-    tensors = input, linear_weight, linear_bias, target
+    ignore_index = -100 if ignore_index is None else ignore_index
+    tensors, told = (input, linear_weight, linear_bias, target), (temperature, return_entropy, ignore_index)
     if prepares(input):
         keep = keep_logits and wants_gradient(*tensors)
-        precision = torch.get_float32_matmul_precision()
-        plan = library.linear_log_prob.known(*tensors, temperature, return_entropy, keep, precision)
+        plan = library.linear_log_prob.known(*tensors, *told, keep, torch.get_float32_matmul_precision())
         if plan is not None:
-            return _run(plan, tensors, temperature, return_entropy)
+            return _run(plan, tensors, *told)
     check_temperature(temperature)
+    check_ignore_index("linear_log_prob", ignore_index)
     check("linear_log_prob", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
         return linear_log_prob_plain(
-            input, linear_weight, target,
-            linear_bias=linear_bias, temperature=temperature, return_entropy=return_entropy,
+            input, linear_weight, target, linear_bias=linear_bias,
+            temperature=temperature, return_entropy=return_entropy, ignore_index=ignore_index,
         )  # fmt: skip
     keep = keep_logits and wants_gradient(*tensors)
     if not needs_operator(*tensors):
-        told = temperature, return_entropy, keep
-        run = lambda x, w, b, t: library.linear_log_prob.forward(x, w, b, t, *told)  # noqa: E731
-        return _run(run, tensors, temperature, return_entropy)
+        if not runs_triton(input) and input.device.type == "cpu":
+            check_target("linear_log_prob", target, len(linear_weight), ignore_index)
+        run = lambda x, w, b, t: library.linear_log_prob.forward(x, w, b, t, *told, keep)  # noqa: E731
+        return _run(run, tensors, *told)
     x, flat_target, bias = library.logits.rows_of(input, target, linear_bias)
-    arguments = x, linear_weight, bias, flat_target, float(temperature), return_entropy
+    arguments = x, linear_weight, bias, flat_target, float(temperature), return_entropy, ignore_index
     if keep and runs_triton(x):
         y, _, entropy, _ = library.linear_log_prob.linear_log_prob_kept(*arguments)
     else:
@@ -137,23 +150,30 @@ def linear_log_prob(
     return (y, entropy.view(target.shape)) if return_entropy else y
 
 
-def _run(run, tensors, temperature, return_entropy):
+def _run(run, tensors, temperature, return_entropy, ignore_index):
     if wants_gradient(*tensors):
-        y, entropy = _apply(run, *tensors, temperature)
+        y, entropy = _apply(run, *tensors, temperature, ignore_index)
     else:
         y, _, entropy, _ = run(*tensors)
     return (y, entropy) if return_entropy else y
 
 
-def _chosen(log_probs, target):  # (..., V), (...) -> (...)
-    if target.is_cpu and type(log_probs) is Tensor and not torch.compiler.is_compiling():
+def _chosen(log_probs, target, ignore_index):  # (..., V), (...)
+    """-> the target's (...), 0 where it is ignored; and which are, or None where none is."""
+    classes = log_probs.shape[-1]
+    looks = target.is_cpu and type(log_probs) is Tensor and not torch.compiler.is_compiling()
+    if looks and not 0 <= ignore_index < classes:
         try:
-            return log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+            return log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1), None
         except RuntimeError:  # a target is no class
             pass
-    known = (target >= 0) & (target < log_probs.shape[-1])
-    index = target.clamp(0, log_probs.shape[-1] - 1).unsqueeze(-1)
-    return log_probs.gather(-1, index).squeeze(-1) * torch.where(known, 1.0, torch.nan).to(log_probs.dtype)
+    if looks and not (runs_triton(log_probs) or torch._C._are_functorch_transforms_active()):
+        check_target("linear_log_prob", target, classes, ignore_index)
+    ignored = target == ignore_index
+    known = (target >= 0) & (target < classes) | ignored
+    chosen = log_probs.gather(-1, target.clamp(0, classes - 1).unsqueeze(-1)).squeeze(-1)
+    chosen = chosen * torch.where(known, 1.0, torch.nan).to(log_probs.dtype)
+    return chosen.masked_fill(ignored, 0), ignored
 
 
 def check_temperature(temperature) -> None:
@@ -162,15 +182,18 @@ def check_temperature(temperature) -> None:
         raise ValueError(f"linear_log_prob: temperature must be a positive number; got {temperature!r}")
 
 
-def linear_log_prob_plain(input, linear_weight, target, *, linear_bias=None, temperature=1.0, return_entropy=False):
+def linear_log_prob_plain(
+    input, linear_weight, target, *, linear_bias=None, temperature=1.0, return_entropy=False, ignore_index=-100
+):
     """The same through torch's own operators, logits in memory."""
     logits = torch_F.linear(input, linear_weight, linear_bias)
     if logits.dtype is not torch.float32 and logits.dtype is not torch.float64:
         logits = logits.float()
     logits = logits if temperature == 1 else logits / temperature
     log_probs = logits.log_softmax(-1)
-    chosen = _chosen(log_probs, target)
+    chosen, ignored = _chosen(log_probs, target, -100 if ignore_index is None else ignore_index)
     if not return_entropy:
         return chosen
-    finite = log_probs.masked_fill(log_probs == -torch.inf, 0)  # 0 log 0 = 0
-    return chosen, -(log_probs.exp() * finite).sum(dim=-1)
+    finite = log_probs.masked_fill(log_probs < library.logits.LEAST, 0)  # 0 log 0 = 0
+    entropy = -(log_probs.exp() * finite).sum(dim=-1)
+    return chosen, entropy if ignored is None else entropy.masked_fill(ignored, 0)

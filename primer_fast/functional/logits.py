@@ -19,9 +19,12 @@ def plain_is_best(input: Tensor, linear_weight: Tensor, target: Tensor) -> bool:
     return small or torch._C._are_functorch_transforms_active()
 
 
-def check(op: str, input, linear_weight, target, linear_bias) -> None:
-    """Raise TypeError or ValueError where the tensors do not fit each other."""
-    if _fit(input, linear_weight, target, linear_bias):
+def check(op: str, input, linear_weight, target, linear_bias, probabilities: bool = False) -> None:
+    """Raise TypeError or ValueError where the tensors do not fit each other.
+
+    probabilities: the target holds one for each class, not the index of a class.
+    """
+    if not probabilities and _fit(input, linear_weight, target, linear_bias):
         return
     floats = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     for name, t in (*floats.items(), ("target", target)):
@@ -39,9 +42,14 @@ def check(op: str, input, linear_weight, target, linear_bias) -> None:
             f"{op}: linear_bias must have one element per row of linear_weight; "
             f"got linear_bias {tuple(linear_bias.shape)} and linear_weight {tuple(linear_weight.shape)}"
         )
-    if target.dtype is not torch.int64:
+    if probabilities and target.shape != (*input.shape[:-1], len(linear_weight)):
+        raise ValueError(
+            f"{op}: a target of probabilities must have one element per row of input and class; "
+            f"got target {tuple(target.shape)}, input {tuple(input.shape)} and {len(linear_weight)} classes"
+        )
+    if not probabilities and target.dtype is not torch.int64:
         raise TypeError(f"{op}: target must hold class indices, int64; got {target.dtype}")
-    if target.shape != input.shape[:-1]:
+    if not probabilities and target.shape != input.shape[:-1]:
         raise ValueError(
             f"{op}: target must have one element per row of input; "
             f"got target {tuple(target.shape)} and input {tuple(input.shape)}"
@@ -55,6 +63,22 @@ def check(op: str, input, linear_weight, target, linear_bias) -> None:
             raise ValueError(f"{op}: all tensors must be on one device; got input {input.device}, {name} {t.device}")
         if name in floats and t.dtype != input.dtype:
             raise TypeError(f"{op}: all tensors must have one dtype; got input {input.dtype} and {name} {t.dtype}")
+
+
+def check_ignore_index(op: str, ignore_index) -> None:
+    """Raise TypeError where it is neither an integer nor None."""
+    if type(ignore_index) is int or ignore_index is None:
+        return
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
+        raise TypeError(f"{op}: ignore_index must be an integer or None; got {ignore_index!r}")
+
+
+def check_target(op: str, target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise IndexError where a target is neither a class nor ignored; waits for the device to say so."""
+    outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    if outside.any():
+        got = int(target[outside].flatten()[0])
+        raise IndexError(f"{op}: target must be in [0, {classes}) or ignore_index {ignore_index}; got {got}")
 
 
 def _fit(input, linear_weight, target, linear_bias) -> bool:

@@ -33,9 +33,9 @@ def gradients(dlosses, x, w, b, target, lse, ignore_index, smoothing, needed, ke
         precision = torch.get_float32_matmul_precision()
         own = ignore_index, smoothing, tuple(needed), precision
         return _gradients(dlosses, x, w, b, target, lse, None, kept, *own)
-    dlosses = torch.where(target != ignore_index, dlosses, 0)
+    head = Head(1.0, smoothing, ignore_index)
     with as_they_are(x):
-        return chunked_bwd(-dlosses, None, x, w, b, target, lse, None, Head(smoothing=smoothing), needed)
+        return chunked_bwd(-dlosses, None, x, w, b, target, lse, None, head, needed)
 
 
 @prepared(4)

@@ -15,6 +15,7 @@ from primer_fast.library.register import absent, as_rows
 
 CHUNK_BYTES = 2**23  # of logits at a time: they stay in a processor's cache
 _CHUNK_ROWS = 4096
+LEAST = -1e3  # log of an exponential that is 0: in place of what is less, so that 0 log 0 = 0
 
 
 def as_they_are(x: Tensor):
@@ -87,34 +88,43 @@ def chunked_fwd(x, w, bias, target, head: Head, entropy: bool):
             z = chunks.logits(x_rows, _wide(w[classes]), None if bias is None else _wide(bias[classes]))
             index, there = chunks.hits(rows, classes)
             chosen[rows] += torch.where(there, z.gather(1, index).squeeze(1), 0)
-            if head.smoothing:
-                extra[rows] += z.sum(dim=1)
             top = torch.maximum(peak[rows], z.amax(dim=1))
-            base = top.masked_fill(top == -torch.inf, 0)
+            base, before = (t.masked_fill(t == -torch.inf, 0) for t in (top, peak[rows]))
             shrink = (peak[rows] - base).exp_()
-            e = z.sub_(base.unsqueeze(1)).exp_() if not entropy else z.sub_(base.unsqueeze(1)).exp()
+            z.sub_(base.unsqueeze(1))
+            if head.smoothing:  # a mean of what is relative to the peak: no sum overflows, large logits cancel
+                share = z.new_full((z.shape[1],), 1 / len(w))
+                extra[rows] += (before - base) * (classes.start / len(w)) + z @ share
+            e = z.exp() if entropy else z.exp_()
             if entropy:
-                moved = torch.where(peak[rows] == -torch.inf, 0, (peak[rows] - base) * total[rows])
-                z.clamp_(min=torch.finfo(z.dtype).min)  # 0 log 0 = 0
+                moved = (peak[rows] - base).clamp_(min=LEAST) * total[rows]
+                z.clamp_(min=LEAST)
                 extra[rows] = shrink * (extra[rows] + moved) + z.mul_(e).sum(dim=1)
             total[rows] = total[rows] * shrink + e.sum(dim=1)
             peak[rows] = top
     log_total = total.log()
     scores = chosen - peak - log_total
     if head.smoothing:
-        scores = (1 - head.smoothing) * scores + head.smoothing * (extra / len(w) - peak - log_total)
+        scores = (1 - head.smoothing) * scores + head.smoothing * (extra - log_total)
     scores = head.sign * scores
     known = (target >= 0) & (target < len(w))
     if head.ignore_index is not None:
         ignored = target == head.ignore_index
         scores, known = scores.masked_fill(ignored, 0), known | ignored
+    found = log_total - extra / total if entropy else None
+    if found is not None and head.ignore_index is not None:
+        found = found.masked_fill(ignored, 0)
     scores, lse = scores.masked_fill(~known, torch.nan), torch.stack((peak, log_total.masked_fill(~known, torch.nan)))
-    return scores, lse, log_total - extra / total if entropy else None
+    return scores, lse, found
 
 
 def chunked_bwd(score_grad, entropy_grad, x, w, bias, target, lse, entropy, head: Head, needed):
     """As logits_bwd of the kernels, with lse of chunked_fwd: -> dx (N, D), dw (V, D), db (V,), None unless needed."""
     need_x, need_w, need_b = needed
+    if head.ignore_index is not None:
+        ignored = target == head.ignore_index
+        score_grad = score_grad.masked_fill(ignored, 0)
+        entropy_grad = None if entropy_grad is None else entropy_grad.masked_fill(ignored, 0)
     chunks = _Chunks(x, w, bias, target, head.temperature)
     wide = chunks.buffer.dtype
     dx = torch.zeros(x.shape, dtype=wide, device=x.device) if need_x else None
@@ -138,8 +148,8 @@ def chunked_bwd(score_grad, entropy_grad, x, w, bias, target, lse, entropy, head
             else:
                 log_p = z.sub_(peak[rows].unsqueeze(1)).sub_(log_total[rows].unsqueeze(1))
                 p = log_p.exp()
-                log_p.clamp_(min=torch.finfo(wide).min).add_(entropy[rows].unsqueeze(1))
-                g = log_p.mul_((-entropy_grad[rows] / head.temperature).unsqueeze(1)).sub_(scale).mul_(p)
+                g = log_p.clamp_(min=LEAST).add_(entropy[rows].unsqueeze(1)).mul_(p)  # before what could overflow
+                g.mul_((-entropy_grad[rows] / head.temperature).unsqueeze(1)).sub_(p.mul_(scale))
             if head.smoothing:
                 g.add_(scale * (head.smoothing / len(w)))
             g.scatter_add_(1, index, torch.where(there.unsqueeze(1), scale * (1 - head.smoothing), 0))

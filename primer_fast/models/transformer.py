@@ -318,10 +318,12 @@ class Transformer(nn.Module):
         reduction: str = "mean",
         **options,  # as hidden()
     ) -> Tensor:  # (), or (B, T) for reduction "none"
-        """Cross entropy of ``targets``; the logits are never in memory."""
+        """Cross entropy of ``targets``, in float32 where the model has 16 bits; the logits are never in memory."""
+        features = self._features(self.hidden(tokens, **options))
         return F.linear_cross_entropy(
-            self._features(self.hidden(tokens, **options)), self._unembedding(), targets, linear_bias=self.head_bias,
+            features, self._unembedding(), targets, linear_bias=self.head_bias,
             ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction,
+            loss_dtype=torch.promote_types(features.dtype, torch.float32),
         )  # fmt: skip
 
     @overload
@@ -340,7 +342,10 @@ class Transformer(nn.Module):
     def log_prob(
         self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool = False, **options
     ) -> Tensor | tuple[Tensor, Tensor]:  # (B, T), (B, T) -> (B, T) float32, with return_entropy twice
-        """``log p(targets)`` of each position, already shifted, and the entropy; the logits are never in memory."""
+        """``log p(targets)`` of each position, already shifted, and the entropy; the logits are never in memory.
+
+        Both are 0 where the target is -100.
+        """
         return self.log_prob_of(
             self.hidden(tokens, **options), targets, temperature=temperature, return_entropy=return_entropy
         )

@@ -22,8 +22,7 @@ from primer_fast.proof.numerics import SLACK
 from primer_fast.proof.terms import HEADS, magnitudes, row_blocks
 from primer_fast.proof.verify import device, differentiable
 from primer_fast.reference.case import Case, arguments
-from primer_fast.reference.linear_cross_entropy import IGNORED
-from primer_fast.reference.linear_log_prob import LOGITS
+from primer_fast.reference.linear_log_prob import IGNORED, LOGITS
 
 ATTENTION = "scaled_dot_product_attention"
 _PIECE = 2**25  # elements that are compared at a time: each takes some 40 bytes meanwhile

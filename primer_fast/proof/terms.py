@@ -18,7 +18,7 @@ from primer_fast.functional.max_pool2d import max_pool2d_plain
 from primer_fast.functional.mlp import mlp_plain
 from primer_fast.functional.scaled_dot_product_attention import _visible
 from primer_fast.reference.case import arguments
-from primer_fast.reference.linear_cross_entropy import IGNORED
+from primer_fast.reference.linear_log_prob import IGNORED
 
 HEADS = ("linear_cross_entropy", "linear_log_prob")  # their logits are taken some rows at a time
 _LOGITS = 2**27  # elements of all logits that are in memory at once
@@ -172,8 +172,9 @@ def _cross_entropy_gradient(target, upstream, reduction="mean", ignore_index=IGN
     return gradient
 
 
-def _log_prob_gradient(target, upstream, temperature=1.0, return_entropy=False):
-    dy, *dentropy = (t.abs().reshape(-1) / temperature for t in upstream)
+def _log_prob_gradient(target, upstream, temperature=1.0, return_entropy=False, ignore_index=IGNORED):
+    counts = target != (IGNORED if ignore_index is None else ignore_index)
+    dy, *dentropy = (torch.where(counts, t.abs().reshape(-1) / temperature, 0) for t in upstream)
 
     def gradient(log_p, rows):
         p = log_p.exp()

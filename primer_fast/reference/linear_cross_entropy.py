@@ -6,16 +6,24 @@ Legend: N rows (all leading axes of input together), D features, V classes (the 
 import numpy as np
 
 from primer_fast.reference import linear_log_prob as head
-from primer_fast.reference.linear_log_prob import linear_grads, log_softmax, logits_of, loss_case, one_hot, sizes
+from primer_fast.reference.linear_log_prob import (
+    IGNORED,
+    counting,
+    linear_grads,
+    log_softmax,
+    logits_of,
+    loss_case,
+    one_hot,
+    sizes,
+)
 
-IGNORED = -100  # torch's default
-flops = head.flops
+flops, values = head.flops, head.values
 
 
 def _labels(target, classes, ignore_index, label_smoothing):
     """-> smoothed labels (..., V), and whether a row counts (...)."""
     smooth = (1 - label_smoothing) * one_hot(target, classes) + label_smoothing / classes
-    return smooth, target != (IGNORED if ignore_index is None else ignore_index)
+    return smooth, counting(target, ignore_index)
 
 
 def _divisor(counts, reduction):
@@ -59,16 +67,6 @@ def linear_cross_entropy_magnitude(
     g = _logit_gradient(np.abs(dy), log_p, target, reduction, ignore_index, label_smoothing, sign=1.0)
     grads = linear_grads(g, *absolute)
     return {"output": float(behind)} | {name: float(a.max(initial=0.0)) for name, a in grads.items()}
-
-
-def values(case, rng):
-    """As linear_log_prob's; a case with an ``ignore_index`` ignores a third of its rows, "all_ignored" all of them."""
-    arrays = head.values(case, rng)
-    if "ignore_index" in case.options:
-        ignored = IGNORED if case.options["ignore_index"] is None else case.options["ignore_index"]
-        drop = rng.random(size=case.shapes["target"]) < (1.0 if case.name == "all_ignored" else 1 / 3)
-        arrays["target"] = np.where(drop, ignored, arrays["target"])
-    return arrays
 
 
 def bytes_moved(case, itemsize):

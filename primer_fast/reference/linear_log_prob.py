@@ -10,6 +10,7 @@ import numpy as np
 from primer_fast.reference.case import Case
 
 OUTPUTS = ("output", "entropy")
+IGNORED = -100  # torch's default of ignore_index
 LOGITS = {"flat": (0.0, 1.0), "peaked": (0.0, 20.0), "all_negative": (-80.0, 1.0), "large": (300.0, 1.0)}  # mean, std
 
 
@@ -37,16 +38,25 @@ def linear_grads(g, input, linear_weight, linear_bias):
     return grads if linear_bias is None else {**grads, "linear_bias": rows.sum(axis=0)}
 
 
-def linear_log_prob(input, linear_weight, target, *, linear_bias=None, temperature=1.0, return_entropy=False):
+def counting(target, ignore_index):
+    """(...) -> which rows are not ignored (...)."""
+    return target != (IGNORED if ignore_index is None else ignore_index)
+
+
+def linear_log_prob(
+    input, linear_weight, target, *, linear_bias=None, temperature=1.0, return_entropy=False, ignore_index=IGNORED
+):
     """input (..., D), linear_weight (V, D), target (...) -> log p(target) (...), and the entropy (...) if asked for."""
     log_p = log_softmax(logits_of(input, linear_weight, linear_bias, temperature))
-    chosen = (log_p * one_hot(target, linear_weight.shape[0])).sum(axis=-1)
-    return (chosen, -(np.exp(log_p) * log_p).sum(axis=-1)) if return_entropy else chosen
+    counts = counting(target, ignore_index)
+    chosen = np.where(counts, (log_p * one_hot(target, linear_weight.shape[0])).sum(axis=-1), 0.0)
+    return (chosen, np.where(counts, -(np.exp(log_p) * log_p).sum(axis=-1), 0.0)) if return_entropy else chosen
 
 
-def _logit_gradient(upstream, log_p, target, temperature, sign=-1.0):
+def _logit_gradient(upstream, log_p, target, temperature, ignore_index, sign=-1.0):
     """sign 1.0: the sum of the absolute terms instead."""
     dy, dh = upstream if isinstance(upstream, tuple) else (upstream, np.zeros(target.shape))
+    dy, dh = (np.where(counting(target, ignore_index), d, 0.0) for d in (dy, dh))
     p, entropy = np.exp(log_p), -(np.exp(log_p) * log_p).sum(axis=-1, keepdims=True)
     about = np.abs(log_p) + entropy if sign > 0 else log_p + entropy
     g = dy[..., None] * (one_hot(target, log_p.shape[-1]) + sign * p) + sign * dh[..., None] * p * about
@@ -54,30 +64,36 @@ def _logit_gradient(upstream, log_p, target, temperature, sign=-1.0):
 
 
 def linear_log_prob_grad(
-    upstream, input, linear_weight, target, *, linear_bias=None, temperature=1.0, return_entropy=False
-):
+    upstream, input, linear_weight, target, *, linear_bias=None, temperature=1.0, return_entropy=False,
+    ignore_index=IGNORED,
+):  # fmt: skip
     """upstream (...), or one for each output, and the forward's arguments -> gradient of each float array by name.
 
     d log p(t) / d z_v = [v = t] - p_v,    d H / d z_v = -p_v (log p_v + H),    z the logits over the temperature.
     """
     log_p = log_softmax(logits_of(input, linear_weight, linear_bias, temperature))
-    return linear_grads(_logit_gradient(upstream, log_p, target, temperature), input, linear_weight, linear_bias)
+    g = _logit_gradient(upstream, log_p, target, temperature, ignore_index)
+    return linear_grads(g, input, linear_weight, linear_bias)
 
 
 def linear_log_prob_magnitude(
-    upstream, input, linear_weight, target, *, linear_bias=None, temperature=1.0, return_entropy=False
-):
+    upstream, input, linear_weight, target, *, linear_bias=None, temperature=1.0, return_entropy=False,
+    ignore_index=IGNORED,
+):  # fmt: skip
     """Largest sum of absolute terms behind each result by name."""
     log_p = log_softmax(logits_of(input, linear_weight, linear_bias, temperature))
     x, weight, bias = (None if a is None else np.abs(a) for a in (input, linear_weight, linear_bias))
     behind = float(logits_of(x, weight, bias, temperature).max(initial=0.0))
     upstream = tuple(map(np.abs, upstream)) if isinstance(upstream, tuple) else np.abs(upstream)
-    grads = linear_grads(_logit_gradient(upstream, log_p, target, temperature, sign=1.0), x, weight, bias)
+    grads = linear_grads(_logit_gradient(upstream, log_p, target, temperature, ignore_index, sign=1.0), x, weight, bias)
     return {"output": behind, "entropy": behind} | {name: float(a.max(initial=0.0)) for name, a in grads.items()}
 
 
 def values(case, rng):
-    """Targets in the vocabulary, and weights that make the logits what the case's name says: see LOGITS."""
+    """Targets in the vocabulary, and weights that make the logits what the case's name says: see LOGITS.
+
+    A case with an ``ignore_index`` ignores a third of its rows, "all_ignored" all of them.
+    """
     shapes = case.shapes
     mean, std = LOGITS.get(case.name, LOGITS["flat"])
     scale = std / max(shapes["input"][-1], 1) ** 0.5
@@ -87,6 +103,10 @@ def values(case, rng):
     }
     if "linear_bias" in shapes:
         arrays["linear_bias"] = rng.normal(mean, 1.0, size=shapes["linear_bias"])
+    if "ignore_index" in case.options:
+        ignored = IGNORED if case.options["ignore_index"] is None else case.options["ignore_index"]
+        drop = rng.random(size=shapes["target"]) < (1.0 if case.name == "all_ignored" else 1 / 3)
+        arrays["target"] = np.where(drop, ignored, arrays["target"])
     return arrays
 
 
@@ -127,6 +147,10 @@ CASES = (
     loss_case("temperature", "logits over a temperature, bias inside", 20, 32, 200, bias=True, temperature=0.7,
               return_entropy=True),
     loss_case("splits", "few rows, many classes: several programs share a row", 9, 16, 1000, return_entropy=True),
+    loss_case("ignored", "padding has log-probability, entropy and gradients 0", 30, 24, 65, bias=True,
+              return_entropy=True, ignore_index=None),
+    loss_case("ignored_class", "a class of the vocabulary is ignored; its logit still counts", 30, 24, 65,
+              ignore_index=3),
     loss_case("peaked", "one class has all the probability", 24, 40, 130, return_entropy=True),
     loss_case("all_negative", "no logit near 0, which is what stands outside the vocabulary", 24, 40, 130, bias=True,
               return_entropy=True),

@@ -1,12 +1,19 @@
 """Direct preference optimisation: a policy learns from preference pairs alone, held to a frozen reference.
 
-    h = (log pi(y_w | x) - log pi(y_l | x)) - (log pi_ref(y_w | x) - log pi_ref(y_l | x))
-    sigmoid   -log sigmoid(beta h)
-    cdpo      -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)        preferences are wrong with probability e
-    ipo       (h - 1 / (2 beta))^2
+    r = log pi(y | x) - log pi_ref(y | x)        h = r_w - r_l
+    sigmoid     -log sigmoid(beta h)
+    cdpo        -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)        preferences are wrong with probability e
+    robust      (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2 e)        sigmoid's, in the mean over e
+    ipo         (h - 1 / (2 beta))^2
+    hinge       max(0, 1 - beta h)
+    apo_zero    1 - sigmoid(beta r_w) + sigmoid(beta r_l)
+    sppo_hard   (r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2
 A log-probability of a completion is the sum over its tokens, its end included; in ipo's h it is the mean.
-Sources: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; E. Mitchell, "A note on DPO with noisy preferences", 2023; Azar
-et al. 2023, arXiv:2310.12036, eq. 17. Erratum: the primer once prints the loss without its minus sign.
+Sources: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; E. Mitchell, "A note on DPO with noisy preferences", 2023;
+Chowdhury et al. 2024, arXiv:2403.00409, for robust; Azar et al. 2023, arXiv:2310.12036, eq. 17; Zhao et al. 2023,
+arXiv:2305.10425, and Liu et al. 2023, arXiv:2309.06657, for hinge; D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7,
+plus 1; Wu et al. 2024, arXiv:2405.00675, eq. 4.7 with 1 as the winner's probability and 0 as the loser's. The names are
+TRL's. Erratum: the primer once prints the loss without its minus sign.
 Legend: B pairs, T tokens; w won (chosen), l lost (rejected).
 """
 
@@ -35,16 +42,22 @@ from primer_fast.train.epochs import (
 from primer_fast.train.log_probs import token_log_probs
 from primer_fast.train.world import ALONE, World
 
-LOSSES = ("sigmoid", "cdpo", "ipo")
+OF_MARGIN = ("sigmoid", "cdpo", "robust", "ipo", "hinge")  # losses that are functions of h alone
+LOSSES = (*OF_MARGIN, "apo_zero", "sppo_hard")
+SMOOTHED = ("cdpo", "robust")  # that know e
+NOT_BUILT = (  # that TRL has too
+    "aot", "aot_pair", "aot_unpaired", "apo_down", "bco_pair", "discopop", "exo_pair", "nca_pair", "sft",
+    "sigmoid_norm",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DPOConfig:
     """Settings of direct preference optimisation; the first group is its own, the rest the optimizer's."""
 
-    loss: Literal["sigmoid", "cdpo", "ipo"] = "sigmoid"
+    loss: Literal["sigmoid", "cdpo", "robust", "ipo", "hinge", "apo_zero", "sppo_hard"] = "sigmoid"
     beta: float = 0.1  # how hard the policy is held to the reference
-    label_smoothing: float = 0.0  # of cdpo: how often a preference is taken to be wrong
+    label_smoothing: float = 0.0  # of cdpo and robust: how often a preference is taken to be wrong
     lr: float = 1e-6  # peak learning rate of AdamW
     min_lr: float = 0.0  # learning rate where the cosine ends
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
@@ -66,11 +79,19 @@ class DPOConfig:
             if not holds:
                 raise ValueError(f"dpo: {what}; got {got}")
 
-        must(self.loss in LOSSES, f"loss must be one of {', '.join(LOSSES)}", repr(self.loss))
+        check_loss(self.loss)
         must(self.beta > 0 and math.isfinite(self.beta), "beta must be positive and finite", self.beta)
         must(0 <= self.label_smoothing < 0.5, "label_smoothing must be in [0, 0.5)", self.label_smoothing)
-        must(self.label_smoothing == 0 or self.loss == "cdpo", "label_smoothing is cdpo's", self.label_smoothing)
+        smoothed = self.label_smoothing == 0 or self.loss in SMOOTHED
+        must(smoothed, "label_smoothing is cdpo's and robust's", self.label_smoothing)
         check_optimizer_options(self, must)
+
+
+def check_loss(kind: str, losses: tuple[str, ...] = LOSSES) -> None:
+    """Raise ValueError where the loss is none of ``losses``."""
+    if kind not in losses:
+        why = ", which TRL has and primer_fast has not" if kind in NOT_BUILT else ""
+        raise ValueError(f"dpo: loss must be one of {', '.join(losses)}; got {kind!r}{why}")
 
 
 def preference_loss(h: Tensor, beta: float, kind: str = "sigmoid", label_smoothing: float = 0.0) -> Tensor:
@@ -78,19 +99,41 @@ def preference_loss(h: Tensor, beta: float, kind: str = "sigmoid", label_smoothi
 
     Args:
         beta: how hard the policy is held to the reference.
-        label_smoothing: e of cdpo.
+        label_smoothing: e of cdpo and robust.
 
     Raises:
-        ValueError: ``kind`` is not sigmoid, cdpo or ipo.
+        ValueError: ``kind`` is none of OF_MARGIN.
     """
-    if kind == "sigmoid":
-        return -torch_F.logsigmoid(beta * h)
-    if kind == "cdpo":
-        wrong = label_smoothing
-        return -(1 - wrong) * torch_F.logsigmoid(beta * h) - wrong * torch_F.logsigmoid(-beta * h)
+    check_loss(kind, OF_MARGIN)
     if kind == "ipo":
         return (h - 1 / (2 * beta)) ** 2
-    raise ValueError(f"dpo: loss must be one of {', '.join(LOSSES)}; got {kind!r}")
+    if kind == "hinge":
+        return torch.relu(1 - beta * h)
+    right = -torch_F.logsigmoid(beta * h)
+    if kind == "sigmoid":
+        return right
+    e, wrong = label_smoothing, -torch_F.logsigmoid(-beta * h)
+    return (1 - e) * right + e * wrong if kind == "cdpo" else ((1 - e) * right - e * wrong) / (1 - 2 * e)
+
+
+def ratio_loss(
+    chosen: Tensor,  # (B,): log pi / pi_ref of y_w
+    rejected: Tensor,  # (B,): of y_l
+    beta: float,
+    kind: str = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> Tensor:  # (B,)
+    """The loss of each pair, of any kind in LOSSES: ``preference_loss`` of the difference where that is all it needs.
+
+    Raises:
+        ValueError: ``kind`` is none of LOSSES.
+    """
+    if kind == "apo_zero":
+        return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
+    if kind == "sppo_hard":
+        return (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2
+    check_loss(kind)
+    return preference_loss(chosen - rejected, beta, kind, label_smoothing)
 
 
 def start(model: Transformer, config: DPOConfig) -> TrainState[Transformer]:
@@ -180,8 +223,8 @@ def update(
         mask = batch.mask()
         ratios = log_probs.sum(dim=1) - reference[share.rows].T.flatten()  # log pi / pi_ref, (2 B,)
         chosen, rejected = (ratios / mask.sum(dim=1) if config.loss == "ipo" else ratios).chunk(2)
-        h = chosen - rejected
-        loss = share.of(preference_loss(h, config.beta, config.loss, config.label_smoothing).sum() / count)
+        losses = ratio_loss(chosen, rejected, config.beta, config.loss, config.label_smoothing)
+        loss = share.of(losses.sum() / count)
         state.backward(loss)
         with torch.no_grad():
             rewards, sums = (config.beta * ratios).chunk(2), log_probs.sum(dim=1).chunk(2)

@@ -177,7 +177,7 @@ def loss_sum(model: LanguageModel, windows: Tensor, config: LanguageModelConfig)
     """-sum log p(token | the window's tokens before it), over all tokens but each window's first."""
     with autocast(windows.device.type, config.precision):
         loss = model.loss(windows[:, :-1], windows[:, 1:], reduction="sum")
-    return loss.float()
+    return loss.float()  # a model of one's own may have it in 16 bits
 
 
 @torch.no_grad()

@@ -155,9 +155,9 @@ def test_without_a_gradient_nothing_is_kept(device, monkeypatch):
     ):
         wrapped = getattr(op, name)
 
-        def forward(*args, keep, wrapped=wrapped):
+        def forward(*args, keep, wrapped=wrapped, **options):
             asked.append(keep)
-            return wrapped(*args, keep=keep)
+            return wrapped(*args, keep=keep, **options)
 
         monkeypatch.setattr(op, name, forward)
     x, w, b = operands(torch.float32, device)

@@ -235,8 +235,12 @@ WRONG = [
     (ValueError, r"mean, sum, none; got 'avg'", (X, W, T), {"reduction": "avg"}),
     (ValueError, r"between 0 and 1; got 1.5", (X, W, T), {"label_smoothing": 1.5}),
     (TypeError, r"ignore_index must be an integer or None; got 1.0", (X, W, T), {"ignore_index": 1.0}),
-    (NotImplementedError, rf"weights of classes.*{INSTEAD}", (X, W, T), {"weight": ONES(2)}),
-    (NotImplementedError, rf"probabilities.*{INSTEAD}", (X, W, ONES(3, 2)), {}),
+    (
+        TypeError,
+        r"loss_dtype must be a floating-point torch.dtype or None; got 'float32'",
+        (X, W, T),
+        {"loss_dtype": "float32"},
+    ),
     (NotImplementedError, rf"more axes.*got \(2, 5, 4\); {INSTEAD}", (X, ONES(2, 5, 4), T), {}),
     (NotImplementedError, rf"options.*{INSTEAD}", (X, W, T), {"options": object()}),
 ]

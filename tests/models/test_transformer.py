@@ -171,6 +171,14 @@ def test_loss_and_log_prob_are_those_of_the_logits(plain_path, device, name):
     assert chosen.dtype == torch.float32 and torch.equal(chosen, model.log_prob(tokens, targets, temperature=0.7))
 
 
+def test_the_loss_of_a_16_bit_model_is_float32(plain_path):
+    for dtype, want in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        model = randomised(TransformerConfig(**SMALL)).to(dtype)
+        loss = model.loss(*torch.randint(13, (2, 3, 7)))
+        loss.backward()
+        assert loss.dtype == want and model.embedding.weight.grad.dtype == dtype
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_parameter_has_a_gradient(plain_path, name):
     model = randomised(TransformerConfig(**SMALL | CONFIGS[name]))

@@ -80,7 +80,11 @@ def test_the_side_of_the_padding_changes_no_log_prob():
         torch.testing.assert_close(got[chosen], want[row, : length - 1][chosen])
 
 
-@pytest.mark.parametrize(("loss", "want"), [("sigmoid", math.log(2)), ("cdpo", math.log(2)), ("ipo", 25.0)])
+FIRST = {"sigmoid": math.log(2), "cdpo": math.log(2), "robust": math.log(2), "ipo": 25, "hinge": 1, "apo_zero": 1,
+         "sppo_hard": 50}  # fmt: skip
+
+
+@pytest.mark.parametrize(("loss", "want"), FIRST.items())
 def test_the_first_loss(loss, want):
     _, rows = run(settings(loss=loss, steps=1))
     assert rows[0]["loss"] == pytest.approx(want, rel=1e-5)
@@ -160,9 +164,10 @@ def test_the_reference_must_be_of_these_pairs():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "hinge"}, "loss must be one of sigmoid, cdpo, ipo; got 'hinge'"),
+        ({"loss": "logistic"}, f"loss must be one of {', '.join(dpo.LOSSES)}; got 'logistic'$"),
+        *(({"loss": name}, f"loss must be .*; got '{name}', which TRL has") for name in dpo.NOT_BUILT),
         ({"beta": 0.0}, "beta must be positive and finite; got 0.0"),
-        ({"label_smoothing": 0.1}, "label_smoothing is cdpo's; got 0.1"),
+        ({"label_smoothing": 0.1}, "label_smoothing is cdpo's and robust's; got 0.1"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"batch_size": 0}, "batch_size must be a positive integer; got 0"),
     ],

@@ -64,11 +64,11 @@ class Watch(transformers.TrainerCallback):
             self.rows.append(logs)
 
 
-def train_theirs(folder, loss):
+def train_theirs(folder, loss, label_smoothing):
     model, watch = make_model(), Watch()
     arguments = trl.DPOConfig(
         output_dir=str(folder), per_device_train_batch_size=len(PAIRS), max_steps=STEPS, learning_rate=1e-3, beta=0.3,
-        loss_type=[loss], lr_scheduler_type="constant", logging_steps=1,
+        loss_type=[loss], label_smoothing=label_smoothing, lr_scheduler_type="constant", logging_steps=1,
         report_to="none", use_cpu=True, bf16=False, max_length=None,
         save_strategy="no", disable_tqdm=True, optim="adamw_torch", max_grad_norm=1.0, remove_unused_columns=False,
     )  # fmt: skip
@@ -91,13 +91,14 @@ def as_ours(folder, tensors):
     return dict(load_gpt2(folder).named_parameters())
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])  # it has no cDPO
+@pytest.mark.parametrize("loss", [loss for loss in dpo.LOSSES if loss != "cdpo"])  # which it has not
 def test_the_same_loss_gradients_and_metrics(tmp_path, loss):
-    watch = train_theirs(tmp_path / "trl", loss)
+    smoothing = 0.1 if loss in dpo.SMOOTHED else 0.0
+    watch = train_theirs(tmp_path / "trl", loss, smoothing)
     make_model().save_pretrained(tmp_path / "start")
     model = load_gpt2(tmp_path / "start")
     config = dpo.DPOConfig(
-        loss=loss, beta=0.3, lr=1e-3, schedule="constant", batch_size=len(PAIRS),
+        loss=loss, label_smoothing=smoothing, beta=0.3, lr=1e-3, schedule="constant", batch_size=len(PAIRS),
         epochs=STEPS, log_every=1,
     )  # fmt: skip
     pairs = encode_pairs(PAIRS, lambda text: [LETTERS.index(c) + 2 for c in text], end=END, context=64)

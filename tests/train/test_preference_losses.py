@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from primer_fast.train.dpo import preference_loss
+from primer_fast.train.dpo import OF_MARGIN, preference_loss, ratio_loss
 from primer_fast.train.reward import pair_loss, wilson_interval
 
 
@@ -40,8 +40,52 @@ def test_extreme_margins_are_finite():
 
 
 def test_unknown_loss():
-    with pytest.raises(ValueError, match="loss must be one of sigmoid, cdpo, ipo; got 'hinge'"):
-        preference_loss(torch.zeros(1), 0.1, "hinge")
+    with pytest.raises(ValueError, match="loss must be one of sigmoid, cdpo, robust, ipo, hinge; got 'apo_zero'"):
+        preference_loss(torch.zeros(1), 0.1, "apo_zero")
+    with pytest.raises(ValueError, match="sppo_hard; got 'exo_pair', which TRL has and primer_fast has not"):
+        ratio_loss(*torch.zeros(2, 1), 0.1, "exo_pair")
+
+
+def test_robust_is_right_in_the_mean_over_wrong_labels():
+    """Where a share e of the labels is turned round, its mean is the loss of the true ones: what it is made for."""
+    h, e = numbers(9), 0.15
+    mean = (1 - e) * preference_loss(h, 0.5, "robust", e) + e * preference_loss(-h, 0.5, "robust", e)
+    torch.testing.assert_close(mean, preference_loss(h, 0.5))
+    torch.testing.assert_close(preference_loss(h, 0.5, "robust", 0.0), preference_loss(h, 0.5))
+
+
+def test_hinge_wants_a_margin_of_one():
+    h = torch.tensor([-2.0, 0.0, 1.9, 2.0, 7.0], dtype=torch.float64)
+    assert preference_loss(h, 0.5, "hinge").tolist() == pytest.approx([2, 1, 0.05, 0, 0])
+
+
+def test_apo_zero_moves_each_completion_by_itself():
+    """1 - sigmoid(beta r_w) + sigmoid(beta r_l): its gradient at one does not know the other."""
+    chosen, rejected = numbers(2, 8).requires_grad_().unbind()
+    want = [
+        1 - 1 / (1 + math.exp(-0.3 * w)) + 1 / (1 + math.exp(-0.3 * r)) for w, r in zip(chosen, rejected, strict=True)
+    ]
+    loss = ratio_loss(chosen, rejected, 0.3, "apo_zero")
+    assert loss.tolist() == pytest.approx(want)
+    of_chosen, of_rejected = torch.autograd.grad(loss.sum(), (chosen, rejected))
+    slope = lambda r: 0.3 * torch.sigmoid(0.3 * r) * torch.sigmoid(-0.3 * r)  # noqa: E731
+    torch.testing.assert_close((of_chosen, of_rejected), (-slope(chosen), slope(rejected)))
+
+
+def test_sppo_hard_has_its_least_at_its_targets():
+    """(r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2"""
+    chosen, rejected = numbers(2, 8)
+    want = [(w - 2.5) ** 2 + (r + 2.5) ** 2 for w, r in zip(chosen.tolist(), rejected.tolist(), strict=True)]
+    assert ratio_loss(chosen, rejected, 0.2, "sppo_hard").tolist() == pytest.approx(want)
+    at = torch.tensor([2.5], dtype=torch.float64)
+    assert ratio_loss(at, -at, 0.2, "sppo_hard").item() == 0
+
+
+@pytest.mark.parametrize("kind", OF_MARGIN)
+def test_of_ratios_is_of_their_difference(kind):
+    chosen, rejected = numbers(2, 8)
+    want = preference_loss(chosen - rejected, 0.4, kind, 0.1)
+    assert torch.equal(ratio_loss(chosen, rejected, 0.4, kind, 0.1), want)
 
 
 def test_reward_loss_is_bradley_terry():

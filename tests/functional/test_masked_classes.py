@@ -1,0 +1,83 @@
+"""Classes that a bias of -inf, or of a large finite number, takes out of the vocabulary."""
+
+import pytest
+import torch
+
+from primer_fast import functional as F
+from primer_fast.functional import logits
+from primer_fast.library import logits as chunks
+
+MASKS = {  # what masks, as a share of the dtype's least number, and which classes
+    "infinite tail": (torch.inf, slice(8, None)),
+    "infinite head": (torch.inf, slice(0, 30)),
+    "least tail": (1.0, slice(8, None)),
+    "least head": (1.0, slice(0, 30)),
+    "half of the least, tail": (0.5, slice(8, None)),
+    "half of the least, head": (0.5, slice(0, 30)),
+}
+
+
+@pytest.fixture(params=["kernels", "chunks", "logits in memory"])
+def place(request, monkeypatch):
+    """The device of a path, which calls take."""
+    if request.param == "kernels":
+        return request.getfixturevalue("device")
+    request.getfixturevalue("plain_path")
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * 16 * 4)
+    monkeypatch.setattr(logits, "PLAIN_BYTES", 0 if request.param == "chunks" else 2**24)
+    return "cpu"
+
+
+def operands(device, mask, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(s, generator=generator).to(device, dtype) for s in ((3, 4), (40, 4), (40,)))
+    share, classes = MASKS[mask]
+    b[classes] = share * torch.finfo(dtype).min
+    return [t.requires_grad_() for t in (x, w, b)], torch.tensor([1, 32, 7], device=device)
+
+
+def near(got, want, dtype):
+    """Equal up to the rounding of the inputs' dtype; what float32 cannot hold may be infinite."""
+    limit, rounding = torch.finfo(torch.float32).max, 1e-5 if dtype is torch.float32 else 2e-2
+    for y, right in zip(got, want, strict=True):
+        assert (y.isfinite() | (right.abs() > limit)).all()
+        y, right = (t.double().clamp(-limit, limit) for t in (y, right))
+        scale = right[right.abs() < 1e30].abs().max().item()
+        torch.testing.assert_close(y, right, rtol=rounding, atol=rounding * scale, check_dtype=False)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("upstream", "temperature"), [(2.0, 1.0), (65536.0, 0.5)])
+def test_entropy_and_log_probability(mask, dtype, upstream, temperature, place):
+    """0 log 0 = 0, and its gradient 0, whatever it is multiplied by: as PyTorch has it in float64."""
+    leaves, target = operands(place, mask, dtype)
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    x, w, b = leaves
+    y, entropy = F.linear_log_prob(x, w, target, linear_bias=b, temperature=temperature, return_entropy=True)
+    log_p = (torch.nn.functional.linear(*exact) / temperature).log_softmax(dim=-1)
+    right = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0)).sum(dim=-1)
+    near([y, entropy], [log_p.gather(1, target[:, None])[:, 0], right], dtype)
+    got = torch.autograd.grad((upstream * entropy).sum(), leaves)
+    near(got, torch.autograd.grad((upstream * right).sum(), exact), dtype)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_cross_entropy(mask, place):
+    (x, w, b), target = operands(place, mask, torch.float32)
+    exact = [t.detach().double().requires_grad_() for t in (x, w, b)]
+    loss = F.linear_cross_entropy(x, w, target, linear_bias=b, reduction="none")
+    right = torch.nn.functional.cross_entropy(torch.nn.functional.linear(*exact), target, reduction="none")
+    near([loss], [right], torch.float32)
+    got = torch.autograd.grad((2 * loss).sum(), (x, w, b))
+    near(got, torch.autograd.grad((2 * right).sum(), exact), torch.float32)
+
+
+def test_smoothed_labels_over_logits_that_are_all_large(plain_path, monkeypatch):
+    """Their sum overflows, and their differences are what counts."""
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * 16 * 4)
+    monkeypatch.setattr(logits, "PLAIN_BYTES", 0)
+    x, w, b = torch.zeros(3, 4), torch.zeros(40, 4), torch.full((40,), torch.finfo(torch.float32).min)
+    target = torch.tensor([1, 32, 7])
+    got = F.linear_cross_entropy(x, w, target, linear_bias=b, label_smoothing=0.1)
+    torch.testing.assert_close(got, torch.tensor(40.0).log())
