@@ -88,7 +88,7 @@ class Options:
                 raise ValueError(f"--{what}; got {got}")
 
         must(self.kl_budget > 0, "kl-budget must be positive", self.kl_budget)
-        must(self.temperature > 0, "temperature must be positive", self.temperature)
+        must(1e-30 <= self.temperature <= 1e30, "temperature must be from 1e-30 to 1e30", self.temperature)
         must(self.samples >= 2, "samples must be 2 or more", self.samples)
         must(self.points >= 1, "points must be 1 or more", self.points)
         must(self.point_samples >= 2, "point-samples must be 2 or more", self.point_samples)

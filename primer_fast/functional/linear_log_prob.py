@@ -1,6 +1,5 @@
 """Differentiable log-probability of a target under a linear layer's softmax: checks here, math in kernels/."""
 
-import math
 from typing import Literal, overload
 
 import torch
@@ -108,7 +107,7 @@ def linear_log_prob(
             The backward may run more than once. Elsewhere it changes nothing.
 
     Raises:
-        ValueError: the shapes or devices do not match, or ``temperature`` is not a positive number.
+        ValueError: the shapes or devices do not match, or ``temperature`` is not from 1e-30 to 1e30.
         TypeError: an argument is not a tensor, the dtypes differ, ``target`` is not int64, or ``ignore_index`` is
             neither an integer nor None.
         IndexError: on a CPU, a target is neither a class nor ignored.
@@ -177,9 +176,11 @@ def _chosen(log_probs, target, ignore_index):  # (..., V), (...)
 
 
 def check_temperature(temperature) -> None:
-    """Raise ValueError where it is no positive number."""
-    if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):  # a union takes twice as long
-        raise ValueError(f"linear_log_prob: temperature must be a positive number; got {temperature!r}")
+    """Raise ValueError where it is no number that float32 can divide logits by."""
+    if not (isinstance(temperature, (int, float)) and 1e-30 <= temperature <= 1e30):  # a union takes twice as long
+        raise ValueError(
+            f"linear_log_prob: temperature must be a positive number, from 1e-30 to 1e30; got {temperature!r}"
+        )
 
 
 def linear_log_prob_plain(

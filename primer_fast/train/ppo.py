@@ -87,7 +87,7 @@ class PPOConfig:
         check_optimizer_options(self, must)
         must(self.precision != "float16", "precision must be float32 or bfloat16", repr(self.precision))
         must(self.kl in KL_ESTIMATORS, f"kl must be one of {', '.join(KL_ESTIMATORS)}", repr(self.kl))
-        must(0 < self.temperature < math.inf, "temperature must be positive", self.temperature)
+        must(1e-30 <= self.temperature <= 1e30, "temperature must be from 1e-30 to 1e30", self.temperature)
         for name in ("gamma", "lam"):
             must(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1]", getattr(self, name))
         must(0 < self.clip < 1, "clip must be between 0 and 1", self.clip)

@@ -299,8 +299,10 @@ WRONG = [
     (TypeError, r"target must be a tensor; got list", (ONES(3, 4), ONES(2, 4), [0, 1, 1]), {}),
     (TypeError, r"input must be a tensor; got list", ([1.0], ONES(2, 4), T), {}),
     (ValueError, r"linear_weight meta", (ONES(3, 4), torch.ones(2, 4, device="meta"), T), {}),
-    (ValueError, r"positive number; got 0", (ONES(3, 4), ONES(2, 4), T), {"temperature": 0}),
-    (ValueError, r"positive number; got nan", (ONES(3, 4), ONES(2, 4), T), {"temperature": float("nan")}),
+    (ValueError, r"positive number, from 1e-30 to 1e30; got 0", (ONES(3, 4), ONES(2, 4), T), {"temperature": 0}),
+    (ValueError, r"1e-30 to 1e30; got nan", (ONES(3, 4), ONES(2, 4), T), {"temperature": float("nan")}),
+    (ValueError, r"1e-30 to 1e30; got 1e-42", (ONES(3, 4), ONES(2, 4), T), {"temperature": 1e-42}),
+    (ValueError, r"1e-30 to 1e30; got 1e\+300", (ONES(3, 4), ONES(2, 4), T), {"temperature": 1e300}),
 ]
 
 

@@ -187,7 +187,7 @@ def test_nan_stops_with_the_rollout():
     ("changes", "message"),
     [
         ({"kl": "k4"}, "kl must be one of k1, k2, k3; got 'k4'"),
-        ({"temperature": 0.0}, "temperature must be positive; got 0.0"),
+        ({"temperature": 0.0}, "temperature must be from 1e-30 to 1e30; got 0.0"),
         ({"clip": 1.0}, "clip must be between 0 and 1"),
         ({"minibatches": 13}, "minibatches must not exceed batch_size; got 13"),
         ({"lam": 1.5}, r"lam must be in \[0, 1\]; got 1.5"),
