@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import tyro
 
-from primer_fast.cli import align_data, align_folder, align_plots, align_report
+from primer_fast.cli import align_data, align_folder, align_plots, align_report, interruption, terminal
 from primer_fast.cli.align_data import Material
 from primer_fast.cli.align_stages import Result, align
 from primer_fast.cli.console import Display
@@ -120,12 +120,12 @@ def main(argv: list[str]) -> int:
             result = run(options, display)
             display.print(align_report.summary(result))
             display.print(f"open {(options.out / 'index.html').resolve()}")
-        return 0
+        return terminal.CLOSED if display.closed else 0
     except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
         return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted; --resume goes on, without it the command starts anew", file=sys.stderr)
-        return 130
+        return interruption.status(stop)
     except (FloatingPointError, WriteError) as error:
         print(f"primer-fast align: {error}", file=sys.stderr)
         return 1

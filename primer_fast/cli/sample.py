@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from primer_fast.cli import checkpoint
+from primer_fast.cli import checkpoint, interruption
 from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, read_shape
 from primer_fast.cli.run_folder import RunFolder, load_weights, read_safetensors
 from primer_fast.data import tokenizers
@@ -49,9 +49,9 @@ def main(argv: list[str]) -> int:
                 print("-" * 40)
     except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
         return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)
-        return 130
+        return interruption.status(stop)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"primer-fast sample: {error}", file=sys.stderr)
         return 2
@@ -112,7 +112,7 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
     shape = folder / SHAPE
     if not shape.exists():
         config = folder / "config.json"
-        if config.is_file() and "model_type" in config.read_text(errors="replace"):
+        if config.is_file() and "model_type" in config.read_text(encoding="utf-8", errors="replace"):
             return load_gpt2(folder), tokenizers.load(folder / TOKENIZER)
         raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
     model = Transformer(read_shape(shape))

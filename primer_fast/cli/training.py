@@ -16,9 +16,10 @@ from typing import Annotated, Any, Generic, Literal
 import torch
 import tyro
 
-from primer_fast.cli import checkpoint
+from primer_fast.cli import checkpoint, interruption, terminal
 from primer_fast.cli.compare_torch import Comparison
-from primer_fast.cli.console import Display, Interruption, summary
+from primer_fast.cli.console import Display, summary
+from primer_fast.cli.interruption import Interruption
 from primer_fast.cli.option_types import misfit
 from primer_fast.cli.run_folder import RunFolder, WriteError, writing
 from primer_fast.cli.tasks import SupervisedTask, Task
@@ -86,7 +87,7 @@ class Command:
 
 @dataclass
 class Outcome(Generic[Model]):
-    """What a call did: the rows of metrics, where the files are, how the last row reads."""
+    """What a call did: the rows of metrics, where the files are, how the last row reads, its exit status."""
 
     folder: Path
     rows: list[dict[str, float]]
@@ -94,6 +95,7 @@ class Outcome(Generic[Model]):
     result: str  # one line
     comparison: Comparison | None
     model: Model
+    status: int = 0  # of a run that was stopped: 130 by Ctrl-C, 143 by SIGTERM, 141 as nobody reads what it prints
 
 
 def data_name(data: str) -> str:
@@ -102,7 +104,9 @@ def data_name(data: str) -> str:
 
 
 def main(command: Command, argv: list[str]) -> int:
-    """Run ``command``; 0 if it finished, 130 if interrupted, 1 if training or its reward failed, 2 for a wrong call.
+    """Run ``command``; 0 if it finished, 1 if training or its reward failed, 2 for a wrong call.
+
+    A run that a signal stopped gives 128 and its number, 130 for Ctrl-C and 143 for SIGTERM.
 
     Of the processes that `torchrun` started only the first prints; an error is printed once, by the first to meet it,
     and a wrong call once on each machine.
@@ -130,7 +134,7 @@ def _call(command: Command, options: TrainOptions, argv: list[str], world: World
         if not outcome.finished:
             again = [word for word in argv if word not in ("--resume", "--overwrite", "--compare-torch")]
             display.print(f"go on with: primer-fast {command.name} {shlex.join(again)} --resume")
-    return 0 if outcome.finished else 130
+    return outcome.status or (terminal.CLOSED if display.closed else 0)
 
 
 def _told(command: Command, error: BaseException) -> int:
@@ -139,7 +143,7 @@ def _told(command: Command, error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else 2
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
-        return 130
+        return interruption.status(error)
     if isinstance(error, FloatingPointError | ValueError | OSError | ModuleNotFoundError):
         print(f"primer-fast {command.name}: {error}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError | RewardError | WriteError) else 2
@@ -149,7 +153,11 @@ def _told(command: Command, error: BaseException) -> int:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         yield
 
 
@@ -251,10 +259,9 @@ def _run(
         checkpoint.save(folder, state, _to_json(options), task.epoch(state.step, config))
 
     try:
-        with Interruption(
-            lambda: display.print("stopping after this step; Ctrl-C again quits at once")
-        ) as interruption:
-            rows = task.train(state, config, lambda: world.any(interruption.requested()))
+        with Interruption(display.print) as asked:
+            # All processes ask after each step, so that they stop after the same one, whichever of them was asked to.
+            rows = task.train(state, config, lambda: world.any(asked.requested() or display.closed))
             for row in comparison.beside(rows) if comparison else rows:
                 world.first(functools.partial(folder.log, row))
                 due = task.is_saved(state.step, config)
@@ -275,7 +282,9 @@ def _run(
         raise RewardError(f"{error}; the run is saved as of step {state.step}: --resume goes on from there") from error
     if state.step < steps:
         result = f"stopped at step {state.step} of {steps} and saved in {folder.path}"
-        return Outcome(folder.path, world.first(folder.rows), False, result, None, model)
+        mine = interruption.status(asked.stop()) if asked.requested() else terminal.CLOSED * display.closed
+        status = max(world.collect(mine))
+        return Outcome(folder.path, world.first(folder.rows), False, result, None, model, status)
 
     model = state.whole()
     task.finish(model)

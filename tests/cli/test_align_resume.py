@@ -1,6 +1,7 @@
 """`primer-fast align --resume`: what is finished is not done again, and nothing of another run is taken for its own."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -31,15 +32,17 @@ def tiny(tmp_path, monkeypatch):
     return [*soak.SETTINGS["align"].split()[1:], "--out", "run"]
 
 
-def stop_in(monkeypatch, folder):
-    """Ctrl-C after the third row of a stage."""
+def stop_in(monkeypatch, folder, by=None):
+    """An end after the third row of a stage: at once, as by a second Ctrl-C, or ``by`` a first signal."""
     log, rows = RunFolder.log, []
 
     def interrupt(self, row):
         log(self, row)
         rows.append(self.path.name)
         if rows.count(folder) == 3:
-            raise KeyboardInterrupt
+            if by is None:
+                raise KeyboardInterrupt
+            signal.raise_signal(by)
 
     monkeypatch.setattr(RunFolder, "log", interrupt)
 
@@ -68,6 +71,30 @@ def test_an_interrupted_stage_goes_on_and_those_before_are_not_done_again(stage,
     stages = ["language", "reward", "ppo", "dpo-0.5", "dpo-2"]
     assert set(trained) == set(stages[stages.index(stage) :])
     assert trained.count(stage) < len(RunFolder(f"whole/{stage}", f"align {stage}").rows()), "from its checkpoint on"
+    assert results() == whole
+
+
+def test_a_signal_leaves_a_checkpoint_or_a_finished_stage(tiny, whole, monkeypatch, capsys):
+    """In the last step of a stage the second; each call goes on with the one before."""
+    last, log = RunFolder("whole/language", "align language").rows()[-1]["step"], RunFolder.log
+
+    def interrupt(self, row):
+        log(self, row)
+        if (self.path.name, row["step"]) == ("language", last):
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", interrupt)
+        assert align.main(tiny) == 143
+    assert Path("run/language/model.safetensors").exists() and not Path("run/reward").exists()
+    with monkeypatch.context() as patch:
+        stop_in(patch, "dpo-2", signal.SIGTERM)
+        assert align.main(["--out", "run", "--resume"]) == 143
+    assert capsys.readouterr().err.count("interrupted; --resume goes on") == 2
+    run = RunFolder("run/dpo-2", "align dpo-2")
+    step = json.loads(run.load_checkpoint()[1]["progress"])["step"]
+    assert step == run.rows()[-1]["step"] and len(run.rows()) == 3
+    assert align.main(["--out", "run", "--resume"]) == 0
     assert results() == whole
 
 
