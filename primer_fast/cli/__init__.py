@@ -66,15 +66,33 @@ def _command(argv: list[str]) -> int:
         return 0
     for words, (module, _) in COMMANDS.items():
         if tuple(argv[: len(words)]) == words:
+            rest = argv[len(words) :]
             try:
+                if HELP.intersection(rest) and (status := _helped(module, rest)) is not None:
+                    return status
                 command = importlib.import_module(f"primer_fast.cli.{module}")
             except ModuleNotFoundError as error:
                 if error.name is None or error.name.startswith("primer_fast"):
                     raise
                 print(f"primer-fast needs the package {error.name}: pip install 'primer-fast[cli]'", file=sys.stderr)
                 return 2
-            return command.main(argv[len(words) :])
+            return command.main(rest)
     return _unknown(argv)
+
+
+def _helped(module: str, argv: list[str]) -> int | None:
+    """Print the help of a command, before anything else of it is imported; None: the call is not for its help."""
+    options = importlib.import_module(f"primer_fast.cli.options.{module}")
+    with terminal.first_of_machine():
+        try:
+            options.parse(argv)
+        except terminal.OutputClosed:
+            raise
+        except SystemExit as stop:  # tyro has printed it
+            return stop.code if isinstance(stop.code, int) else 2
+        except (ValueError, OSError):  # the command itself says what is wrong
+            pass
+    return None
 
 
 def _unknown(argv: list[str]) -> int:
@@ -97,8 +115,9 @@ def _meant(argv: list[str], names: list[str]) -> str:
     """The one of ``names`` that is nearest to the first words of the call, as a question; empty where none is near."""
     near: dict[str, float] = {}
     for name in names:
-        called = " ".join(argv[: name.count(" ") + 1])
-        likeness = difflib.SequenceMatcher(None, called.lower(), name).ratio()
-        if likeness >= 0.7 or argv[0].lower() == name.rpartition(" ")[2]:  # `gpt` means `train gpt`
+        right, called, last = f"{argv[0]} ", " ".join(argv[: name.count(" ") + 1]).lower(), name.rpartition(" ")[2]
+        shared = len(right) if name.startswith(right) else 0  # a right first word does not make the second nearer
+        likeness = difflib.SequenceMatcher(None, called[shared:], name[shared:]).ratio()
+        if likeness >= 0.65 or argv[0].lower() == last:  # `gpt` means `train gpt`
             near[name] = likeness
     return f"; did you mean {max(near, key=lambda name: near[name])!r}?" if near else ""

@@ -37,7 +37,7 @@ from primer_fast.train.common import TrainState
 from primer_fast.train.scoring import reward_of_model
 
 if TYPE_CHECKING:
-    from primer_fast.cli.align import Options
+    from primer_fast.cli.options.align import Options
 
 SEED_OF_POINTS, SEED_OF_SAMPLES = 1, 2
 SECONDS = "seconds.json"

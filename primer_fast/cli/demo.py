@@ -12,11 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
 from primer_fast import __version__
 from primer_fast.cli import (
@@ -33,6 +31,7 @@ from primer_fast.cli import (
     train_mlp,
 )
 from primer_fast.cli.console import Display
+from primer_fast.cli.options.demo import Options, parse
 from primer_fast.cli.run_folder import write_text
 from primer_fast.cli.training import Outcome
 
@@ -57,16 +56,9 @@ RUNS = (  # folder, command, data
 GPT_STEPS = 750
 
 
-@dataclass(frozen=True)
-class Options:
-    """Verify the kernels, train the primer's models on small real data, and write a page with pictures."""
-
-    out: Path = Path("runs/demo")  # folder of the page and of the runs
-
-
 def main(argv: list[str]) -> int:
     try:
-        options = tyro.cli(Options, args=argv, prog="primer-fast demo")
+        options = parse(argv)
         return run(options)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2

@@ -65,6 +65,20 @@ def run(command: Callable[[], int]) -> int:
         return status
 
 
+@contextlib.contextmanager
+def first_of_machine() -> Iterator[None]:
+    """Inside it only the first process of a machine prints, of several that torchrun started there."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        yield
+        return
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+
+
 def _lenient(stream: Any, after: contextlib.ExitStack) -> None:
     """Until ``after``, print what can be printed instead of raising UnicodeEncodeError."""
     before = getattr(stream, "errors", None)

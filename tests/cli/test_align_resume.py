@@ -10,6 +10,7 @@ from cli import soak
 
 from primer_fast.cli import align, align_stages, sample
 from primer_fast.cli.align_folder import Stage
+from primer_fast.cli.options import align as options
 from primer_fast.cli.run_folder import RunFolder
 from primer_fast.data.preferences import RatedText
 from primer_fast.data.tokenizers import ByteTokenizer
@@ -135,7 +136,7 @@ def test_the_page_keeps_its_options_and_its_data(tiny, monkeypatch, capsys):
 
 @pytest.mark.parametrize("change", [{"width": "x"}, {"ppo": 3}, {"foo": 1}, {"points": 0}, {"betas": ["x"]}], ids=str)
 def test_a_damaged_configuration(change, tiny, capsys):
-    RunFolder("run", "align").begin(align._to_json(align.default_options()) | change, overwrite=False)
+    RunFolder("run", "align").begin(options.to_json(options.default_options()) | change, overwrite=False)
     assert align.main(["--out", "run", "--resume"]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "run/config.json: not the configuration of this command (" in message
