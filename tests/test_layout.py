@@ -181,7 +181,7 @@ def test_kernels_folder_refuses_to_be_the_package_of_another_name():
 def test_top_level_is_what_the_readme_maps():
     allowed = {
         "kernels", "primer_fast", "bench", "tests", "setup.py", "README.md", "Makefile", "constraints.txt", "LICENSE",
-        "pyproject.toml", ".ci", ".gitignore", "docs",
+        "pyproject.toml", ".ci", ".gitignore", "docs", "MANIFEST.in",
     }  # fmt: skip
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode != 0:
