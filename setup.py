@@ -1,5 +1,7 @@
 """kernels/ and bench/ sit at the top of the repository and are installed inside the package."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 CLI = ["tyro>=1.0", "rich>=14", "matplotlib>=3.9", "safetensors>=0.5", "tokenizers>=0.20"]
@@ -13,7 +15,23 @@ setup(
     name="primer-fast",
     version="0.1.0",
     description="Hand-written Triton kernels for PyTorch, and a machine-learning primer trained on them",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    keywords=["triton", "pytorch", "gpu", "kernels", "attention", "cross-entropy", "transformer", "dpo", "ppo"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     package_dir={
         "primer_fast": "primer_fast",
         "primer_fast.kernels": "kernels",

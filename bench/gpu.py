@@ -129,7 +129,7 @@ def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> Outc
     """
     begin, end = time.monotonic(), time.monotonic() + limit
     lost = 0
-    with log.open("a") as stream:
+    with log.open("a", encoding="utf-8") as stream:
         while True:
             stream.write(f"\n===== {stage.name} =====\n")
             stream.flush()

@@ -33,7 +33,7 @@ def begin(device: str) -> int | None:
         return torch.cuda.memory_allocated()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # pages freed but kept would be used again unseen
-        _CLEAR.write_text("5")
+        _CLEAR.write_text("5", encoding="utf-8")
         return _resident("VmRSS")
     except (OSError, AttributeError):
         return None
@@ -49,4 +49,4 @@ def end(device: str, before: int | None) -> int | None:
 
 
 def _resident(entry: str) -> int:
-    return int(re.search(rf"{entry}:\s+(\d+) kB", _STATUS.read_text())[1]) * 1024
+    return int(re.search(rf"{entry}:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"))[1]) * 1024

@@ -87,7 +87,7 @@ class Report:
 def load(path: str | Path) -> Report:
     """``parse`` of a file, with its errors; a file that is not JSON is a ValueError too."""
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"bench report {path}: must be JSON; {error}") from error
     return parse(data, path)

@@ -64,7 +64,7 @@ def read(folder: Path = FOLDER) -> Results:
     for path in sorted(folder.glob("*/*.json")):
         name, machine = path.relative_to(folder).as_posix(), path.parent.name
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(data, dict) and data.get("schema") == report.SCHEMA:
                 results.ops.append(Found(name, machine, report.load(path)))
             elif isinstance(data, dict) and data.get("schema") == trial.SCHEMA:
@@ -81,7 +81,7 @@ def read(folder: Path = FOLDER) -> Results:
             results.unreadable[name] = str(error)
     if (path := folder / REASONS).exists():
         try:
-            results.reasons.update(_checked_reasons(json.loads(path.read_text())))
+            results.reasons.update(_checked_reasons(json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError) as error:
             results.unreadable[REASONS] = str(error)
     for found in (results.ops, results.trials, results.stages):

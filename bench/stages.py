@@ -55,7 +55,7 @@ class Stage:
 def load(path: str | Path, kind: str) -> Stage:
     """``parse`` of a file of one kind, with its errors; a file that is not JSON is a ValueError too."""
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: must be JSON; {error}") from error
     stage = parse(data, path)

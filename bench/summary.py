@@ -150,7 +150,7 @@ def _limited(lines: list[str], most: int | None) -> list[str]:
 
 def _tail(log: Path, lines: int = 15) -> str:
     try:
-        last = log.read_text(errors="replace").splitlines()[-lines:]
+        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
     except OSError:
         return f"{log.name} was not written."
     return f"The end of {log.name}:\n\n" + "\n".join(f"    {line[:200]}" for line in last)

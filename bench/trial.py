@@ -117,7 +117,7 @@ def parse(data: dict, where: str | Path) -> TrialReport:
 def load(path: str | Path) -> TrialReport:
     """``parse`` of a file, with its errors; a file that is not JSON is a ValueError too."""
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"trials {path}: must be JSON; {error}") from error
     return parse(data, path)

@@ -120,7 +120,7 @@ def each(
     """
     left, tried = list(units), set(done)
     if marker is not None and marker.exists():
-        died = marker.read_text()
+        died = marker.read_text(encoding="utf-8")
         for unit in left:
             if str(unit) == died and died not in tried:
                 fail(unit, "the process ended while it was at work")
@@ -159,7 +159,7 @@ def _watched(unit: Unit, fail: Callable, marker: Path | None, patience: float) -
         os._exit(LOST)
 
     if marker is not None:
-        marker.write_text(str(unit))
+        marker.write_text(str(unit), encoding="utf-8")
     watch = threading.Timer(patience, give_up)
     watch.daemon = True
     watch.start()

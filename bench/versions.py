@@ -88,8 +88,8 @@ def make(name: str) -> Path:
     python, ready = folder / "bin" / "python", folder / "ready"
     made_of = "\n".join(wanted.requirements)
     if "-c" in wanted.requirements:
-        made_of += (ROOT / "constraints.txt").read_text()
-    if ready.is_file() and ready.read_text().strip() == made_of.strip():
+        made_of += (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    if ready.is_file() and ready.read_text(encoding="utf-8").strip() == made_of.strip():
         return python
     print(f"{name}: installing {' '.join(wanted.requirements)}", flush=True)
     subprocess.run([interpreter(wanted.python), "-m", "venv", "--clear", str(folder)], check=True)
@@ -129,7 +129,7 @@ def measure(name: str, jobs: int, again: bool = False) -> Path:
     results.mkdir(parents=True, exist_ok=True)
     record = results / "run.json"
     header = {**versions_of(python), "source": environment.source(), "jobs": jobs}
-    done = json.loads(record.read_text()) if record.is_file() else {}
+    done = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if again or done.get("header") != header:
         done = {"header": header, "parts": {}}
     kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "PYTHONPATH")}
@@ -139,7 +139,7 @@ def measure(name: str, jobs: int, again: bool = False) -> Path:
             continue
         (results / file).unlink(missing_ok=True)
         begin = time.monotonic()
-        with (results / f"{file}.log").open("w") as log:
+        with (results / f"{file}.log").open("w", encoding="utf-8") as log:
             command = [str(python), *part.arguments, str(results / file)]
             status = subprocess.run(command, cwd=ROOT, env=kept | part.variables, stdout=log, stderr=log).returncode
         done["parts"][file] = {"seconds": round(time.monotonic() - begin), "status": status}
@@ -165,7 +165,7 @@ def main(argv: Iterable[str] | None = None) -> int:
         measure(name, args.jobs, args.again)
     there = {name: FOLDER / "results" / name for name in COMPARED}
     found = summaries({name: folder for name, folder in there.items() if (folder / "run.json").is_file()})
-    replace_text(PAGE, page(PAGE.read_text(), found).rstrip("\n"))
+    replace_text(PAGE, page(PAGE.read_text(encoding="utf-8"), found).rstrip("\n"))
     print(f"the table is in {PAGE.relative_to(ROOT)}")
     return int(any(column.wrong for column in found.values()))
 

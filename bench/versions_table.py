@@ -51,12 +51,12 @@ def summaries(folders: dict[str, Path]) -> dict[str, Summary]:
 
 
 def _summary(folder: Path) -> Summary:
-    run = json.loads((folder / "run.json").read_text())
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     found = Summary(run["header"], {file: part["seconds"] for file, part in run["parts"].items()})
     readers = {"verify.json": _read_verified, "compile.json": _read_compiled, "tests.xml": _read_tests}
     for file, part in run["parts"].items():
         if (folder / file).is_file():
-            readers[file](found, (folder / file).read_text())
+            readers[file](found, (folder / file).read_text(encoding="utf-8"))
         else:
             found.ended_early.append(f"{file}: nothing was written, exit status {part['status']}")
     return found

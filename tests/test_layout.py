@@ -150,6 +150,30 @@ def test_kernels_add_no_floats_atomically(path):
     assert ("atomic_add" in path.read_text()) == (path.stem in ATOMIC)
 
 
+def in_the_encoding_of_the_locale(source: str):
+    """Line numbers of files that are opened as text without saying in which encoding."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        name = ast.unparse(node.func)
+        if name.endswith((".read_text", ".write_text")):
+            yield node.lineno
+        elif name == "open" or (name.endswith(".open") and name != "os.open"):
+            modes = [value for value in ast.walk(node) if isinstance(value, ast.Constant)]
+            if not any("b" in value.value for value in modes if isinstance(value.value, str)):
+                yield node.lineno
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_utf8_whatever_the_locale(path):
+    assert list(in_the_encoding_of_the_locale(path.read_text(encoding="utf-8"))) == []
+
+
+def test_the_lint_of_encodings_finds_those_without():
+    source = "p.read_text()\np.open('a')\nopen(p)\nopen(p, 'rb')\np.write_text(t, encoding='utf-8')\np.open(mode='wb')"
+    assert list(in_the_encoding_of_the_locale(source)) == [1, 2, 3]
+
+
 def test_kernels_folder_refuses_to_be_the_package_of_another_name():
     run = subprocess.run([sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode != 0 and "pip install -e ." in run.stderr
@@ -158,7 +182,7 @@ def test_kernels_folder_refuses_to_be_the_package_of_another_name():
 def test_top_level_is_what_the_readme_maps():
     allowed = {
         "kernels", "primer_fast", "bench", "tests", "setup.py", "README.md", "Makefile", "constraints.txt", "LICENSE",
-        "pyproject.toml", ".ci", ".gitignore", "docs",
+        "pyproject.toml", ".ci", ".gitignore", "docs", "MANIFEST.in",
     }  # fmt: skip
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode != 0:

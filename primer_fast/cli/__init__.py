@@ -1,7 +1,11 @@
 """The ``primer-fast`` command: each command is one module here, imported only when it is called."""
 
+import difflib
 import importlib
 import sys
+
+from primer_fast import __version__
+from primer_fast.cli import interruption, terminal
 
 COMMANDS = {  # words on the command line -> module, what it does
     ("verify",): ("verify", "compare every kernel with its NumPy reference"),
@@ -22,29 +26,98 @@ COMMANDS = {  # words on the command line -> module, what it does
     ("report",): ("report", "one page of everything measured, and what was not"),
     ("demo",): ("demo", "verify, train and write a report with pictures"),
 }
+HELP = {"-h", "--help"}
 
 
-def usage() -> str:
-    width = max(len(" ".join(words)) for words in COMMANDS)
-    lines = [f"  {' '.join(words):{width}}  {what}" for words, (_, what) in COMMANDS.items()]
-    return "usage: primer-fast COMMAND [options]; primer-fast COMMAND --help says more\n\n" + "\n".join(lines)
+def usage(first: str | None = None) -> str:
+    """Of all commands, or of those whose first word is ``first``."""
+    shown = {" ".join(words): what for words, (_, what) in COMMANDS.items() if first in (None, words[0])}
+    width = max(map(len, shown))
+    lines = [f"  {name:{width}}  {what}" for name, what in shown.items()]
+    call = "COMMAND" if first is None else f"{first} WHAT"
+    more = "; primer-fast --version" if first is None else ""
+    return f"usage: primer-fast {call} [options]; primer-fast {call} --help says more{more}\n\n" + "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit status is 0 for success, 1 for a failure it reports, 2 for a wrong call."""
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
+    """Run one command; the exit status is 0 for success, 1 for a failure it reports, 2 for a wrong call.
+
+    A command that a signal ended gives 128 and its number; one whose output nobody reads any more gives 141.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return terminal.run(lambda: _main(words))
+
+
+def _main(argv: list[str]) -> int:
+    with interruption.Ending():
+        try:
+            return _command(argv)
+        except KeyboardInterrupt as stop:
+            print("interrupted", file=sys.stderr)
+            return interruption.status(stop)
+
+
+def _command(argv: list[str]) -> int:
+    if not argv or argv[0] in HELP:
         print(usage())
         return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"primer-fast {__version__}")
+        return 0
     for words, (module, _) in COMMANDS.items():
         if tuple(argv[: len(words)]) == words:
+            rest = argv[len(words) :]
             try:
+                if HELP.intersection(rest) and (status := _helped(module, rest)) is not None:
+                    return status
                 command = importlib.import_module(f"primer_fast.cli.{module}")
             except ModuleNotFoundError as error:
                 if error.name is None or error.name.startswith("primer_fast"):
                     raise
                 print(f"primer-fast needs the package {error.name}: pip install 'primer-fast[cli]'", file=sys.stderr)
                 return 2
-            return command.main(argv[len(words) :])
-    print(f"primer-fast: unknown command {' '.join(argv[:2])!r}\n\n{usage()}", file=sys.stderr)
+            return command.main(rest)
+    return _unknown(argv)
+
+
+def _helped(module: str, argv: list[str]) -> int | None:
+    """Print the help of a command, before anything else of it is imported; None: the call is not for its help."""
+    options = importlib.import_module(f"primer_fast.cli.options.{module}")
+    with terminal.first_of_machine():
+        try:
+            options.parse(argv)
+        except terminal.OutputClosed:
+            raise
+        except SystemExit as stop:  # tyro has printed it
+            return stop.code if isinstance(stop.code, int) else 2
+        except (ValueError, OSError):  # the command itself says what is wrong
+            pass
+    return None
+
+
+def _unknown(argv: list[str]) -> int:
+    """Say which commands there are, of those that the call may mean; -> exit status."""
+    if argv[0] in {words[0] for words in COMMANDS}:
+        if argv[1:2] and argv[1] in HELP:
+            print(usage(argv[0]))
+            return 0
+        wrong = f"unknown command {' '.join(argv[:2])!r}" if argv[1:] else f"say what to {argv[0]}"
+        names, listed = [" ".join(words) for words in COMMANDS if words[0] == argv[0]], usage(argv[0])
+    else:
+        wrong, listed = f"unknown command {' '.join(argv[:2])!r}", usage()
+        names = [" ".join(words) for words in COMMANDS] + ["--help", "--version"]
+    meant = _meant(argv, names) if wrong.startswith("unknown") else ""
+    print(f"primer-fast: {wrong}{meant}\n\n{listed}", file=sys.stderr)
     return 2
+
+
+def _meant(argv: list[str], names: list[str]) -> str:
+    """The one of ``names`` that is nearest to the first words of the call, as a question; empty where none is near."""
+    near: dict[str, float] = {}
+    for name in names:
+        right, called, last = f"{argv[0]} ", " ".join(argv[: name.count(" ") + 1]).lower(), name.rpartition(" ")[2]
+        shared = len(right) if name.startswith(right) else 0  # a right first word does not make the second nearer
+        likeness = difflib.SequenceMatcher(None, called[shared:], name[shared:]).ratio()
+        if likeness >= 0.65 or argv[0].lower() == last:  # `gpt` means `train gpt`
+            near[name] = likeness
+    return f"; did you mean {max(near, key=lambda name: near[name])!r}?" if near else ""

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +24,10 @@ from primer_fast.cli.align_measure import (
     write,
 )
 from primer_fast.cli.console import Display
+from primer_fast.cli.interruption import Interruption
 from primer_fast.cli.pair_accuracy import Accuracy, reward_accuracy
 from primer_fast.cli.run_folder import write_text
+from primer_fast.cli.terminal import OutputClosed
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer, TransformerConfig
@@ -34,7 +37,7 @@ from primer_fast.train.common import TrainState
 from primer_fast.train.scoring import reward_of_model
 
 if TYPE_CHECKING:
-    from primer_fast.cli.align import Options
+    from primer_fast.cli.options.align import Options
 
 SEED_OF_POINTS, SEED_OF_SAMPLES = 1, 2
 SECONDS = "seconds.json"
@@ -146,7 +149,7 @@ def _seconds_before(options: "Options") -> dict[str, float]:
     """The time of stages in the calls that this one goes on from; of a stage that was stopped, nothing."""
     path = options.out / SECONDS
     try:
-        return dict(json.loads(path.read_text())) if options.resume and path.exists() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if options.resume and path.exists() else {}
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not the times of stages, or damaged ({error})") from error
 
@@ -154,6 +157,7 @@ def _seconds_before(options: "Options") -> dict[str, float]:
 class Stages:
     def __init__(self, material: Material, options: "Options", display: Display):
         self.material, self.options, self.display = material, options, display
+        self.stop: BaseException | None = None  # what to end by once the stage is finished
 
     def pretrain(self, model: Transformer) -> tuple[Transformer, list[dict]]:
         """On running text where there is some, then on the completions; ratings play no part."""
@@ -163,17 +167,18 @@ class Stages:
             if stage.finished(model) is None:
                 state = language_model.start(model, language)
                 stage.begin(state)
-                train = language_model.train(state, self.material.running_text, language)
+                train = functools.partial(language_model.train, state, self.material.running_text, language)
                 self._train("pretrain on text", stage, state, train, language.steps, "train/loss")
-                stage.finish(model, self.material.tokenizer, {})
+                self._finish(stage, model, {})
             rows += stage.run.rows()
         stage, corpus = self._stage("language"), self.material.corpus
         if stage.finished(model) is None:
             config = dataclasses.replace(self.options.sft, seed=self.options.seed)
             state, steps = sft.start(model, config), sft.total_steps(len(corpus), config)
             stage.begin(state)
-            self._train("pretrain on completions", stage, state, sft.train(state, corpus, config), steps, "loss")
-            stage.finish(model, self.material.tokenizer, {})
+            train = functools.partial(sft.train, state, corpus, config)
+            self._train("pretrain on completions", stage, state, train, steps, "loss")
+            self._finish(stage, model, {})
         rows += stage.run.rows()
         return model.eval().requires_grad_(False), rows
 
@@ -186,11 +191,11 @@ class Stages:
         if stage.finished(model) is None:
             state, steps = reward_modelling.start(model, config), reward_modelling.total_steps(len(pairs), config)
             stage.begin(state)
-            train = reward_modelling.train(state, pairs, config)
+            train = functools.partial(reward_modelling.train, state, pairs, config)
             self._train("reward model", stage, state, train, steps, "loss")
             model.requires_grad_(False)
             model.normalise(reward_modelling.score(model, pairs.stacked()))
-            stage.finish(model, self.material.tokenizer, {})
+            self._finish(stage, model, {})
         model.requires_grad_(False)
         return model, stage.run.rows(), reward_accuracy(model, self.material.test_pairs, self.options.seed)
 
@@ -257,9 +262,9 @@ class Stages:
             kept, notes = before
             path, due = [Point.from_json(point) for point in notes["path"]], notes["due"]
 
-        def watched():
+        def watched(should_stop):
             nonlocal spent, due
-            for row in train(lambda: spent):  # noqa: B023, the loop is to see it change
+            for row in train(lambda: spent or should_stop()):  # noqa: B023, the loop is to see it change
                 if row["step"] >= due or row["step"] == steps:
                     due = row["step"] + steps / options.points
                     spent = measure(row["step"])
@@ -268,9 +273,9 @@ class Stages:
         def notes_now() -> dict:
             return {"path": [dataclasses.asdict(point) for point in path], "due": due, "in_budget": not spent}
 
-        self._train(name, stage, state, watched(), steps, key, lambda: (kept, notes_now()))
+        self._train(name, stage, state, watched, steps, key, lambda: (kept, notes_now()))
         policy.load_state_dict({name: t.to(device) for name, t in kept.items()})
-        stage.finish(policy, self.material.tokenizer, notes_now())
+        self._finish(stage, policy, notes_now())
         return self._measured(name, stage, policy, language, reward, notes_now())
 
     def _measured(self, name: str, stage: Stage, policy: Transformer, language, reward, notes: dict) -> Aligned:
@@ -291,17 +296,32 @@ class Stages:
         return Stage(self.options.out, folder, resume=self.options.resume)
 
     def _train(
-        self, name: str, stage: Stage, state: TrainState, rows: Iterator[dict], steps: int, key: str,
+        self, name: str, stage: Stage, state: TrainState, train: Callable[..., Iterator[dict]], steps: int, key: str,
         besides: Callable[[], tuple[dict, dict]] = lambda: ({}, {}),
     ) -> None:  # fmt: skip
         """Run a training to its end, with a progress bar, and its metrics and checkpoints in its folder.
 
-        ``besides``: tensors and notes that a checkpoint has to hold too.
+        Where a signal stops it, or a reader of the progress that goes, a checkpoint is left and the whole run ends.
+
+        Args:
+            train: takes should_stop by name, and yields rows of metrics.
+            besides: tensors and notes that a checkpoint has to hold too.
         """
         advance, saved = self.display.task(name, steps, state.step), state.step * CHECKPOINTS // steps
-        for row in rows:
-            stage.run.log(row)
-            advance(row["step"], f"{key.split('/')[-1]} {row[key]:.3f}")
-            if state.step * CHECKPOINTS // steps > saved:
-                saved = state.step * CHECKPOINTS // steps
-                stage.save(state, *besides())
+        with Interruption(self.display.print) as asked:
+            for row in train(should_stop=lambda: asked.requested() or self.display.closed):
+                stage.run.log(row)
+                advance(row["step"], f"{key.split('/')[-1]} {row[key]:.3f}")
+                if state.step * CHECKPOINTS // steps > saved:
+                    saved = state.step * CHECKPOINTS // steps
+                    stage.save(state, *besides())
+            if asked.requested() or self.display.closed:
+                self.stop = asked.stop() if asked.requested() else OutputClosed()
+                if state.step < steps and besides()[1].get("in_budget", True):
+                    stage.save(state, *besides())
+                    raise self.stop
+
+    def _finish(self, stage: Stage, model: Transformer | RewardModel, notes: dict) -> None:
+        stage.finish(model, self.material.tokenizer, notes)
+        if self.stop:
+            raise self.stop

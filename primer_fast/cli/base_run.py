@@ -66,7 +66,7 @@ def load_reward(source: str, tokenizer: Tokenizer) -> Reward:
 def load_reward_model(folder: Path, tokenizer: Tokenizer) -> RewardModel:
     """Errors as ``load_reward``."""
     try:
-        shape = TransformerConfig(**json.loads((folder / "transformer.json").read_text()))
+        shape = TransformerConfig(**json.loads((folder / "transformer.json").read_text(encoding="utf-8")))
         model = RewardModel(shape)
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: not the folder of a reward model ({error})") from error

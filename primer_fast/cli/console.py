@@ -1,8 +1,7 @@
-"""What the commands share of the terminal: progress, interruption, how numbers are printed."""
+"""What the commands share of the terminal: progress, and how numbers are printed."""
 
-import signal
-import threading
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -11,6 +10,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 class Display:
     """Progress bars, one a task; without a terminal a line at each tenth of a task; nothing where it is ``quiet``.
 
+    Work goes on where nothing can be shown any more, as on a terminal that was closed. ``closed`` says that whatever
+    read the lines, as `head` does, has gone: a reason to stop.
+
     >>> with Display() as display:
     ...     advance = display.task("training", total=100)
     ...     advance(10, "loss 2.1")
@@ -18,6 +20,7 @@ class Display:
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
         self.console = console or Console(highlight=False, soft_wrap=True, quiet=quiet)
+        self.closed = self.drawn = False
         self.bars = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=12), TaskProgressColumn(),
             TextColumn("{task.fields[note]}"), TimeRemainingColumn(compact=True), console=self.console,
@@ -25,12 +28,15 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
-            self.bars.start()
+            with self._shown():
+                self.bars.start()
+                self.drawn = True
         return self
 
     def __exit__(self, *exception) -> None:
-        if self.console.is_terminal:
-            self.bars.stop()
+        if self.drawn:
+            with self._shown():
+                self.bars.stop()
 
     def task(self, name: str, total: int, completed: int = 0) -> Callable[[int, str], None]:
         """Begin a task of ``total`` steps; the function returned says how many are done, with a note."""
@@ -53,32 +59,17 @@ class Display:
 
     def print(self, text: str) -> None:
         """A line above the bars."""
-        self.console.print(text, markup=False)
+        with self._shown():
+            self.console.print(text, markup=False)
 
-
-class Interruption:
-    """Inside it Ctrl-C only sets a flag, to be asked for between steps; a second Ctrl-C ends the program at once."""
-
-    def __init__(self, notify: Callable[[], None]):
-        self.notify, self.flag = notify, False
-
-    def __enter__(self) -> "Interruption":
-        if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self.before)
-
-    def _handle(self, number, frame) -> None:
-        if self.flag:
-            raise KeyboardInterrupt
-        self.flag = True
-        self.notify()
-
-    def requested(self) -> bool:
-        return self.flag
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        try:
+            yield
+        except SystemExit:  # of a pipe: from primer_fast.cli.terminal, or rich's own
+            self.closed = self.console.quiet = True
+        except OSError:
+            self.console.quiet = True
 
 
 def summary(row: dict[str, float]) -> str:

@@ -12,11 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
 from primer_fast import __version__
 from primer_fast.cli import (
@@ -24,6 +22,7 @@ from primer_fast.cli import (
     demo_align,
     demo_cnn,
     demo_gpt,
+    interruption,
     page,
     show_attention,
     show_convolution,
@@ -32,6 +31,7 @@ from primer_fast.cli import (
     train_mlp,
 )
 from primer_fast.cli.console import Display
+from primer_fast.cli.options.demo import Options, parse
 from primer_fast.cli.run_folder import write_text
 from primer_fast.cli.training import Outcome
 
@@ -56,22 +56,15 @@ RUNS = (  # folder, command, data
 GPT_STEPS = 750
 
 
-@dataclass(frozen=True)
-class Options:
-    """Verify the kernels, train the primer's models on small real data, and write a page with pictures."""
-
-    out: Path = Path("runs/demo")  # folder of the page and of the runs
-
-
 def main(argv: list[str]) -> int:
     try:
-        options = tyro.cli(Options, args=argv, prog="primer-fast demo")
+        options = parse(argv)
         return run(options)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted; run the demo again to start anew", file=sys.stderr)
-        return 130
+        return interruption.status(stop)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"primer-fast demo: {error}", file=sys.stderr)
         return 2
@@ -95,7 +88,7 @@ def run(options: Options) -> int:
             outcomes[name] = command.run(settings, display)
             display.print(outcomes[name].result)
             if not outcomes[name].finished:
-                return 130
+                return outcomes[name].status
         aligned = align.run(demo_align.options(options.out / "align"), display)
         convolution, attention = options.out / "convolution.png", options.out / "attention.png"
         show_convolution.draw(convolution, show_convolution.compute())
@@ -152,7 +145,7 @@ class Verification:
                 str(file),
             ]
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
             )
             self.processes.append(process)
         self.readers = [
@@ -182,7 +175,9 @@ class Verification:
             reader.join()
         codes = [process.wait() for process in self.processes]
         self.passed = not any(codes)
-        self.rows = [row for file in self.files if file.exists() for row in json.loads(file.read_text())["rows"]]
+        self.rows = [
+            row for file in self.files if file.exists() for row in json.loads(file.read_text(encoding="utf-8"))["rows"]
+        ]
 
     def output(self) -> str:
         """The end of what the processes printed."""

@@ -3,13 +3,14 @@
 import dataclasses
 from pathlib import Path
 
-from primer_fast.cli import align, page
+from primer_fast.cli import page
 from primer_fast.cli.align_stages import Result
+from primer_fast.cli.options.align import Options, default_options
 
 
-def options(folder: Path) -> align.Options:
+def options(folder: Path) -> Options:
     """Of a run that the demo has time for, about a minute of a core."""
-    usual = align.default_options()
+    usual = default_options()
     return dataclasses.replace(
         usual, out=folder, width=64, layers=2, samples=2000, points=4, point_samples=250, betas=(0.3,), pairs=10_000,
         sft=dataclasses.replace(usual.sft, epochs=14, lr=4e-3),

@@ -44,7 +44,7 @@ def chapter(attention: Path, text: Outcome[Transformer]) -> page.Chapter:
                 "training and more text (`primer-fast train gpt --data FILE`) make words and sentences of it."
             ),
             page.number(text.result),
-            page.code((text.folder / "sample.txt").read_text()),
+            page.code((text.folder / "sample.txt").read_text(encoding="utf-8")),
             page.picture(text.folder / "attention.png", "What each head of each layer looks at."),
             page.side_by_side(
                 page.picture(text.folder / "positions.png", "What tells the positions apart."),

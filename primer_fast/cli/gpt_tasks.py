@@ -119,6 +119,6 @@ class TextTask(Task):
 def read_shape(path: Path) -> TransformerConfig:
     """The transformer.json of a run; ValueError, which names it, if it is not what ``TextTask.files`` writes."""
     try:
-        return TransformerConfig(**json.loads(path.read_text()))
+        return TransformerConfig(**json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not the shape of a transformer, or damaged ({error})") from error

@@ -5,14 +5,10 @@ import json
 import shlex
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Annotated
 
 import torch
 import triton
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +16,7 @@ from rich.table import Table
 from primer_fast import __version__
 from primer_fast.bench.environment import commit
 from primer_fast.cli.console import Display
+from primer_fast.cli.options.kernels import parse
 from primer_fast.cli.run_folder import write_text
 from primer_fast.proof.hot_loop import HotLoop
 from primer_fast.proof.production import Row, Unit, compile_units, plan
@@ -38,28 +35,10 @@ instructions of tensor cores, loads and stores: as they stand in the code, a loo
 async: 16 bytes to shared memory · 16B: 16 bytes by registers · small: fewer than 16 bytes"""
 
 
-@dataclass
-class Options:
-    """Compile ops' kernels for any GPU with the settings that their launchers choose, and list what the code needs."""
-
-    ops: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Ops to compile; all if none is named."""
-    target: tuple[str, ...] = ("sm_90",)
-    """GPU architectures: sm_80, sm_90, sm_100, gfx942."""
-    dtype: tuple[str, ...] = ()
-    """float32, float16, bfloat16; all if none is named."""
-    case: tuple[str, ...] = ()
-    """Cases by name, as in primer_fast/reference; those of production size if none is named."""
-    json: Path | None = None
-    """Also write the table to this file."""
-    jobs: int = 2
-    """Processes that compile."""
-
-
 def main(argv: list[str]) -> int:
     """Run the command; 0 if everything compiled, 1 if something did not, 2 for a wrong call."""
     try:
-        options = tyro.cli(Options, args=argv, prog="primer-fast kernels")
+        options = parse(argv)
     except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
         return leave.code if isinstance(leave.code, int) else 2
     try:

@@ -3,12 +3,11 @@
 import datetime
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import triton
-import tyro
 from rich.console import Console
 
 from primer_fast.bench import results
@@ -16,30 +15,15 @@ from primer_fast.bench.environment import commit
 from primer_fast.bench.verdicts import verdicts
 from primer_fast.cli import report_page, report_pictures
 from primer_fast.cli.console import Display
+from primer_fast.cli.options.report import parse
 from primer_fast.cli.run_folder import write_text
 from primer_fast.proof.production import compile_units, plan
-
-
-@dataclass
-class Options:
-    """Write one self-contained HTML page of the benchmarks under bench/results: tables, pictures, targets, gaps."""
-
-    out: Path = Path("report.html")
-    """The page."""
-    pictures: Path | None = None
-    """Also keep the pictures as PNG files in this folder."""
-    results: Path = results.FOLDER
-    """Folder of <machine>/*.json."""
-    compile: bool = False
-    """Compile the kernels now, for sm_90 in bfloat16, instead of reading a committed table; takes minutes."""
-    jobs: int = 2
-    """Processes that compile."""
 
 
 def main(argv: list[str]) -> int:
     """Run the command; 0 if the page was written, 2 for a wrong call."""
     try:
-        options = tyro.cli(Options, args=argv, prog="primer-fast report")
+        options = parse(argv)
     except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
         return leave.code if isinstance(leave.code, int) else 2
     try:

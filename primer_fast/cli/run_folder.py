@@ -156,7 +156,7 @@ class RunFolder:
         if not self.config.is_file():
             raise ValueError(f"{self.path}: not the folder of a run (it has no config.json); choose another --out")
         try:
-            content = json.loads(self.config.read_text())
+            content = json.loads(self.config.read_text(encoding="utf-8"))
             command, options = content["command"], dict(content["options"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.config}: not the configuration of a run, or damaged ({error!r})") from error
@@ -170,13 +170,13 @@ class RunFolder:
         """Append one line of metrics; a value that is not finite is written as null."""
         line = {key: value if math.isfinite(value) else None for key, value in row.items()}
         self._must_be_there()
-        with writing(self.metrics), self.metrics.open("a") as file:
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def rows(self, last_step: int | None = None) -> list[dict]:
         """The metrics, oldest first, up to ``last_step``; a line cut short by a kill ends them."""
         rows = []
-        content = self.metrics.read_text(errors="replace") if self.metrics.exists() else ""
+        content = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.exists() else ""
         for line in content.splitlines():
             try:
                 row = json.loads(line)

@@ -5,15 +5,13 @@ from primer_fast.cli import threads  # noqa: F401
 # isort: split
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-import tyro
 
-from primer_fast.cli import checkpoint
+from primer_fast.cli import checkpoint, interruption
 from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, read_shape
+from primer_fast.cli.options.sample import Options, parse
 from primer_fast.cli.run_folder import RunFolder, load_weights, read_safetensors
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
@@ -22,36 +20,18 @@ from primer_fast.models.pretrained import load_gpt2
 from primer_fast.models.transformer import Transformer
 
 
-@dataclass(frozen=True)
-class Options:
-    """Print text that a trained transformer writes."""
-
-    run: Annotated[
-        Path, tyro.conf.Positional
-    ]  # folder of a `primer-fast train gpt`, or a Hugging Face GPT-2 checkpoint's
-    prompt: str = ""  # what the text begins with
-    tokens: int = 200  # how many to write; a text that ends itself is shorter
-    temperature: float = 0.8  # 0: always the most probable token; 1: as the model has it
-    top_k: int | None = None  # choose among that many most probable tokens
-    top_p: float | None = None  # choose among the most probable tokens that together have this probability
-    seed: int | None = None  # of the choices; None: other texts each time
-    count: int = 1  # texts
-    line: bool = False  # a text ends with its line, as those of models of completions do
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
-
-
 def main(argv: list[str]) -> int:
     try:
-        options = tyro.cli(Options, args=argv, prog="primer-fast sample", config=(tyro.conf.FlagCreatePairsOff,))
+        options = parse(argv)
         for text in run(options):
             print(text)
             if options.count > 1:
                 print("-" * 40)
     except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
         return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)
-        return 130
+        return interruption.status(stop)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"primer-fast sample: {error}", file=sys.stderr)
         return 2
@@ -112,7 +92,7 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
     shape = folder / SHAPE
     if not shape.exists():
         config = folder / "config.json"
-        if config.is_file() and "model_type" in config.read_text(errors="replace"):
+        if config.is_file() and "model_type" in config.read_text(encoding="utf-8", errors="replace"):
             return load_gpt2(folder), tokenizers.load(folder / TOKENIZER)
         raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
     model = Transformer(read_shape(shape))

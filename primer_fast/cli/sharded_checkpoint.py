@@ -67,7 +67,7 @@ def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor]
         # Of the optimizer's values a new state has none; they lie as the weights do.
         ours = state_tensors(state) | {f"optimizer.{n}.": p for n, p in state.model.named_parameters()}
     try:
-        metadata = json.loads((path / STATE).read_text())
+        metadata = json.loads((path / STATE).read_text(encoding="utf-8"))
         reader = dcp.HuggingFaceStorageReader(str(path))
         tensors = {}
         content: dict[str, Any] = reader.read_metadata().state_dict_metadata

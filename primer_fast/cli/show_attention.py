@@ -17,6 +17,7 @@ from torch import Tensor
 
 from primer_fast import functional as F
 from primer_fast.cli import worked_example
+from primer_fast.cli.options.show_attention import parse
 from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, frame, picture
 from primer_fast.models.transformer import sinusoids
 
@@ -31,13 +32,6 @@ EMBEDDING = [  # a row per word of the vocabulary, as a trained model could have
 W_Q = [[0.8, -0.3, 0.5, 0.1], [0.2, 0.9, -0.4, 0.6], [-0.5, 0.4, 0.7, -0.2], [0.3, -0.1, 0.2, 0.8]]
 W_K = [[0.6, 0.2, -0.7, 0.4], [-0.3, 0.8, 0.5, -0.1], [0.9, -0.2, 0.3, 0.5], [0.1, 0.7, -0.4, 0.6]]
 W_V = [[0.5, -0.6, 0.3, 0.9], [0.7, 0.4, -0.2, 0.1], [-0.1, 0.8, 0.6, -0.5], [0.4, 0.2, -0.9, 0.3]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """Work one layer of causal attention out for "What is your name", number by number, and draw it."""
-
-    out: Path = Path("runs/attention.png")  # the picture
 
 
 @dataclass(frozen=True)
@@ -180,7 +174,7 @@ def _numbers(axes: Axes, t: Tensor, name: str, keys: bool) -> None:
     frame(axes)
 
 
-COMMAND = worked_example.Command("attention", Options, compute, report, draw, columns=96)
+COMMAND = worked_example.Command("attention", parse, compute, report, draw, columns=96)
 
 
 def main(argv: list[str]) -> int:

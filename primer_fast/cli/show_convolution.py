@@ -17,6 +17,7 @@ from torch import Tensor
 
 from primer_fast import functional as F
 from primer_fast.cli import worked_example
+from primer_fast.cli.options.show_convolution import parse
 from primer_fast.cli.plots import INK, SIDES, frame, picture
 
 IMAGE = [  # a "0": 1 where there is ink
@@ -34,13 +35,6 @@ KERNEL = [  # horizontal edges: ink above counts for, ink below against
 POOL, POOL_STRIDE = 2, 1  # a stride of 2 would leave one window of the 3 x 3 map
 WINDOW = (0, 0)  # line and column of the window that the picture follows
 CONVOLUTION, POOLING = "#b45309", "#6d28d9"  # frames: the window and its number; the pooled window and its number
-
-
-@dataclass(frozen=True)
-class Options:
-    """Work a convolution, its ReLU and its max-pool out, number by number, and draw them."""
-
-    out: Path = Path("runs/convolution.png")  # the picture
 
 
 @dataclass(frozen=True)
@@ -163,7 +157,7 @@ def _frame(axes: Axes, line: int, column: int, size: int, colour: str) -> None:
     )
 
 
-COMMAND = worked_example.Command("convolution", Options, compute, report, draw, columns=80)
+COMMAND = worked_example.Command("convolution", parse, compute, report, draw, columns=80)
 
 
 def main(argv: list[str]) -> int:

@@ -5,34 +5,16 @@ from primer_fast.cli import threads  # noqa: F401
 # isort: split
 
 import copy
-from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-import tyro
 
 from primer_fast.cli import training
 from primer_fast.cli.base_run import load_policy, load_reward
+from primer_fast.cli.options.train_ppo import SYNTAX, Options
 from primer_fast.cli.preference_tasks import PPOTask
-from primer_fast.cli.training import Command, TrainOptions
+from primer_fast.cli.training import Command
 from primer_fast.data.prompts import read_prompts
 from primer_fast.models.actor_critic import ActorCritic
-from primer_fast.train.ppo import PPOConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(TrainOptions):
-    """Proximal policy optimisation; metrics, checkpoint, weights, curves and samples go to a folder."""
-
-    data: Annotated[str, tyro.conf.arg(name="prompts")]  # a text file of a prompt a line, or JSON Lines with "prompt"
-    model: str  # folder of a finished run of `train gpt` or `train sft`, or a Hugging Face GPT-2 checkpoint's
-    reward: str  # folder of a run of `train reward`; or module:function, (prompts, completions) -> a number for each
-    train: Annotated[PPOConfig, tyro.conf.arg(name="")]
-    shared_critic: bool = False  # the critic reads the policy's trunk instead of one of its own
-
-
-def default_options(data: str) -> Options:
-    return Options(data=data, model=tyro.MISSING, reward=tyro.MISSING, train=PPOConfig())
 
 
 def load_task(options: Options) -> PPOTask:
@@ -58,7 +40,7 @@ def make_model(options: Options, task: PPOTask) -> ActorCritic:
     return ActorCritic(copy.deepcopy(task.base), "shared" if options.shared_critic else None)
 
 
-COMMAND = Command("ppo", Options, default_options, load_task, make_model, PPOConfig, data_option="prompts")
+COMMAND = Command(SYNTAX, load_task, make_model)
 
 
 def main(argv: list[str]) -> int:

@@ -4,29 +4,14 @@ from primer_fast.cli import threads  # noqa: F401
 
 # isort: split
 
-from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
 
 from primer_fast.cli import training
 from primer_fast.cli.base_run import load_policy
-from primer_fast.cli.preference_data import PairOptions, load_pairs
+from primer_fast.cli.options.train_reward import SYNTAX, Options
+from primer_fast.cli.preference_data import load_pairs
 from primer_fast.cli.preference_tasks import RewardTask
 from primer_fast.cli.training import Command
 from primer_fast.models.reward import RewardModel
-from primer_fast.train.reward import RewardConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(PairOptions):
-    """Train a reward model on preferences; metrics, checkpoint, weights, curves and scored texts go to a folder."""
-
-    train: Annotated[RewardConfig, tyro.conf.arg(name="")]
-
-
-def default_options(data: str) -> Options:
-    return Options(data=data, model=tyro.MISSING, train=RewardConfig())
 
 
 def load_task(options: Options) -> RewardTask:
@@ -39,7 +24,7 @@ def make_model(options: Options, task: RewardTask) -> RewardModel:
     return RewardModel.from_language_model(task.base)
 
 
-COMMAND = Command("reward", Options, default_options, load_task, make_model, RewardConfig)
+COMMAND = Command(SYNTAX, load_task, make_model)
 
 
 def main(argv: list[str]) -> int:

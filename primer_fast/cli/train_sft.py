@@ -5,38 +5,17 @@ from primer_fast.cli import threads  # noqa: F401
 # isort: split
 
 import copy
-from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-import tyro
 
 from primer_fast.cli import training
 from primer_fast.cli.base_run import load_policy
+from primer_fast.cli.options.train_sft import SYNTAX, Options
 from primer_fast.cli.preference_tasks import SFTTask
-from primer_fast.cli.training import Command, TrainOptions
+from primer_fast.cli.training import Command
 from primer_fast.data.completions import encode_completions
 from primer_fast.data.prompts import read_completions
 from primer_fast.train.common import generator
-from primer_fast.train.sft import SFTConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(TrainOptions):
-    """Fine-tune a transformer on completions; metrics, checkpoint, weights, curves and samples go to a folder."""
-
-    data: str  # a JSON Lines file of prompt, completion; or of prompt, chosen, rejected: the chosen ones are learned
-    model: str  # folder of a finished run of `train gpt` or of this command, or a Hugging Face GPT-2 checkpoint's
-    train: Annotated[SFTConfig, tyro.conf.arg(name="")]
-    held_out: float = 0.1  # share of the completions to measure the loss on at the end
-
-    def __post_init__(self):
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"--held-out must be between 0 and 1; got {self.held_out}")
-
-
-def default_options(data: str) -> Options:
-    return Options(data=data, model=tyro.MISSING, train=SFTConfig(lr=3e-4, min_lr=3e-5))
 
 
 def load_task(options: Options) -> SFTTask:
@@ -59,7 +38,7 @@ def make_model(options: Options, task: SFTTask):
     return copy.deepcopy(task.base)
 
 
-COMMAND = Command("sft", Options, default_options, load_task, make_model, SFTConfig)
+COMMAND = Command(SYNTAX, load_task, make_model)
 
 
 def main(argv: list[str]) -> int:

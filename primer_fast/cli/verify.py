@@ -3,12 +3,8 @@
 import json
 import os
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -18,35 +14,17 @@ if not torch.cuda.is_available():
 
 from primer_fast import __version__
 from primer_fast.cli.console import Display
+from primer_fast.cli.options.verify import parse
 from primer_fast.cli.run_folder import write_text
 from primer_fast.proof import verify
 
 _WIDTH = 120  # where the output is not a terminal
 
 
-@dataclass
-class Options:
-    """Compare every kernel, forward and each gradient, with NumPy in float64; without a GPU, in Triton's interpreter.
-
-    The budget of a result is twice PyTorch's own error at that dtype, plus rounding.
-    """
-
-    ops: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Ops to verify; all if none is named."""
-    dtype: tuple[str, ...] = ()
-    """float32, float16, bfloat16; all if none is named."""
-    case: tuple[str, ...] = ()
-    """Cases by name, as in primer_fast/reference; all if none is named."""
-    tensors: bool = False
-    """Show every tensor, not only the worst of a case."""
-    json: Path | None = None
-    """Also write every comparison to this file."""
-
-
 def main(argv: list[str]) -> int:
     """Run the command; 0 if every result is within its budget, 1 if one is not, 2 for a wrong call."""
     try:
-        options = tyro.cli(Options, args=argv, prog="primer-fast verify")
+        options = parse(argv)
     except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
         return leave.code if isinstance(leave.code, int) else 2
     try:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import tyro
 from rich.console import Console
 
 Example = TypeVar("Example")
@@ -17,7 +16,7 @@ class Command(Generic[Example]):
     """What distinguishes one such command from the others."""
 
     name: str
-    options: type[Any]  # with ``out``, the file of the picture
+    parse: Callable[[list[str]], Any]  # the words of a call -> options with ``out``, the file of the picture
     compute: Callable[[], Example]
     report: Callable[[Example, Console], None]  # in the terminal
     draw: Callable[[Path, Example], None]
@@ -27,7 +26,7 @@ class Command(Generic[Example]):
 def main(command: Command, argv: list[str]) -> int:
     """Run ``command``; 0 if the picture is there, 2 for a wrong call or a file that cannot be written."""
     try:
-        options = tyro.cli(command.options, args=argv, prog=f"primer-fast show {command.name}")
+        options = command.parse(argv)
         example = command.compute()
         console = Console(highlight=False, soft_wrap=True)
         console.width = max(console.width, command.columns)

@@ -243,7 +243,7 @@ class _Checkpoint:
 
 def _json(op, file):
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{op}: {file} is missing") from None
     except ValueError as error:

@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     rows = [row for compiled in compile_units(units, options.jobs) for row in compiled]
-    options.json.write_text(json.dumps([row.as_dict() for row in rows]))
+    options.json.write_text(json.dumps([row.as_dict() for row in rows]), encoding="utf-8")
     failed = [row for row in rows if row.error]
     for row in failed:
         print(row.op, row.case, row.dtype, row.target, row.direction, row.kernel, row.error)

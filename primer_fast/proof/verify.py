@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{verdict} {unit!s:60} {worst_row.tensor:16} {errors}", flush=True)
         if options.json:  # after every unit: an interrupted run keeps what it has
             part = Path(f"{options.json}.part")
-            part.write_text(json.dumps([row.as_dict() for row in rows]))
+            part.write_text(json.dumps([row.as_dict() for row in rows]), encoding="utf-8")
             part.replace(options.json)
     failed = sum(not row.passed for row in rows)
     print(f"{len(rows)} results, {failed} over budget")

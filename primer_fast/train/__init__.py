@@ -1,1 +1,1 @@
-"""Training procedures, one file each: a config, the loss as a pure function, a generator of metrics."""
+"""Training procedures, one file each: the loss as a pure function, a generator of metrics. Configs: ``settings``."""

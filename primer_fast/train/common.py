@@ -16,7 +16,6 @@ from primer_fast.train.world import Share, World
 
 FORMAT = "primer_fast checkpoint 1"
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-PRECISIONS = ("float32", *AUTOCAST)
 
 
 @dataclass

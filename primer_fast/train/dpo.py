@@ -17,10 +17,8 @@ TRL's. Erratum: the primer once prints the loss without its minus sign.
 Legend: B pairs, T tokens; w won (chosen), l lost (rejected).
 """
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as torch_F
@@ -32,7 +30,6 @@ from primer_fast.train import cuda_graphs
 from primer_fast.train.common import TrainState, apply_gradient, autocast, record, sent, set_learning_rate
 from primer_fast.train.completion_batch import to_device
 from primer_fast.train.epochs import (
-    check_optimizer_options,
     run_epochs,
     scheduled,
     seen_before,
@@ -40,58 +37,8 @@ from primer_fast.train.epochs import (
     total_steps,
 )
 from primer_fast.train.log_probs import token_log_probs
+from primer_fast.train.settings.dpo import OF_MARGIN, DPOConfig, check_loss
 from primer_fast.train.world import ALONE, World
-
-OF_MARGIN = ("sigmoid", "cdpo", "robust", "ipo", "hinge")  # losses that are functions of h alone
-LOSSES = (*OF_MARGIN, "apo_zero", "sppo_hard")
-SMOOTHED = ("cdpo", "robust")  # that know e
-NOT_BUILT = (  # that TRL has too
-    "aot", "aot_pair", "aot_unpaired", "apo_down", "bco_pair", "discopop", "exo_pair", "nca_pair", "sft",
-    "sigmoid_norm",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class DPOConfig:
-    """Settings of direct preference optimisation; the first group is its own, the rest the optimizer's."""
-
-    loss: Literal["sigmoid", "cdpo", "robust", "ipo", "hinge", "apo_zero", "sppo_hard"] = "sigmoid"
-    beta: float = 0.1  # how hard the policy is held to the reference
-    label_smoothing: float = 0.0  # of cdpo and robust: how often a preference is taken to be wrong
-    lr: float = 1e-6  # peak learning rate of AdamW
-    min_lr: float = 0.0  # learning rate where the cosine ends
-    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
-    warmup_steps: int = 0  # over which the learning rate rises to its peak
-    batch_size: int = 16  # pairs that an optimizer step sees
-    accumulate: int = 1  # micro-batches that a batch is cut into, to save memory; the gradient is the batch's
-    epochs: int = 1  # passes over the pairs
-    steps: int | None = None  # stop after this many optimizer steps instead
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0  # largest norm of the gradient; None: any
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    seed: int = 0  # of the order of the pairs
-    log_every: int = 10  # steps between two rows of metrics
-    cuda_graphs: bool | None = None  # a step is one launch on a GPU, not hundreds; None: where the model is small
-
-    def __post_init__(self):
-        def must(holds: bool, what: str, got) -> None:
-            if not holds:
-                raise ValueError(f"dpo: {what}; got {got}")
-
-        check_loss(self.loss)
-        must(self.beta > 0 and math.isfinite(self.beta), "beta must be positive and finite", self.beta)
-        must(0 <= self.label_smoothing < 0.5, "label_smoothing must be in [0, 0.5)", self.label_smoothing)
-        smoothed = self.label_smoothing == 0 or self.loss in SMOOTHED
-        must(smoothed, "label_smoothing is cdpo's and robust's", self.label_smoothing)
-        check_optimizer_options(self, must)
-
-
-def check_loss(kind: str, losses: tuple[str, ...] = LOSSES) -> None:
-    """Raise ValueError where the loss is none of ``losses``."""
-    if kind not in losses:
-        why = ", which TRL has and primer_fast has not" if kind in NOT_BUILT else ""
-        raise ValueError(f"dpo: loss must be one of {', '.join(losses)}; got {kind!r}{why}")
 
 
 def preference_loss(h: Tensor, beta: float, kind: str = "sigmoid", label_smoothing: float = 0.0) -> Tensor:

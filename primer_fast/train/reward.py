@@ -10,7 +10,7 @@ Legend: B pairs; w won (chosen), l lost (rejected).
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as torch_F
@@ -19,37 +19,8 @@ from torch import Tensor
 from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.models.reward import RewardModel
 from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
-from primer_fast.train.epochs import check_optimizer_options, run_epochs, scheduled, start_adamw, total_steps
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """Settings of reward modelling."""
-
-    margins: bool = False  # hold the rewards of a pair apart by its margin, where that is known
-    centring: float = 0.0  # weight of (r_w + r_l)^2
-    lr: float = 1e-4  # peak learning rate of AdamW
-    min_lr: float = 0.0  # learning rate where the cosine ends
-    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
-    warmup_steps: int = 20  # over which the learning rate rises to its peak
-    batch_size: int = 64  # pairs that an optimizer step sees
-    accumulate: int = 1  # micro-batches that a batch is cut into, to save memory; the gradient is the batch's
-    epochs: int = 1  # passes over the pairs
-    steps: int | None = None  # stop after this many optimizer steps instead
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
-    clip_norm: float | None = 1.0  # largest norm of the gradient; None: any
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    seed: int = 0  # of the order of the pairs
-    log_every: int = 10  # steps between two rows of metrics
-
-    def __post_init__(self):
-        def must(holds: bool, what: str, got) -> None:
-            if not holds:
-                raise ValueError(f"reward: {what}; got {got}")
-
-        must(0 <= self.centring < math.inf, "centring must not be negative", self.centring)
-        check_optimizer_options(self, must)
+from primer_fast.train.epochs import run_epochs, scheduled, start_adamw, total_steps
+from primer_fast.train.settings.reward import RewardConfig
 
 
 def pair_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, centring: float = 0.0) -> Tensor:

@@ -6,43 +6,16 @@ Source: Ouyang et al. 2022, arXiv:2203.02155, step 1.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from primer_fast.data.completions import Completions
 from primer_fast.models.transformer import Transformer
 from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
-from primer_fast.train.epochs import check_optimizer_options, run_epochs, scheduled, start_adamw, total_steps
+from primer_fast.train.epochs import run_epochs, scheduled, start_adamw, total_steps
 from primer_fast.train.log_probs import token_log_probs
-
-
-@dataclass(frozen=True)
-class SFTConfig:
-    """Settings of supervised fine-tuning."""
-
-    lr: float = 1e-3  # peak learning rate of AdamW
-    min_lr: float = 1e-4  # learning rate where the cosine ends
-    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
-    warmup_steps: int = 50  # over which the learning rate rises to its peak
-    batch_size: int = 64  # completions that an optimizer step sees
-    accumulate: int = 1  # micro-batches that a batch is cut into, to save memory; the gradient is the batch's
-    epochs: int = 1  # passes over the completions
-    steps: int | None = None  # stop after this many optimizer steps instead
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.1
-    clip_norm: float | None = 1.0  # largest norm of the gradient; None: any
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    seed: int = 0  # of the order of the completions
-    log_every: int = 10  # steps between two rows of metrics
-
-    def __post_init__(self):
-        def must(holds: bool, what: str, got) -> None:
-            if not holds:
-                raise ValueError(f"sft: {what}; got {got}")
-
-        check_optimizer_options(self, must)
+from primer_fast.train.settings.sft import SFTConfig
 
 
 def start(model: Transformer, config: SFTConfig) -> TrainState[Transformer]:

@@ -4,6 +4,7 @@ One process is a world of size 1, in which every method does nothing or the plai
 Source: torch.distributed; `torchrun` starts the processes and tells each its rank in the environment.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -131,7 +132,9 @@ class World:
         if store is None:
             raise ValueError("World.fail: there must be several processes; got one")
         if store.add(REPORTERS, 1) == 1:
-            code = tell()
+            code = 1
+            with contextlib.suppress(OSError, SystemExit):  # nothing can be told where nobody reads it
+                code = tell()
             store.set(FAILED, str(code))
         else:
             try:
@@ -139,9 +142,11 @@ class World:
                 code = int(store.get(FAILED))
             except RuntimeError:  # the one to tell did not come to it
                 code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
 
 ALONE = World()

@@ -1,6 +1,7 @@
 """`primer-fast align --resume`: what is finished is not done again, and nothing of another run is taken for its own."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from cli import soak
 
 from primer_fast.cli import align, align_stages, sample
 from primer_fast.cli.align_folder import Stage
+from primer_fast.cli.options import align as options
 from primer_fast.cli.run_folder import RunFolder
 from primer_fast.data.preferences import RatedText
 from primer_fast.data.tokenizers import ByteTokenizer
@@ -31,15 +33,17 @@ def tiny(tmp_path, monkeypatch):
     return [*soak.SETTINGS["align"].split()[1:], "--out", "run"]
 
 
-def stop_in(monkeypatch, folder):
-    """Ctrl-C after the third row of a stage."""
+def stop_in(monkeypatch, folder, by=None):
+    """An end after the third row of a stage: at once, as by a second Ctrl-C, or ``by`` a first signal."""
     log, rows = RunFolder.log, []
 
     def interrupt(self, row):
         log(self, row)
         rows.append(self.path.name)
         if rows.count(folder) == 3:
-            raise KeyboardInterrupt
+            if by is None:
+                raise KeyboardInterrupt
+            signal.raise_signal(by)
 
     monkeypatch.setattr(RunFolder, "log", interrupt)
 
@@ -68,6 +72,31 @@ def test_an_interrupted_stage_goes_on_and_those_before_are_not_done_again(stage,
     stages = ["language", "reward", "ppo", "dpo-0.5", "dpo-2"]
     assert set(trained) == set(stages[stages.index(stage) :])
     assert trained.count(stage) < len(RunFolder(f"whole/{stage}", f"align {stage}").rows()), "from its checkpoint on"
+    assert results() == whole
+
+
+def test_a_signal_leaves_a_checkpoint_or_a_finished_stage(tiny, whole, monkeypatch, capsys):
+    """In the last step of a stage the second; each call goes on with the one before."""
+    last, log = RunFolder("whole/language", "align language").rows()[-1]["step"], RunFolder.log
+
+    def interrupt(self, row):
+        log(self, row)
+        if (self.path.name, row["step"]) == ("language", last):
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", interrupt)
+        assert align.main(tiny) == 143
+    assert Path("run/language/model.safetensors").exists() and not Path("run/reward").exists()
+    with monkeypatch.context() as patch:
+        stop_in(patch, "dpo-2", signal.SIGTERM)
+        patch.setattr(align_stages, "CHECKPOINTS", 1)  # none but at the end, and this one
+        assert align.main(["--out", "run", "--resume"]) == 143
+    assert capsys.readouterr().err.count("interrupted; --resume goes on") == 2
+    run = RunFolder("run/dpo-2", "align dpo-2")
+    step = json.loads(run.load_checkpoint()[1]["progress"])["step"]
+    assert step == run.rows()[-1]["step"] and len(run.rows()) == 3
+    assert align.main(["--out", "run", "--resume"]) == 0
     assert results() == whole
 
 
@@ -108,7 +137,7 @@ def test_the_page_keeps_its_options_and_its_data(tiny, monkeypatch, capsys):
 
 @pytest.mark.parametrize("change", [{"width": "x"}, {"ppo": 3}, {"foo": 1}, {"points": 0}, {"betas": ["x"]}], ids=str)
 def test_a_damaged_configuration(change, tiny, capsys):
-    RunFolder("run", "align").begin(align._to_json(align.default_options()) | change, overwrite=False)
+    RunFolder("run", "align").begin(options.to_json(options.default_options()) | change, overwrite=False)
     assert align.main(["--out", "run", "--resume"]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "run/config.json: not the configuration of this command (" in message

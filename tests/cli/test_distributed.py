@@ -75,7 +75,7 @@ def one(folder, monkeypatch):
 def stop_at(step, monkeypatch):
     """Make a run of this process stop as after Ctrl-C."""
     asked = iter(range(1000))
-    monkeypatch.setattr("primer_fast.cli.console.Interruption.requested", lambda self: next(asked) >= step)
+    monkeypatch.setattr("primer_fast.cli.interruption.Interruption.requested", lambda self: next(asked) >= step)
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +111,11 @@ def test_only_a_process_on_its_own_shuts_python_down(tmp_path, processes):
 
 PAIR = """
 import os, sys
-from primer_fast.cli import train_gpt, console
+from primer_fast.cli import train_gpt, interruption
 first, port, argv = int(os.environ["RANK"]) == 0, int(os.environ["MASTER_PORT"]), sys.argv[1:]
 def stops_at(step):  # asked for in the second process alone
     asked = iter(range(1000))
-    console.Interruption.requested = lambda self: next(asked) >= step and not first
+    interruption.Interruption.requested = lambda self: next(asked) >= step and not first
 codes = []
 for number, (strategy, step, *more) in enumerate([
     ("fsdp", 3, "--out", "fsdp-begun"), ("ddp", 3, "--out", "ddp-begun"),
@@ -228,14 +228,17 @@ def test_a_wrong_call_is_reported_once(folder, one):
     assert done.returncode != 0 and done.stderr.count("one: holds a finished run; --resume goes on with it") == 1
 
 
-def test_ctrl_c_of_torchrun_stops_all_and_saves(folder, one, monkeypatch):
+def test_a_signal_to_torchrun_and_to_a_process_stops_all_and_saves(folder, one, monkeypatch):
+    """SLURM signals both; torchrun hands its own on, so that one process has it once and the other twice."""
     options = [*GPT, "--steps", "100000", "--eval-every", "100000", "--out", "long"]
     process = subprocess.Popen([*TORCHRUN, "train", "gpt", *options], cwd=folder, env=environment())
     try:
         rows = folder / "long" / "metrics.jsonl"
         while not (rows.exists() and rows.read_text().count("\n") > 3) and process.poll() is None:
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        first = (folder / "long" / ".lock").read_text().split()[1]
+        os.kill(int(first), signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
         process.wait()
     finally:
         process.kill()

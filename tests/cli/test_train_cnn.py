@@ -55,11 +55,11 @@ def test_resume_is_the_uninterrupted_run(short, tmp_path, monkeypatch, capsys):
     def interrupt_at_6(self, row):
         log(self, row)
         if row["step"] == 6:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", interrupt_at_6)
-        assert train_cnn.main(short) == 130
+        assert train_cnn.main(short) == 143
     printed = capsys.readouterr().out
     assert f"stopped at step 6 of 16 and saved in {out}" in printed and "go on with: primer-fast train cnn" in printed
     assert train_cnn.main(["--out", str(out), "--resume"]) == 0

@@ -105,11 +105,11 @@ def test_resume_is_the_uninterrupted_run(files, name, monkeypatch, capsys):
     def interrupt_at_3(self, row):
         log(self, row)
         if row["step"] == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", interrupt_at_3)
-        assert call(name) == 130
+        assert call(name) == 143
     assert f"go on with: primer-fast train {name}" in capsys.readouterr().out
     assert COMMANDS[name].main(["--out", "run", "--resume"]) == 0
     assert metrics(files / "run") == metrics(files / "whole")

@@ -54,11 +54,11 @@ def test_resume_is_the_uninterrupted_run(short, tmp_path, monkeypatch, capsys):
     def interrupt_at_6(self, row):
         log(self, row)
         if row["step"] == 6:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", interrupt_at_6)
-        assert train_vit.main(short) == 130
+        assert train_vit.main(short) == 143
     assert "go on with: primer-fast train vit" in " ".join(capsys.readouterr().out.split())
     assert train_vit.main(["--out", str(out), "--resume"]) == 0
     assert metrics(out) == metrics(whole)
