@@ -8,12 +8,18 @@ if TYPE_CHECKING:
     from primer_fast.attention import register_attention as register_attention
     from primer_fast.attention import sdpa as sdpa
     from primer_fast.replace import replace_modules as replace_modules
+    from primer_fast.restore import restore_modules as restore_modules
 
 if find_spec("primer_fast.kernels") is None:
     raise ImportError("primer_fast.kernels is missing: run `pip install -e .` in the repository root")
 
 __version__ = "0.1.0"
-_PLACES = {"replace_modules": "replace", "sdpa": "attention", "register_attention": "attention"}
+_PLACES = {
+    "replace_modules": "replace",
+    "restore_modules": "restore",
+    "sdpa": "attention",
+    "register_attention": "attention",
+}
 
 
 def __getattr__(name):  # torch and Triton are imported with the first use

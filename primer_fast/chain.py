@@ -58,7 +58,8 @@ class Derived:
 @cache
 def derived(mixin: type, kind: type) -> type:
     """The class ``mixin`` + ``kind``, known by ``kind``'s name: an instance of ``kind`` can be made one in place."""
-    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+    members = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "_class_before": kind}
+    return type(kind.__name__, (mixin, kind), members)
 
 
 def _rebuild(mixin, kind):

@@ -2,7 +2,6 @@
 
 import torch
 
-from primer_fast import nn
 from primer_fast.chain import (
     Chain,
     Derived,
@@ -12,15 +11,8 @@ from primer_fast.chain import (
     derived,
     fused_activation,
 )
+from primer_fast.nn.exact_types import OURS
 
-OURS = {
-    torch.nn.Linear: nn.Linear,
-    torch.nn.Conv2d: nn.Conv2d,
-    torch.nn.MaxPool2d: nn.MaxPool2d,
-    torch.nn.LayerNorm: nn.LayerNorm,
-    torch.nn.Embedding: nn.Embedding,
-    torch.nn.MultiheadAttention: nn.MultiheadAttention,
-}
 _UNBUILT = {  # attributes, and the arguments that they come from
     torch.nn.Embedding: {"max_norm": "max_norm", "scale_grad_by_freq": "scale_grad_by_freq", "sparse": "sparse"},
     torch.nn.MultiheadAttention: {"bias_k": "add_bias_kv", "add_zero_attn": "add_zero_attn"},

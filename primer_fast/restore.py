@@ -1,0 +1,53 @@
+"""Torch's modules again, in a model that holds ours."""
+
+import sys
+from functools import partial
+
+import torch
+
+from primer_fast import nn
+from primer_fast.attention import NAME
+from primer_fast.nn.exact_types import step_back
+from primer_fast.replace_report import Left, Report, Swapped
+
+
+def restore_modules(model: torch.nn.Module) -> Report:
+    """Make the modules of ours in ``model`` torch's again, in place: for tools that look modules up by exact type.
+
+    It needs no report of ``replace_modules``, so it also serves models that were loaded, copied, or written with
+    ``primer_fast.nn``. The modules remain the objects that they were, with their parameters, hooks and mode. Attention
+    of transformers' models goes back to "sdpa". What torch's module would compute otherwise is left: a product with an
+    activation of its own, and subclasses.
+
+    Returns:
+        What is torch's now, and what was left and why.
+
+    Raises:
+        TypeError: ``model`` is no module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"restore_modules: model must be a torch.nn.Module; got {type(model).__name__}")
+    swapped, left, undo = [], [], []
+    base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
+    for name, module in model.named_modules():
+        if isinstance(module, base) and module.config._attn_implementation == NAME:
+            module.set_attn_implementation("sdpa")
+            swapped.append(Swapped(name, f"attention: {NAME}", "attention: sdpa"))
+            undo.append(partial(module.set_attn_implementation, NAME))
+    for name, module, before, reason in step_back(model):
+        if reason is None:
+            swapped.append(Swapped(name, before.__name__, _place(type(module))))
+            undo.append(partial(_become, module, before))
+        else:
+            left.append(Left(name, before.__name__, reason))
+    return Report(tuple(swapped), tuple(left), tuple(undo))
+
+
+def _become(module, kind):
+    module.__class__ = kind
+    if kind in (nn.Linear, nn.Conv2d):
+        module.activation = None
+
+
+def _place(kind):
+    return f"torch.nn.{kind.__name__}" if kind.__module__.startswith("torch.nn.") else kind.__qualname__
