@@ -4,6 +4,8 @@ Nothing but the parent's ``forward`` changes: the activation stays where it was,
 two may still be one. Hooks, slices of a Sequential and children that are exchanged later behave as before.
 """
 
+__all__ = ["Chain", "Derived", "TransposedLinear", "activation_of", "children_in_order", "derived", "fused_activation"]
+
 import ast
 import inspect
 import textwrap

@@ -1,5 +1,7 @@
 """Put our modules in the place of torch's, in a model that exists."""
 
+__all__ = ["replace_modules"]
+
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase

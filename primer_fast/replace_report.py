@@ -1,5 +1,7 @@
 """What ``replace_modules`` and ``restore_modules`` did, as data and as a table."""
 
+__all__ = ["Left", "Report", "Swapped"]
+
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """Which modules ours can stand for, and why the others are left."""
 
+__all__ = ["UNWANTED", "closed", "refusal", "target_of", "why_left"]
+
 import torch
 
 from primer_fast.chain import (

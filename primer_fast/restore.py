@@ -1,5 +1,7 @@
 """Torch's modules again, in a model that holds ours."""
 
+__all__ = ["restore_modules"]
+
 import sys
 from functools import partial
 

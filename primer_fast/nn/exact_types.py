@@ -1,5 +1,7 @@
 """Tools that look modules up by their exact type find torch's own: torch.ao's quantization and pruning."""
 
+__all__ = ["OURS", "class_before", "serve_exact_types", "step_back"]
+
 import functools
 import sys
 import warnings

@@ -10,6 +10,18 @@ et al. 2023, arXiv:2310.12036, eq. 17. Erratum: the primer once prints the loss 
 Legend: B pairs, T tokens; w won (chosen), l lost (rejected).
 """
 
+__all__ = [
+    "LOSSES",
+    "DPOConfig",
+    "batch_of",
+    "preference_loss",
+    "reference_log_probs",
+    "start",
+    "train",
+    "train_step",
+    "update",
+]
+
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
