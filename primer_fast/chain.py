@@ -4,7 +4,16 @@ Nothing but the parent's ``forward`` changes: the activation stays where it was,
 two may still be one. Hooks, slices of a Sequential and children that are exchanged later behave as before.
 """
 
-__all__ = ["Chain", "Derived", "TransposedLinear", "activation_of", "children_in_order", "derived", "fused_activation"]
+__all__ = [
+    "Chain",
+    "Derived",
+    "KnownActivation",
+    "TransposedLinear",
+    "activation_of",
+    "children_in_order",
+    "derived",
+    "fused_activation",
+]
 
 import ast
 import inspect
@@ -40,6 +49,8 @@ _TRANSFORMERS = {  # by name: the package need not be there
 def activation_of(module) -> str | None:
     """The activation of ours that computes what ``module`` does, or None."""
     kind = type(module)
+    if issubclass(kind, KnownActivation):
+        return module._primer_fast_computes
     if kind is torch.nn.GELU:
         return "gelu" if module.approximate == "none" else "gelu_tanh"
     if kind is torch.nn.LeakyReLU:
@@ -51,6 +62,8 @@ def activation_of(module) -> str | None:
 
 class Derived:
     """In front of a module's own class, in a class made for both: see ``derived``."""
+
+    _attributes: ClassVar[tuple[str, ...]] = ()  # that it adds to an instance
 
     def __reduce_ex__(self, protocol):  # the class made has no name of its own to be pickled by
         state = super().__reduce_ex__(max(protocol, 2))[2]
@@ -67,6 +80,13 @@ def derived(mixin: type, kind: type) -> type:
 def _rebuild(mixin, kind):
     made: Any = derived(mixin, kind)
     return made.__new__(made)
+
+
+class KnownActivation(Derived):
+    """An activation of somebody's own that was found to compute one of ours, which ``_primer_fast_computes`` names."""
+
+    _attributes = ("_primer_fast_computes",)
+    _primer_fast_computes: str
 
 
 class TransposedLinear(Derived):

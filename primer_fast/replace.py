@@ -13,8 +13,11 @@ import torch
 from primer_fast import nn
 from primer_fast.attention import NAME, register_attention
 from primer_fast.chain import Chain, TransposedLinear, activation_of, children_in_order, derived, fused_activation
+from primer_fast.nn.exact_types import become
+from primer_fast.recognise import KnownLayerNorm
+from primer_fast.replace_hints import attention_called, has_attention, loss_head
 from primer_fast.replace_report import Left, Report, Swapped
-from primer_fast.replace_rules import UNWANTED, closed, refusal, target_of, why_left
+from primer_fast.replace_rules import UNWANTED, closed, recognised, refusal, target_of, why_left
 
 
 def replace_modules(
@@ -59,6 +62,10 @@ def replace_modules(
         if target and id(module) in chosen and id(module) not in replaced and refusal(module) is None:
             replaced[id(module)] = type(module), target
             undo.append(_become(module, target))
+        elif id(module) in chosen and closed(module) is None and (found := recognised(module, fuse_activations)):
+            if issubclass(found[0], KnownLayerNorm):
+                replaced[id(module)] = type(module), found[0]
+            undo.append(become(module, *found))
     fused: dict[int, str] = {}  # id of a product -> activation
     absorbed = set()  # ids of a parent and of an activation in it
     if fuse_activations:
@@ -71,7 +78,7 @@ def replace_modules(
                 for _, activation, _ in pairs:
                     if order.count(activation) == sum(activation is other for _, other, _ in pairs):
                         absorbed.add((id(place.module), id(activation)))
-    results = _attend(walked, chosen, attention, undo)
+    results = _attend(walked, chosen, attention, undo) + _called(walked)
     seen = set()
     for place in walked:
         one = id(place.module)
@@ -85,7 +92,7 @@ def replace_modules(
             results.append(Left(place.name, type(place.module).__name__, reason))
     swapped = tuple(r for r in results if isinstance(r, Swapped))
     left = tuple(r for r in results if isinstance(r, Left))
-    return Report(swapped, left, tuple(undo))
+    return Report(swapped, left, _hints(model), tuple(undo))
 
 
 class _Place(NamedTuple):
@@ -134,20 +141,9 @@ def _matches(place, wanted):
     )
 
 
-# The class of the very object changes: whoever refers to it, by another name, in a list, by a hook, has the new one.
 def _become(module, kind) -> Callable[[], None]:
     """-> what undoes it"""
-    before = type(module)
-    module.__class__ = kind
-    if kind in (nn.Linear, nn.Conv2d):
-        module.activation = None
-
-    def undo():
-        if type(module) is kind:  # and has not been wrapped since
-            module.__class__ = before
-            module.__dict__.pop("activation", None)
-
-    return undo
+    return become(module, kind, {"activation": None} if kind in (nn.Linear, nn.Conv2d) else {})
 
 
 def _pairs(parent, chosen) -> list[tuple]:
@@ -167,7 +163,7 @@ def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
         if not isinstance(model, base) or any(isinstance(p.module, base) for p in around):
             continue
         used = sorted({str(m.config._attn_implementation) for m in model.modules() if isinstance(m, base)})
-        if used == [NAME]:
+        if used == [NAME] or not has_attention(model):
             continue
         if not wanted or id(model) not in chosen:
             reason = UNWANTED
@@ -184,5 +180,23 @@ def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
     return results
 
 
+def _called(walked) -> list[Swapped | Left]:
+    """Attention that a module calls as a function."""
+    found = {id(p.module): (p, attention_called(p.module)) for p in reversed(walked) if closed(p.module) is None}
+    rows = ((p.name, f"attention of {type(p.module).__name__}", why) for p, why in reversed(found.values()) if why)
+    return [Left(*row) for row in rows]
+
+
+def _hints(model):
+    if (head := loss_head(model)) is None:
+        return ()
+    name, layer = head
+    bias = "" if layer.bias is None else f", linear_bias={name}.bias"
+    call = f"primer_fast.functional.linear_cross_entropy(hidden, {name}.weight, target{bias})"
+    return (f"{call} makes the loss of {name} without its logits in memory",)
+
+
 def _title(kind):
+    if issubclass(kind, KnownLayerNorm):
+        return "primer_fast.functional.layer_norm"
     return "linear, weight transposed" if issubclass(kind, TransposedLinear) else f"primer_fast.nn.{kind.__name__}"

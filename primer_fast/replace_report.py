@@ -30,6 +30,7 @@ class Report:
 
     swapped: tuple[Swapped, ...]
     left: tuple[Left, ...]
+    hints: tuple[str, ...] = ()  # what the caller can do beside
     _undo: tuple[Callable[[], None], ...] = field(default=(), repr=False, compare=False)
 
     def restore(self) -> None:
@@ -45,7 +46,7 @@ class Report:
         )
         lines.append(f"left {len(self.left)}")
         lines += _table(((kind, reason), name) for name, kind, reason in self.left)
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"hint: {hint}" for hint in self.hints)])
 
 
 def _table(rows: Iterable[tuple[tuple[str, str], str]]) -> Iterator[str]:

@@ -3,11 +3,11 @@
 __all__ = ["restore_modules"]
 
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from primer_fast import nn
 from primer_fast.attention import NAME
 from primer_fast.nn.exact_types import step_back
 from primer_fast.replace_report import Left, Report, Swapped
@@ -29,26 +29,21 @@ def restore_modules(model: torch.nn.Module) -> Report:
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"restore_modules: model must be a torch.nn.Module; got {type(model).__name__}")
-    swapped, left, undo = [], [], []
+    swapped, left = [], []
+    undo: list[Callable[[], None]] = []
     base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
     for name, module in model.named_modules():
         if isinstance(module, base) and module.config._attn_implementation == NAME:
             module.set_attn_implementation("sdpa")
             swapped.append(Swapped(name, f"attention: {NAME}", "attention: sdpa"))
             undo.append(partial(module.set_attn_implementation, NAME))
-    for name, module, before, reason in step_back(model):
-        if reason is None:
-            swapped.append(Swapped(name, before.__name__, _place(type(module))))
-            undo.append(partial(_become, module, before))
+    for step in step_back(model):
+        if step.left is None:
+            swapped.append(Swapped(step.name, step.before.__name__, _place(type(step.module))))
+            undo.append(step.undo)
         else:
-            left.append(Left(name, before.__name__, reason))
-    return Report(tuple(swapped), tuple(left), tuple(undo))
-
-
-def _become(module, kind):
-    module.__class__ = kind
-    if kind in (nn.Linear, nn.Conv2d):
-        module.activation = None
+            left.append(Left(step.name, step.before.__name__, step.left))
+    return Report(tuple(swapped), tuple(left), _undo=tuple(undo))
 
 
 def _place(kind):

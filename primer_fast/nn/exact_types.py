@@ -1,12 +1,13 @@
 """Tools that look modules up by their exact type find torch's own: torch.ao's quantization and pruning."""
 
-__all__ = ["OURS", "class_before", "serve_exact_types", "step_back"]
+__all__ = ["OURS", "Step", "attributes_of", "become", "class_before", "serve_exact_types", "step_back"]
 
 import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
@@ -34,14 +35,20 @@ def class_before(kind: type) -> type | None:
     return _TORCHS.get(kind) or kind.__dict__.get("_class_before")
 
 
+class Step(NamedTuple):
+    """What became of a module of ours."""
+
+    name: str
+    module: torch.nn.Module
+    before: type
+    left: str | None  # why its class is what it was
+    undo: Callable[[], None]
+
+
 def step_back(
     model: torch.nn.Module, wanted: Callable[[torch.nn.Module], bool] = lambda module: True
-) -> Iterator[tuple[str, torch.nn.Module, type, str | None]]:
-    """Each module of ours that is wanted gets its class from before, in place, if that computes the same.
-
-    Yields:
-        name, module, the class that it was of, and why it still is or None.
-    """
+) -> Iterator[Step]:
+    """Each module of ours that is wanted gets its class from before, in place, if that computes the same."""
     for name, module in model.named_modules():
         kind: type = type(module)
         if not wanted(module):
@@ -49,14 +56,47 @@ def step_back(
         before = class_before(kind)
         if before is None:
             if any(issubclass(kind, ours) for ours in _TORCHS):
-                yield name, module, kind, f"a subclass of primer_fast.nn.{_nearest(kind)}"
+                yield Step(name, module, kind, f"a subclass of primer_fast.nn.{_nearest(kind)}", _nothing)
         elif kind in _TORCHS and getattr(module, "activation", None) is not None:
-            yield name, module, kind, f"its activation is {module.activation}, which {before.__name__} lacks"
+            reason = f"its activation is {module.activation}, which {before.__name__} lacks"
+            yield Step(name, module, kind, reason, _nothing)
         else:
+            yield Step(name, module, kind, None, become(module, before, {}))
+
+
+def become(module: torch.nn.Module, kind: type, attributes: dict[str, Any]) -> Callable[[], None]:
+    """Change the class of the very object: whoever refers to it, by a name, in a list, by a hook, has the new one.
+
+    Args:
+        attributes: what the new class keeps on an instance. What the class before kept there is taken away.
+
+    Returns:
+        What undoes it.
+    """
+    before = type(module)
+    kept = {name: module.__dict__.pop(name) for name in attributes_of(before) if name in module.__dict__}
+    module.__class__ = kind
+    module.__dict__.update(attributes)
+
+    def undo() -> None:
+        if type(module) is kind:  # and has not been wrapped since
             module.__class__ = before
-            if kind in _TORCHS:
-                module.__dict__.pop("activation", None)
-            yield name, module, kind, None
+            for name in attributes:
+                module.__dict__.pop(name, None)
+            module.__dict__.update(kept)
+
+    return undo
+
+
+def attributes_of(kind: type) -> tuple[str, ...]:
+    """Names of what a class of ours keeps on an instance beside what the class before keeps there."""
+    if kind in (Linear, Conv2d):
+        return ("activation",)
+    return getattr(kind, "_attributes", ()) if "_class_before" in kind.__dict__ else ()
+
+
+def _nothing():
+    pass
 
 
 def _nearest(kind):
@@ -85,7 +125,7 @@ def _configured(module):
 def _stepped_back(module, stacklevel):
     left = [
         f"{name or 'the model'} ({why})"
-        for name, one, kind, why in step_back(module, _configured)
+        for name, one, kind, why, _ in step_back(module, _configured)
         if why and (kind in _TORCHS or is_parametrized(one))  # torch.ao leaves subclasses of torch's without a word
     ]
     if left:
