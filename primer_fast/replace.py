@@ -15,7 +15,7 @@ from primer_fast.attention import NAME, register_attention
 from primer_fast.chain import Chain, TransposedLinear, activation_of, children_in_order, derived, fused_activation
 from primer_fast.nn.exact_types import become
 from primer_fast.recognise import KnownLayerNorm
-from primer_fast.replace_hints import attention_called, has_attention, loss_head
+from primer_fast.replace_hints import attention_called, has_attention, loss_head, takes_implementations
 from primer_fast.replace_report import Left, Report, Swapped
 from primer_fast.replace_rules import UNWANTED, closed, recognised, refusal, target_of, why_left
 
@@ -33,7 +33,9 @@ def replace_modules(
     ``Linear``, ``Conv2d``, ``MaxPool2d``, ``LayerNorm``, ``Embedding`` and ``MultiheadAttention`` of ``torch.nn``
     become ``primer_fast.nn``'s, and transformers' ``Conv1D`` a linear layer that reads its weight as it lies. They
     remain the objects that they were, with their parameters, hooks and mode: tied weights stay tied, optimizers go on,
-    the state dict does not change. Subclasses, and what ours would compute otherwise, are left; the report says why.
+    the state dict does not change. Other classes are taken where they are found to compute what LayerNorm or an
+    activation of ours computes: see ``primer_fast.recognise``, which runs their ``forward`` on small inputs. Other
+    subclasses, and what ours would compute otherwise, are left; the report says why.
 
     Args:
         fuse_activations: where a product is followed by an activation, compute both in one kernel, if ``forward``
@@ -163,10 +165,13 @@ def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
         if not isinstance(model, base) or any(isinstance(p.module, base) for p in around):
             continue
         used = sorted({str(m.config._attn_implementation) for m in model.modules() if isinstance(m, base)})
-        if used == [NAME] or not has_attention(model):
+        chosen_by_name = takes_implementations(model)
+        if used == [NAME] or not (chosen_by_name or has_attention(model)):
             continue
         if not wanted or id(model) not in chosen:
             reason = UNWANTED
+        elif not chosen_by_name:
+            reason = "the model has an attention of its own, and no other can be set"
         elif used != ["sdpa"]:
             reason = f"it is {', '.join(used)}, and ours takes the place of sdpa"
         elif "transformers" not in register_attention() or not model._can_set_attn_implementation():

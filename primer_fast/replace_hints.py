@@ -6,7 +6,7 @@ from types import CodeType, FunctionType, ModuleType
 
 import torch
 
-__all__ = ["attention_called", "has_attention", "loss_head"]
+__all__ = ["attention_called", "has_attention", "loss_head", "takes_implementations"]
 _NAME = "scaled_dot_product_attention"
 
 
@@ -52,12 +52,15 @@ def _globals_used(code: CodeType, names: dict) -> Iterator[tuple[object, bool]]:
             yield from _globals_used(constant, names)
 
 
-def has_attention(model: torch.nn.Module) -> bool:
-    """Whether a model of transformers has attention of the kind that an implementation is chosen for."""
+def takes_implementations(model: torch.nn.Module) -> bool:
+    """Whether a model of transformers lets its attention be chosen; one without attention does not."""
     flags = ("_supports_sdpa", "_supports_attention_backend", "_supports_flash_attn")
-    return any(getattr(model, flag, False) for flag in flags) or any(
-        "attention" in type(module).__name__.lower() for module in model.modules()
-    )
+    return any(getattr(model, flag, False) for flag in flags)
+
+
+def has_attention(model: torch.nn.Module) -> bool:
+    """Whether there is a class named for it."""
+    return any("attention" in type(module).__name__.lower() for module in model.modules())
 
 
 def loss_head(model: torch.nn.Module) -> tuple[str, torch.nn.Linear] | None:

@@ -29,6 +29,7 @@ _UNBUILT = {  # attributes, and the arguments that they come from
     torch.nn.MultiheadAttention: {"bias_k": "add_bias_kv", "add_zero_attn": "add_zero_attn"},
 }
 UNWANTED = "not asked for"
+_CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)  # with nothing in them, here
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
 
@@ -95,7 +96,7 @@ def why_left(module, parent, chosen, fuse_activations) -> str | None:
     for kind in OURS:
         if isinstance(module, kind):
             return f"a subclass of {kind.__name__}"
-    if any(True for _ in module.children()):
+    if any(True for _ in module.children()) or isinstance(module, _CONTAINERS):
         return None
     if activation_of(module) is None:
         own = named_as_activation(module) and not type(module).__module__.startswith("torch.")
