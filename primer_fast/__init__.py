@@ -1,27 +1,47 @@
-"""Hand-written Triton kernels, the modules and models built on them, and how to train those."""
+"""Hand-written Triton kernels, the modules and models built on them, and how to train those.
 
-from importlib import import_module
+functional: the ops, beside all else of torch.nn.functional.
+nn: the modules, beside all else of torch.nn.
+models, train, data: models, the procedures that train them, what they are trained on.
+replace_modules, restore_modules: our modules in the place of torch's in a model that exists, and back.
+sdpa, register_attention: our attention for code that calls torch's or transformers'.
+reference: the ops in NumPy, in float64.
+"""
+
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from primer_fast.attention import register_attention as register_attention
-    from primer_fast.attention import sdpa as sdpa
-    from primer_fast.replace import replace_modules as replace_modules
+from primer_fast.lazy import lazy
+
+__all__ = [
+    "data",
+    "functional",
+    "models",
+    "nn",
+    "reference",
+    "register_attention",
+    "replace_modules",
+    "restore_modules",
+    "sdpa",
+    "train",
+]
+__version__ = "0.1.0"
 
 if find_spec("primer_fast.kernels") is None:
     raise ImportError("primer_fast.kernels is missing: run `pip install -e .` in the repository root")
 
-__version__ = "0.1.0"
-_PLACES = {"replace_modules": "replace", "sdpa": "attention", "register_attention": "attention"}
-
-
-def __getattr__(name):  # torch and Triton are imported with the first use
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"primer_fast.{_PLACES[name]}"), name)
-    return value
-
-
-def __dir__():
-    return sorted({*globals(), *_PLACES})
+if TYPE_CHECKING:
+    from primer_fast import data, functional, models, nn, reference, train
+    from primer_fast.attention import register_attention, sdpa
+    from primer_fast.replace import replace_modules
+    from primer_fast.restore import restore_modules
+else:  # torch and Triton are imported with the first use
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "attention": ["register_attention", "sdpa"],
+            "replace": ["replace_modules"],
+            "restore": ["restore_modules"],
+        },
+        unlisted=["bench", "cli", "kernels", "library", "proof", "tuning"],
+    )

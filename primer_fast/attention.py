@@ -1,5 +1,7 @@
 """Attention of code that calls torch's or transformers', computed by our kernels."""
 
+__all__ = ["NAME", "register_attention", "sdpa", "transformers_attention"]
+
 from contextlib import ContextDecorator, suppress
 from threading import Lock
 from typing import Any

@@ -1,5 +1,18 @@
 """Which tensors the Triton kernels run on; every other tensor takes plain PyTorch."""
 
+__all__ = [
+    "DTYPES",
+    "apply_of",
+    "autocast_dtype",
+    "autocast_to",
+    "interpreting",
+    "needs_operator",
+    "prepares",
+    "runs_triton",
+    "stand_in",
+    "wants_gradient",
+]
+
 from typing import Any
 
 import torch

@@ -4,6 +4,17 @@ Nothing but the parent's ``forward`` changes: the activation stays where it was,
 two may still be one. Hooks, slices of a Sequential and children that are exchanged later behave as before.
 """
 
+__all__ = [
+    "Chain",
+    "Derived",
+    "KnownActivation",
+    "TransposedLinear",
+    "activation_of",
+    "children_in_order",
+    "derived",
+    "fused_activation",
+]
+
 import ast
 import inspect
 import textwrap
@@ -38,6 +49,8 @@ _TRANSFORMERS = {  # by name: the package need not be there
 def activation_of(module) -> str | None:
     """The activation of ours that computes what ``module`` does, or None."""
     kind = type(module)
+    if issubclass(kind, KnownActivation):
+        return module._primer_fast_computes
     if kind is torch.nn.GELU:
         return "gelu" if module.approximate == "none" else "gelu_tanh"
     if kind is torch.nn.LeakyReLU:
@@ -50,6 +63,8 @@ def activation_of(module) -> str | None:
 class Derived:
     """In front of a module's own class, in a class made for both: see ``derived``."""
 
+    _attributes: ClassVar[tuple[str, ...]] = ()  # that it adds to an instance
+
     def __reduce_ex__(self, protocol):  # the class made has no name of its own to be pickled by
         state = super().__reduce_ex__(max(protocol, 2))[2]
         return _rebuild, type(self).__bases__, state
@@ -58,12 +73,20 @@ class Derived:
 @cache
 def derived(mixin: type, kind: type) -> type:
     """The class ``mixin`` + ``kind``, known by ``kind``'s name: an instance of ``kind`` can be made one in place."""
-    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+    members = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "_class_before": kind}
+    return type(kind.__name__, (mixin, kind), members)
 
 
 def _rebuild(mixin, kind):
     made: Any = derived(mixin, kind)
     return made.__new__(made)
+
+
+class KnownActivation(Derived):
+    """An activation of somebody's own that was found to compute one of ours, which ``_primer_fast_computes`` names."""
+
+    _attributes = ("_primer_fast_computes",)
+    _primer_fast_computes: str
 
 
 class TransposedLinear(Derived):

@@ -4,6 +4,8 @@ torch.nn.attention's registry asks a backend to override operators of its dispat
 (B, H, T, D) with one length, are overridden here; those for sequences packed into one tensor remain torch's.
 """
 
+__all__ = ["Override", "override"]
+
 import math
 
 import torch

@@ -7,6 +7,8 @@ The interpreter keeps bfloat16 values as uint16 bits and computes on those bits:
 interpreter_memory.py. Known to work with Triton 3.6 to 3.9.
 """
 
+__all__ = ["BUILDER", "is_bfloat16", "mend", "narrow", "narrow_values", "replaces", "widen", "widen_bits"]
+
 import dataclasses
 import functools
 import threading

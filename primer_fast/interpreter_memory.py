@@ -3,6 +3,8 @@
 The interpreter dereferences whatever address a kernel computes: a dropped mask reads a neighbour's memory and passes.
 """
 
+__all__ = ["descriptor_reduce"]
+
 import numpy as np
 import torch
 import triton.language as tl

@@ -1,8 +1,9 @@
 """Put our modules in the place of torch's, in a model that exists."""
 
+__all__ = ["replace_modules"]
+
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import NamedTuple
@@ -12,59 +13,11 @@ import torch
 from primer_fast import nn
 from primer_fast.attention import NAME, register_attention
 from primer_fast.chain import Chain, TransposedLinear, activation_of, children_in_order, derived, fused_activation
-from primer_fast.replace_rules import UNWANTED, closed, refusal, target_of, why_left
-
-
-class Swapped(NamedTuple):
-    """A module that is ours now."""
-
-    name: str  # in the model; "" is the model
-    before: str
-    after: str
-    activation: str | None = None  # which the same kernel computes
-
-
-class Left(NamedTuple):
-    """A module that is not."""
-
-    name: str
-    kind: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What ``replace_modules`` did; ``str`` makes a table of it."""
-
-    swapped: tuple[Swapped, ...]
-    left: tuple[Left, ...]
-    _undo: tuple[Callable[[], None], ...] = field(default=(), repr=False, compare=False)
-
-    def restore(self) -> None:
-        """Bring the modules back that were there before, with what their parameters hold by now."""
-        for undo in reversed(self._undo):
-            undo()
-
-    def __str__(self) -> str:
-        lines = [f"swapped {len(self.swapped)}"]
-        lines += _table(
-            ((s.before if s.activation is None else f"{s.before} + {s.activation}", s.after), s.name)
-            for s in self.swapped
-        )
-        lines.append(f"left {len(self.left)}")
-        lines += _table(((kind, reason), name) for name, kind, reason in self.left)
-        return "\n".join(lines)
-
-
-def _table(rows: Iterable[tuple[tuple[str, str], str]]) -> Iterator[str]:
-    """Rows of one kind and outcome share a line, which names the first."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for group, name in rows:
-        groups.setdefault(group, []).append(name or "the model")
-    widths = [max((len(group[i]) for group in groups), default=0) for i in (0, 1)]
-    for (kind, outcome), names in groups.items():
-        more = f", {len(names) - 1} more" if len(names) > 1 else ""
-        yield f"{len(names):>6}  {kind:<{widths[0]}}  {outcome:<{widths[1]}}  {names[0]}{more}"
+from primer_fast.nn.exact_types import become
+from primer_fast.recognise import KnownLayerNorm
+from primer_fast.replace_hints import attention_called, has_attention, loss_head, takes_implementations
+from primer_fast.replace_report import Left, Report, Swapped
+from primer_fast.replace_rules import UNWANTED, closed, recognised, refusal, target_of, why_left
 
 
 def replace_modules(
@@ -80,7 +33,9 @@ def replace_modules(
     ``Linear``, ``Conv2d``, ``MaxPool2d``, ``LayerNorm``, ``Embedding`` and ``MultiheadAttention`` of ``torch.nn``
     become ``primer_fast.nn``'s, and transformers' ``Conv1D`` a linear layer that reads its weight as it lies. They
     remain the objects that they were, with their parameters, hooks and mode: tied weights stay tied, optimizers go on,
-    the state dict does not change. Subclasses, and what ours would compute otherwise, are left; the report says why.
+    the state dict does not change. Other classes are taken where they are found to compute what LayerNorm or an
+    activation of ours computes: see ``primer_fast.recognise``, which runs their ``forward`` on small inputs. Other
+    subclasses, and what ours would compute otherwise, are left; the report says why.
 
     Args:
         fuse_activations: where a product is followed by an activation, compute both in one kernel, if ``forward``
@@ -109,6 +64,10 @@ def replace_modules(
         if target and id(module) in chosen and id(module) not in replaced and refusal(module) is None:
             replaced[id(module)] = type(module), target
             undo.append(_become(module, target))
+        elif id(module) in chosen and closed(module) is None and (found := recognised(module, fuse_activations)):
+            if issubclass(found[0], KnownLayerNorm):
+                replaced[id(module)] = type(module), found[0]
+            undo.append(become(module, *found))
     fused: dict[int, str] = {}  # id of a product -> activation
     absorbed = set()  # ids of a parent and of an activation in it
     if fuse_activations:
@@ -121,7 +80,7 @@ def replace_modules(
                 for _, activation, _ in pairs:
                     if order.count(activation) == sum(activation is other for _, other, _ in pairs):
                         absorbed.add((id(place.module), id(activation)))
-    results = _attend(walked, chosen, attention, undo)
+    results = _attend(walked, chosen, attention, undo) + _called(walked)
     seen = set()
     for place in walked:
         one = id(place.module)
@@ -135,7 +94,7 @@ def replace_modules(
             results.append(Left(place.name, type(place.module).__name__, reason))
     swapped = tuple(r for r in results if isinstance(r, Swapped))
     left = tuple(r for r in results if isinstance(r, Left))
-    return Report(swapped, left, tuple(undo))
+    return Report(swapped, left, _hints(model), tuple(undo))
 
 
 class _Place(NamedTuple):
@@ -184,20 +143,9 @@ def _matches(place, wanted):
     )
 
 
-# The class of the very object changes: whoever refers to it, by another name, in a list, by a hook, has the new one.
 def _become(module, kind) -> Callable[[], None]:
     """-> what undoes it"""
-    before = type(module)
-    module.__class__ = kind
-    if kind in (nn.Linear, nn.Conv2d):
-        module.activation = None
-
-    def undo():
-        if type(module) is kind:  # and has not been wrapped since
-            module.__class__ = before
-            module.__dict__.pop("activation", None)
-
-    return undo
+    return become(module, kind, {"activation": None} if kind in (nn.Linear, nn.Conv2d) else {})
 
 
 def _pairs(parent, chosen) -> list[tuple]:
@@ -217,10 +165,13 @@ def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
         if not isinstance(model, base) or any(isinstance(p.module, base) for p in around):
             continue
         used = sorted({str(m.config._attn_implementation) for m in model.modules() if isinstance(m, base)})
-        if used == [NAME]:
+        chosen_by_name = takes_implementations(model)
+        if used == [NAME] or not (chosen_by_name or has_attention(model)):
             continue
         if not wanted or id(model) not in chosen:
             reason = UNWANTED
+        elif not chosen_by_name:
+            reason = "the model has an attention of its own, and no other can be set"
         elif used != ["sdpa"]:
             reason = f"it is {', '.join(used)}, and ours takes the place of sdpa"
         elif "transformers" not in register_attention() or not model._can_set_attn_implementation():
@@ -234,5 +185,23 @@ def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
     return results
 
 
+def _called(walked) -> list[Swapped | Left]:
+    """Attention that a module calls as a function."""
+    found = {id(p.module): (p, attention_called(p.module)) for p in reversed(walked) if closed(p.module) is None}
+    rows = ((p.name, f"attention of {type(p.module).__name__}", why) for p, why in reversed(found.values()) if why)
+    return [Left(*row) for row in rows]
+
+
+def _hints(model):
+    if (head := loss_head(model)) is None:
+        return ()
+    name, layer = head
+    bias = "" if layer.bias is None else f", linear_bias={name}.bias"
+    call = f"primer_fast.functional.linear_cross_entropy(hidden, {name}.weight, target{bias})"
+    return (f"{call} makes the loss of {name} without its logits in memory",)
+
+
 def _title(kind):
+    if issubclass(kind, KnownLayerNorm):
+        return "primer_fast.functional.layer_norm"
     return "linear, weight transposed" if issubclass(kind, TransposedLinear) else f"primer_fast.nn.{kind.__name__}"

@@ -1,31 +1,35 @@
 """Which modules ours can stand for, and why the others are left."""
 
+__all__ = ["UNWANTED", "closed", "recognised", "refusal", "target_of", "why_left"]
+
 import torch
 
-from primer_fast import nn
 from primer_fast.chain import (
     Chain,
     Derived,
+    KnownActivation,
     TransposedLinear,
     activation_of,
     children_in_order,
     derived,
     fused_activation,
 )
+from primer_fast.functional.activation import ACTIVATIONS
+from primer_fast.nn.exact_types import OURS
+from primer_fast.recognise import (
+    KnownLayerNorm,
+    known_activation,
+    known_layer_norm,
+    named_as_activation,
+    named_as_layer_norm,
+)
 
-OURS = {
-    torch.nn.Linear: nn.Linear,
-    torch.nn.Conv2d: nn.Conv2d,
-    torch.nn.MaxPool2d: nn.MaxPool2d,
-    torch.nn.LayerNorm: nn.LayerNorm,
-    torch.nn.Embedding: nn.Embedding,
-    torch.nn.MultiheadAttention: nn.MultiheadAttention,
-}
 _UNBUILT = {  # attributes, and the arguments that they come from
     torch.nn.Embedding: {"max_norm": "max_norm", "scale_grad_by_freq": "scale_grad_by_freq", "sparse": "sparse"},
     torch.nn.MultiheadAttention: {"bias_k": "add_bias_kv", "add_zero_attn": "add_zero_attn"},
 }
 UNWANTED = "not asked for"
+_CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)  # with nothing in them, here
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
 
@@ -37,6 +41,18 @@ def target_of(module) -> type | None:
     if kind.__module__ == "transformers.pytorch_utils" and kind.__name__ == "Conv1D":
         return derived(TransposedLinear, kind)
     return OURS.get(kind)
+
+
+def recognised(module, fuse_activations) -> tuple[type, dict] | None:
+    """The class for a module of a class that is not torch's but computes the same, and what it keeps on the module."""
+    if isinstance(module, Derived) or target_of(module) or refusal(module):
+        return None
+    kind: type = type(module)
+    if call := known_layer_norm(module):
+        return derived(KnownLayerNorm, kind), {"_primer_fast_call": call}
+    if fuse_activations and activation_of(module) is None and (name := known_activation(module)):
+        return derived(KnownActivation, kind), {"_primer_fast_computes": name}
+    return None
 
 
 def closed(module) -> str | None:
@@ -66,7 +82,8 @@ def refusal(module) -> str | None:
 
 def why_left(module, parent, chosen, fuse_activations) -> str | None:
     """None: it is ours, or has nothing of its own to compute."""
-    if isinstance(module, Derived | torch.nn.Identity) or type(module) in OURS.values():
+    ours = isinstance(module, Derived) and not isinstance(module, KnownActivation)
+    if ours or isinstance(module, torch.nn.Identity) or type(module) in OURS.values():
         return None
     if reason := closed(module):
         return reason
@@ -74,13 +91,18 @@ def why_left(module, parent, chosen, fuse_activations) -> str | None:
         return refusal(module) if chosen else UNWANTED
     if isinstance(module, torch.nn.TransformerEncoderLayer):
         return "evaluated without gradients torch fuses it; torch.backends.mha.set_fastpath_enabled(False) ends that"
+    if named_as_layer_norm(module) and not any(True for _ in module.children()):
+        return (refusal(module) or "its forward is not just one call of layer_norm") if chosen else UNWANTED
     for kind in OURS:
         if isinstance(module, kind):
             return f"a subclass of {kind.__name__}"
-    if any(True for _ in module.children()):
+    if any(True for _ in module.children()) or isinstance(module, _CONTAINERS):
         return None
     if activation_of(module) is None:
-        return "no op of ours"
+        own = named_as_activation(module) and not type(module).__module__.startswith("torch.")
+        return (
+            f"it computes none of {', '.join(ACTIVATIONS)}" if own and chosen and fuse_activations else "no op of ours"
+        )
     return _why_apart(parent, module, fuse_activations and chosen)
 
 

@@ -12,7 +12,11 @@ import primer_fast.functional as F
 from primer_fast import nn
 
 ROOT = Path(primer_fast.__file__).parent
-OPS = sorted(name for name, value in vars(F).items() if inspect.isfunction(value))
+OPS = sorted(
+    name
+    for name, value in vars(F).items()
+    if inspect.isfunction(value) and not name.startswith("_") and value.__module__.startswith("primer_fast")
+)
 MODULES = sorted(
     name for name, value in vars(nn).items() if inspect.isclass(value) and value.__module__.startswith("primer_fast.nn")
 )

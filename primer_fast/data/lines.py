@@ -1,5 +1,7 @@
 """Lines of text files, and the objects of JSON Lines files; what is wrong with one is said with its file and line."""
 
+__all__ = ["read_lines", "read_objects"]
+
 import json
 from collections.abc import Iterator
 from pathlib import Path

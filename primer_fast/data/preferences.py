@@ -5,6 +5,20 @@ the one is better. Two texts that people rated apart are a preference too. Built
 lexicon, each rated from -4 to 4 by ten people (C.J. Hutto & E. Gilbert, "VADER", ICWSM 2014).
 """
 
+__all__ = [
+    "DRAWS",
+    "FIELDS",
+    "Preference",
+    "RatedText",
+    "load_lexicon",
+    "pair_texts",
+    "read_preferences",
+    "read_ratings",
+    "split_pairs",
+    "split_texts",
+    "write_preferences",
+]
+
 import json
 import math
 from collections.abc import Iterable, Sequence

@@ -1,5 +1,7 @@
 """Prompts, and prompts with the completions to learn, of a user's files."""
 
+__all__ = ["read_completions", "read_prompts"]
+
 from pathlib import Path
 
 from primer_fast.data.lines import read_lines, read_objects

@@ -4,6 +4,8 @@ The forty players are made up. Those drafted juggle well and are neither light n
 straight lines to cut out: no linear model separates it, and three hidden units can.
 """
 
+__all__ = ["PLAYERS", "Soccer", "load_soccer"]
+
 from dataclasses import dataclass
 
 import torch

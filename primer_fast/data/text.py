@@ -1,5 +1,18 @@
 """Text as one long row of tokens: any UTF-8 file, a folder of them, or the prose that comes with every CPython."""
 
+__all__ = [
+    "BUILTIN",
+    "HELD_OUT",
+    "SUFFIXES",
+    "TokenizedText",
+    "builtin_text",
+    "consecutive_windows",
+    "load_text",
+    "split",
+    "tokenize",
+    "windows",
+]
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,6 +4,18 @@ Bytes are ``{"primer_fast": "bytes"}``, characters are ``{"primer_fast": "charac
 JSON object is taken for a file of the ``tokenizers`` package.
 """
 
+__all__ = [
+    "KIND",
+    "STOP_TOKENS",
+    "ByteTokenizer",
+    "CharacterTokenizer",
+    "HuggingFaceTokenizer",
+    "Tokenizer",
+    "from_json",
+    "load",
+    "make",
+]
+
 import json
 from collections.abc import Iterable
 from pathlib import Path

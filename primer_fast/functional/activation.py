@@ -1,5 +1,7 @@
 """The activations that ops fuse, by name: which there are, and their plain-PyTorch path."""
 
+__all__ = ["ACTIVATIONS", "apply_plain", "check_activation"]
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor

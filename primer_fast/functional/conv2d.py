@@ -1,5 +1,7 @@
 """Differentiable 2-D convolution with bias and activation: checks and padding here, math in kernels/conv2d.py."""
 
+__all__ = ["Pair", "conv2d", "conv2d_plain"]
+
 import functools
 
 import torch

@@ -1,5 +1,7 @@
 """Differentiable embedding with positions: checks here, math in kernels/embedding.py."""
 
+__all__ = ["embedding", "embedding_plain"]
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor

@@ -1,5 +1,7 @@
 """Differentiable layer normalisation of a residual sum: checks here, math in kernels/layer_norm.py."""
 
+__all__ = ["layer_norm", "layer_norm_plain"]
+
 import math
 from collections.abc import Sequence
 from typing import Literal, overload

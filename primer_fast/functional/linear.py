@@ -1,5 +1,7 @@
 """Differentiable linear layer with bias and activation: checks and reshapes here, math in kernels/linear.py."""
 
+__all__ = ["linear", "linear_plain"]
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor

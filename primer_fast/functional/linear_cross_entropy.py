@@ -1,5 +1,7 @@
 """Differentiable cross entropy of a linear layer's logits: checks here, math in kernels/."""
 
+__all__ = ["REDUCTIONS", "linear_cross_entropy", "linear_cross_entropy_plain"]
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor

@@ -1,5 +1,7 @@
 """Differentiable log-probability of a target under a linear layer's softmax: checks here, math in kernels/."""
 
+__all__ = ["check_temperature", "linear_log_prob", "linear_log_prob_plain"]
+
 from typing import Literal, overload
 
 import torch

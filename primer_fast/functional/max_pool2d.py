@@ -1,5 +1,7 @@
 """Differentiable max-pooling: checks here, math in kernels/max_pool2d.py."""
 
+__all__ = ["Size", "max_pool2d", "max_pool2d_plain"]
+
 import functools
 import operator
 from typing import Any, Literal, overload

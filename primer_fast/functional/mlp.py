@@ -1,5 +1,7 @@
 """Differentiable multilayer perceptron: checks and reshapes here, math in kernels/mlp.py."""
 
+__all__ = ["mlp", "mlp_plain"]
+
 from collections.abc import Sequence
 
 import torch

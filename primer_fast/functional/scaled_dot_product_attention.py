@@ -1,5 +1,7 @@
 """Differentiable softmax attention: checks and views here, math in kernels/scaled_dot_product_attention.py."""
 
+__all__ = ["fast_attention_backward", "scaled_dot_product_attention", "scaled_dot_product_attention_plain"]
+
 import math
 
 import torch

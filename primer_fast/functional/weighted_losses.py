@@ -6,6 +6,8 @@
 Source: torch.nn.functional.cross_entropy. Legend: N rows (all leading axes of input together), D features, V classes.
 """
 
+__all__ = ["CHUNK_BYTES", "check_weighted", "weighted_losses", "weighted_reduction", "weights_of"]
+
 import functools
 
 import torch

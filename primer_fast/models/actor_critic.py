@@ -5,6 +5,8 @@ The critic reads h_t off a trunk of its own, or off the policy's, which its loss
 Source: Schulman et al. 2017, arXiv:1707.06347; Ziegler et al. 2019, arXiv:1909.08593.
 """
 
+__all__ = ["ActorCritic"]
+
 import copy
 
 import torch

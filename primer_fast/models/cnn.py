@@ -7,6 +7,8 @@ Source: LeCun, Bottou, Bengio & Haffner 1998, "Gradient-based learning applied t
 Legend: B batch, C channels, H x W pixels, K kernel size, P pool size, L convolutions.
 """
 
+__all__ = ["CNN", "CNNConfig", "Shape"]
+
 from dataclasses import dataclass
 
 import torch

@@ -8,6 +8,8 @@ distribution and needs neither a sum nor a word from the device.
 Legend: B batch, P longest prompt, N new tokens, V vocabulary.
 """
 
+__all__ = ["CHECK_EVERY", "DecodeStep", "Generation", "Sampling", "generate", "restrict", "sample"]
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,6 +5,8 @@ keys each row has. Buffers have their final size from the first token on.
 Legend: B batch, T new tokens, S capacity, Hk key heads, d head width.
 """
 
+__all__ = ["KVCache"]
+
 from typing import Any
 
 import torch

@@ -7,6 +7,8 @@ A_i = act(W_i A_{i-1} + b_i) with A_i (n_i, B); the weights are the same.
 Legend: B batch, n_i width of layer i.
 """
 
+__all__ = ["MLP", "RECTIFIERS", "MLPConfig", "reset_layer"]
+
 from dataclasses import dataclass
 
 import torch

@@ -1,5 +1,7 @@
 """Weights of `transformers`' GPT-2 and BERT checkpoints, read from safetensors files; no pickle is ever opened."""
 
+__all__ = ["ACTIVATIONS", "load_bert", "load_gpt2"]
+
 import json
 import re
 from dataclasses import dataclass

@@ -5,6 +5,8 @@ Sources: Stiennon et al. 2020, arXiv:2009.01325 (the head and its start); Ouyang
 Legend: N rows, T tokens, W width.
 """
 
+__all__ = ["RewardModel", "read_before_logits"]
+
 import copy
 
 import torch

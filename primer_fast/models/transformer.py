@@ -11,6 +11,19 @@ and learned positions; Devlin et al. 2019 (arXiv:1810.04805, BERT), the encoder.
 Legend: B batch, T tokens, W width, H heads, Hk key heads, d = W / H, V vocabulary.
 """
 
+__all__ = [
+    "ACTIVATIONS",
+    "NORMS",
+    "POSITIONS",
+    "Attention",
+    "Block",
+    "Transformer",
+    "TransformerConfig",
+    "post_norm",
+    "pre_norm",
+    "sinusoids",
+]
+
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -7,6 +7,8 @@ Source: Dosovitskiy et al. 2021 (arXiv:2010.11929). Mean pooling instead of the 
 Legend: B batch, C channels, p patch size, N patches, W width.
 """
 
+__all__ = ["POOLS", "ViT", "ViTConfig"]
+
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,8 +1,11 @@
 """Multi-head attention."""
 
+__all__ = ["MultiheadAttention"]
+
 import math
 
 import torch
+import torch.nn.attention
 from torch import Tensor
 
 from primer_fast import functional as F
@@ -126,6 +129,13 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 raise wrong(TypeError, f"{name} must be bool or floating", mask.dtype)
         if is_causal and attn_mask is None:
             raise wrong(ValueError, "is_causal says that attn_mask is causal and needs it", "attn_mask None")
+
+
+def __getattr__(name):
+    """What torch.nn.attention has beside: SDPBackend, sdpa_kernel."""
+    if name.startswith("__") or not hasattr(torch.nn.attention, name):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(torch.nn.attention, name)
 
 
 def _each(change, query, key, value):

@@ -1,5 +1,7 @@
 """torch's ModuleList itself, which a type checker is told the members of."""
 
+__all__ = ["ModuleList"]
+
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 

@@ -1,5 +1,7 @@
 """Convolution with a fused activation."""
 
+__all__ = ["Conv2d"]
+
 from typing import Literal
 
 import torch

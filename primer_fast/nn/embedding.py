@@ -1,5 +1,7 @@
 """Token embedding, with the positions' in the same pass."""
 
+__all__ = ["Embedding"]
+
 import torch
 from torch import Tensor
 

@@ -1,5 +1,7 @@
 """Linear layers that a model calls one after another, as one function where calling them does nothing else."""
 
+__all__ = ["in_turn", "only_forward"]
+
 from collections.abc import Iterable
 
 import torch

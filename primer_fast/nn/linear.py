@@ -1,5 +1,7 @@
 """Linear layer with a fused activation."""
 
+__all__ = ["Linear"]
+
 import torch
 from torch import Tensor
 

@@ -1,5 +1,7 @@
 """Normalisation layers."""
 
+__all__ = ["LayerNorm"]
+
 from typing import Literal, overload
 
 import torch

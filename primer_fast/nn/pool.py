@@ -1,5 +1,7 @@
 """Pooling layers."""
 
+__all__ = ["MaxPool2d"]
+
 import torch
 from torch import Tensor
 

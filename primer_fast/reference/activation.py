@@ -3,6 +3,8 @@
 Sources: GELU, Hendrycks & Gimpel 2016, arXiv:1606.08415, eq. 1 and 2; SiLU, ibid. section 4.
 """
 
+__all__ = ["LEAKY_SLOPE", "activate", "derivative", "sigmoid"]
+
 import math
 
 import numpy as np

@@ -1,5 +1,7 @@
 """One configuration of an op that is worth checking or timing, declared once for tests, verification and benchmarks."""
 
+__all__ = ["Case", "arguments"]
+
 from dataclasses import dataclass, field
 
 

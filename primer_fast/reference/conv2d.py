@@ -4,6 +4,18 @@ Legend: N images, C input channels, H x W the input's rows and columns, O output
 P x Q the output's rows and columns.
 """
 
+__all__ = [
+    "CASES",
+    "bytes_moved",
+    "conv2d",
+    "conv2d_grad",
+    "conv2d_magnitude",
+    "flops",
+    "output_size",
+    "padding_of",
+    "sizes",
+]
+
 import math
 
 import numpy as np

@@ -3,6 +3,18 @@
 Legend: M tokens (all axes of input together), T its last axis, V rows of the vocabulary, P positions, D features.
 """
 
+__all__ = [
+    "CASES",
+    "DESCRIPTORS",
+    "bytes_moved",
+    "embedding",
+    "embedding_grad",
+    "embedding_magnitude",
+    "flops",
+    "sizes",
+    "values",
+]
+
 import math
 
 import numpy as np

@@ -4,6 +4,19 @@ Mean and biased variance are taken over the axes of ``normalized_shape``, the la
 Legend: M rows (all leading axes of input together), N elements of a row (the normalised axes together).
 """
 
+__all__ = [
+    "CASES",
+    "DESCRIPTORS",
+    "OUTPUTS",
+    "bytes_moved",
+    "flops",
+    "layer_norm",
+    "layer_norm_grad",
+    "layer_norm_magnitude",
+    "sizes",
+    "values",
+]
+
 import math
 
 import numpy as np

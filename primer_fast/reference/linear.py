@@ -3,6 +3,8 @@
 Legend: M rows (all leading axes of input together), K in features, N out features.
 """
 
+__all__ = ["CASES", "bytes_moved", "flops", "linear", "linear_grad", "linear_magnitude", "sizes"]
+
 import math
 
 import numpy as np

@@ -3,6 +3,17 @@
 Legend: N rows (all leading axes of input together), D features, V classes (the vocabulary).
 """
 
+__all__ = [
+    "CASES",
+    "IGNORED",
+    "bytes_moved",
+    "flops",
+    "linear_cross_entropy",
+    "linear_cross_entropy_grad",
+    "linear_cross_entropy_magnitude",
+    "values",
+]
+
 import numpy as np
 
 from primer_fast.reference import linear_log_prob as head

@@ -3,6 +3,24 @@
 Legend: N rows (all leading axes of input together), D features, V classes (the vocabulary).
 """
 
+__all__ = [
+    "CASES",
+    "LOGITS",
+    "OUTPUTS",
+    "bytes_moved",
+    "flops",
+    "linear_grads",
+    "linear_log_prob",
+    "linear_log_prob_grad",
+    "linear_log_prob_magnitude",
+    "log_softmax",
+    "logits_of",
+    "loss_case",
+    "one_hot",
+    "sizes",
+    "values",
+]
+
 import math
 
 import numpy as np

@@ -3,6 +3,17 @@
 Legend: C channels, H x W pixels, (OH, OW) output pixels. Lead axes: (N, C), or (C,) for one image.
 """
 
+__all__ = [
+    "CASES",
+    "DESCRIPTORS",
+    "bytes_moved",
+    "flops",
+    "max_pool2d",
+    "max_pool2d_grad",
+    "max_pool2d_magnitude",
+    "sizes",
+]
+
 import math
 
 import numpy as np

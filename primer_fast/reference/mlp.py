@@ -3,6 +3,8 @@
 The last layer has an activation of its own. Legend: M rows (all leading axes of input together), n_i width of layer i.
 """
 
+__all__ = ["CASES", "bytes_moved", "case", "flops", "mlp", "mlp_grad", "mlp_magnitude", "sizes", "values"]
+
 import math
 
 import numpy as np

@@ -3,6 +3,21 @@
 Legend: B batch, H query heads, HK key heads, T queries, S keys, D and DV head dimensions of keys and values.
 """
 
+__all__ = [
+    "CASES",
+    "DRAWN",
+    "WITHOUT_GRADIENT",
+    "bytes_moved",
+    "flops",
+    "scaled_dot_product_attention",
+    "scaled_dot_product_attention_grad",
+    "scaled_dot_product_attention_magnitude",
+    "sizes",
+    "values",
+    "visible",
+    "weights",
+]
+
 import math
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Random changes to training images that keep what they show."""
 
+__all__ = ["REACH", "Shift"]
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

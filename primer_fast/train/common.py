@@ -1,5 +1,30 @@
 """What training procedures share: state, schedule, data order, precision, checks, and the state as plain tensors."""
 
+__all__ = [
+    "AUTOCAST",
+    "FORMAT",
+    "TrainState",
+    "apply_gradient",
+    "autocast",
+    "check_finite",
+    "clip_gradient",
+    "epoch_order",
+    "generator",
+    "learning_rate",
+    "make_optimizer",
+    "mean_norm",
+    "pack",
+    "random_states",
+    "record",
+    "sent",
+    "set_learning_rate",
+    "set_random_states",
+    "state_metadata",
+    "state_tensors",
+    "unpack",
+    "weights_are_finite",
+]
+
 import json
 import math
 from collections.abc import Callable, Iterator

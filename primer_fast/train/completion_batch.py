@@ -4,6 +4,8 @@ The host knows the lengths beforehand, so a step need not ask the device for the
 Legend: N completions, T tokens; S micro-batches, M tokens of the completions in one of them.
 """
 
+__all__ = ["rounded", "to_device"]
+
 from collections.abc import Iterable
 
 import torch

@@ -8,6 +8,20 @@ is a number on the device, and what a step measures is copied out before the nex
 Source: "CUDA Graphs" in PyTorch's notes, whole-network capture.
 """
 
+__all__ = [
+    "GPU_FLOPS",
+    "HOST_SECONDS",
+    "MOST",
+    "WARM_UP",
+    "CudaGraphs",
+    "RecordedUpdate",
+    "Recording",
+    "Update",
+    "obstacle",
+    "pays",
+    "recorded",
+]
+
 import warnings
 from collections import Counter
 from collections.abc import Callable

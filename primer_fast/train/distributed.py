@@ -5,6 +5,8 @@ is the step that one process makes on that batch.
 Sources: Li et al. 2020, arXiv:2006.15704 (DDP); Zhao et al. 2023, arXiv:2304.11277 (FSDP).
 """
 
+__all__ = ["STRATEGIES", "Entry", "Model", "Parallel", "distribute", "is_sharded", "local", "placed_like", "whole"]
+
 import copy
 import inspect
 from collections.abc import Callable, Iterator

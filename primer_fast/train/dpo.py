@@ -17,6 +17,17 @@ TRL's. Erratum: the primer once prints the loss without its minus sign.
 Legend: B pairs, T tokens; w won (chosen), l lost (rejected).
 """
 
+__all__ = [
+    "DPOConfig",
+    "batch_of",
+    "preference_loss",
+    "reference_log_probs",
+    "start",
+    "train",
+    "train_step",
+    "update",
+]
+
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -3,6 +3,16 @@
 Batches are a function of (seed, step); metrics are means over the steps since the row before.
 """
 
+__all__ = [
+    "OptimizerOptions",
+    "run_epochs",
+    "scheduled",
+    "seen_before",
+    "start_adamw",
+    "steps_per_epoch",
+    "total_steps",
+]
+
 import math
 import time
 from collections.abc import Callable, Iterator

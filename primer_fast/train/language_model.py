@@ -5,6 +5,20 @@ Sources: Vaswani et al. 2017, arXiv:1706.03762; the settings are those that nano
 Legend: B windows of a batch, T context.
 """
 
+__all__ = [
+    "LanguageModel",
+    "LanguageModelConfig",
+    "batch",
+    "evaluate",
+    "is_logged",
+    "is_validated",
+    "loss_sum",
+    "start",
+    "train",
+    "train_step",
+    "update",
+]
+
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol

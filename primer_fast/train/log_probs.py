@@ -1,5 +1,7 @@
 """Log-probabilities of completions under a language model: what supervised fine-tuning, DPO and PPO stand on."""
 
+__all__ = ["spread_log_probs", "token_log_probs"]
+
 from typing import Literal, overload
 
 from torch import Tensor

@@ -10,6 +10,26 @@ et al. 2019, arXiv:1909.08593; estimators k1 to k3, J. Schulman, "Approximating 
 Legend: N completions, T tokens; a mask (N, T) is true at completion tokens, and only those count anywhere.
 """
 
+__all__ = [
+    "KL_ESTIMATORS",
+    "PPOConfig",
+    "Rollout",
+    "adapted_coefficient",
+    "advantages_and_returns",
+    "kl_estimate",
+    "masked_mean",
+    "minibatch_of",
+    "minibatch_step",
+    "policy_loss",
+    "roll_out",
+    "shaped_rewards",
+    "start",
+    "train",
+    "update",
+    "value_loss",
+    "whiten",
+]
+
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

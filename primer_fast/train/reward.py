@@ -7,6 +7,19 @@ arXiv:2307.09288, eq. 2; centring, Eisenstein et al. 2023, arXiv:2312.09244.
 Legend: B pairs; w won (chosen), l lost (rejected).
 """
 
+__all__ = [
+    "PairAccuracy",
+    "RewardConfig",
+    "pair_accuracy",
+    "pair_loss",
+    "rewards_of",
+    "score",
+    "start",
+    "train",
+    "train_step",
+    "wilson_interval",
+]
+
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

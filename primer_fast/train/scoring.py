@@ -1,5 +1,7 @@
 """Where PPO's rewards come from: a reward model, or any function on texts or tokens; and that they are numbers."""
 
+__all__ = ["Reward", "RewardError", "checked_scores", "reward_of_lists", "reward_of_model"]
+
 from collections.abc import Callable, Sequence
 
 import torch

@@ -5,6 +5,8 @@ The prompt's own tokens are not learned; the token that ends a completion is.
 Source: Ouyang et al. 2022, arXiv:2203.02155, step 1.
 """
 
+__all__ = ["SFTConfig", "evaluate", "start", "train", "train_step"]
+
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -5,6 +5,26 @@ Sources: AdamW, Loshchilov & Hutter 2019, arXiv:1711.05101; half a cosine of lea
 Legend: N samples, B batch, C classes.
 """
 
+__all__ = [
+    "EVALUATION_BATCH",
+    "LOSSES",
+    "SupervisedConfig",
+    "binary_cross_entropy",
+    "correct_count",
+    "cross_entropy",
+    "evaluate",
+    "is_logged",
+    "loss_of",
+    "predict",
+    "scaled",
+    "start",
+    "steps_per_epoch",
+    "total_steps",
+    "train",
+    "train_step",
+    "update",
+]
+
 import math
 import time
 from collections.abc import Callable, Iterator

@@ -4,6 +4,8 @@ One process is a world of size 1, in which every method does nothing or the plai
 Source: torch.distributed; `torchrun` starts the processes and tells each its rank in the environment.
 """
 
+__all__ = ["ALONE", "EVERY", "PATIENCE", "Share", "World", "joined", "started"]
+
 import contextlib
 import os
 import sys
