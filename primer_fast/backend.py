@@ -10,6 +10,7 @@ __all__ = [
     "prepares",
     "runs_triton",
     "stand_in",
+    "sums_narrowly",
     "wants_gradient",
 ]
 

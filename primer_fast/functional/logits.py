@@ -1,6 +1,12 @@
 """What linear_log_prob and linear_cross_entropy share: checks, and which of their paths a call takes."""
 
-__all__ = ["PLAIN_BYTES", "check", "plain_is_best"]
+__all__ = [
+    "PLAIN_BYTES",
+    "check",
+    "check_ignore_index",
+    "check_target",
+    "plain_is_best",
+]
 
 import torch
 from torch import Tensor

@@ -8,6 +8,7 @@ __all__ = [
     "LOGITS",
     "OUTPUTS",
     "bytes_moved",
+    "counting",
     "flops",
     "linear_grads",
     "linear_log_prob",

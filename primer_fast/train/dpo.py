@@ -21,6 +21,7 @@ __all__ = [
     "DPOConfig",
     "batch_of",
     "preference_loss",
+    "ratio_loss",
     "reference_log_probs",
     "start",
     "train",
