@@ -82,6 +82,9 @@ class CharacterTokenizer:
 class HuggingFaceTokenizer:
     """A tokenizer of the ``tokenizers`` package from its JSON; it adds no special tokens, and decodes them as written.
 
+    A file may also say that texts are cut or padded to a length, and that words are cut at random (BPE's dropout). All
+    of this is switched off, and is not in ``to_json``: every text is encoded whole, and always as the same tokens.
+
     ``stop_tokens`` are those of its special tokens that are known to end a text, as ``<|endoftext|>`` and ``</s>``.
 
     Raises:
@@ -101,6 +104,10 @@ class HuggingFaceTokenizer:
             self.tokenizer = tokenizers.Tokenizer.from_str(content)
         except Exception as error:  # the package raises Exception itself
             raise ValueError(f"not a file of the tokenizers package ({error})") from error
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        if getattr(self.tokenizer.model, "dropout", None) is not None:
+            self.tokenizer.model.dropout = None
         self.vocab_size = 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if self.vocab_size == 0:
             raise ValueError("a tokenizer without tokens")

@@ -71,6 +71,54 @@ def test_ids_may_have_gaps(hugging_face):
     assert HuggingFaceTokenizer(json.dumps(values)).vocab_size == 901
 
 
+def word_level(**changes):
+    """The JSON of a tokenizer of the words a, b and c; changes: to its top level."""
+    package = pytest.importorskip("tokenizers")
+    words = package.Tokenizer(package.models.WordLevel({"a": 0, "b": 1, "c": 2, "?": 3}, unk_token="?"))
+    words.pre_tokenizer = package.pre_tokenizers.Whitespace()
+    return json.dumps(json.loads(words.to_str()) | changes)
+
+
+CUT = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+PADDED = {
+    "strategy": {"Fixed": 12}, "direction": "Left", "pad_to_multiple_of": 8, "pad_id": 3, "pad_type_id": 0,
+    "pad_token": "?",
+}  # fmt: skip
+WRAPPED = {  # what a post-processor would add
+    "type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "single": [{"SpecialToken": {"id": "?", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "special_tokens": {"?": {"id": "?", "ids": [3], "tokens": ["?"]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["a b c a b c a b", "b", ""])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"truncation": CUT}, {"truncation": CUT | {"direction": "Left", "stride": 1}}, {"padding": PADDED},
+        {"padding": PADDED | {"strategy": "BatchLongest"}}, {"truncation": CUT, "padding": PADDED},
+        {"post_processor": WRAPPED, "truncation": CUT},
+    ],
+    ids=["cut", "cut on the left", "padded", "padded to a multiple", "both", "wrapped"],
+)  # fmt: skip
+def test_what_a_file_says_of_lengths_changes_no_text(stored, text):
+    tokenizer = tokenizers.from_json(word_level(**stored))
+    want = [{"a": 0, "b": 1, "c": 2}[word] for word in text.split()]
+    assert tokenizer.encode(text) == want
+    again = tokenizers.from_json(tokenizer.to_json())  # as a run's folder keeps it
+    assert again.encode(text) == want
+    assert json.loads(tokenizer.to_json())["truncation"] is None and json.loads(tokenizer.to_json())["padding"] is None
+
+
+def test_words_are_not_cut_at_random(hugging_face):
+    values = json.loads(hugging_face)
+    values["model"]["dropout"] = 0.5
+    tokenizer = HuggingFaceTokenizer(json.dumps(values))
+    text = "the cat and the hat and the bat " * 20
+    assert tokenizer.encode(text) == HuggingFaceTokenizer(hugging_face).encode(text)
+    assert HuggingFaceTokenizer(tokenizer.to_json()).encode(text) == tokenizer.encode(text)
+
+
 @pytest.mark.parametrize("name", ["bytes", "characters", "file"])
 def test_json_round_trip(name, hugging_face, tmp_path):
     file = tmp_path / "tokenizer.json"
