@@ -173,7 +173,7 @@ def make(name: str, text: str) -> Tokenizer:
         return ByteTokenizer()
     if name == "characters":
         return CharacterTokenizer(text)
-    if not name.endswith(".json"):
+    if not name.lower().endswith(".json"):
         raise ValueError(f"the tokenizer must be bytes, characters or a .json file; got {name!r}")
     return load(name)
 
