@@ -72,7 +72,12 @@ def run(options: Options) -> list[str]:
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     model, tokenizer = load(options.run)
     model = model.to(device).eval()
-    stops = list(tokenizer.stop_tokens) + (tokenizer.encode("\n")[-1:] if options.line else [])
+    stops = list(tokenizer.stop_tokens)
+    if options.line:
+        end = tokenizers.line_end(tokenizer)
+        if end is None:
+            raise ValueError("--line: the model's tokenizer has no token for the end of a line")
+        stops.append(end)
     prompt = encode_prompt(options.prompt, tokenizer, model.config.context)
     texts = generate(
         model, [torch.tensor(prompt, device=device)] * options.count, max_new_tokens=options.tokens, slide=True,
@@ -84,7 +89,7 @@ def run(options: Options) -> list[str]:
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> list[int]:
-    """The tokens of ``prompt``; where it is empty, what stands before a text: a stop token, a line end, or token 0."""
+    """The tokens of ``prompt``; of an empty one what stands before a text: a stop token, a line end, the first."""
     try:
         tokens = tokenizer.encode(prompt)
     except ValueError as error:
@@ -95,10 +100,8 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> list[int]:
         return tokens
     if tokenizer.stop_tokens:
         return [tokenizer.stop_tokens[0]]
-    try:
-        return tokenizer.encode("\n")[-1:]
-    except ValueError:
-        return [0]
+    end = tokenizers.line_end(tokenizer)
+    return [min(tokenizer.token_ids()) if end is None else end]
 
 
 def load(folder: Path) -> tuple[Transformer, Tokenizer]:
@@ -113,7 +116,7 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
     if not shape.exists():
         config = folder / "config.json"
         if config.is_file() and "model_type" in config.read_text(errors="replace"):
-            return load_gpt2(folder), tokenizers.load(folder / TOKENIZER)
+            return _matched(load_gpt2(folder), folder / TOKENIZER)
         raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
     model = Transformer(read_shape(shape))
     run = RunFolder(folder, "train gpt")
@@ -126,10 +129,14 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
     else:
         raise ValueError(f"{folder}: no weights yet: the run has neither {run.weights.name} nor {run.checkpoint.name}")
     load_weights(model, tensors, f"{file}: not the weights of the transformer in {shape.name}")
-    tokenizer = tokenizers.load(folder / TOKENIZER)
-    if tokenizer.vocab_size > model.config.vocab:
-        raise ValueError(
-            f"{folder / TOKENIZER}: must have at most the model's {model.config.vocab} tokens; "
-            f"got {tokenizer.vocab_size}"
-        )
+    return _matched(model, folder / TOKENIZER)
+
+
+def _matched(model: Transformer, file: Path) -> tuple[Transformer, Tokenizer]:
+    """The model with the tokenizer of a file; ids that this has no token for will never be drawn."""
+    tokenizer = tokenizers.load(file)
+    try:
+        model.exclude(tokenizers.without_token(tokenizer, model.config.vocab))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     return model, tokenizer

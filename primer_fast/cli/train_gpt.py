@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
+from torch import Tensor
 
 from primer_fast.cli import training
 from primer_fast.cli.console import Display
@@ -16,7 +17,8 @@ from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, TextTask, read_shape
 from primer_fast.cli.training import Command, Outcome, TrainOptions
 from primer_fast.data import tokenizers
 from primer_fast.data.text import load_text, tokenize
-from primer_fast.models.pretrained import load_gpt2
+from primer_fast.data.tokenizers import Tokenizer
+from primer_fast.models.pretrained import gpt2_shape, load_gpt2
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train.language_model import LanguageModelConfig
 
@@ -90,6 +92,7 @@ def load_task(options: Options) -> TextTask:
         tokenizer = tokenizers.load(saved)
     else:
         tokenizer = tokenizers.make(options.tokenizer, text)
+    _lacking(options, tokenizer)
     try:
         tokens = tokenize(text, tokenizer, options.context)
     except ValueError as error:
@@ -100,11 +103,30 @@ def load_task(options: Options) -> TextTask:
 
 
 def make_model(options: Options, task: TextTask) -> Transformer:
+    model = _model(options, task.tokenizer.vocab_size)
+    model.exclude(_lacking(options, task.tokenizer))
+    return model
+
+
+def _lacking(options: Options, tokenizer: Tokenizer) -> Tensor:
+    """The ids of the model-to-be that the tokenizer has no token for; ValueError where it has more than the model."""
+    vocab, named = tokenizer.vocab_size, "--tokenizer"
+    saved = COMMAND.folder(options) / SHAPE
+    if options.resume and saved.exists():
+        vocab, named = read_shape(saved).vocab, str(saved.with_name(TOKENIZER))
+    elif options.init_from is not None:
+        vocab = gpt2_shape(options.init_from).vocab
+    try:
+        return tokenizers.without_token(tokenizer, vocab)
+    except ValueError as error:
+        raise ValueError(f"{named}: {error}") from error
+
+
+def _model(options: Options, vocab: int) -> Transformer:
     saved = COMMAND.folder(options) / SHAPE
     if options.resume and saved.exists():
         return Transformer(read_shape(saved))
     shape = {name: getattr(options, name) for name in OF_THE_MODEL}
-    vocab = task.tokenizer.vocab_size
     if options.init_from is None:
         return Transformer(TransformerConfig(vocab, **shape))
     model = load_gpt2(options.init_from, dropout=options.dropout)
@@ -112,8 +134,6 @@ def make_model(options: Options, task: TextTask) -> Transformer:
         theirs = getattr(model.config, name)
         if theirs != ours:
             raise ValueError(f"--{name.replace('_', '-')} must be the checkpoint's {theirs}; got {ours}")
-    if vocab > model.config.vocab:
-        raise ValueError(f"--tokenizer must have at most the checkpoint's {model.config.vocab} tokens; got {vocab}")
     return model
 
 

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
 KIND = "primer_fast"
 STOP_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "[SEP]")
 
@@ -25,6 +28,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
+    def token_ids(self) -> Iterable[int]:
+        """The ids that stand for a token, in any order."""
+        ...
+
     def to_json(self) -> str: ...
 
 
@@ -39,6 +46,9 @@ class ByteTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(_inside(ids, 256)).decode(errors="replace")
+
+    def token_ids(self) -> Iterable[int]:
+        return range(self.vocab_size)
 
     def to_json(self) -> str:
         return json.dumps({KIND: self.name})
@@ -74,6 +84,9 @@ class CharacterTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self.characters[i] for i in _inside(ids, self.vocab_size))
+
+    def token_ids(self) -> Iterable[int]:
+        return range(self.vocab_size)
 
     def to_json(self) -> str:
         return json.dumps({KIND: self.name, "characters": "".join(self.characters)}, ensure_ascii=False)
@@ -120,8 +133,33 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return self.tokenizer.decode(_inside(ids, self.vocab_size), skip_special_tokens=False)
 
+    def token_ids(self) -> Iterable[int]:
+        return self.tokenizer.get_vocab(with_added_tokens=True).values()
+
     def to_json(self) -> str:
         return self.tokenizer.to_str()
+
+
+def line_end(tokenizer: Tokenizer) -> int | None:
+    """The token that a line ends with; None where there is none, as in a tokenizer that passes white space over."""
+    try:
+        last = tokenizer.encode("\n")[-1:]
+    except ValueError:
+        return None
+    return last[0] if last and "\n" in tokenizer.decode(last) else None
+
+
+def without_token(tokenizer: Tokenizer, vocab: int) -> Tensor:  # (N,) int64
+    """The ids below ``vocab`` that stand for no token: gaps in a tokenizer, and rows by which a model is padded.
+
+    Raises:
+        ValueError: the tokenizer has ids beyond; the message is the end of a sentence on whose tokenizer it is.
+    """
+    if tokenizer.vocab_size > vocab:
+        raise ValueError(f"must have at most the model's {vocab} tokens; got {tokenizer.vocab_size}")
+    lacks = torch.ones(vocab, dtype=torch.bool)
+    lacks[torch.tensor(list(tokenizer.token_ids()), dtype=torch.int64)] = False
+    return lacks.nonzero()[:, 0]
 
 
 def from_json(content: str) -> Tokenizer:

@@ -36,22 +36,7 @@ def load_gpt2(path: str | Path, *, dropout: float = 0.0) -> Transformer:
         ImportError: the safetensors package is missing.
     """
     checkpoint = _Checkpoint("load_gpt2", Path(path))
-    settings = _Settings("load_gpt2", checkpoint.config_file, "gpt2")
-    settings.refuse(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    config = settings.build(
-        vocab=settings["vocab_size"],
-        context=settings["n_positions"],
-        width=settings["n_embd"],
-        layers=settings["n_layer"],
-        heads=settings["n_head"],
-        mlp_width=settings.get("n_inner", None),
-        activation=settings.activation("activation_function", "gelu_new"),
-        tied=settings.get("tie_word_embeddings", True),
-        norm_eps=settings.get("layer_norm_epsilon", 1e-5),
-        norm="pre",
-        positions="learned",
-        dropout=dropout,
-    )
+    config = gpt2_shape(path, dropout=dropout)
     names = {"embedding.weight": "wte.weight", "positions": "wpe.weight", **_pair("norm", "ln_f")}
     for i in range(config.layers):
         ours, theirs = f"blocks.{i}", f"h.{i}"
@@ -65,6 +50,27 @@ def load_gpt2(path: str | Path, *, dropout: float = 0.0) -> Transformer:
     else:
         names["unembedding.weight"] = "lm_head.weight"
     return checkpoint.fill(config, names, ignored, prefix="transformer.", transposed=r"\.c_(attn|proj|fc)\.weight$")
+
+
+def gpt2_shape(path: str | Path, *, dropout: float = 0.0) -> TransformerConfig:
+    """The shape of what ``load_gpt2`` makes of a path, from its config.json alone. Errors as there."""
+    path = Path(path)
+    settings = _Settings("load_gpt2", (path if path.is_dir() else path.parent) / CONFIG, "gpt2")
+    settings.refuse(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    return settings.build(
+        vocab=settings["vocab_size"],
+        context=settings["n_positions"],
+        width=settings["n_embd"],
+        layers=settings["n_layer"],
+        heads=settings["n_head"],
+        mlp_width=settings.get("n_inner", None),
+        activation=settings.activation("activation_function", "gelu_new"),
+        tied=settings.get("tie_word_embeddings", True),
+        norm_eps=settings.get("layer_norm_epsilon", 1e-5),
+        norm="pre",
+        positions="learned",
+        dropout=dropout,
+    )
 
 
 def load_bert(path: str | Path, *, dropout: float = 0.0) -> Transformer:

@@ -201,6 +201,7 @@ class Transformer(nn.Module):
     positions: Tensor  # (context, W): a parameter, or the buffer of sinusoids
     head: nn.Linear | None
     head_norm: nn.LayerNorm | None
+    excluded: Tensor | None  # (V,): -inf for ids that ``exclude`` was given, else 0
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -222,6 +223,7 @@ class Transformer(nn.Module):
             self.head_norm = nn.LayerNorm(width, eps)
         self.unembedding = None if config.tied else nn.Linear(width, config.vocab, bias=False)
         self.head_bias = torch.nn.Parameter(torch.empty(config.vocab)) if config.head_bias else None
+        self.register_buffer("excluded", None, persistent=False)
         self.reset_parameters()
 
     @property
@@ -247,6 +249,25 @@ class Transformer(nn.Module):
         if config.norm == "post":
             for block in self.blocks:
                 block.reset_xavier()
+
+    def exclude(self, ids: Tensor) -> None:  # (N,) int64
+        """From now on these ids have probability 0: they are never drawn, and no loss or log-probability counts them.
+
+        An embedding may have more rows than there are tokens, as GPT-2's 50,257 are often padded to 50,304, and no
+        text has a token for such a row. What is excluded is part of no state dict.
+
+        Raises:
+            ValueError: an id outside of the vocabulary, or none would be left.
+        """
+        vocab = self.config.vocab
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
+            raise ValueError(f"exclude: ids must be in [0, {vocab}); got {int(ids.min())} to {int(ids.max())}")
+        weight = self.embedding.weight
+        bias = torch.zeros(vocab, dtype=weight.dtype, device=weight.device)
+        bias[ids.to(weight.device)] = -math.inf
+        if bool(bias.isinf().all()):
+            raise ValueError(f"exclude: one of the {vocab} ids must be left; got all of them")
+        self.excluded = bias if ids.numel() else None
 
     def forward(self, tokens: Tensor, **options) -> Tensor:  # (B, T) -> (B, T, V); options as hidden()
         return self.logits(self.hidden(tokens, **options))
@@ -306,7 +327,7 @@ class Transformer(nn.Module):
         return self.positions, None, {"key_lengths": lengths}
 
     def logits(self, hidden: Tensor) -> Tensor:  # (..., W) -> (..., V)
-        return F.linear(self._features(hidden), self._unembedding(), self.head_bias)
+        return F.linear(self._features(hidden), self._unembedding(), self._logit_bias())
 
     def loss(
         self,
@@ -318,10 +339,17 @@ class Transformer(nn.Module):
         reduction: str = "mean",
         **options,  # as hidden()
     ) -> Tensor:  # (), or (B, T) for reduction "none"
-        """Cross entropy of ``targets``; the logits are never in memory."""
+        """Cross entropy of ``targets``; the logits are never in memory.
+
+        Raises:
+            ValueError: ``label_smoothing`` would give a share of the target to ids that ``exclude`` was given.
+        """
+        if label_smoothing and self.excluded is not None:
+            raise ValueError(f"Transformer: label_smoothing must be 0 where ids are excluded; got {label_smoothing}")
         return F.linear_cross_entropy(
-            self._features(self.hidden(tokens, **options)), self._unembedding(), targets, linear_bias=self.head_bias,
-            ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction,
+            self._features(self.hidden(tokens, **options)), self._unembedding(), targets,
+            linear_bias=self._logit_bias(), ignore_index=ignore_index, label_smoothing=label_smoothing,
+            reduction=reduction,
         )  # fmt: skip
 
     @overload
@@ -362,7 +390,7 @@ class Transformer(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:  # (..., W), (...) -> (...) float32, with return_entropy twice
         """The same from what ``hidden()`` returned, or some of its rows."""
         return F.linear_log_prob(
-            self._features(hidden), self._unembedding(), targets, linear_bias=self.head_bias,
+            self._features(hidden), self._unembedding(), targets, linear_bias=self._logit_bias(),
             temperature=temperature, return_entropy=return_entropy,
         )  # fmt: skip
 
@@ -370,6 +398,11 @@ class Transformer(nn.Module):
         if self.head is None or self.head_norm is None:
             return hidden
         return self.head_norm(self.head(hidden))
+
+    def _logit_bias(self):
+        if self.excluded is None or self.head_bias is None:
+            return self.head_bias if self.excluded is None else self.excluded
+        return self.head_bias + self.excluded
 
     def _unembedding(self):
         return (self.embedding if self.unembedding is None else self.unembedding).weight

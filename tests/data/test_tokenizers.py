@@ -174,3 +174,24 @@ def test_the_missing_package_names_its_extra(monkeypatch, hugging_face):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'primer-fast\[cli\]'"):
         tokenizers.from_json(hugging_face)
+
+
+def test_ids_that_stand_for_no_token():
+    gaps = tokenizers.from_json(word_level(model={"type": "WordLevel", "vocab": {"a": 1, "b": 4}, "unk_token": "a"}))
+    added = {"content": "[END]", "special": True, "single_word": False, "lstrip": False, "rstrip": False}
+    more = tokenizers.from_json(word_level(added_tokens=[added | {"id": 4, "normalized": False}]))
+    cases = ((gaps, 5, [0, 2, 3]), (gaps, 7, [0, 2, 3, 5, 6]), (more, 6, [5]), (CharacterTokenizer("abc"), 5, [3, 4]))
+    for tokenizer, vocab, want in (*cases, (CharacterTokenizer("abc"), 3, []), (ByteTokenizer(), 257, [256])):
+        assert tokenizers.without_token(tokenizer, vocab).tolist() == want
+    for tokenizer, vocab in ((gaps, 4), (ByteTokenizer(), 255)):
+        with pytest.raises(ValueError, match=f"at most the model's {vocab} tokens; got {vocab + 1}"):
+            tokenizers.without_token(tokenizer, vocab)
+
+
+def test_the_token_of_a_line_end(hugging_face):
+    bpe = HuggingFaceTokenizer(hugging_face)
+    assert bpe.decode([tokenizers.line_end(bpe)]) == "\n"
+    assert tokenizers.line_end(ByteTokenizer()) == 10 and tokenizers.line_end(CharacterTokenizer("a\n")) == 0
+    unknown = word_level(pre_tokenizer=None)  # a line end is the token of unknown words
+    for none in (CharacterTokenizer("ab"), tokenizers.from_json(word_level()), tokenizers.from_json(unknown)):
+        assert tokenizers.line_end(none) is None
