@@ -20,6 +20,7 @@ from primer_fast.cli import align_data, align_folder, align_plots, align_report
 from primer_fast.cli.align_data import Material
 from primer_fast.cli.align_stages import Result, align
 from primer_fast.cli.console import Display
+from primer_fast.cli.errors import one_line, sizes_that_fit
 from primer_fast.cli.option_types import misfit
 from primer_fast.cli.run_folder import RunFolder, WriteError, write_text, writing
 from primer_fast.data.preferences import load_lexicon, read_preferences, read_ratings
@@ -90,6 +91,7 @@ class Options:
         must(self.kl_budget > 0, "kl-budget must be positive", self.kl_budget)
         must(self.temperature > 0, "temperature must be positive", self.temperature)
         must(self.samples >= 2, "samples must be 2 or more", self.samples)
+        must(0 <= self.seed < 2**63, "seed must be from 0 to 2^63 - 1", self.seed)
         must(self.points >= 1, "points must be 1 or more", self.points)
         must(self.point_samples >= 2, "point-samples must be 2 or more", self.point_samples)
         must(bool(self.betas) and all(b > 0 for b in self.betas), "betas must be positive numbers", self.betas)
@@ -117,7 +119,8 @@ def main(argv: list[str]) -> int:
     try:
         options = parse(argv)
         with Display() as display:
-            result = run(options, display)
+            with sizes_that_fit():
+                result = run(options, display)
             display.print(align_report.summary(result))
             display.print(f"open {(options.out / 'index.html').resolve()}")
         return 0
@@ -127,10 +130,10 @@ def main(argv: list[str]) -> int:
         print("interrupted; --resume goes on, without it the command starts anew", file=sys.stderr)
         return 130
     except (FloatingPointError, WriteError) as error:
-        print(f"primer-fast align: {error}", file=sys.stderr)
+        print(f"primer-fast align: {one_line(error)}", file=sys.stderr)
         return 1
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"primer-fast align: {error}", file=sys.stderr)
+        print(f"primer-fast align: {one_line(error)}", file=sys.stderr)
         return 2
 
 

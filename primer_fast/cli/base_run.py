@@ -68,13 +68,15 @@ def load_reward_model(folder: Path, tokenizer: Tokenizer) -> RewardModel:
     try:
         shape = TransformerConfig(**json.loads((folder / "transformer.json").read_text()))
         model = RewardModel(shape)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder}: not the folder of a reward model ({error})") from error
     theirs = tokenizers.load(folder / "tokenizer.json")
     if theirs.to_json() != tokenizer.to_json():
         raise ValueError(f"{folder}: the reward model must have the policy's tokenizer; got another one")
-    if theirs.vocab_size > shape.vocab:
-        raise ValueError(f"{folder}: must have at most the model's {shape.vocab} tokens; got {theirs.vocab_size}")
+    try:
+        tokenizers.check_fits(theirs, shape.vocab)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     tensors, _ = read_safetensors(folder / "model.safetensors")
     load_weights(model, tensors, f"{folder}: not the weights of a reward model")
     return model.eval().requires_grad_(False)

@@ -119,5 +119,5 @@ def read_shape(path: Path) -> TransformerConfig:
     """The transformer.json of a run; ValueError, which names it, if it is not what ``TextTask.files`` writes."""
     try:
         return TransformerConfig(**json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not the shape of a transformer, or damaged ({error})") from error

@@ -160,7 +160,7 @@ class RunFolder:
         try:
             content = json.loads(self.config.read_text())
             command, options = content["command"], dict(content["options"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{self.config}: not the configuration of a run, or damaged ({error!r})") from error
         if command != self.command:
             raise ValueError(
@@ -184,7 +184,7 @@ class RunFolder:
                 row = json.loads(line)
                 if last_step is not None and row["step"] > last_step:
                     break
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, RecursionError):
                 break
             rows.append(row)
         return rows

@@ -4,6 +4,7 @@ from primer_fast.cli import threads  # noqa: F401
 
 # isort: split
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,16 @@ import torch
 import tyro
 
 from primer_fast.cli import checkpoint
+from primer_fast.cli.errors import one_line, sizes_that_fit
 from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, read_shape
 from primer_fast.cli.run_folder import RunFolder, load_weights, read_safetensors
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.generation import generate
 from primer_fast.models.pretrained import load_gpt2
-from primer_fast.models.transformer import Transformer
+from primer_fast.models.transformer import Transformer, TransformerConfig
+
+BYTES_OF_A_TOKEN = 64  # that is drawn: in tensors of int64, then in a list and in the text
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,9 @@ class Options:
 def main(argv: list[str]) -> int:
     try:
         options = tyro.cli(Options, args=argv, prog="primer-fast sample", config=(tyro.conf.FlagCreatePairsOff,))
-        for text in run(options):
+        with sizes_that_fit():
+            texts = run(options)
+        for text in texts:
             print(text)
             if options.count > 1:
                 print("-" * 40)
@@ -53,7 +59,7 @@ def main(argv: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"primer-fast sample: {error}", file=sys.stderr)
+        print(f"primer-fast sample: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -67,10 +73,13 @@ def run(options: Options) -> list[str]:
     for name in ("tokens", "count"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be positive; got {getattr(options, name)}")
+    if options.seed is not None and not -(2**63) <= options.seed < 2**63:
+        raise ValueError(f"--seed must be from -2^63 to 2^63 - 1; got {options.seed}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU on this machine")
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     model, tokenizer = load(options.run)
+    _check_memory(options, model.config, cache=device == "cpu")
     model = model.to(device).eval()
     stops = list(tokenizer.stop_tokens)
     if options.line:
@@ -86,6 +95,28 @@ def run(options: Options) -> list[str]:
     )  # fmt: skip
     written = (row.tolist() for row in texts.completions())
     return [options.prompt + tokenizer.decode(i for i in row if i not in stops) for row in written]
+
+
+def _check_memory(options: Options, shape: TransformerConfig, *, cache: bool) -> None:
+    """Refuse what this machine's memory cannot hold: the system may kill a process that asks for nearly all of it."""
+    per_text = BYTES_OF_A_TOKEN * options.tokens
+    if cache:
+        keys = 2 * shape.layers * shape.key_heads * shape.head_width
+        per_text += 4 * keys * min(shape.context, options.tokens)
+    needed, there = options.count * per_text, memory()
+    if there is not None and needed > there:
+        raise ValueError(
+            f"--tokens {options.tokens} and --count {options.count} need about {needed / 2**30:,.1f} GiB of memory; "
+            f"this machine has {there / 2**30:,.1f}"
+        )
+
+
+def memory() -> int | None:
+    """This machine's memory in bytes; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> list[int]:

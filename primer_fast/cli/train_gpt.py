@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
-from torch import Tensor
 
 from primer_fast.cli import training
 from primer_fast.cli.console import Display
@@ -92,7 +91,7 @@ def load_task(options: Options) -> TextTask:
         tokenizer = tokenizers.load(saved)
     else:
         tokenizer = tokenizers.make(options.tokenizer, text)
-    _lacking(options, tokenizer)
+    _check_tokenizer(options, tokenizer)
     try:
         tokens = tokenize(text, tokenizer, options.context)
     except ValueError as error:
@@ -104,20 +103,21 @@ def load_task(options: Options) -> TextTask:
 
 def make_model(options: Options, task: TextTask) -> Transformer:
     model = _model(options, task.tokenizer.vocab_size)
-    model.exclude(_lacking(options, task.tokenizer))
+    model.exclude(tokenizers.without_token(task.tokenizer, model.config.vocab))
     return model
 
 
-def _lacking(options: Options, tokenizer: Tokenizer) -> Tensor:
-    """The ids of the model-to-be that the tokenizer has no token for; ValueError where it has more than the model."""
-    vocab, named = tokenizer.vocab_size, "--tokenizer"
+def _check_tokenizer(options: Options, tokenizer: Tokenizer) -> None:
+    """ValueError where the tokenizer has more tokens than the model that it is to be trained with."""
     saved = COMMAND.folder(options) / SHAPE
     if options.resume and saved.exists():
         vocab, named = read_shape(saved).vocab, str(saved.with_name(TOKENIZER))
     elif options.init_from is not None:
-        vocab = gpt2_shape(options.init_from).vocab
+        vocab, named = gpt2_shape(options.init_from).vocab, "--tokenizer"
+    else:
+        return  # the model is made for it
     try:
-        return tokenizers.without_token(tokenizer, vocab)
+        tokenizers.check_fits(tokenizer, vocab)
     except ValueError as error:
         raise ValueError(f"{named}: {error}") from error
 

@@ -206,11 +206,12 @@ class _Checkpoint:
                 hint = " (a .bin file is a pickle, which is not opened)" if list(path.glob("*.bin")) else ""
                 raise FileNotFoundError(f"{self.op}: {path} must hold {WEIGHTS} or {INDEX}; got neither{hint}")
             return [path / WEIGHTS]
-        index = _json(self.op, path / INDEX).get("weight_map", {})
-        names = sorted(set(index.values()))
-        if not names or any(Path(name).name != name for name in names):
-            raise ValueError(f"{self.op}: {path / INDEX}: weight_map must name files of the folder; got {names[:3]}")
-        return [path / name for name in names]
+        index = _json(self.op, path / INDEX).get("weight_map")
+        names = list(index.values()) if isinstance(index, dict) else []
+        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+            got = names[:3] if isinstance(index, dict) else type(index).__name__
+            raise ValueError(f"{self.op}: {path / INDEX}: weight_map must name files of the folder; got {got}")
+        return [path / name for name in sorted(set(names))]
 
     def rename(self, patterns):
         for pattern, new in patterns:
@@ -252,7 +253,7 @@ def _json(op, file):
         values = json.loads(file.read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"{op}: {file} is missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{op}: {file} must be JSON; got {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{op}: {file} must hold an object; got {type(values).__name__}")

@@ -12,6 +12,7 @@ Legend: B batch, T tokens, W width, H heads, Hk key heads, d = W / H, V vocabula
 """
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -67,6 +68,13 @@ class TransformerConfig:
                 raise ValueError(f"Transformer: {name} must be a positive integer; got {value!r}")
         if type(self.segments) is not int or self.segments < 0:
             raise ValueError(f"Transformer: segments must be an integer of 0 or more; got {self.segments!r}")
+        for name in ("causal", "bias", "tied", "embedding_norm", "head_transform", "head_bias"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"Transformer: {name} must be True or False; got {getattr(self, name)!r}")
+        for name in ("dropout", "norm_eps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+                raise ValueError(f"Transformer: {name} must be a number of 0 or more, and finite; got {value!r}")
         for name, choices in (("activation", ACTIVATIONS), ("norm", NORMS), ("positions", POSITIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(

@@ -146,6 +146,11 @@ FILES = {
     "another version": (b'{"primer_fast": "words"}', "not a tokenizer of this version: primer_fast is 'words'"),
     "no alphabet": (b'{"primer_fast": "characters"}', "not a tokenizer of this version"),
     "something else": (b'{"a": 1}', "not a file of the tokenizers package"),
+    "deep": (b"[" * 100_000, "not JSON"),
+    "half a character": (
+        b'{"primer_fast": "characters", "characters": "a\\ud800"}',
+        "whole characters; got '.ud800' alone",
+    ),
 }
 
 
@@ -195,3 +200,44 @@ def test_the_token_of_a_line_end(hugging_face):
     unknown = word_level(pre_tokenizer=None)  # a line end is the token of unknown words
     for none in (CharacterTokenizer("ab"), tokenizers.from_json(word_level()), tokenizers.from_json(unknown)):
         assert tokenizers.line_end(none) is None
+
+
+@pytest.mark.parametrize("half", ["\ud800", "\udcff", "a\udfff"])
+def test_half_a_character_is_refused(half, hugging_face):
+    """What is not UTF-8 on a command line becomes such a character."""
+    whole = "must hold whole characters; got '.ud[0-9a-f]{3}' alone"
+    for tokenizer in (ByteTokenizer(), HuggingFaceTokenizer(hugging_face)):
+        with pytest.raises(ValueError, match=whole):
+            tokenizer.encode("abc" + half)
+    with pytest.raises(ValueError, match="made of the 3 characters"):
+        CharacterTokenizer("abc").encode("abc" + half)
+    with pytest.raises(ValueError, match=whole):
+        CharacterTokenizer("abc" + half)
+
+
+class Panic(BaseException):
+    """As the package's, which are no Exception."""
+
+
+@pytest.mark.parametrize("error", [Exception("no\n  [UNK]"), TypeError("no [UNK]"), Panic("no [UNK]")], ids=repr)
+def test_whatever_the_package_refuses_is_one_line(error, monkeypatch):
+    class Refusing:
+        def encode(self, *_, **__):
+            raise error
+
+        decode = encode
+
+    tokenizer = tokenizers.from_json(word_level())
+    tokenizer.tokenizer = Refusing()
+    for call, what in (
+        (lambda: tokenizer.encode("a"), "encode the text"),
+        (lambda: tokenizer.decode([0]), "decode the"),
+    ):
+        with pytest.raises(ValueError, match=rf"the tokenizer cannot {what}.* \(no \[UNK\]\)$"):
+            call()
+
+
+def test_unknown_words_of_a_tokenizer_that_has_no_token_for_them():
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}
+    with pytest.raises(ValueError, match=r"cannot encode the text \(WordLevel error: Missing \[UNK\] token"):
+        tokenizers.from_json(word_level(model=model)).encode("a q")
