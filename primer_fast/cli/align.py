@@ -15,6 +15,7 @@ from primer_fast.cli import align_data, align_folder, align_plots, align_report,
 from primer_fast.cli.align_data import Material
 from primer_fast.cli.align_stages import Result, align
 from primer_fast.cli.console import Display
+from primer_fast.cli.errors import one_line, sizes_that_fit
 from primer_fast.cli.options.align import LEXICON, MATERIAL, Options, parse, to_json
 from primer_fast.cli.run_folder import RunFolder, WriteError, write_text, writing
 from primer_fast.data.preferences import load_lexicon, read_preferences, read_ratings
@@ -25,7 +26,8 @@ def main(argv: list[str]) -> int:
     try:
         options = parse(argv)
         with Display() as display:
-            result = run(options, display)
+            with sizes_that_fit():
+                result = run(options, display)
             display.print(align_report.summary(result))
             display.print(f"open {(options.out / 'index.html').resolve()}")
         return terminal.CLOSED if display.closed else 0
@@ -35,10 +37,10 @@ def main(argv: list[str]) -> int:
         print("interrupted; --resume goes on, without it the command starts anew", file=sys.stderr)
         return interruption.status(stop)
     except (FloatingPointError, WriteError) as error:
-        print(f"primer-fast align: {error}", file=sys.stderr)
+        print(f"primer-fast align: {one_line(error)}", file=sys.stderr)
         return 1
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"primer-fast align: {error}", file=sys.stderr)
+        print(f"primer-fast align: {one_line(error)}", file=sys.stderr)
         return 2
 
 

@@ -128,7 +128,9 @@ def _prompts(texts: Sequence[str], tokenizer: Tokenizer, end: int, context: int)
 def _prompted(name, unit, train, test, pair_texts, running_text, tokenizer_name, context) -> Material:
     """Texts as (prompt, completion), pairs as (chosen, rejected, margin) of such."""
     tokenizer = tokenizers.make(tokenizer_name, "".join(p + c for p, c in (*train, *test)) + (running_text or "") + END)
-    end = tokenizer.encode(END)[-1]
+    end = tokenizers.line_end(tokenizer)
+    if end is None:
+        raise ValueError("--tokenizer must have a token for the end of a line, which ends a completion")
 
     def fit(prompt: str, completion: str) -> tuple[list[int], list[int]]:
         """As tokens: with the end, or without one where the context ends first."""

@@ -28,6 +28,7 @@ from primer_fast.cli.interruption import Interruption
 from primer_fast.cli.pair_accuracy import Accuracy, reward_accuracy
 from primer_fast.cli.run_folder import write_text
 from primer_fast.cli.terminal import OutputClosed
+from primer_fast.data.tokenizers import without_token
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer, TransformerConfig
@@ -124,7 +125,9 @@ def align(material: Material, options: "Options", display: Display) -> Result:
         heads=options.heads, norm="pre", positions="learned",
     )  # fmt: skip
     stages = Stages(material, options, display)
-    language, pretraining = stages.pretrain(Transformer(shape).to(device))
+    model = Transformer(shape).to(device)
+    model.exclude(without_token(material.tokenizer, shape.vocab))
+    language, pretraining = stages.pretrain(model)
     lap("pretraining")
     reward, reward_rows, accuracy = stages.learn_reward(language)
     display.print(f"reward model: right on {accuracy} of texts held out")

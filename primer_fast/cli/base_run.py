@@ -30,10 +30,10 @@ def end_token(tokenizer: Tokenizer) -> int:
     """The tokenizer's own end-of-text token, else its line end."""
     if tokenizer.stop_tokens:
         return tokenizer.stop_tokens[0]
-    try:
-        return tokenizer.encode("\n")[-1]
-    except ValueError as error:
-        raise ValueError("the model's tokenizer must know a token that ends a text, or the line end") from error
+    end = tokenizers.line_end(tokenizer)
+    if end is None:
+        raise ValueError("the model's tokenizer must know a token that ends a text, or the line end")
+    return end
 
 
 def load_reward(source: str, tokenizer: Tokenizer) -> Reward:
@@ -68,11 +68,15 @@ def load_reward_model(folder: Path, tokenizer: Tokenizer) -> RewardModel:
     try:
         shape = TransformerConfig(**json.loads((folder / "transformer.json").read_text(encoding="utf-8")))
         model = RewardModel(shape)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder}: not the folder of a reward model ({error})") from error
     theirs = tokenizers.load(folder / "tokenizer.json")
     if theirs.to_json() != tokenizer.to_json():
         raise ValueError(f"{folder}: the reward model must have the policy's tokenizer; got another one")
+    try:
+        tokenizers.check_fits(theirs, shape.vocab)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     tensors, _ = read_safetensors(folder / "model.safetensors")
     load_weights(model, tensors, f"{folder}: not the weights of a reward model")
     return model.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from primer_fast.cli import gpt_plots
 from primer_fast.cli.run_folder import write_text
 from primer_fast.cli.tasks import Task
 from primer_fast.data.text import TokenizedText
-from primer_fast.data.tokenizers import Tokenizer
+from primer_fast.data.tokenizers import Tokenizer, line_end, without_token
 from primer_fast.models.generation import generate
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import language_model
@@ -77,10 +77,8 @@ class TextTask(Task):
         """What stands before a text: the token that ends the one before, or a line end, or whatever comes first."""
         if self.tokenizer.stop_tokens:
             return torch.tensor(self.tokenizer.stop_tokens[:1])
-        try:
-            return torch.tensor(self.tokenizer.encode("\n")[-1:])
-        except ValueError:
-            return self.text.train[:1].long()
+        end = line_end(self.tokenizer)
+        return self.text.train[:1].long() if end is None else torch.tensor([end])
 
     def draw(self, folder, model, config, rows):
         model.eval()
@@ -93,8 +91,9 @@ class TextTask(Task):
         gpt_plots.attention(folder / "attention.png", weights, self.names(tokens), "Where each head looks")
         positions = model.positions.detach().float().cpu().numpy()
         gpt_plots.positions(folder / "positions.png", positions, shape.positions)
-        common = torch.bincount(self.text.train.int(), minlength=shape.vocab).argsort(descending=True, stable=True)
-        common = common[:LABELLED]
+        count = torch.bincount(self.text.train.int(), minlength=shape.vocab)
+        count[without_token(self.tokenizer, shape.vocab)] = -1
+        common = count.argsort(descending=True, stable=True)[: min(LABELLED, int((count >= 0).sum()))]
         rows_of_tokens = model.embedding.weight.detach().float().cpu()[common].numpy()
         gpt_plots.embeddings(folder / "embeddings.png", rows_of_tokens, self.names(common), unit)
         write_text(folder / "sample.txt", self.sample(model, 500) + "\n")
@@ -120,5 +119,5 @@ def read_shape(path: Path) -> TransformerConfig:
     """The transformer.json of a run; ValueError, which names it, if it is not what ``TextTask.files`` writes."""
     try:
         return TransformerConfig(**json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not the shape of a transformer, or damaged ({error})") from error

@@ -13,6 +13,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ try:
 except ImportError:  # not POSIX: nothing keeps two runs apart
     fcntl = None
 
+_STEP = re.compile("checkpoint-[0-9]{1,18}")
 TEMPORARY = ".tmp"  # added to a file's name while it is written
 _REMEDIES: dict[int | None, str] = {
     errno.ENOSPC: "make room on that disk", errno.EDQUOT: "make room in the quota",
@@ -131,7 +133,7 @@ class RunFolder:
             with writing(self.path):
                 for file in (self.metrics, self.checkpoint, self.weights, *results, *shapes):
                     file.unlink(missing_ok=True)
-                for sharded in (*self.path.glob("checkpoint-*"), self.path / "checkpoint.partial"):
+                for sharded in (*sharded_checkpoints(self.path), self.path / "checkpoint.partial"):
                     shutil.rmtree(sharded, ignore_errors=True)
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -158,7 +160,7 @@ class RunFolder:
         try:
             content = json.loads(self.config.read_text(encoding="utf-8"))
             command, options = content["command"], dict(content["options"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{self.config}: not the configuration of a run, or damaged ({error!r})") from error
         if command != self.command:
             raise ValueError(
@@ -182,7 +184,7 @@ class RunFolder:
                 row = json.loads(line)
                 if last_step is not None and row["step"] > last_step:
                     break
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, RecursionError):
                 break
             rows.append(row)
         return rows
@@ -206,6 +208,12 @@ class RunFolder:
         self._must_be_there()
         tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state_dict.items()}
         write_bytes(self.weights, safetensors.torch.save(tensors, {"format": "pt"} | (metadata or {})))
+
+
+def sharded_checkpoints(folder: Path) -> list[Path]:
+    """The ``checkpoint-<step>`` in a run's folder, earliest step first; what else a user put there is left alone."""
+    found = [path for path in folder.glob("checkpoint-*") if _STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

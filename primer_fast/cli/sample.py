@@ -4,12 +4,14 @@ from primer_fast.cli import threads  # noqa: F401
 
 # isort: split
 
+import os
 import sys
 from pathlib import Path
 
 import torch
 
 from primer_fast.cli import checkpoint, interruption
+from primer_fast.cli.errors import one_line, sizes_that_fit
 from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, read_shape
 from primer_fast.cli.options.sample import Options, parse
 from primer_fast.cli.run_folder import RunFolder, load_weights, read_safetensors
@@ -17,13 +19,17 @@ from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.generation import generate
 from primer_fast.models.pretrained import load_gpt2
-from primer_fast.models.transformer import Transformer
+from primer_fast.models.transformer import Transformer, TransformerConfig
+
+BYTES_OF_A_TOKEN = 64  # that is drawn: in tensors of int64, then in a list and in the text
 
 
 def main(argv: list[str]) -> int:
     try:
         options = parse(argv)
-        for text in run(options):
+        with sizes_that_fit():
+            texts = run(options)
+        for text in texts:
             print(text)
             if options.count > 1:
                 print("-" * 40)
@@ -33,7 +39,7 @@ def main(argv: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return interruption.status(stop)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"primer-fast sample: {error}", file=sys.stderr)
+        print(f"primer-fast sample: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -47,12 +53,20 @@ def run(options: Options) -> list[str]:
     for name in ("tokens", "count"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be positive; got {getattr(options, name)}")
+    if options.seed is not None and not -(2**63) <= options.seed < 2**63:
+        raise ValueError(f"--seed must be from -2^63 to 2^63 - 1; got {options.seed}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU on this machine")
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     model, tokenizer = load(options.run)
+    _check_memory(options, model.config, cache=device == "cpu")
     model = model.to(device).eval()
-    stops = list(tokenizer.stop_tokens) + (tokenizer.encode("\n")[-1:] if options.line else [])
+    stops = list(tokenizer.stop_tokens)
+    if options.line:
+        end = tokenizers.line_end(tokenizer)
+        if end is None:
+            raise ValueError("--line: the model's tokenizer has no token for the end of a line")
+        stops.append(end)
     prompt = encode_prompt(options.prompt, tokenizer, model.config.context)
     texts = generate(
         model, [torch.tensor(prompt, device=device)] * options.count, max_new_tokens=options.tokens, slide=True,
@@ -63,8 +77,30 @@ def run(options: Options) -> list[str]:
     return [options.prompt + tokenizer.decode(i for i in row if i not in stops) for row in written]
 
 
+def _check_memory(options: Options, shape: TransformerConfig, *, cache: bool) -> None:
+    """Refuse what this machine's memory cannot hold: the system may kill a process that asks for nearly all of it."""
+    per_text = BYTES_OF_A_TOKEN * options.tokens
+    if cache:
+        keys = 2 * shape.layers * shape.key_heads * shape.head_width
+        per_text += 4 * keys * min(shape.context, options.tokens)
+    needed, there = options.count * per_text, memory()
+    if there is not None and needed > there:
+        raise ValueError(
+            f"--tokens {options.tokens} and --count {options.count} need about {needed / 2**30:,.1f} GiB of memory; "
+            f"this machine has {there / 2**30:,.1f}"
+        )
+
+
+def memory() -> int | None:
+    """This machine's memory in bytes; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def encode_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> list[int]:
-    """The tokens of ``prompt``; where it is empty, what stands before a text: a stop token, a line end, or token 0."""
+    """The tokens of ``prompt``; of an empty one what stands before a text: a stop token, a line end, the first."""
     try:
         tokens = tokenizer.encode(prompt)
     except ValueError as error:
@@ -75,10 +111,8 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> list[int]:
         return tokens
     if tokenizer.stop_tokens:
         return [tokenizer.stop_tokens[0]]
-    try:
-        return tokenizer.encode("\n")[-1:]
-    except ValueError:
-        return [0]
+    end = tokenizers.line_end(tokenizer)
+    return [min(tokenizer.token_ids()) if end is None else end]
 
 
 def load(folder: Path) -> tuple[Transformer, Tokenizer]:
@@ -93,7 +127,7 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
     if not shape.exists():
         config = folder / "config.json"
         if config.is_file() and "model_type" in config.read_text(encoding="utf-8", errors="replace"):
-            return load_gpt2(folder), tokenizers.load(folder / TOKENIZER)
+            return _matched(load_gpt2(folder), folder / TOKENIZER)
         raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
     model = Transformer(read_shape(shape))
     run = RunFolder(folder, "train gpt")
@@ -106,10 +140,14 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
     else:
         raise ValueError(f"{folder}: no weights yet: the run has neither {run.weights.name} nor {run.checkpoint.name}")
     load_weights(model, tensors, f"{file}: not the weights of the transformer in {shape.name}")
-    tokenizer = tokenizers.load(folder / TOKENIZER)
-    if tokenizer.vocab_size > model.config.vocab:
-        raise ValueError(
-            f"{folder / TOKENIZER}: must have at most the model's {model.config.vocab} tokens; "
-            f"got {tokenizer.vocab_size}"
-        )
+    return _matched(model, folder / TOKENIZER)
+
+
+def _matched(model: Transformer, file: Path) -> tuple[Transformer, Tokenizer]:
+    """The model with the tokenizer of a file; ids that this has no token for will never be drawn."""
+    tokenizer = tokenizers.load(file)
+    try:
+        model.exclude(tokenizers.without_token(tokenizer, model.config.vocab))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     return model, tokenizer

@@ -16,7 +16,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from primer_fast.cli.run_folder import write_text
+from primer_fast.cli.run_folder import sharded_checkpoints, write_text
 from primer_fast.train.common import TrainState, random_states, state_metadata, state_tensors
 from primer_fast.train.distributed import is_sharded
 
@@ -87,13 +87,12 @@ def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor]
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint of the last step in the folder of a run; None if there is none."""
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return next(reversed(sharded_checkpoints(folder)), None)
 
 
 def remove(folder: Path, but: Path | None = None) -> None:
     """Remove the checkpoints in the folder of a run, all or all but one."""
-    for path in (*folder.glob("checkpoint-*"), folder / PARTIAL):
+    for path in (*sharded_checkpoints(folder), folder / PARTIAL):
         if path != but:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -16,6 +16,7 @@ import torch
 from primer_fast.cli import checkpoint, interruption, terminal
 from primer_fast.cli.compare_torch import Comparison
 from primer_fast.cli.console import Display, summary
+from primer_fast.cli.errors import one_line, sizes_that_fit
 from primer_fast.cli.interruption import Interruption
 from primer_fast.cli.options.training import Syntax, TrainOptions, data_name, to_json
 from primer_fast.cli.run_folder import RunFolder, WriteError, writing
@@ -81,7 +82,8 @@ def main(command: Command, argv: list[str]) -> int:
 
 def _call(command: Command, options: TrainOptions, argv: list[str], world: World) -> int:
     with Display(quiet=world.rank > 0) as display:
-        outcome = run(command, options, display, world)
+        with sizes_that_fit():
+            outcome = run(command, options, display, world)
         display.print(outcome.result)
         if not outcome.finished:
             again = [word for word in argv if word not in ("--resume", "--overwrite", "--compare-torch")]
@@ -97,7 +99,7 @@ def _told(command: Command, error: BaseException) -> int:
         print("interrupted", file=sys.stderr)
         return interruption.status(error)
     if isinstance(error, FloatingPointError | ValueError | OSError | ModuleNotFoundError):
-        print(f"primer-fast {command.name}: {error}", file=sys.stderr)
+        print(f"primer-fast {command.name}: {one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError | RewardError | WriteError) else 2
     traceback.print_exception(error)
     return 1

@@ -1,10 +1,20 @@
 """Lines of text files, and the objects of JSON Lines files; what is wrong with one is said with its file and line."""
 
-__all__ = ["read_lines", "read_objects"]
+__all__ = [
+    "holds_objects",
+    "number_of",
+    "read_lines",
+    "read_objects",
+]
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+OBJECTS = (".json", ".jsonl", ".ndjson")  # how the names of JSON Lines files end, in letters of either size
+LARGEST = 1e38  # of a number that is read: the difference of two such numbers is one that float32 holds
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -49,3 +59,19 @@ def read_objects(path: str | Path) -> Iterator[tuple[int, dict]]:
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: must be a JSON object; got {type(row).__name__}")
         yield number, row
+
+
+def holds_objects(path: str | Path) -> bool:
+    """Whether the name of a file says that it holds JSON Lines."""
+    return Path(path).suffix.lower() in OBJECTS
+
+
+def number_of(text: str) -> float | None:
+    """The number that ``text`` is in decimal digits, as "-1.5" or "2e-3"; None for what is none, or beyond LARGEST.
+
+    ``float`` takes more than people write as a number: "1_0", digits of other scripts, "nan", "infinity".
+    """
+    if not _NUMBER.fullmatch(text.strip(" ")):
+        return None
+    value = float(text)
+    return value if abs(value) <= LARGEST else None

@@ -21,6 +21,7 @@ __all__ = [
 
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from primer_fast.data.lines import read_lines, read_objects
+from primer_fast.data.lines import LARGEST, number_of, read_lines, read_objects
 
 FIELDS = ("prompt", "chosen", "rejected")
 DRAWS = 50  # attempts at a division of few texts
@@ -100,13 +101,12 @@ def read_ratings(path: str | Path) -> list[RatedText]:
         if len(row) != len(head):
             raise ValueError(f"{path}, line {number}: must have {len(head)} columns; got {len(row)}")
         values = dict(zip(head, row, strict=True))
-        try:
-            rating = float(values["mean_rating"])
-        except ValueError:
-            rating = math.nan
-        if not math.isfinite(rating):
-            got = values["mean_rating"]
-            raise ValueError(f"{path}, line {number}: mean_rating must be a finite number; got {got!r}")
+        rating = number_of(values["mean_rating"])
+        if rating is None:
+            got = reprlib.repr(values["mean_rating"])
+            raise ValueError(
+                f"{path}, line {number}: mean_rating must be a finite number, at most {LARGEST:g}; got {got}"
+            )
         if not values["text"].strip():
             raise ValueError(f"{path}, line {number}: text must not be empty")
         texts.append(RatedText(values["text"].strip(), rating))
@@ -269,6 +269,7 @@ def _preference(row: dict) -> Preference:
     if row["chosen"] == row["rejected"]:
         raise ValueError(f"chosen and rejected must differ; got {row['chosen']!r} twice")
     margin = row.get("margin", 0.0)
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin) or margin < 0:
-        raise ValueError(f"margin must be a finite number that is not negative; got {margin!r}")
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin <= LARGEST:
+        got = reprlib.repr(margin)
+        raise ValueError(f"margin must be a finite number that is not negative, at most {LARGEST:g}; got {got}")
     return Preference(row["prompt"], row["chosen"], row["rejected"], float(margin))

@@ -2,9 +2,10 @@
 
 __all__ = ["read_completions", "read_prompts"]
 
+import json
 from pathlib import Path
 
-from primer_fast.data.lines import read_lines, read_objects
+from primer_fast.data.lines import OBJECTS, holds_objects, read_lines, read_objects
 
 
 def read_completions(path: str | Path) -> list[tuple[str, str]]:
@@ -32,11 +33,13 @@ def read_completions(path: str | Path) -> list[tuple[str, str]]:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a file, each once: "prompt" of each line of a .jsonl file, else each line that is not blank.
+    """The prompts of a file, each once: "prompt" of each line of a JSON Lines file, else each line that is not blank.
 
-    Errors as ``read_completions``.
+    The end of its name says that a file holds JSON Lines: .jsonl, .ndjson or .json.
+
+    Errors as ``read_completions``; and a ValueError for objects with a "prompt" in a file of another name.
     """
-    if Path(path).suffix == ".jsonl":
+    if holds_objects(path):
         prompts = []
         for number, row in read_objects(path):
             if not isinstance(row.get("prompt"), str):
@@ -44,6 +47,16 @@ def read_prompts(path: str | Path) -> list[str]:
             prompts.append(row["prompt"])
     else:
         prompts = [line for line in read_lines(path) if line.strip()]
+        if prompts and _is_object(prompts[0]):
+            raise ValueError(f"{path}: prompts in JSON objects must be in a file that ends in {' or '.join(OBJECTS)}")
     if not prompts:
         raise ValueError(f"{path}: must hold at least one prompt; got an empty file")
     return list(dict.fromkeys(prompts))
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line of text is a JSON object with a prompt."""
+    try:
+        return "prompt" in (json.loads(line) if line.lstrip().startswith("{") else ())
+    except (ValueError, RecursionError):
+        return False

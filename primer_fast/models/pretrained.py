@@ -1,6 +1,11 @@
 """Weights of `transformers`' GPT-2 and BERT checkpoints, read from safetensors files; no pickle is ever opened."""
 
-__all__ = ["ACTIVATIONS", "load_bert", "load_gpt2"]
+__all__ = [
+    "ACTIVATIONS",
+    "gpt2_shape",
+    "load_bert",
+    "load_gpt2",
+]
 
 import json
 import re
@@ -38,22 +43,7 @@ def load_gpt2(path: str | Path, *, dropout: float = 0.0) -> Transformer:
         ImportError: the safetensors package is missing.
     """
     checkpoint = _Checkpoint("load_gpt2", Path(path))
-    settings = _Settings("load_gpt2", checkpoint.config_file, "gpt2")
-    settings.refuse(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    config = settings.build(
-        vocab=settings["vocab_size"],
-        context=settings["n_positions"],
-        width=settings["n_embd"],
-        layers=settings["n_layer"],
-        heads=settings["n_head"],
-        mlp_width=settings.get("n_inner", None),
-        activation=settings.activation("activation_function", "gelu_new"),
-        tied=settings.get("tie_word_embeddings", True),
-        norm_eps=settings.get("layer_norm_epsilon", 1e-5),
-        norm="pre",
-        positions="learned",
-        dropout=dropout,
-    )
+    config = gpt2_shape(path, dropout=dropout)
     names = {"embedding.weight": "wte.weight", "positions": "wpe.weight", **_pair("norm", "ln_f")}
     for i in range(config.layers):
         ours, theirs = f"blocks.{i}", f"h.{i}"
@@ -67,6 +57,27 @@ def load_gpt2(path: str | Path, *, dropout: float = 0.0) -> Transformer:
     else:
         names["unembedding.weight"] = "lm_head.weight"
     return checkpoint.fill(config, names, ignored, prefix="transformer.", transposed=r"\.c_(attn|proj|fc)\.weight$")
+
+
+def gpt2_shape(path: str | Path, *, dropout: float = 0.0) -> TransformerConfig:
+    """The shape of what ``load_gpt2`` makes of a path, from its config.json alone. Errors as there."""
+    path = Path(path)
+    settings = _Settings("load_gpt2", (path if path.is_dir() else path.parent) / CONFIG, "gpt2")
+    settings.refuse(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    return settings.build(
+        vocab=settings["vocab_size"],
+        context=settings["n_positions"],
+        width=settings["n_embd"],
+        layers=settings["n_layer"],
+        heads=settings["n_head"],
+        mlp_width=settings.get("n_inner", None),
+        activation=settings.activation("activation_function", "gelu_new"),
+        tied=settings.get("tie_word_embeddings", True),
+        norm_eps=settings.get("layer_norm_epsilon", 1e-5),
+        norm="pre",
+        positions="learned",
+        dropout=dropout,
+    )
 
 
 def load_bert(path: str | Path, *, dropout: float = 0.0) -> Transformer:
@@ -202,11 +213,12 @@ class _Checkpoint:
                 hint = " (a .bin file is a pickle, which is not opened)" if list(path.glob("*.bin")) else ""
                 raise FileNotFoundError(f"{self.op}: {path} must hold {WEIGHTS} or {INDEX}; got neither{hint}")
             return [path / WEIGHTS]
-        index = _json(self.op, path / INDEX).get("weight_map", {})
-        names = sorted(set(index.values()))
-        if not names or any(Path(name).name != name for name in names):
-            raise ValueError(f"{self.op}: {path / INDEX}: weight_map must name files of the folder; got {names[:3]}")
-        return [path / name for name in names]
+        index = _json(self.op, path / INDEX).get("weight_map")
+        names = list(index.values()) if isinstance(index, dict) else []
+        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+            got = names[:3] if isinstance(index, dict) else type(index).__name__
+            raise ValueError(f"{self.op}: {path / INDEX}: weight_map must name files of the folder; got {got}")
+        return [path / name for name in sorted(set(names))]
 
     def rename(self, patterns):
         for pattern, new in patterns:
@@ -248,7 +260,7 @@ def _json(op, file):
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{op}: {file} is missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{op}: {file} must be JSON; got {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{op}: {file} must hold an object; got {type(values).__name__}")

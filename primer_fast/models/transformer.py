@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -80,6 +81,13 @@ class TransformerConfig:
                 raise ValueError(f"Transformer: {name} must be a positive integer; got {value!r}")
         if type(self.segments) is not int or self.segments < 0:
             raise ValueError(f"Transformer: segments must be an integer of 0 or more; got {self.segments!r}")
+        for name in ("causal", "bias", "tied", "embedding_norm", "head_transform", "head_bias"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"Transformer: {name} must be True or False; got {getattr(self, name)!r}")
+        for name in ("dropout", "norm_eps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+                raise ValueError(f"Transformer: {name} must be a number of 0 or more, and finite; got {value!r}")
         for name, choices in (("activation", ACTIVATIONS), ("norm", NORMS), ("positions", POSITIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -214,6 +222,7 @@ class Transformer(nn.Module):
     positions: Tensor  # (context, W): a parameter, or the buffer of sinusoids
     head: nn.Linear | None
     head_norm: nn.LayerNorm | None
+    excluded: Tensor | None  # (V,): -inf for ids that ``exclude`` was given, else 0
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -235,6 +244,7 @@ class Transformer(nn.Module):
             self.head_norm = nn.LayerNorm(width, eps)
         self.unembedding = None if config.tied else nn.Linear(width, config.vocab, bias=False)
         self.head_bias = torch.nn.Parameter(torch.empty(config.vocab)) if config.head_bias else None
+        self.register_buffer("excluded", None, persistent=False)
         self.reset_parameters()
 
     @property
@@ -260,6 +270,25 @@ class Transformer(nn.Module):
         if config.norm == "post":
             for block in self.blocks:
                 block.reset_xavier()
+
+    def exclude(self, ids: Tensor) -> None:  # (N,) int64
+        """From now on these ids have probability 0: they are never drawn, and no loss or log-probability counts them.
+
+        An embedding may have more rows than there are tokens, as GPT-2's 50,257 are often padded to 50,304, and no
+        text has a token for such a row. What is excluded is part of no state dict.
+
+        Raises:
+            ValueError: an id outside of the vocabulary, or none would be left.
+        """
+        vocab = self.config.vocab
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
+            raise ValueError(f"exclude: ids must be in [0, {vocab}); got {int(ids.min())} to {int(ids.max())}")
+        weight = self.embedding.weight
+        bias = torch.zeros(vocab, dtype=weight.dtype, device=weight.device)
+        bias[ids.to(weight.device)] = -math.inf
+        if bool(bias.isinf().all()):
+            raise ValueError(f"exclude: one of the {vocab} ids must be left; got all of them")
+        self.excluded = bias if ids.numel() else None
 
     def forward(self, tokens: Tensor, **options) -> Tensor:  # (B, T) -> (B, T, V); options as hidden()
         return self.logits(self.hidden(tokens, **options))
@@ -319,7 +348,7 @@ class Transformer(nn.Module):
         return self.positions, None, {"key_lengths": lengths}
 
     def logits(self, hidden: Tensor) -> Tensor:  # (..., W) -> (..., V)
-        return F.linear(self._features(hidden), self._unembedding(), self.head_bias)
+        return F.linear(self._features(hidden), self._unembedding(), self._logit_bias())
 
     def loss(
         self,
@@ -331,10 +360,16 @@ class Transformer(nn.Module):
         reduction: str = "mean",
         **options,  # as hidden()
     ) -> Tensor:  # (), or (B, T) for reduction "none"
-        """Cross entropy of ``targets``, in float32 where the model has 16 bits; the logits are never in memory."""
+        """Cross entropy of ``targets``, in float32 where the model has 16 bits; the logits are never in memory.
+
+        Raises:
+            ValueError: ``label_smoothing`` would give a share of the target to ids that ``exclude`` was given.
+        """
+        if label_smoothing and self.excluded is not None:
+            raise ValueError(f"Transformer: label_smoothing must be 0 where ids are excluded; got {label_smoothing}")
         features = self._features(self.hidden(tokens, **options))
         return F.linear_cross_entropy(
-            features, self._unembedding(), targets, linear_bias=self.head_bias,
+            features, self._unembedding(), targets, linear_bias=self._logit_bias(),
             ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction,
             loss_dtype=torch.promote_types(features.dtype, torch.float32),
         )  # fmt: skip
@@ -380,7 +415,7 @@ class Transformer(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:  # (..., W), (...) -> (...) float32, with return_entropy twice
         """The same from what ``hidden()`` returned, or some of its rows."""
         return F.linear_log_prob(
-            self._features(hidden), self._unembedding(), targets, linear_bias=self.head_bias,
+            self._features(hidden), self._unembedding(), targets, linear_bias=self._logit_bias(),
             temperature=temperature, return_entropy=return_entropy,
         )  # fmt: skip
 
@@ -388,6 +423,11 @@ class Transformer(nn.Module):
         if self.head is None or self.head_norm is None:
             return hidden
         return self.head_norm(self.head(hidden))
+
+    def _logit_bias(self):
+        if self.excluded is None or self.head_bias is None:
+            return self.head_bias if self.excluded is None else self.excluded
+        return self.head_bias + self.excluded
 
     def _unembedding(self):
         return (self.embedding if self.unembedding is None else self.unembedding).weight

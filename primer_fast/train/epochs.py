@@ -13,7 +13,6 @@ __all__ = [
     "total_steps",
 ]
 
-import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -43,7 +42,7 @@ def start_adamw(model: Model, config: OptimizerOptions) -> TrainState[Model]:
 
 def steps_per_epoch(samples: int, config: OptimizerOptions) -> int:
     """Optimizer steps of one pass over the samples; the last may see fewer."""
-    return math.ceil(samples / config.batch_size)
+    return -(-samples // config.batch_size)
 
 
 def total_steps(samples: int, config: OptimizerOptions) -> int:

@@ -22,12 +22,13 @@ def checked_scores(reward: Reward, batch: Completions, rollout: int) -> Tensor: 
     """What ``reward`` gives for a batch, if it is a finite number for each completion; else RewardError."""
     try:
         found = reward(batch)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(f"ppo: the reward raised {type(error).__name__} at rollout {rollout}: {error}") from error
     try:
-        scores = torch.as_tensor(found, dtype=torch.float32).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RewardError(f"ppo: the reward must return numbers; got {type(found).__name__} ({error})") from error
+        scores = _numbers(found)
+    except Exception as error:  # what was returned is the user's, and so is what it does when it is read
+        why = f"{type(found).__name__} ({type(error).__name__}: {error})"
+        raise RewardError(f"ppo: the reward must return numbers; got {why}") from error
     if scores.shape != (len(batch),):
         got = tuple(scores.shape)
         raise RewardError(f"ppo: the reward must return ({len(batch)},), a number per completion; got {got}")
@@ -38,6 +39,19 @@ def checked_scores(reward: Reward, batch: Completions, rollout: int) -> Tensor: 
             f"ppo: the reward must be finite; got {scores[i].item()} for completion {i}, rollout {rollout}"
         )
     return scores
+
+
+def _numbers(found: Tensor | Sequence[float]) -> Tensor:  # -> float32
+    """Raises whatever torch does for what holds no numbers or cannot be read."""
+    # A list is read as float32 at once: its whole numbers may be too large for int64.
+    scores = torch.as_tensor(found, dtype=None if hasattr(found, "dtype") else torch.float32).detach()
+    if scores.is_complex():
+        raise TypeError(f"{scores.dtype} has imaginary parts")
+    if scores.is_meta:
+        raise TypeError("a tensor on the meta device holds none")
+    if scores.layout != torch.strided:
+        scores = scores.to_dense()
+    return scores.float()
 
 
 def reward_of_lists(

@@ -25,7 +25,6 @@ __all__ = [
     "update",
 ]
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -100,7 +99,7 @@ def start(model: torch.nn.Module, config: SupervisedConfig) -> TrainState:
 
 def steps_per_epoch(samples: int, config: SupervisedConfig) -> int:
     """Optimizer steps of one pass over the samples; the last may see fewer."""
-    return math.ceil(samples / (config.batch_size or samples))
+    return -(-samples // (config.batch_size or samples))
 
 
 def total_steps(samples: int, config: SupervisedConfig) -> int:

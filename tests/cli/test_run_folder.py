@@ -5,7 +5,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from primer_fast.cli import run_folder
+from primer_fast.cli import run_folder, sharded_checkpoint
 from primer_fast.cli.run_folder import RunFolder, read_safetensors, write_bytes
 
 
@@ -112,3 +112,15 @@ def test_a_file_that_is_not_safetensors_is_named(tmp_path, damage):
         read_safetensors(path)
     with pytest.raises(ValueError, match="none: no such file"):
         read_safetensors(tmp_path / "none")
+
+
+def test_what_is_no_checkpoint_stays_where_it_is(run):
+    for name in ("checkpoint-8", "checkpoint-12", "checkpoint-mine", "checkpoint-1_000", "checkpoint-"):
+        (run.path / name).mkdir()
+    assert sharded_checkpoint.newest(run.path) == run.path / "checkpoint-12"
+    sharded_checkpoint.remove(run.path, but=run.path / "checkpoint-12")
+    run.begin({}, overwrite=True)
+    assert sorted(file.name for file in run.path.iterdir()) == [
+        "checkpoint-", "checkpoint-1_000", "checkpoint-mine", "config.json"
+    ]  # fmt: skip
+    assert sharded_checkpoint.newest(run.path) is None

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from primer_fast.data.lines import read_lines, read_objects
+from primer_fast.data.lines import number_of, read_lines, read_objects
 from primer_fast.data.preferences import Preference, read_preferences, read_ratings, write_preferences
 from primer_fast.data.prompts import read_prompts
 
@@ -40,3 +40,26 @@ def test_whole_characters_written_as_two_halves(tmp_path):
 def test_long_fields(tmp_path):
     (tmp_path / "ratings.tsv").write_text("text\tmean_rating\n" + "a" * 200_000 + "\t1\n")
     assert len(read_ratings(tmp_path / "ratings.tsv")[0].text) == 200_000
+
+
+NUMBERS = {
+    "1": 1,
+    "-1.5": -1.5,
+    "+2": 2,
+    ".5": 0.5,
+    "3.": 3,
+    "2e-3": 0.002,
+    "1E2": 100,
+    " 7 ": 7,
+    "1e38": 1e38,
+    "-0": 0,
+}
+NO_NUMBERS = [
+    "1_0", "1_000.5", "1e1_0", "\u0661\u0662", "\uff11\uff10", "nan", "inf", "-Infinity", "1e39", "-1e400",
+    "0x10", "1,5", "1 0", "", " ", ".", "e5", "1e", "--1", "\t1", "1\u2028",
+]  # fmt: skip
+
+
+def test_numbers_are_what_people_write_as_one():
+    assert {text: number_of(text) for text in NUMBERS} == NUMBERS
+    assert [text for text in NO_NUMBERS if number_of(text) is not None] == []

@@ -31,10 +31,17 @@ WRONG_LINES = [
     (json.dumps(GOOD | {"chosen": 3}), "line 3: chosen must be a string; got int"),
     (json.dumps(GOOD | {"rejected": ""}), "line 3: rejected must not be empty"),
     (json.dumps(GOOD | {"chosen": "bad"}), "line 3: chosen and rejected must differ; got 'bad' twice"),
-    (json.dumps(GOOD | {"margin": "1"}), "line 3: margin must be a finite number that is not negative; got '1'"),
+    (
+        json.dumps(GOOD | {"margin": "1"}),
+        "line 3: margin must be a finite number that is not negative, at most 1e.38; got '1'",
+    ),
     (json.dumps(GOOD | {"margin": -1}), "line 3: margin must be"),
     (json.dumps(GOOD | {"margin": float("nan")}), "line 3: margin must be"),
     (json.dumps(GOOD | {"margin": True}), "line 3: margin must be"),
+    (json.dumps(GOOD | {"margin": 10**400}), "line 3: margin must be .*; got 10000.*000$"),
+    (json.dumps(GOOD | {"margin": 10**4299}), "line 3: margin must be"),
+    (json.dumps(GOOD | {"margin": 1e39}), r"line 3: margin must be .*; got 1e\+39$"),
+    (json.dumps(GOOD | {"margin": [1]}), r"line 3: margin must be .*; got \[1\]$"),
 ]
 
 
@@ -65,8 +72,10 @@ def test_ratings(tmp_path):
     for body, message in (
         ("id\ttext\n1\ta\n", "line 1: the columns must include mean_rating; got id, text"),
         ("mean_rating\ttext\n1\n", "line 2: must have 2 columns; got 1"),
-        ("mean_rating\ttext\n1\ta\nhigh\tb\n", "line 3: mean_rating must be a finite number; got 'high'"),
-        ("mean_rating\ttext\nnan\tb\n", "line 2: mean_rating must be a finite number; got 'nan'"),
+        ("mean_rating\ttext\n1\ta\nhigh\tb\n", "line 3: mean_rating must be a finite number, .*; got 'high'"),
+        ("mean_rating\ttext\nnan\tb\n", "line 2: mean_rating must be a finite number, .*; got 'nan'"),
+        ("mean_rating\ttext\n1_0\tb\n", "line 2: mean_rating must be a finite number, at most 1e.38; got '1_0'"),
+        (f"mean_rating\ttext\n{10**400}\tb\n", "line 2: mean_rating must be"),
         ("mean_rating\ttext\n1\t \n", "line 2: text must not be empty"),
         ("mean_rating\ttext\n", "must hold at least one rated text"),
     ):

@@ -22,6 +22,19 @@ def test_prompts_of_lines_and_of_objects(tmp_path):
     assert read_prompts(write(tmp_path / "a.jsonl", rows)) == ["x", ""]
 
 
+@pytest.mark.parametrize("name", ["a.JSONL", "a.JsonL", "a.ndjson", "a.NDJSON", "a.json", "a.Json"])
+def test_the_name_of_a_file_of_objects_may_be_in_capitals(tmp_path, name):
+    assert read_prompts(write(tmp_path / name, [{"prompt": "x"}, {"prompt": "y"}])) == ["x", "y"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.jsonl.bak"])
+def test_objects_are_no_prompts_themselves(tmp_path, name):
+    with pytest.raises(ValueError, match=r"must be in a file that ends in \.json or \.jsonl or \.ndjson"):
+        read_prompts(write(tmp_path / name, [{"prompt": "x"}]))
+    (tmp_path / name).write_text('{"other": 1}\n{prompt\n["prompt"]\n')  # lines as any other
+    assert read_prompts(tmp_path / name) == ['{"other": 1}', "{prompt", '["prompt"]']
+
+
 BAD = {
     "not JSON": ('{"prompt": "a"', "line 2: must be a JSON object"),
     "a list": ("[1]", "line 2: must be a JSON object; got list"),

@@ -71,6 +71,54 @@ def test_ids_may_have_gaps(hugging_face):
     assert HuggingFaceTokenizer(json.dumps(values)).vocab_size == 901
 
 
+def word_level(**changes):
+    """The JSON of a tokenizer of the words a, b and c; changes: to its top level."""
+    package = pytest.importorskip("tokenizers")
+    words = package.Tokenizer(package.models.WordLevel({"a": 0, "b": 1, "c": 2, "?": 3}, unk_token="?"))
+    words.pre_tokenizer = package.pre_tokenizers.Whitespace()
+    return json.dumps(json.loads(words.to_str()) | changes)
+
+
+CUT = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+PADDED = {
+    "strategy": {"Fixed": 12}, "direction": "Left", "pad_to_multiple_of": 8, "pad_id": 3, "pad_type_id": 0,
+    "pad_token": "?",
+}  # fmt: skip
+WRAPPED = {  # what a post-processor would add
+    "type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "single": [{"SpecialToken": {"id": "?", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "special_tokens": {"?": {"id": "?", "ids": [3], "tokens": ["?"]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["a b c a b c a b", "b", ""])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"truncation": CUT}, {"truncation": CUT | {"direction": "Left", "stride": 1}}, {"padding": PADDED},
+        {"padding": PADDED | {"strategy": "BatchLongest"}}, {"truncation": CUT, "padding": PADDED},
+        {"post_processor": WRAPPED, "truncation": CUT},
+    ],
+    ids=["cut", "cut on the left", "padded", "padded to a multiple", "both", "wrapped"],
+)  # fmt: skip
+def test_what_a_file_says_of_lengths_changes_no_text(stored, text):
+    tokenizer = tokenizers.from_json(word_level(**stored))
+    want = [{"a": 0, "b": 1, "c": 2}[word] for word in text.split()]
+    assert tokenizer.encode(text) == want
+    again = tokenizers.from_json(tokenizer.to_json())  # as a run's folder keeps it
+    assert again.encode(text) == want
+    assert json.loads(tokenizer.to_json())["truncation"] is None and json.loads(tokenizer.to_json())["padding"] is None
+
+
+def test_words_are_not_cut_at_random(hugging_face):
+    values = json.loads(hugging_face)
+    values["model"]["dropout"] = 0.5
+    tokenizer = HuggingFaceTokenizer(json.dumps(values))
+    text = "the cat and the hat and the bat " * 20
+    assert tokenizer.encode(text) == HuggingFaceTokenizer(hugging_face).encode(text)
+    assert HuggingFaceTokenizer(tokenizer.to_json()).encode(text) == tokenizer.encode(text)
+
+
 @pytest.mark.parametrize("name", ["bytes", "characters", "file"])
 def test_json_round_trip(name, hugging_face, tmp_path):
     file = tmp_path / "tokenizer.json"
@@ -98,6 +146,11 @@ FILES = {
     "another version": (b'{"primer_fast": "words"}', "not a tokenizer of this version: primer_fast is 'words'"),
     "no alphabet": (b'{"primer_fast": "characters"}', "not a tokenizer of this version"),
     "something else": (b'{"a": 1}', "not a file of the tokenizers package"),
+    "deep": (b"[" * 100_000, "not JSON"),
+    "half a character": (
+        b'{"primer_fast": "characters", "characters": "a\\ud800"}',
+        "whole characters; got '.ud800' alone",
+    ),
 }
 
 
@@ -126,3 +179,65 @@ def test_the_missing_package_names_its_extra(monkeypatch, hugging_face):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'primer-fast\[cli\]'"):
         tokenizers.from_json(hugging_face)
+
+
+def test_ids_that_stand_for_no_token():
+    gaps = tokenizers.from_json(word_level(model={"type": "WordLevel", "vocab": {"a": 1, "b": 4}, "unk_token": "a"}))
+    added = {"content": "[END]", "special": True, "single_word": False, "lstrip": False, "rstrip": False}
+    more = tokenizers.from_json(word_level(added_tokens=[added | {"id": 4, "normalized": False}]))
+    cases = ((gaps, 5, [0, 2, 3]), (gaps, 7, [0, 2, 3, 5, 6]), (more, 6, [5]), (CharacterTokenizer("abc"), 5, [3, 4]))
+    for tokenizer, vocab, want in (*cases, (CharacterTokenizer("abc"), 3, []), (ByteTokenizer(), 257, [256])):
+        assert tokenizers.without_token(tokenizer, vocab).tolist() == want
+    for tokenizer, vocab in ((gaps, 4), (ByteTokenizer(), 255)):
+        with pytest.raises(ValueError, match=f"at most the model's {vocab} tokens; got {vocab + 1}"):
+            tokenizers.without_token(tokenizer, vocab)
+
+
+def test_the_token_of_a_line_end(hugging_face):
+    bpe = HuggingFaceTokenizer(hugging_face)
+    assert bpe.decode([tokenizers.line_end(bpe)]) == "\n"
+    assert tokenizers.line_end(ByteTokenizer()) == 10 and tokenizers.line_end(CharacterTokenizer("a\n")) == 0
+    unknown = word_level(pre_tokenizer=None)  # a line end is the token of unknown words
+    for none in (CharacterTokenizer("ab"), tokenizers.from_json(word_level()), tokenizers.from_json(unknown)):
+        assert tokenizers.line_end(none) is None
+
+
+@pytest.mark.parametrize("half", ["\ud800", "\udcff", "a\udfff"])
+def test_half_a_character_is_refused(half, hugging_face):
+    """What is not UTF-8 on a command line becomes such a character."""
+    whole = "must hold whole characters; got '.ud[0-9a-f]{3}' alone"
+    for tokenizer in (ByteTokenizer(), HuggingFaceTokenizer(hugging_face)):
+        with pytest.raises(ValueError, match=whole):
+            tokenizer.encode("abc" + half)
+    with pytest.raises(ValueError, match="made of the 3 characters"):
+        CharacterTokenizer("abc").encode("abc" + half)
+    with pytest.raises(ValueError, match=whole):
+        CharacterTokenizer("abc" + half)
+
+
+class Panic(BaseException):
+    """As the package's, which are no Exception."""
+
+
+@pytest.mark.parametrize("error", [Exception("no\n  [UNK]"), TypeError("no [UNK]"), Panic("no [UNK]")], ids=repr)
+def test_whatever_the_package_refuses_is_one_line(error, monkeypatch):
+    class Refusing:
+        def encode(self, *_, **__):
+            raise error
+
+        decode = encode
+
+    tokenizer = tokenizers.from_json(word_level())
+    tokenizer.tokenizer = Refusing()
+    for call, what in (
+        (lambda: tokenizer.encode("a"), "encode the text"),
+        (lambda: tokenizer.decode([0]), "decode the"),
+    ):
+        with pytest.raises(ValueError, match=rf"the tokenizer cannot {what}.* \(no \[UNK\]\)$"):
+            call()
+
+
+def test_unknown_words_of_a_tokenizer_that_has_no_token_for_them():
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}
+    with pytest.raises(ValueError, match=r"cannot encode the text \(WordLevel error: Missing \[UNK\] token"):
+        tokenizers.from_json(word_level(model=model)).encode("a q")

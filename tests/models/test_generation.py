@@ -399,3 +399,25 @@ def test_a_generation_is_what_its_fields_say():
     got = Generation(tokens, torch.tensor([3, 4]), torch.tensor([1, 2]), None)
     assert [s.tolist() for s in got.sequences()] == [[5, 6, 7], [5, 8, 9, 3]]
     assert [c.tolist() for c in got.completions()] == [[6, 7], [9, 3]] and got.completion_lengths.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0}, {"temperature": 0, "cache": False}, {}, {"cache": False}, {"temperature": 50.0},
+        {"top_k": 30}, {"top_p": 0.999}, {"slide": True, "max_new_tokens": 60}, {"cuda_graph": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_ids_without_a_token_are_never_drawn(plain_path, device, options):
+    model = build(device=device, head_bias=True)
+    missing = torch.tensor([4, *range(17, 31)])
+    with torch.no_grad():
+        model.head_bias[missing] += 100.0  # what would be drawn otherwise, and nothing else
+    call = {"max_new_tokens": 30, "seed": 0} | options
+    rows = [row % 17 for row in prompts(3, 9, 1, 9)]
+    assert torch.isin(torch.cat(generate(model, rows, **call).completions()), missing.to(device)).any()
+    model.exclude(missing)
+    found = generate(model, rows, log_probs=True, **call)
+    assert not torch.isin(torch.cat(found.completions()), missing.to(device)).any()
+    assert found.log_probs.isfinite().all() and found.log_probs.max() <= 0

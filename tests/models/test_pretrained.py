@@ -254,6 +254,10 @@ def test_missing_and_broken_files_are_named(tmp_path, saved_gpt2):
     index.write_text(json.dumps({"weight_map": {"wte.weight": "../model.safetensors"}}))
     with pytest.raises(ValueError, match="weight_map must name files of the folder"):
         load_gpt2(tmp_path)
+    for broken in ([], 3, None, {}, {"wte.weight": 1}, {"wte.weight": ["model.safetensors"]}):
+        index.write_text(json.dumps({"weight_map": broken}))
+        with pytest.raises(ValueError, match="weight_map must name files of the folder"):
+            load_gpt2(tmp_path)
     index.write_text(json.dumps({"weight_map": {"wte.weight": "model-1.safetensors"}}))
     with pytest.raises(FileNotFoundError, match=r"model-1.safetensors is missing"):
         load_gpt2(tmp_path)

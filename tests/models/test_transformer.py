@@ -343,3 +343,67 @@ def test_wrong_input_is_named(plain_path):
         model(tokens, mask=torch.ones_like(tokens))
     with pytest.raises(ValueError, match=r"mask must be bool \(2, 5\); got torch.bool \(5,\)"):
         model(tokens, mask=torch.ones(5, dtype=torch.bool))
+
+
+# Ids that stand for no token
+
+NO_TOKEN = torch.tensor([2, 11, 12])
+
+
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [("kernels", {}), ("plain", {}), ("plain", {"tied": False, "head_bias": True})],
+    ids=["kernels", "plain", "head bias"],
+)
+def test_what_is_excluded_has_probability_0(path, options, device, monkeypatch):
+    """Losses, log-probabilities, entropies and their gradients are those of the softmax over the other ids."""
+    if path == "plain":
+        monkeypatch.setattr(backend, "stand_in", None)
+    model = randomised(TransformerConfig(**SMALL, **options), device)
+    shape = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    model.exclude(NO_TOKEN)
+    assert {name: tuple(t.shape) for name, t in model.state_dict().items()} == shape
+    kept = torch.tensor([i for i in range(13) if i not in NO_TOKEN], device=device)
+    tokens = kept[torch.randint(len(kept), (2, 7))]
+    hidden = model.hidden(tokens[:, :-1]).detach().requires_grad_()
+    weight, bias = model._unembedding(), model.head_bias
+
+    exact = hidden.detach().double().requires_grad_()
+    z = exact @ weight.detach().double()[kept].T + (0 if bias is None else bias.detach().double()[kept])
+    place = torch.searchsorted(kept, tokens[:, 1:].contiguous())
+    want = (z / 0.7).log_softmax(-1)
+    want_log_prob = want.gather(-1, place[..., None])[..., 0]
+
+    log_prob, entropy = model.log_prob_of(hidden, tokens[:, 1:], temperature=0.7, return_entropy=True)
+    torch.testing.assert_close(log_prob.double(), want_log_prob, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy.double(), -(want.exp() * want).sum(-1), atol=2e-5, rtol=1e-5)
+    upstream = torch.randn(2, 6, device=device)
+    gradient, of_weight = torch.autograd.grad(log_prob, (hidden, weight), upstream, retain_graph=True)
+    torch.testing.assert_close(
+        gradient.double(), torch.autograd.grad(want_log_prob, exact, upstream.double(), retain_graph=True)[0],
+        atol=2e-5, rtol=1e-5,
+    )  # fmt: skip
+    assert of_weight[NO_TOKEN.to(device)].abs().max() == 0
+    loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+    mean = -z.log_softmax(-1).gather(-1, place[..., None]).mean()
+    torch.testing.assert_close(loss.double(), mean, atol=1e-5, rtol=1e-5)
+    logits = model.logits(hidden)
+    assert logits[..., NO_TOKEN.to(device)].isneginf().all() and logits[..., kept].isfinite().all()
+
+
+def test_excluding_is_part_of_copies_and_can_be_undone(plain_path):
+    model = randomised(TransformerConfig(**SMALL))
+    tokens = torch.randint(13, (1, 4))
+    before = model(tokens)
+    model.exclude(NO_TOKEN)
+    assert copy.deepcopy(model)(tokens)[..., NO_TOKEN].isneginf().all()
+    with pytest.raises(ValueError, match="label_smoothing must be 0 where ids are excluded"):
+        model.loss(tokens, tokens * 0, label_smoothing=0.1)
+    assert model.bfloat16()(tokens)[..., NO_TOKEN].isneginf().all()
+    model.float().exclude(torch.tensor([], dtype=torch.int64))
+    assert model(tokens).isfinite().all() and model(tokens).shape == before.shape
+    for ids, message in (([3, 13], r"ids must be in \[0, 13\); got 3 to 13"), ([-1], ".* got -1 to -1")):
+        with pytest.raises(ValueError, match=f"exclude: {message}"):
+            model.exclude(torch.tensor(ids))
+    with pytest.raises(ValueError, match="exclude: one of the 13 ids must be left; got all of them"):
+        model.exclude(torch.arange(13))

@@ -2,15 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from primer_fast.data.completions import Completions
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import ppo
 from primer_fast.train.common import pack, unpack
-from primer_fast.train.scoring import RewardError, reward_of_lists, reward_of_model
+from primer_fast.train.scoring import RewardError, checked_scores, reward_of_lists, reward_of_model
 
 pytestmark = pytest.mark.usefixtures("plain_path")
 
@@ -153,6 +155,10 @@ def raises(prompts, completions):
     raise KeyError("no such word")
 
 
+def leaves(prompts, completions):
+    raise SystemExit(3)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -160,7 +166,18 @@ def raises(prompts, completions):
         (lambda p, c: 1.0, r"must return \(12,\), a number per completion; got \(\)"),
         (lambda p, c: [0.0] * 3 + [math.nan] + [0.0] * 8, "must be finite; got nan for completion 3, rollout 3"),
         (lambda p, c: [None] * 12, "must return numbers; got list"),
+        (lambda p, c: [10**400] * 12, r"must return numbers; got list \(OverflowError: "),
+        (lambda p, c: [2**1000] * 12, "must be finite; got inf for completion 0, rollout 3"),
+        (lambda p, c: ["1_0"] * 12, "must return numbers; got list"),
+        (lambda p, c: torch.zeros(12, device="meta"), r"must return numbers; got Tensor \(TypeError: .* meta device"),
+        (lambda p, c: torch.zeros(12, dtype=torch.complex64), r"got Tensor \(TypeError: torch.complex64 has imaginary"),
+        (lambda p, c: np.full(12, 1j), r"got ndarray \(TypeError: torch.complex128 has imaginary parts"),
+        (lambda p, c: np.full(12, "1"), r"must return numbers; got ndarray \(TypeError: "),
+        (lambda p, c: torch.full((12,), 1e300, dtype=torch.float64), "must be finite; got inf for completion 0"),
+        (lambda p, c: (0.0 for _ in c), r"must return numbers; got generator"),
+        (lambda p, c: {"a": 1.0}, r"must return numbers; got dict"),
         (raises, "raised KeyError at rollout 3: 'no such word'"),
+        (leaves, "raised SystemExit at rollout 3: 3"),
     ],
 )
 def test_a_bad_reward_stops_before_anything_changes(function, message):
@@ -170,6 +187,23 @@ def test_a_bad_reward_stops_before_anything_changes(function, message):
         run(settings(), reward_of_lists(function), state=state)
     assert state.step == 2
     assert all(torch.equal(t, before[name]) for name, t in state.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "as_what",
+    [
+        list, tuple, np.array, torch.tensor, lambda r: torch.tensor(r).to_sparse(),
+        lambda r: [torch.tensor(x) for x in r],
+        lambda r: torch.tensor(r, dtype=torch.bfloat16), lambda r: torch.tensor(r, requires_grad=True),
+        lambda r: [int(x) for x in r], lambda r: np.array(r, dtype=np.int8), lambda r: [np.float64(x) for x in r],
+    ],
+)  # fmt: skip
+def test_numbers_of_any_kind_are_rewards(as_what):
+    rewards = [float(i) for i in range(12)]
+    batch = Completions(torch.zeros(12, 3, dtype=torch.int64), torch.ones(12).long(), torch.full((12,), 2))
+    got = checked_scores(reward_of_lists(lambda p, c: as_what(rewards)), batch, 1)
+    assert got.dtype == torch.float32 and not got.requires_grad and got.tolist() == rewards
+    assert checked_scores(lambda b: [2**70] * 12, batch, 1).tolist() == [2.0**70] * 12
 
 
 @pytest.mark.parametrize("prompts", [[], [torch.zeros(11, dtype=torch.int64)]])

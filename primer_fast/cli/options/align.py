@@ -75,6 +75,7 @@ class Options:
         must(self.kl_budget > 0, "kl-budget must be positive", self.kl_budget)
         must(1e-30 <= self.temperature <= 1e30, "temperature must be from 1e-30 to 1e30", self.temperature)
         must(self.samples >= 2, "samples must be 2 or more", self.samples)
+        must(0 <= self.seed < 2**63, "seed must be from 0 to 2^63 - 1", self.seed)
         must(self.points >= 1, "points must be 1 or more", self.points)
         must(self.point_samples >= 2, "point-samples must be 2 or more", self.point_samples)
         must(bool(self.betas) and all(b > 0 for b in self.betas), "betas must be positive numbers", self.betas)

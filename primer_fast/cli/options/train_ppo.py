@@ -13,7 +13,9 @@ from primer_fast.train.settings.ppo import PPOConfig
 class Options(TrainOptions):
     """Proximal policy optimisation; metrics, checkpoint, weights, curves and samples go to a folder."""
 
-    data: Annotated[str, tyro.conf.arg(name="prompts")]  # a text file of a prompt a line, or JSON Lines with "prompt"
+    data: Annotated[
+        str, tyro.conf.arg(name="prompts")
+    ]  # a text file of a prompt a line, or a .jsonl with "prompt" in each
     model: str  # folder of a finished run of `train gpt` or `train sft`, or a Hugging Face GPT-2 checkpoint's
     reward: str  # folder of a run of `train reward`; or module:function, (prompts, completions) -> a number for each
     train: Annotated[PPOConfig, tyro.conf.arg(name="")]

@@ -39,7 +39,7 @@ class LanguageModelConfig:
         must(all(0 <= b < 1 for b in self.betas), "betas must be in [0, 1)", self.betas)
         must(self.clip_norm is None or self.clip_norm > 0, "clip_norm must be positive or None", self.clip_norm)
         must(self.warmup_steps >= 0, "warmup_steps must not be negative", self.warmup_steps)
-        must(self.seed >= 0, "seed must not be negative", self.seed)
+        must(0 <= self.seed < 2**63, "seed must be from 0 to 2^63 - 1", self.seed)
         for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches"):
             value = getattr(self, name)
             optional = value is None and name == "eval_batches"

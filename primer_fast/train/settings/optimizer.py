@@ -52,7 +52,7 @@ def check_optimizer_options(config: OptimizerOptions, must: Callable[[bool, str,
     must(all(0 <= b < 1 for b in config.betas), "betas must be in [0, 1)", config.betas)
     must(config.clip_norm is None or config.clip_norm > 0, "clip_norm must be positive or None", config.clip_norm)
     must(config.warmup_steps >= 0, "warmup_steps must not be negative", config.warmup_steps)
-    must(config.seed >= 0, "seed must not be negative", config.seed)
+    must(0 <= config.seed < 2**63, "seed must be from 0 to 2^63 - 1", config.seed)
     for name in ("batch_size", "accumulate", "epochs", "steps", "log_every"):
         value = getattr(config, name)
         optional = value is None and name == "steps"

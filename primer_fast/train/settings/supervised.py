@@ -55,7 +55,7 @@ class SupervisedConfig:
         smooth = self.label_smoothing == 0 or self.loss == "cross_entropy"
         must(smooth, "label_smoothing must be 0 for binary_cross_entropy", self.label_smoothing)
         must(self.warmup_steps >= 0, "warmup_steps must not be negative", self.warmup_steps)
-        must(self.seed >= 0, "seed must not be negative", self.seed)
+        must(0 <= self.seed < 2**63, "seed must be from 0 to 2^63 - 1", self.seed)
         for name in ("batch_size", "accumulate", "epochs", "steps", "log_every"):
             value = getattr(self, name)
             optional = value is None and name in ("batch_size", "steps")

@@ -1,0 +1,178 @@
+"""Numbers of any size and texts of any kind: a call ends with one line, whatever raised the error."""
+
+import contextlib
+import io
+import json
+import shutil
+
+import pytest
+import torch
+from cli import soak
+
+from primer_fast.cli import main, sample
+from primer_fast.cli.errors import SizeError, one_line, sizes_that_fit
+
+LARGE = ("100000000000", "1" + "0" * 30, "1" + "0" * 400)
+FACTS = {  # what is asked for -> what is raised
+    "memory": lambda: torch.empty(1, 10**13, dtype=torch.int64),
+    "product": lambda: torch.empty(2**40, 2**40),
+    "integer": lambda: torch.empty(10**30),
+    "seed": lambda: torch.Generator().manual_seed(2**70),
+    "list": lambda: [0] * 10**14,
+    "float": lambda: float(10**400),
+    "GPU": lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate 9 GiB")),
+}
+
+
+@pytest.mark.parametrize("what", FACTS)
+def test_a_size_that_nothing_holds_is_an_error_of_one_line(what):
+    with pytest.raises(SizeError) as found, sizes_that_fit():
+        next(iter(FACTS[what]()))
+    message = str(found.value)
+    assert message.startswith("a size is too large for this machine: ") and "\n" not in message
+    assert "enforce fail" not in message and len(message) < 250
+
+
+@pytest.mark.parametrize("error", [ValueError("a\nb"), RuntimeError("boom"), TypeError("x"), KeyError("k")], ids=repr)
+def test_other_errors_stay_what_they_are(error):
+    with pytest.raises(type(error)) as found, sizes_that_fit():
+        raise error
+    assert found.value is error
+    assert one_line(ValueError("a\n   b\n\nc  d\udcff")) == "a b c  d\\udcff"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a small model and data."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.chdir(folder)
+        patch.setattr("primer_fast.backend.stand_in", None)
+        for name in ("curves", "attention", "positions", "embeddings"):
+            patch.setattr(f"primer_fast.cli.gpt_plots.{name}", lambda *_: None)
+        soak.write_inputs()
+        assert main(soak.BASE.split()) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(made, monkeypatch, plain_path):
+    monkeypatch.chdir(made)
+    monkeypatch.syspath_prepend(str(made))
+    yield made
+    shutil.rmtree(made / "o", ignore_errors=True)
+
+
+def refused(argv, capsys):
+    assert main(argv) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "Traceback" not in message, message
+    return message
+
+
+GPT = "train gpt --data words.txt --layers 1 --heads 2 --context 8 --steps 1 --sample-tokens 0 --overwrite --out o"
+PPO = (
+    "train ppo --prompts prompts.txt --model base --reward rewards:length --max-new-tokens 4 --steps 1 --overwrite"
+    " --out o"
+)
+SIZES = [
+    ("sample base --tokens", LARGE), ("sample base --tokens 3 --count", LARGE), ("sample base --seed", LARGE[1:]),
+    (f"{GPT} --width", LARGE), (f"{GPT} --width 16 --batch-size", LARGE), (f"{GPT} --width 16 --seed", LARGE[1:]),
+    (f"{PPO} --batch-size", LARGE),
+    ("train sft --data pairs.jsonl --model base --steps 1 --out o --seed", LARGE[1:]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "sizes"), SIZES, ids=lambda x: x if isinstance(x, str) else "")
+def test_numbers_that_are_too_large(call, sizes, folder, capsys):
+    for size in sizes:
+        message = refused([*call.split(), size], capsys)
+        assert "too large for this machine" in message or "need about" in message or "2^63" in message, message
+
+
+@pytest.mark.parametrize("name", ["mlp --data soccer --epochs 1", "reward --data pairs.jsonl --model base --steps 1"])
+def test_a_batch_may_be_larger_than_the_data(name, folder, monkeypatch, capsys):
+    for module in ("plots.curves", "plots.confusion_matrix", "mlp_tasks.plots.mistakes", "preference_plots.curves"):
+        monkeypatch.setattr(f"primer_fast.cli.{module}", lambda *_, **__: None)
+    monkeypatch.setattr("primer_fast.cli.training._draw", lambda *_: [])
+    for size in LARGE:
+        assert main(["train", *name.split(), "--batch-size", size, "--out", "o", "--overwrite"]) == 0
+
+
+def test_the_memory_that_texts_need(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sample, "memory", lambda: 2**20)
+    message = refused(["sample", "base", "--tokens", "100000"], capsys)
+    assert message.endswith("--tokens 100000 and --count 1 need about 0.0 GiB of memory; this machine has 0.0\n")
+    assert main(["sample", "base", "--tokens", "1000"]) == 0
+    monkeypatch.setattr(sample, "memory", lambda: None)  # where the system does not say
+    assert main(["sample", "base", "--tokens", "10"]) == 0
+
+
+MARGINS = ["1" + "0" * 400, "1" + "0" * 5000, "1e400", "-1e400", "1e39", "NaN"]
+
+
+@pytest.mark.parametrize("margin", MARGINS, ids=lambda m: m[:6])
+def test_margins_of_any_size(margin, folder, capsys):
+    (folder / "margins.jsonl").write_text('{"prompt": "", "chosen": "a", "rejected": "b", "margin": ' + margin + "}\n")
+    for call in ("train dpo --model base --out o --data", "train reward --model base --out o --data",
+                 "align --out o --preferences"):  # fmt: skip
+        assert "margins.jsonl, line 1: " in refused([*call.split(), "margins.jsonl"], capsys)
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["sample base --prompt", "train gpt --out o --data", "train gpt --data words.txt --out o --tokenizer", "sample"],
+)
+def test_what_is_not_utf8_on_a_command_line(call, folder, capsys):
+    refused([*call.split(), "a\udcff"], capsys)
+
+
+def test_rewards_that_cannot_be_had_in_one_line(folder, capsys):
+    (folder / "many_lines.py").write_text(
+        "import torch\ndef meta(p, c):\n    return torch.zeros(len(c), device='meta')\n"
+        "def large(p, c):\n    return [10**400] * len(c)\n"
+        "def lines(p, c):\n    raise ValueError('one\\n  two')\n"
+    )
+    words = {"meta": "meta device", "large": "OverflowError", "lines": "raised ValueError at rollout 1: one two"}
+    for name, part in words.items():
+        call = PPO.replace("rewards:length", f"many_lines:{name}") + " --batch-size 4"
+        assert main(call.split()) == 1
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and part in message and "--resume goes on from there" in message
+
+
+def nested(run, name):
+    (run / name).write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize("name", ["transformer.json", "tokenizer.json"])
+def test_files_of_a_model_that_are_nested_without_end(name, folder, tmp_path, capsys):
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in (folder / "base").iterdir():
+        if file.is_file():
+            (model / file.name).write_bytes(file.read_bytes())
+    nested(model, name)
+    assert f"model/{name}: not " in refused(["sample", str(model)], capsys)
+
+
+def test_a_configuration_that_is_nested_without_end(folder, tmp_path, capsys):
+    nested(tmp_path, "config.json")
+    assert "config.json: not the configuration of a run" in refused(
+        ["train", "gpt", "--out", str(tmp_path), "--resume"], capsys
+    )
+    (tmp_path / "config.json").write_text('{"model_type": ' + "[" * 100_000)
+    (tmp_path / "model.safetensors").write_bytes((folder / "base" / "model.safetensors").read_bytes())
+    assert "config.json must be JSON" in refused(["sample", str(tmp_path)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("norm_eps", "x"), ("norm_eps", None), ("norm_eps", -1), ("norm_eps", 10**400), ("tied", "false"), ("bias", 1),
+     ("dropout", True), ("causal", None)],
+)  # fmt: skip
+def test_a_shape_of_the_wrong_types(field, value, folder, tmp_path, capsys):
+    shape = json.loads((folder / "base" / "transformer.json").read_text())
+    (tmp_path / "transformer.json").write_text(json.dumps(shape | {field: value}))
+    message = refused(["sample", str(tmp_path)], capsys)
+    assert "transformer.json: not the shape of a transformer" in message and field in message
