@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _has_storage
+from torch.autograd import forward_ad
 
 _EAGER = frozenset({Tensor, torch.nn.Parameter, type(None)})
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -17,12 +19,50 @@ if interpreting:
 stand_in = "cpu" if interpreting else None  # whose tensors count as a GPU's: "meta" where kernels are only compiled
 
 
+def has_kernels(x: Tensor) -> bool:
+    """True for float32, float16 and bfloat16 on a GPU, or on a CPU under TRITON_INTERPRET=1."""
+    return x.dtype in DTYPES and (x.is_cuda or (stand_in is not None and x.device.type == stand_in))
+
+
 def runs_triton(x: Tensor) -> bool:
-    """True where the kernels compute ``x``: float32, float16, bfloat16 on a GPU, or a CPU under TRITON_INTERPRET=1."""
+    """True where the kernels compute ``x``: they have it, and nothing needs PyTorch's operators."""
     if x.dtype not in DTYPES:
         return False
     here = x.is_cuda or (stand_in is not None and x.device.type == stand_in)
-    return here and not torch._C._are_functorch_transforms_active()  # vmap, grad and jvp know PyTorch's operators
+    return here and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()  # transformed()
+
+
+def transformed() -> bool:
+    """Whether a derivative or a batch is carried along that PyTorch's operators alone know how to carry on: in a
+    transform of torch.func, or where a level of torch.autograd.forward_ad is open.
+    """
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def tangents() -> bool:
+    """Whether tensors may have tangents: forward-mode differentiation is on."""
+    return forward_ad._current_level >= 0
+
+
+def differentiates(upstream: Tensor | None, other: Tensor | None = None) -> bool:
+    """Whether what a backward computes is itself differentiated, or mapped as by ``is_grads_batched``: then PyTorch's
+    operators compute it. A gradient that stands for several has no memory of its own.
+    """
+    if is_grad_enabled() or forward_ad._current_level >= 0:
+        return True
+    return not ((upstream is None or _has_storage(upstream)) and (other is None or _has_storage(other)))
+
+
+def gradients_of(function: Any, inputs: Any, needed: Any, upstream: Any) -> list[Tensor | None]:
+    """The gradients of ``function()`` by PyTorch's operators, None for each input that needs none.
+
+    With create_graph=True they have gradients themselves; tangents and batches are carried on.
+    """
+    asked = [t for t, need in zip(inputs, needed, strict=True) if need]
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():  # retain_graph: an input may be an output of the node that this is the backward of
+        found = iter(torch.autograd.grad(function(), asked, upstream, retain_graph=True, create_graph=create_graph))
+    return [next(found) if need else None for need in needed]
 
 
 def prepares(x: Any) -> bool:

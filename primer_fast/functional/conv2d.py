@@ -11,6 +11,8 @@ from primer_fast.backend import (
     apply_of,
     autocast_dtype,
     autocast_to,
+    differentiates,
+    gradients_of,
     needs_operator,
     prepares,
     runs_triton,
@@ -34,7 +36,7 @@ class _Conv2d(torch.autograd.Function):
     def backward(ctx, dy):  # dy as y
         x, w, b, saved = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
-        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        if differentiates(dy):
             return None, *_differentiable_grads(x, w, b, ctx, dy, needed), None, None, None
         grads = library.conv2d.gradients(dy, saved, x, w, ctx.geometry, ctx.activation, needed)
         return None, *grads, None, None, None
@@ -44,10 +46,8 @@ _apply = apply_of(_Conv2d)
 
 
 def _differentiable_grads(x, w, b, ctx, dy, needed):
-    inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
-    y = conv2d_plain(x, w, b, *ctx.options, activation=ctx.activation)
-    grads = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-    return [next(grads) if need else None for need in needed]
+    plain = lambda: conv2d_plain(x, w, b, *ctx.options, activation=ctx.activation)  # noqa: E731
+    return gradients_of(plain, (x, w, b), needed, dy)
 
 
 def conv2d(

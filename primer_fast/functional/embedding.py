@@ -5,7 +5,7 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, wants_gradient
+from primer_fast.backend import apply_of, differentiates, needs_operator, prepares, runs_triton, wants_gradient
 
 _INDICES = (torch.int32, torch.int64)
 
@@ -21,7 +21,8 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):  # (..., D)
         ids, position_ids = ctx.saved_tensors
-        table = _differentiable_grad if torch.is_grad_enabled() else library.embedding.gradient
+        plain = differentiates(dy)
+        table = _differentiable_grad if plain else library.embedding.gradient
         dweight = dposition = None
         if ctx.needs_input_grad[1]:
             rows, dtype = ctx.tables[0]
@@ -29,7 +30,7 @@ class _Embedding(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             if position_ids is not None:
                 dposition = table(dy, position_ids.expand(ids.shape), *ctx.tables[1])
-            elif torch.is_grad_enabled():
+            elif plain:
                 steps = torch.arange(ids.shape[-1], device=ids.device)
                 dposition = _differentiable_grad(dy, steps.expand(ids.shape), *ctx.tables[1])
             else:
@@ -41,7 +42,7 @@ _apply = apply_of(_Embedding)
 
 
 def _differentiable_grad(dy, ids, rows, dtype, padding=None):
-    """create_graph=True: torch's operators know their second derivatives."""
+    """Through torch's operators, which know their own derivatives."""
     counts = (ids >= 0) & (ids < rows)
     counts = counts if padding is None else counts & (ids != padding)
     dy = torch.where(counts[..., None], dy.float(), 0.0).reshape(-1, dy.shape[-1])

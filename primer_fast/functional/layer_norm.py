@@ -9,7 +9,15 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, wants_gradient
+from primer_fast.backend import (
+    apply_of,
+    differentiates,
+    gradients_of,
+    needs_operator,
+    prepares,
+    runs_triton,
+    wants_gradient,
+)
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -31,7 +39,7 @@ class _LayerNorm(torch.autograd.Function):
         need_s = need[0] or need[1]
         if dy is None:  # y was not used
             ds, dw, db = dsum, None, None
-        elif torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        elif differentiates(dy, dsum):
             ds, dw, db = _differentiable_grads(s, w, b, ctx, dy, dsum, (need_s, *need[2:]))
         else:
             needed = (need_s, *need[2:])
@@ -46,10 +54,8 @@ _apply = apply_of(_LayerNorm)
 
 def _differentiable_grads(s, w, b, ctx, dy, dsum, needed):
     s = torch.zeros_like(dy) if s is None else s  # not kept where the bias alone has a gradient
-    y = _normalize_plain(s, ctx.shape, w, b, ctx.eps, ctx.dtype)
-    inputs = [t for t, need in zip((s, w, b), needed, strict=True) if need]
-    grads = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-    ds, dw, db = (next(grads) if need else None for need in needed)
+    plain = lambda: _normalize_plain(s, ctx.shape, w, b, ctx.eps, ctx.dtype)  # noqa: E731
+    ds, dw, db = gradients_of(plain, (s, w, b), needed, dy)
     return ds if ds is None or dsum is None else ds + dsum, dw, db
 
 

@@ -9,6 +9,8 @@ from primer_fast.backend import (
     apply_of,
     autocast_dtype,
     autocast_to,
+    differentiates,
+    gradients_of,
     needs_operator,
     prepares,
     runs_triton,
@@ -30,7 +32,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, dy):  # dy (..., N)
         x, w, b, saved = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
-        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        if differentiates(dy):
             return None, *_differentiable_grads(x, w, b, ctx.activation, dy, needed), None
         return None, *library.linear.gradients(dy, saved, x, w, ctx.activation, needed), None
 
@@ -39,9 +41,7 @@ _apply = apply_of(_Linear)
 
 
 def _differentiable_grads(x, w, b, activation, dy, needed):
-    inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
-    grads = iter(torch.autograd.grad(linear_plain(x, w, b, activation=activation), inputs, dy, create_graph=True))
-    return [next(grads) if need else None for need in needed]
+    return gradients_of(lambda: linear_plain(x, w, b, activation=activation), (x, w, b), needed, dy)
 
 
 def linear(

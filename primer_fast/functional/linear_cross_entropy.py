@@ -9,6 +9,8 @@ from primer_fast.backend import (
     apply_of,
     autocast_dtype,
     autocast_to,
+    differentiates,
+    gradients_of,
     needs_operator,
     prepares,
     runs_triton,
@@ -31,7 +33,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, dy):  # () or (...)
         x, w, b, target, lse, number, kept = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
-        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        if differentiates(dy):
             return None, *_differentiable_grads(x, w, b, target, ctx.options, dy, needed), None, None
         grads = library.linear_cross_entropy.loss_gradients(
             dy, x, w, b, target, lse, number, kept, ctx.options, needed
@@ -43,13 +45,13 @@ _apply = apply_of(_LinearCrossEntropy)
 
 
 def _differentiable_grads(x, w, b, target, options, dy, needed):
-    inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
-    loss = linear_cross_entropy_plain(
-        x, w, target, linear_bias=b, reduction=options.reduction, ignore_index=options.ignore_index,
-        label_smoothing=options.smoothing,
-    ).to(options.dtype)  # fmt: skip
-    grads = iter(torch.autograd.grad(loss, inputs, dy, create_graph=True))
-    return [next(grads) if need else None for need in needed]
+    def plain():
+        return linear_cross_entropy_plain(
+            x, w, target, linear_bias=b, reduction=options.reduction, ignore_index=options.ignore_index,
+            label_smoothing=options.smoothing,
+        ).to(options.dtype)  # fmt: skip
+
+    return gradients_of(plain, (x, w, b), needed, dy)
 
 
 def linear_cross_entropy(

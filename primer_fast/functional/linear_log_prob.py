@@ -12,6 +12,8 @@ from primer_fast.backend import (
     apply_of,
     autocast_dtype,
     autocast_to,
+    differentiates,
+    gradients_of,
     needs_operator,
     prepares,
     runs_triton,
@@ -32,7 +34,7 @@ class _LinearLogProb(torch.autograd.Function):
     def backward(ctx, dy, dentropy):  # (...) each
         x, w, b, target, lse, entropy, kept = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
-        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        if differentiates(dy, dentropy):
             grads = _differentiable_grads(x, w, b, target, ctx.temperature, dy, dentropy, needed)
         else:
             grads = library.linear_log_prob.gradients(
@@ -45,12 +47,12 @@ _apply = apply_of(_LinearLogProb)
 
 
 def _differentiable_grads(x, w, b, target, temperature, dy, dentropy, needed):
-    inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
     entropy = dentropy is not None
-    outputs = linear_log_prob_plain(x, w, target, linear_bias=b, temperature=temperature, return_entropy=entropy)
-    upstream = (dy, dentropy) if entropy else dy
-    grads = iter(torch.autograd.grad(outputs, inputs, upstream, create_graph=True))
-    return [next(grads) if need else None for need in needed]
+
+    def plain():
+        return linear_log_prob_plain(x, w, target, linear_bias=b, temperature=temperature, return_entropy=entropy)
+
+    return gradients_of(plain, (x, w, b), needed, (dy, dentropy) if entropy else dy)
 
 
 @overload

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from primer_fast.backend import runs_triton
+from primer_fast.backend import runs_triton, transformed
 
 PLAIN_BYTES = 2**24  # of all logits: below, PyTorch's own operators are as small and faster
 
@@ -16,7 +16,7 @@ def plain_is_best(input: Tensor, linear_weight: Tensor, target: Tensor) -> bool:
     if runs_triton(input):
         return False
     small = rows * linear_weight.shape[0] * max(input.itemsize, 4) <= PLAIN_BYTES
-    return small or torch._C._are_functorch_transforms_active()
+    return small or transformed()
 
 
 def check(op: str, input, linear_weight, target, linear_bias) -> None:

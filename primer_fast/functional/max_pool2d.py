@@ -7,9 +7,18 @@ from typing import Any, Literal, overload
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from primer_fast import library
-from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, wants_gradient
+from primer_fast.backend import (
+    apply_of,
+    differentiates,
+    needs_operator,
+    prepares,
+    runs_triton,
+    tangents,
+    wants_gradient,
+)
 from primer_fast.kernels.max_pool2d import output_size
 
 Size = int | tuple[int, int]
@@ -28,8 +37,9 @@ class _MaxPool2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, _):  # dy (N, C, OH, OW)
         (kept,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
-            return None, _Gradient.apply(dy, kept, ctx.window, ctx.size), None, None
+        if differentiates(dy):
+            gradient = _scattered if tangents() or not torch._C._has_storage(dy) else _Gradient.apply
+            return None, gradient(dy, kept, ctx.window, ctx.size), None, None
         return None, library.max_pool2d.gradient(dy, kept, *ctx.window, ctx.size), None, None
 
 
@@ -48,22 +58,32 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, ddx):  # ddx (N, C, H, W)
         (kept,) = ctx.saved_tensors
-        h, w = _winners(kept, *ctx.window)
-        H, W = ddx.shape[2:]
-        there = (h < H) & (w < W)  # not so where dilation leads past the image
-        indices = torch.where(there, h * W + w, 0)
+        indices, there = _winners(kept, *ctx.window, ddx.shape[2:])
         ddy = ddx.flatten(2).gather(2, indices.flatten(2)).view(kept.shape)
         return torch.where(there, ddy, 0), None, None, None
 
 
-def _winners(kept, kernel, stride, padding, dilation):
-    """Positions in the windows (N, C, OH, OW) -> image lines and columns of the winners, int64."""
+def _scattered(dy, kept, window, size):
+    """dy -> dx through torch's operators, which carry on what a transform adds."""
+    indices, there = _winners(kept, *window, size)
+    N, C, (H, W) = *dy.shape[:2], size
+    dy = torch.where(there, dy, 0).reshape(N, C, -1)
+    dx = torch.zeros(N, C, H * W, dtype=dy.dtype, device=dy.device)
+    return dx.scatter_add(2, indices.flatten(2), dy).view(N, C, H, W)
+
+
+def _winners(kept, kernel, stride, padding, dilation, size):
+    """Positions in the windows (N, C, OH, OW) -> the winners' h * W + w, int64, and whether they are in the image:
+    dilation may lead past it.
+    """
     kept = kept.long()
     corners = (
         torch.arange(n, device=kept.device) * s - p for n, s, p in zip(kept.shape[2:], stride, padding, strict=True)
     )
     top, left = next(corners)[:, None], next(corners)
-    return top + kept // kernel[1] * dilation[0], left + kept % kernel[1] * dilation[1]
+    h, w = top + kept // kernel[1] * dilation[0], left + kept % kernel[1] * dilation[1]
+    there = (h < size[0]) & (w < size[1])
+    return torch.where(there, h * size[1] + w, 0), there
 
 
 @overload
@@ -147,8 +167,8 @@ def max_pool2d_plain(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The same through torch's own operator."""
     options: tuple[Any, ...] = kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode
-    if input.requires_grad and dilation not in (1, (1, 1), [1, 1]):
-        with torch.no_grad():
+    if (input.requires_grad or tangents()) and dilation not in (1, (1, 1), [1, 1]):
+        with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
             y, indices = torch_F.max_pool2d_with_indices(input, *options)
         y = _gathered(input, indices, *_check(input, kernel_size, stride, padding, dilation, ceil_mode))
         return (y, indices) if return_indices else y

@@ -12,9 +12,12 @@ from primer_fast.backend import (
     apply_of,
     autocast_dtype,
     autocast_to,
+    differentiates,
+    gradients_of,
     needs_operator,
     prepares,
     runs_triton,
+    tangents,
     wants_gradient,
 )
 from primer_fast.library.scaled_dot_product_attention import Attention
@@ -57,7 +60,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, dout):  # dout (B, H, T, DV)
         q, k, v, out, lse = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
-        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        if differentiates(dout):
             return None, *_differentiable_grads((q, k, v), needed, dout, ctx.attention), None
         grads = library.scaled_dot_product_attention.gradients(dout, q, k, v, out, lse, ctx.attention, ctx.fast, needed)
         return None, *grads, None
@@ -74,15 +77,16 @@ def _differentiable_grads(inputs, needed, dout, attention):
             "scaled_dot_product_attention_plain"
         )
     q, k, v = inputs
-    asked = [t for t, need in zip(inputs, needed, strict=True) if need]
-    with sdpa_kernel(SDPBackend.MATH):
-        offset = (attention.offset if attention.offsets is None else attention.offsets) if attention.causal else None
-        out = scaled_dot_product_attention_plain(
+    offset = (attention.offset if attention.offsets is None else attention.offsets) if attention.causal else None
+
+    def plain():
+        return scaled_dot_product_attention_plain(
             q, k, v, attention.mask, scale=attention.scale, enable_gqa=q.shape[1] != k.shape[1],
             window=attention.window, softcap=attention.softcap, key_lengths=attention.key_lengths, causal_offset=offset,
         )  # fmt: skip
-        grads = iter(torch.autograd.grad(out, asked, dout, create_graph=True))
-    return [next(grads) if need else None for need in needed]
+
+    with sdpa_kernel(SDPBackend.MATH):
+        return gradients_of(plain, inputs, needed, dout)
 
 
 def scaled_dot_product_attention(
@@ -254,7 +258,8 @@ def scaled_dot_product_attention_plain(
         (attn_mask is None or not is_causal) and not empty
         and window is None and softcap is None and key_lengths is None and causal_offset is None
     ):  # fmt: skip
-        return torchs_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        attend = _with_tangents if tangents() else torchs_attention
+        return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     visible = _visible(query, key.shape[-2], is_causal, window, key_lengths, causal_offset)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         visible = attn_mask if visible is None else visible & attn_mask
@@ -263,7 +268,8 @@ def scaled_dot_product_attention_plain(
         mask = visible
         if attn_mask is not None:
             mask = attn_mask if visible is None else attn_mask.masked_fill(~visible, -math.inf)
-        return torchs_attention(query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
+        attend = _with_tangents if tangents() else torchs_attention
+        return attend(query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         key, value = _repeated(query, key, value)
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
@@ -276,6 +282,12 @@ def scaled_dot_product_attention_plain(
     empty = (scores == -math.inf).all(dim=-1, keepdim=True)
     weights = scores.masked_fill(empty, 0).softmax(dim=-1).masked_fill(empty, 0)  # 0 before, lest gradients be NaN
     return torch.dropout(weights, dropout_p, True) @ value
+
+
+def _with_tangents(*args, **options):
+    """torch's attention that has a forward derivative; the others have none."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return torchs_attention(*args, **options)
 
 
 def _groups_as_torch_has_them(query, key, value):
