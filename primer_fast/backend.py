@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor, is_grad_enabled
-from torch._C import _has_storage
+from torch._C import _has_storage, _is_tracing
 from torch.autograd import forward_ad
 
 _EAGER = frozenset({Tensor, torch.nn.Parameter, type(None)})
@@ -26,10 +26,7 @@ def has_kernels(x: Tensor) -> bool:
 
 def runs_triton(x: Tensor) -> bool:
     """True where the kernels compute ``x``: they have it, and nothing needs PyTorch's operators."""
-    if x.dtype not in DTYPES:
-        return False
-    here = x.is_cuda or (stand_in is not None and x.device.type == stand_in)
-    return here and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()  # transformed()
+    return has_kernels(x) and not (transformed() or jit_traces())
 
 
 def transformed() -> bool:
@@ -37,6 +34,11 @@ def transformed() -> bool:
     transform of torch.func, or where a level of torch.autograd.forward_ad is open.
     """
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def jit_traces() -> bool:
+    """Whether torch.jit.trace records what runs: its graph holds PyTorch's operators."""
+    return _is_tracing()
 
 
 def tangents() -> bool:
@@ -68,7 +70,10 @@ def gradients_of(function: Any, inputs: Any, needed: Any, upstream: Any) -> list
 def prepares(x: Any) -> bool:
     """True where the kernels compute ``x`` and nothing looks on (see ``needs_operator``): there may be a plan."""
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    return not traced and type(x) in _EAGER and x is not None and runs_triton(x)
+    if traced or type(x) not in _EAGER or x is None or not has_kernels(x):
+        return False
+    # As transformed(). Under torch.jit.trace sizes are tensors, so that no call is known there.
+    return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
 
 
 def wants_gradient(*tensors: Any) -> bool:

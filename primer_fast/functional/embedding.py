@@ -5,7 +5,15 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import apply_of, differentiates, needs_operator, prepares, runs_triton, wants_gradient
+from primer_fast.backend import (
+    apply_of,
+    differentiates,
+    jit_traces,
+    needs_operator,
+    prepares,
+    runs_triton,
+    wants_gradient,
+)
 
 _INDICES = (torch.int32, torch.int64)
 
@@ -85,6 +93,8 @@ def embedding(
                 return plan(input, weight, position, position_ids)
             padding_idx = padding_idx if padding_idx is None else padding_idx % weight.shape[0]
             return _apply(plan, weight, position, input, position_ids, padding_idx)
+    if jit_traces():
+        return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)
     given, padding_idx = padding_idx, _check(input, weight, padding_idx, position, position_ids)
     if not (runs_triton(weight) and (position is None or runs_triton(position))):
         try:
@@ -114,7 +124,8 @@ def embedding_plain(
         return y
     if position_ids is None:
         length = input.shape[-1]
-        whole = not torch.compiler.is_compiling() and position.shape[0] == length  # a graph would be bound to it
+        bound = torch.compiler.is_compiling() or jit_traces()  # a graph would be, to the length
+        whole = not bound and position.shape[0] == length
         return y + (position if whole else position[:length])
     return y + torch_F.embedding(position_ids, position)
 

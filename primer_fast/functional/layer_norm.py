@@ -13,6 +13,7 @@ from primer_fast.backend import (
     apply_of,
     differentiates,
     gradients_of,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
@@ -112,6 +113,8 @@ def layer_norm(
         plan = library.layer_norm.forward.known(*leaves, shape, eps, dtype, keep_sum, keep)
         if plan is not None:
             return _run(plan, leaves, shape, eps, dtype, keep, return_residual)
+    if jit_traces():
+        return layer_norm_plain(input, shape, weight, bias, eps, residual=residual, return_residual=return_residual)
     _check(input, shape, weight, bias, residual, to_float32)
     if not isinstance(eps, int | float):
         raise TypeError(f"layer_norm: eps must be a number; got {eps!r}")

@@ -11,6 +11,7 @@ from primer_fast.backend import (
     autocast_to,
     differentiates,
     gradients_of,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
@@ -75,6 +76,8 @@ def linear(
         if plan is not None:
             return _apply(plan, input, weight, bias, activation) if keep else plan(input, weight, bias)[0]
     check_activation("linear", activation)
+    if jit_traces():
+        return linear_plain(input, weight, bias, activation=activation)
     for name, t in (("input", input), ("weight", weight), ("bias", bias)):
         if not isinstance(t, Tensor) and (t is not None or name != "bias"):
             raise TypeError(f"linear: {name} must be a tensor; got {type(t).__name__}")

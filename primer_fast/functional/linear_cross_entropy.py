@@ -11,6 +11,7 @@ from primer_fast.backend import (
     autocast_to,
     differentiates,
     gradients_of,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
@@ -109,7 +110,8 @@ def linear_cross_entropy(
         if plan is not None:
             return _run(plan, tensors, own)
     _check_options(linear_weight, target, weight, reduction, ignore_index, label_smoothing, options)
-    check("linear_cross_entropy", input, linear_weight, target, linear_bias)
+    if not jit_traces():
+        check("linear_cross_entropy", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
         try:
             return linear_cross_entropy_plain(

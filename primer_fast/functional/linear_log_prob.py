@@ -14,6 +14,7 @@ from primer_fast.backend import (
     autocast_to,
     differentiates,
     gradients_of,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
@@ -118,7 +119,8 @@ def linear_log_prob(
         if plan is not None:
             return _run(plan, tensors, temperature, return_entropy)
     check_temperature(temperature)
-    check("linear_log_prob", input, linear_weight, target, linear_bias)
+    if not jit_traces():
+        check("linear_log_prob", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
         return linear_log_prob_plain(
             input, linear_weight, target,
@@ -148,7 +150,7 @@ def _run(run, tensors, temperature, return_entropy):
 
 
 def _chosen(log_probs, target):  # (..., V), (...) -> (...)
-    if target.is_cpu and type(log_probs) is Tensor and not torch.compiler.is_compiling():
+    if target.is_cpu and type(log_probs) is Tensor and not (torch.compiler.is_compiling() or jit_traces()):
         try:
             return log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1)
         except RuntimeError:  # a target is no class

@@ -13,6 +13,7 @@ from primer_fast.backend import (
     autocast_to,
     differentiates,
     gradients_of,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
@@ -105,7 +106,8 @@ def mlp(
             return _apply(plan, activation, output_activation, layers, input, *weights, *biases)
         if plan is not None:
             return plan(input, *weights, *biases)[0]
-    _check(input, weights, biases)
+    if not jit_traces():
+        _check(input, weights, biases)
     if not runs_triton(input):
         return mlp_plain(input, weights, biases, activation=activation, output_activation=output_activation)
 

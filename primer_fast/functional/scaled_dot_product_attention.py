@@ -14,6 +14,7 @@ from primer_fast.backend import (
     autocast_to,
     differentiates,
     gradients_of,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
@@ -253,7 +254,7 @@ def scaled_dot_product_attention_plain(
     if enable_gqa and not _groups_as_torch_has_them(query, key, value):
         key, value = _repeated(query, key, value)
         enable_gqa = False
-    empty = any(0 in t.shape[:-1] for t in (query, key, value))  # torch's result then has not always the right shape
+    empty = not jit_traces() and any(0 in t.shape[:-1] for t in (query, key, value))  # torch's result then has not always the right shape
     if (
         (attn_mask is None or not is_causal) and not empty
         and window is None and softcap is None and key_lengths is None and causal_offset is None
