@@ -13,6 +13,7 @@ from primer_fast.backend import (
     autocast_to,
     differentiates,
     gradients_of,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
@@ -129,7 +130,7 @@ def conv2d_plain(
     activation: str | None = None,
 ) -> Tensor:
     """The same through torch's own operators."""
-    if dilation != 1 and 1 in weight.shape[2:]:  # of a single tap it means nothing, and in float16 oneDNN crashes on it
+    if dilation not in (1, (1, 1)) and 1 in weight.shape[2:]:  # of a single tap it means nothing, and in float16 oneDNN crashes on it
         (height, width), (R, S) = _pair("dilation", dilation, 1), weight.shape[2:]
         dilation = 1 if R == 1 else height, 1 if S == 1 else width
     return apply_plain(torch_F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)
@@ -215,4 +216,8 @@ def _geometry(image, taps, stride, padding, dilation, groups) -> Geometry:
     return Geometry(stride, before, dilation, groups, size)
 
 
-_cached_geometry = functools.lru_cache(maxsize=1024, typed=True)(_geometry)
+@functools.lru_cache(maxsize=1024, typed=True)
+def _cached_geometry(*sizes_and_options):
+    if jit_traces():
+        raise TypeError("sizes are tensors while torch.jit.trace looks on")
+    return _geometry(*sizes_and_options)

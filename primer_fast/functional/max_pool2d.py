@@ -13,6 +13,7 @@ from primer_fast import library
 from primer_fast.backend import (
     apply_of,
     differentiates,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
@@ -264,4 +265,8 @@ def _window(image, kernel_size, stride, padding, dilation, ceil_mode):
     return (kernel, stride, padding, dilation), size
 
 
-_cached_window = functools.lru_cache(maxsize=1024, typed=True)(_window)
+@functools.lru_cache(maxsize=1024, typed=True)
+def _cached_window(*sizes_and_options):
+    if jit_traces():
+        raise TypeError("sizes are tensors while torch.jit.trace looks on")
+    return _window(*sizes_and_options)

@@ -152,8 +152,9 @@ def scaled_dot_product_attention(
             attn_mask is None and dropout_p == 0
             and window is None and softcap is None and key_lengths is None and causal_offset is None
         )  # fmt: skip
-        empty = any(isinstance(t, Tensor) and 0 in t.shape for t in (query, key, value))
-        if not simple or empty:  # torch, and the formula, would take more than is right
+        traced = jit_traces()  # its sizes are tensors
+        empty = not traced and any(isinstance(t, Tensor) and 0 in t.shape for t in (query, key, value))
+        if empty or not (simple or traced):  # torch, and the formula, would take more than is right
             _check_as_cast(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
                 window, softcap, key_lengths, causal_offset,
