@@ -5,10 +5,10 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor, is_grad_enabled
-from torch._C import _has_storage, _is_tracing
+from torch._C import _get_tracing_state, _has_storage
 from torch.autograd import forward_ad
 
-_EAGER = frozenset({Tensor, torch.nn.Parameter, type(None)})
+EAGER = frozenset({Tensor, torch.nn.Parameter, type(None)})  # what no subclass looks on
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 interpreting = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 when Triton was imported: kernels run on CPU tensors
@@ -38,7 +38,7 @@ def transformed() -> bool:
 
 def jit_traces() -> bool:
     """Whether torch.jit.trace records what runs: its graph holds PyTorch's operators."""
-    return _is_tracing()
+    return _get_tracing_state() is not None
 
 
 def tangents() -> bool:
@@ -70,7 +70,7 @@ def gradients_of(function: Any, inputs: Any, needed: Any, upstream: Any) -> list
 def prepares(x: Any) -> bool:
     """True where the kernels compute ``x`` and nothing looks on (see ``needs_operator``): there may be a plan."""
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    if traced or type(x) not in _EAGER or x is None or not has_kernels(x):
+    if traced or type(x) not in EAGER or x is None or not has_kernels(x):
         return False
     # As transformed(). Under torch.jit.trace sizes are tensors, so that no call is known there.
     return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
@@ -96,9 +96,14 @@ def needs_operator(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
     for t in tensors:  # noqa: SIM110 (a generator takes three times as long)
-        if type(t) not in _EAGER:
+        if type(t) not in EAGER:
             return True
     return False
+
+
+def sharded(*tensors: Any) -> bool:
+    """Whether one of the tensors is a DTensor; known by name, as most processes never import them."""
+    return any(type(t).__name__ == "DTensor" for t in tensors)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

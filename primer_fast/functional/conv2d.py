@@ -8,6 +8,7 @@ from torch import Tensor
 
 from primer_fast import library
 from primer_fast.backend import (
+    EAGER,
     apply_of,
     autocast_dtype,
     autocast_to,
@@ -17,6 +18,7 @@ from primer_fast.backend import (
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     wants_gradient,
 )
 from primer_fast.functional.activation import apply_plain, check_activation
@@ -93,7 +95,7 @@ def conv2d(
                 return _apply(plan, input, weight, bias, geometry, activation, options)
             return plan(input, weight, bias)[0]
     check_activation("conv2d", activation)
-    if isinstance(input, Tensor) and not runs_triton(input):
+    if isinstance(input, Tensor) and not runs_triton(input) and (type(input) in EAGER or not sharded(input)):
         try:
             return conv2d_plain(input, weight, bias, *options, activation=activation)
         except (RuntimeError, TypeError, ValueError):  # checked only now: a small image costs less than the checks
@@ -107,7 +109,11 @@ def conv2d(
 
     x = input[None] if input.dim() == 3 else input
     keep = wants_gradient(x, weight, bias)
-    if needs_operator(x, weight, bias):
+    if sharded(x):
+        from primer_fast.functional import shards
+
+        y = shards.conv2d(conv2d, x, weight, bias, geometry.size, *options, activation)
+    elif needs_operator(x, weight, bias):
         channels_last = library.conv2d.channels_last(x, weight)
         y = library.conv2d.conv2d(x, weight, bias, *geometry, activation, channels_last, keep)[0]
     elif keep:
@@ -130,7 +136,7 @@ def conv2d_plain(
     activation: str | None = None,
 ) -> Tensor:
     """The same through torch's own operators."""
-    if dilation not in (1, (1, 1)) and 1 in weight.shape[2:]:  # of a single tap it means nothing, and in float16 oneDNN crashes on it
+    if dilation not in (1, (1, 1)) and 1 in weight.shape[2:]:  # of one tap it means nothing; in float16 oneDNN crashes
         (height, width), (R, S) = _pair("dilation", dilation, 1), weight.shape[2:]
         dilation = 1 if R == 1 else height, 1 if S == 1 else width
     return apply_plain(torch_F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)

@@ -6,12 +6,14 @@ from torch import Tensor
 
 from primer_fast import library
 from primer_fast.backend import (
+    EAGER,
     apply_of,
     differentiates,
     jit_traces,
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     wants_gradient,
 )
 
@@ -96,6 +98,10 @@ def embedding(
     if jit_traces():
         return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)
     given, padding_idx = padding_idx, _check(input, weight, padding_idx, position, position_ids)
+    if type(weight) not in EAGER and sharded(weight):
+        from primer_fast.functional import shards
+
+        return shards.embedding(embedding, input, weight, padding_idx, position, position_ids)
     if not (runs_triton(weight) and (position is None or runs_triton(position))):
         try:
             return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)

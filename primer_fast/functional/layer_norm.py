@@ -10,6 +10,7 @@ from torch import Tensor
 
 from primer_fast import library
 from primer_fast.backend import (
+    EAGER,
     apply_of,
     differentiates,
     gradients_of,
@@ -17,6 +18,7 @@ from primer_fast.backend import (
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     wants_gradient,
 )
 
@@ -118,6 +120,13 @@ def layer_norm(
     _check(input, shape, weight, bias, residual, to_float32)
     if not isinstance(eps, int | float):
         raise TypeError(f"layer_norm: eps must be a number; got {eps!r}")
+    if type(input) not in EAGER and sharded(input):
+        from primer_fast.functional import shards
+
+        whole = residual is not None
+        run = lambda x, r, w, b: layer_norm(x, shape, w, b, eps, residual=r, return_residual=whole)  # noqa: E731
+        results = shards.layer_norm(run, leaves, len(shape))
+        return (results[0], results[1] if whole else input) if return_residual else results[0]
     if not (runs_triton(input) and (residual is None or runs_triton(residual))):
         return layer_norm_plain(input, shape, weight, bias, eps, residual=residual, return_residual=return_residual)
     if needs_operator(*leaves):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from primer_fast import library
 from primer_fast.backend import (
+    EAGER,
     apply_of,
     autocast_dtype,
     autocast_to,
@@ -15,6 +16,7 @@ from primer_fast.backend import (
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     wants_gradient,
 )
 from primer_fast.functional.activation import apply_plain, check_activation
@@ -85,6 +87,10 @@ def linear(
     if dtype is not None:
         input, weight, bias = autocast_to(dtype, input, weight, bias)
     _check(input, weight, bias)
+    if type(input) not in EAGER and sharded(input) and weight.dim() == 2:
+        from primer_fast.functional import shards
+
+        return shards.linear(linear, apply_plain, input, weight, bias, activation)
     if not runs_triton(input):
         return linear_plain(input, weight, bias, activation=activation)
 

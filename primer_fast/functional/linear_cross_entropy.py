@@ -15,6 +15,7 @@ from primer_fast.backend import (
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     wants_gradient,
 )
 from primer_fast.functional.logits import check, plain_is_best
@@ -122,6 +123,17 @@ def linear_cross_entropy(
             _check_target(target.reshape(-1), len(linear_weight), ignore_index)
             raise
     own = _told(input, linear_weight, linear_bias, *told, dtype, keep_logits)
+    if sharded(*tensors):
+        from primer_fast.functional import shards
+
+        def run(x, w, b, t):
+            return linear_cross_entropy(
+                x, w, t, linear_bias=b, reduction="none", ignore_index=ignore_index, label_smoothing=label_smoothing,
+                keep_logits=keep_logits,
+            )  # fmt: skip
+
+        (losses,) = shards.loss_rows("linear_cross_entropy", run, *tensors, 1)
+        return shards.reduced(losses, target, reduction, ignore_index)
     if needs_operator(*tensors):
         return _traced(*tensors, own)
     if not runs_triton(input) and input.device.type == "cpu":

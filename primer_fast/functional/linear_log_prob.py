@@ -18,6 +18,7 @@ from primer_fast.backend import (
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     wants_gradient,
 )
 from primer_fast.functional.logits import check, plain_is_best
@@ -126,6 +127,16 @@ def linear_log_prob(
             input, linear_weight, target,
             linear_bias=linear_bias, temperature=temperature, return_entropy=return_entropy,
         )  # fmt: skip
+    if sharded(*tensors):
+        from primer_fast.functional import shards
+
+        def run_local(x, w, b, t):
+            return linear_log_prob(
+                x, w, t, linear_bias=b, temperature=temperature, return_entropy=return_entropy, keep_logits=keep_logits
+            )  # fmt: skip
+
+        results = shards.loss_rows("linear_log_prob", run_local, *tensors, 1 + return_entropy)
+        return results if return_entropy else results[0]
     keep = keep_logits and wants_gradient(*tensors)
     if not needs_operator(*tensors):
         told = temperature, return_entropy, keep

@@ -11,12 +11,14 @@ from torch.autograd import forward_ad
 
 from primer_fast import library
 from primer_fast.backend import (
+    EAGER,
     apply_of,
     differentiates,
     jit_traces,
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     tangents,
     wants_gradient,
 )
@@ -136,7 +138,7 @@ def max_pool2d(
         if plan is not None:
             y, indices = _apply(plan, input, cut[0], return_indices) if keep else plan(input)[::2]
             return (y, indices) if return_indices else y
-    if isinstance(input, Tensor) and not runs_triton(input):
+    if isinstance(input, Tensor) and not runs_triton(input) and (type(input) in EAGER or not sharded(input)):
         try:
             return max_pool2d_plain(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
         except (RuntimeError, TypeError):  # checked only now: a small image costs less than the checks
@@ -145,7 +147,12 @@ def max_pool2d(
     window, size = _check(input, kernel_size, stride, padding, dilation, ceil_mode)
     x = input if input.dim() == 4 else input[None]
     keep = wants_gradient(x)
-    if needs_operator(x):
+    if sharded(x):
+        from primer_fast.functional import shards
+
+        told = kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        y, indices = (*shards.max_pool2d(lambda x: max_pool2d(x, *told), x, size, return_indices), None)[:2]
+    elif needs_operator(x):
         y, _, indices = library.max_pool2d.max_pool2d(x, *window, size, keep, return_indices)
     elif keep:
         run = lambda x: library.max_pool2d.forward(x, *window, size, True, return_indices)  # noqa: E731

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from primer_fast import library
 from primer_fast.backend import (
+    EAGER,
     apply_of,
     autocast_dtype,
     autocast_to,
@@ -17,6 +18,7 @@ from primer_fast.backend import (
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
 )
 from primer_fast.functional.activation import ACTIVATIONS, apply_plain, check_activation
 from primer_fast.library.register import as_rows, like_rows_of
@@ -108,6 +110,10 @@ def mlp(
             return plan(input, *weights, *biases)[0]
     if not jit_traces():
         _check(input, weights, biases)
+    if type(input) not in EAGER and sharded(input):
+        from primer_fast.functional import shards
+
+        return shards.mlp(mlp, input, weights, biases, activation, output_activation)
     if not runs_triton(input):
         return mlp_plain(input, weights, biases, activation=activation, output_activation=output_activation)
 

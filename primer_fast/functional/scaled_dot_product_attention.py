@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention as torchs_attention
 
 from primer_fast import library
 from primer_fast.backend import (
+    EAGER,
     apply_of,
     autocast_dtype,
     autocast_to,
@@ -18,6 +19,7 @@ from primer_fast.backend import (
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     tangents,
     wants_gradient,
 )
@@ -147,7 +149,7 @@ def scaled_dot_product_attention(
             plan = None
         if plan is not None:
             return _run(plan, query, key, value, attention, keep)
-    if isinstance(query, Tensor) and not runs_triton(query):
+    if isinstance(query, Tensor) and not runs_triton(query) and (type(query) in EAGER or not sharded(query)):
         simple = (
             attn_mask is None and dropout_p == 0
             and window is None and softcap is None and key_lengths is None and causal_offset is None
@@ -201,7 +203,19 @@ def scaled_dot_product_attention(
         attn_mask = attn_mask.expand(*lead, *(H, T, S)[3 - min(3, query.dim()) :]).reshape(len(q), H, T, S)
     attention = _attention(attn_mask, dropout_p, is_causal, scale, window, softcap, key_lengths, causal_offset)
     keep = wants_gradient(q, k, v)
-    if traced:
+    if type(q) not in EAGER and sharded(q):
+        from primer_fast.functional import shards
+
+        def run(q, k, v, mask, lengths, offsets):
+            return scaled_dot_product_attention(
+                q, k, v, mask, dropout_p, is_causal, scale, enable_gqa, window=window, softcap=softcap,
+                key_lengths=lengths, causal_offset=causal_offset if offsets is None else offsets,
+            )  # fmt: skip
+
+        out = shards.attention(run, q, k, v, attn_mask, key_lengths, attention.offsets, dropout_p)
+        if out is None:
+            return scaled_dot_product_attention_plain(query, key, value, **options)
+    elif traced:
         if dropout_p > 0:
             attention = attention._replace(seed=torch.randint(2**62, (1,), device=q.device))
         operator = library.scaled_dot_product_attention.scaled_dot_product_attention
@@ -255,7 +269,8 @@ def scaled_dot_product_attention_plain(
     if enable_gqa and not _groups_as_torch_has_them(query, key, value):
         key, value = _repeated(query, key, value)
         enable_gqa = False
-    empty = not jit_traces() and any(0 in t.shape[:-1] for t in (query, key, value))  # torch's result then has not always the right shape
+    # Of empty tensors torch's result has not always the right shape.
+    empty = not jit_traces() and any(0 in t.shape[:-1] for t in (query, key, value))
     if (
         (attn_mask is None or not is_causal) and not empty
         and window is None and softcap is None and key_lengths is None and causal_offset is None

@@ -75,7 +75,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             return self._scripted(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
-        else:  # noqa: RET505 (TorchScript compiles what follows an if, and no else)
+        else:
             options = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             if is_leaf(self, query):
                 return node_of(self, query, key, value, *options)

@@ -53,7 +53,7 @@ class Conv2d(torch.nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:  # (N, C, H, W) or (C, H, W) -> (N, O, P, Q) or (O, P, Q)
         if is_scripting():
             return scripted_activation(self._conv_forward(input, self.weight, self.bias), self.activation)
-        else:  # noqa: RET505 (TorchScript compiles what follows an if, and no else)
+        else:
             if is_leaf(self, input):
                 return node_of(self, input)
             return self.activated(input, self.activation)

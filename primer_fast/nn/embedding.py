@@ -51,7 +51,7 @@ class Embedding(torch.nn.Embedding):
                 rows = position[: input.shape[-1]]
                 y = y + (rows if position_ids is None else torch_F.embedding(position_ids, position))
             return y
-        else:  # noqa: RET505 (TorchScript compiles what follows an if, and no else)
+        else:
             if is_leaf(self, input):
                 return node_of(self, input, position, position_ids)
             return F.embedding(input, self.weight, self.padding_idx, position=position, position_ids=position_ids)

@@ -36,7 +36,7 @@ class Linear(torch.nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # (..., in_features) -> (..., out_features)
         if is_scripting():
             return scripted_activation(torch_F.linear(input, self.weight, self.bias), self.activation)
-        else:  # noqa: RET505 (TorchScript compiles what follows an if, and no else)
+        else:
             if is_leaf(self, input):
                 return node_of(self, input)
             return self.activated(input, self.activation)

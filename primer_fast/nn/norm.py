@@ -37,7 +37,7 @@ class LayerNorm(torch.nn.LayerNorm):
                 raise ValueError("LayerNorm: return_residual must be False in TorchScript; got True")
             total = input if residual is None else input + residual
             return torch_F.layer_norm(total, self.normalized_shape, self.weight, self.bias, self.eps)
-        else:  # noqa: RET505 (TorchScript compiles what follows an if, and no else)
+        else:
             if is_leaf(self, input):
                 return node_of(self, input, residual, return_residual)
             return F.layer_norm(

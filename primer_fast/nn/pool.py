@@ -18,7 +18,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
                 input, self.kernel_size, self.stride, self.padding, self.dilation,
                 ceil_mode=self.ceil_mode, return_indices=self.return_indices,
             )  # fmt: skip
-        else:  # noqa: RET505 (TorchScript compiles what follows an if, and no else)
+        else:
             if is_leaf(self, input):
                 return node_of(self, input)
             return F.max_pool2d(
