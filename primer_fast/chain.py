@@ -59,7 +59,7 @@ class Derived:
 @cache
 def derived(mixin: type, kind: type) -> type:
     """The class ``mixin`` + ``kind``, known by ``kind``'s name: an instance of ``kind`` can be made one in place."""
-    space = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    space: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     space |= {"__annotations__": getattr(kind, "__annotations__", {})}  # by which TorchScript knows attributes' types
     return type(kind.__name__, (mixin, kind), space)
 
@@ -100,11 +100,13 @@ class Chain(Derived):
     """A module whose ``forward`` calls its children one after another."""
 
     _order: ClassVar[tuple[str, ...] | None]
+    forward: Any
 
     def __init_subclass__(cls):
         if Chain in cls.__bases__:  # read once: torch.compile does not trace how a source is read
             cls._order = _order_of(cls.__bases__[1])
-            cls.forward = _in_turn(cls.__bases__[1].forward)
+            own: Any = cls.__bases__[1]
+            cls.forward = _in_turn(own.forward)
 
 
 def _in_turn(own):

@@ -47,7 +47,9 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("name", [*cases.CASES, "block", "sequence", "compiled", "refused"])
 @pytest.mark.parametrize("path", ["kernels", "plain"])
 def test_two_processes_are_as_one(path, name, found):
-    differences = [f"{path}, {name}" in one and one[f"{path}, {name}"] for one in found]
+    if (path, name) == ("plain", "compiled"):
+        pytest.skip("the kernels' graph says as much")
+    differences = [one[f"{path}, {name}"] for one in found]
     if path == "plain" and name == UNEVEN:
         assert all("cannot be evenly sharded" in d for d in differences)
     else:

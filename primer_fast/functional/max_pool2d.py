@@ -61,24 +61,25 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, ddx):  # ddx (N, C, H, W)
         (kept,) = ctx.saved_tensors
-        indices, there = _winners(kept, *ctx.window, ddx.shape[2:])
+        indices, there = _winners(kept, ctx.window, ddx.shape[2:])
         ddy = ddx.flatten(2).gather(2, indices.flatten(2)).view(kept.shape)
         return torch.where(there, ddy, 0), None, None, None
 
 
 def _scattered(dy, kept, window, size):
     """dy -> dx through torch's operators, which carry on what a transform adds."""
-    indices, there = _winners(kept, *window, size)
-    N, C, (H, W) = *dy.shape[:2], size
+    indices, there = _winners(kept, window, size)
+    (N, C), (H, W) = dy.shape[:2], size
     dy = torch.where(there, dy, 0).reshape(N, C, -1)
     dx = torch.zeros(N, C, H * W, dtype=dy.dtype, device=dy.device)
     return dx.scatter_add(2, indices.flatten(2), dy).view(N, C, H, W)
 
 
-def _winners(kept, kernel, stride, padding, dilation, size):
+def _winners(kept, window, size):
     """Positions in the windows (N, C, OH, OW) -> the winners' h * W + w, int64, and whether they are in the image:
     dilation may lead past it.
     """
+    kernel, stride, padding, dilation = window
     kept = kept.long()
     corners = (
         torch.arange(n, device=kept.device) * s - p for n, s, p in zip(kept.shape[2:], stride, padding, strict=True)

@@ -90,7 +90,7 @@ def _moved(rule: Rule, tensors, axis: int) -> float:
 def _local(t: DTensor, index: int, chosen: Sequence[Rule]) -> Tensor:
     placements = [rule.tensors[index] for rule in chosen]
     grads = [_of_gradient(p, rule) for p, rule in zip(placements, chosen, strict=True)]
-    held = [WHOLE if p == SUM else p for p in placements]
+    held = [WHOLE if p is None or p == SUM else p for p in placements]
     local = t.redistribute(placements=held).to_local(grad_placements=grads)
     local = local.wait() if hasattr(local, "wait") else local  # what is still on its way is no plain tensor
     if any(p == SUM and t.device_mesh.get_local_rank(axis) for axis, p in enumerate(placements)):
@@ -205,8 +205,11 @@ def embedding(function, ids, weight, padding_idx, position, position_ids):
         plain = [p == WHOLE for p in weight.placements]
         if all(plain[i] or not isinstance(ids, DTensor) or ids.placements[i] == WHOLE for i in range(len(plain))):
             return call("embedding", run, tensors, [Rule(at(WHOLE, Shard(0), None, None), [SUM])], [shape])[0]
-    run = lambda ids, w, p, places: function(ids, w, padding_idx, position=p, position_ids=places)  # noqa: E731
-    return call("embedding", run, tensors, rules, [shape])[0]
+
+    def run_whole(ids, weight, position, position_ids):
+        return function(ids, weight, padding_idx, position=position, position_ids=position_ids)
+
+    return call("embedding", run_whole, tensors, rules, [shape])[0]
 
 
 def attention(function, q, k, v, mask, key_lengths, offsets, dropout_p):

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.jit import is_scripting
 
 from primer_fast import functional as F
-from primer_fast.backend import jit_traces
 from primer_fast.nn.graphs import is_leaf, node_of
 
 
@@ -84,7 +83,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     def _attend(
         self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
     ):  # fmt: skip
-        if not jit_traces():
+        if torch._C._get_tracing_state() is None:  # torch.jit.trace, under which sizes are tensors
             self._check(query, key, value, key_padding_mask, attn_mask, is_causal)
         batched = query.dim() == 3
         if not batched:

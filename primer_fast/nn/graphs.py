@@ -4,15 +4,17 @@ In the one a call of a module is one node, as a call of torch.nn's is. The other
 calls PyTorch's operators, and no other.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 from torch.fx import Proxy
 
 
-def is_leaf(module: torch.nn.Module, input) -> bool:
+def is_leaf(module: torch.nn.Module, input: Any) -> bool:
     """Whether ``node_of`` shall record the call of the module on ``input``; the module itself can be traced too."""
-    return isinstance(input, Proxy) and input.tracer.root is not module
+    return isinstance(input, Proxy) and getattr(input.tracer, "root", None) is not module
 
 
 def node_of(module: torch.nn.Module, *args, **kwargs):

@@ -14,7 +14,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
 
     def forward(self, input: Tensor):  # (N, C, H, W) -> (N, C, OH, OW), with return_indices twice
         if is_scripting():
-            return torch_F.max_pool2d(
+            return torch_F.max_pool2d(  # type: ignore[call-overload]  # a bool where it wants a literal
                 input, self.kernel_size, self.stride, self.padding, self.dilation,
                 ceil_mode=self.ceil_mode, return_indices=self.return_indices,
             )  # fmt: skip
