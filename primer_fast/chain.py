@@ -100,13 +100,12 @@ class Chain(Derived):
     """A module whose ``forward`` calls its children one after another."""
 
     _order: ClassVar[tuple[str, ...] | None]
-    forward: Any
 
     def __init_subclass__(cls):
         if Chain in cls.__bases__:  # read once: torch.compile does not trace how a source is read
             cls._order = _order_of(cls.__bases__[1])
             own: Any = cls.__bases__[1]
-            cls.forward = _in_turn(own.forward)
+            cls.forward = _in_turn(own.forward)  # type: ignore[attr-defined]
 
 
 def _in_turn(own):
