@@ -5,12 +5,19 @@ __all__ = [
     "apply_of",
     "autocast_dtype",
     "autocast_to",
+    "differentiates",
+    "gradients_of",
+    "has_kernels",
     "interpreting",
+    "jit_traces",
     "needs_operator",
     "prepares",
     "runs_triton",
+    "sharded",
     "stand_in",
     "sums_narrowly",
+    "tangents",
+    "transformed",
     "wants_gradient",
 ]
 
@@ -18,9 +25,11 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _get_tracing_state, _has_storage
+from torch.autograd import forward_ad
 
-_EAGER = frozenset({Tensor, torch.nn.Parameter, type(None)})
+EAGER = frozenset({Tensor, torch.nn.Parameter, type(None)})  # what no subclass looks on
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 interpreting = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 when Triton was imported: kernels run on CPU tensors
@@ -31,18 +40,61 @@ if interpreting:
 stand_in = "cpu" if interpreting else None  # whose tensors count as a GPU's: "meta" where kernels are only compiled
 
 
+def has_kernels(x: Tensor) -> bool:
+    """True for float32, float16 and bfloat16 on a GPU, or on a CPU under TRITON_INTERPRET=1."""
+    return x.dtype in DTYPES and (x.is_cuda or (stand_in is not None and x.device.type == stand_in))
+
+
 def runs_triton(x: Tensor) -> bool:
-    """True where the kernels compute ``x``: float32, float16, bfloat16 on a GPU, or a CPU under TRITON_INTERPRET=1."""
-    if x.dtype not in DTYPES:
-        return False
-    here = x.is_cuda or (stand_in is not None and x.device.type == stand_in)
-    return here and not torch._C._are_functorch_transforms_active()  # vmap, grad and jvp know PyTorch's operators
+    """True where the kernels compute ``x``: they have it, and nothing needs PyTorch's operators."""
+    return has_kernels(x) and not (transformed() or jit_traces())
+
+
+def transformed() -> bool:
+    """Whether a derivative or a batch is carried along that PyTorch's operators alone know how to carry on: in a
+    transform of torch.func, or where a level of torch.autograd.forward_ad is open.
+    """
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def jit_traces() -> bool:
+    """Whether torch.jit.trace records what runs: its graph holds PyTorch's operators."""
+    return _get_tracing_state() is not None
+
+
+def tangents() -> bool:
+    """Whether tensors may have tangents: forward-mode differentiation is on."""
+    return forward_ad._current_level >= 0
+
+
+def differentiates(upstream: Tensor | None, other: Tensor | None = None) -> bool:
+    """Whether what a backward computes is itself differentiated, or mapped as by ``is_grads_batched``: then PyTorch's
+    operators compute it. A gradient that stands for several has no memory of its own.
+    """
+    if is_grad_enabled() or forward_ad._current_level >= 0:
+        return True
+    return not ((upstream is None or _has_storage(upstream)) and (other is None or _has_storage(other)))
+
+
+def gradients_of(function: Any, inputs: Any, needed: Any, upstream: Any) -> list[Tensor | None]:
+    """The gradients of ``function()`` by PyTorch's operators, None for each input that needs none.
+
+    With create_graph=True they have gradients themselves; tangents and batches are carried on.
+    """
+    asked = [t for t, need in zip(inputs, needed, strict=True) if need]
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():  # retain_graph: an input may be an output of the node that this is the backward of
+        found = iter(torch.autograd.grad(function(), asked, upstream, retain_graph=True, create_graph=create_graph))
+    return [next(found) if need else None for need in needed]
 
 
 def prepares(x: Any) -> bool:
     """True where the kernels compute ``x`` and nothing looks on (see ``needs_operator``): there may be a plan."""
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    return not traced and type(x) in _EAGER and x is not None and runs_triton(x)
+    if traced or type(x) not in EAGER or x is None or not has_kernels(x):
+        return False
+    # As transformed(). Under torch.jit.trace sizes are tensors, so that no call is known there.
+    return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
 
 
 def wants_gradient(*tensors: Any) -> bool:
@@ -71,9 +123,14 @@ def needs_operator(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
     for t in tensors:  # noqa: SIM110 (a generator takes three times as long)
-        if type(t) not in _EAGER:
+        if type(t) not in EAGER:
             return True
     return False
+
+
+def sharded(*tensors: Any) -> bool:
+    """Whether one of the tensors is a DTensor; known by name, as most processes never import them."""
+    return any(type(t).__name__ == "DTensor" for t in tensors)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -18,12 +18,13 @@ __all__ = [
 import ast
 import inspect
 import textwrap
-from functools import cache
+from functools import cache, wraps
 from types import CodeType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.modules.module import _has_any_global_hook
 
 from primer_fast import functional as F
@@ -73,7 +74,10 @@ class Derived:
 @cache
 def derived(mixin: type, kind: type) -> type:
     """The class ``mixin`` + ``kind``, known by ``kind``'s name: an instance of ``kind`` can be made one in place."""
-    members = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "_class_before": kind}
+    members: dict[str, Any] = {
+        "__module__": kind.__module__, "__qualname__": kind.__qualname__, "_class_before": kind,
+        "__annotations__": getattr(kind, "__annotations__", {}),  # by which TorchScript knows attributes' types
+    }  # fmt: skip
     return type(kind.__name__, (mixin, kind), members)
 
 
@@ -124,10 +128,20 @@ class Chain(Derived):
     def __init_subclass__(cls):
         if Chain in cls.__bases__:  # read once: torch.compile does not trace how a source is read
             cls._order = _order_of(cls.__bases__[1])
+            own: Any = cls.__bases__[1]
+            cls.forward = _in_turn(own.forward)  # type: ignore[attr-defined]
 
+
+def _in_turn(own):
+    """The ``forward`` of a Chain in the place of the module's ``own``.
+
+    It wraps that, so that TorchScript compiles the module's own, and torch.fx and torch.export see its arguments.
+    """
+
+    @wraps(own)
     def forward(self, *args, **kwargs):
-        if len(args) != 1 or kwargs or (modules := children_in_order(self)) is None:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]  # of the module's own class
+        if len(args) != 1 or kwargs or isinstance(args[0], Proxy) or (modules := children_in_order(self)) is None:
+            return own(self, *args, **kwargs)
         (x,) = args
         i = 0
         while i < len(modules):
@@ -135,6 +149,8 @@ class Chain(Derived):
             x = modules[i](x) if name is None else modules[i].activated(x, name)
             i += 1 if name is None else 2
         return x
+
+    return forward
 
 
 def children_in_order(module) -> list | None:

@@ -7,6 +7,7 @@ file: ``import primer_fast.functional as F``. A function of ours has a ``__modul
 
 from typing import TYPE_CHECKING
 
+import torch.fx
 import torch.nn.functional as _torchs
 
 from primer_fast.functional.conv2d import conv2d as conv2d
@@ -50,3 +51,10 @@ else:
 
     def __dir__():
         return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
+for _name in (
+    "conv2d", "embedding", "layer_norm", "linear", "linear_cross_entropy", "linear_log_prob", "max_pool2d", "mlp",
+    "scaled_dot_product_attention",
+):  # fmt: skip
+    torch.fx.wrap(_name)  # a call is one node of the graph that torch.fx.symbolic_trace makes

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
+from primer_fast.backend import tangents
+
 # In place where torch's gradient needs only the output: one buffer less and one pass less over memory.
 _PLAIN = {
     "relu": torch.relu_,
@@ -28,4 +30,6 @@ def check_activation(op: str, activation: str | None) -> str | None:
 
 def apply_plain(z: Tensor, activation: str | None) -> Tensor:
     """``activation(z)`` through torch's own operators; ``z`` may be overwritten."""
+    if activation == "silu" and tangents():
+        return z * z.sigmoid()  # the gradient of torch's own has no forward derivative
     return z if activation is None else _PLAIN[activation](z)

@@ -10,12 +10,17 @@ from torch import Tensor
 
 from primer_fast import library
 from primer_fast.backend import (
+    EAGER,
     apply_of,
     autocast_dtype,
     autocast_to,
+    differentiates,
+    gradients_of,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     wants_gradient,
 )
 from primer_fast.functional.activation import apply_plain, check_activation
@@ -37,7 +42,7 @@ class _Conv2d(torch.autograd.Function):
     def backward(ctx, dy):  # dy as y
         x, w, b, saved = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
-        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        if differentiates(dy):
             return None, *_differentiable_grads(x, w, b, ctx, dy, needed), None, None, None
         grads = library.conv2d.gradients(dy, saved, x, w, ctx.geometry, ctx.activation, needed)
         return None, *grads, None, None, None
@@ -47,10 +52,8 @@ _apply = apply_of(_Conv2d)
 
 
 def _differentiable_grads(x, w, b, ctx, dy, needed):
-    inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
-    y = conv2d_plain(x, w, b, *ctx.options, activation=ctx.activation)
-    grads = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-    return [next(grads) if need else None for need in needed]
+    plain = lambda: conv2d_plain(x, w, b, *ctx.options, activation=ctx.activation)  # noqa: E731
+    return gradients_of(plain, (x, w, b), needed, dy)
 
 
 def conv2d(
@@ -95,7 +98,7 @@ def conv2d(
                 return _apply(plan, input, weight, bias, geometry, activation, options)
             return plan(input, weight, bias)[0]
     check_activation("conv2d", activation)
-    if isinstance(input, Tensor) and not runs_triton(input):
+    if isinstance(input, Tensor) and not runs_triton(input) and (type(input) in EAGER or not sharded(input)):
         try:
             return conv2d_plain(input, weight, bias, *options, activation=activation)
         except (RuntimeError, TypeError, ValueError):  # checked only now: a small image costs less than the checks
@@ -109,7 +112,11 @@ def conv2d(
 
     x = input[None] if input.dim() == 3 else input
     keep = wants_gradient(x, weight, bias)
-    if needs_operator(x, weight, bias):
+    if sharded(x):
+        from primer_fast.functional import shards
+
+        y = shards.conv2d(conv2d, x, weight, bias, geometry.size, *options, activation)
+    elif needs_operator(x, weight, bias):
         channels_last = library.conv2d.channels_last(x, weight)
         y = library.conv2d.conv2d(x, weight, bias, *geometry, activation, channels_last, keep)[0]
     elif keep:
@@ -132,7 +139,7 @@ def conv2d_plain(
     activation: str | None = None,
 ) -> Tensor:
     """The same through torch's own operators."""
-    if dilation != 1 and 1 in weight.shape[2:]:  # of a single tap it means nothing, and in float16 oneDNN crashes on it
+    if dilation not in (1, (1, 1)) and 1 in weight.shape[2:]:  # of one tap it means nothing; in float16 oneDNN crashes
         (height, width), (R, S) = _pair("dilation", dilation, 1), weight.shape[2:]
         dilation = 1 if R == 1 else height, 1 if S == 1 else width
     return apply_plain(torch_F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)
@@ -228,4 +235,8 @@ def _fits_32_bits(input, geometry) -> bool:
     return all(n + 2 * zeros < 2**31 for n, zeros in zip(input.shape[-2:], geometry.padding, strict=True))
 
 
-_cached_geometry = functools.lru_cache(maxsize=1024, typed=True)(_geometry)
+@functools.lru_cache(maxsize=1024, typed=True)
+def _cached_geometry(*sizes_and_options):
+    if jit_traces():
+        raise TypeError("sizes are tensors while torch.jit.trace looks on")
+    return _geometry(*sizes_and_options)

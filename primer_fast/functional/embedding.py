@@ -7,7 +7,18 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, sums_narrowly, wants_gradient
+from primer_fast.backend import (
+    EAGER,
+    apply_of,
+    differentiates,
+    jit_traces,
+    needs_operator,
+    prepares,
+    runs_triton,
+    sharded,
+    sums_narrowly,
+    wants_gradient,
+)
 
 _INDICES = (torch.int32, torch.int64)
 
@@ -23,7 +34,8 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):  # (..., D)
         ids, position_ids = ctx.saved_tensors
-        table = _differentiable_grad if torch.is_grad_enabled() else library.embedding.gradient
+        plain = differentiates(dy)
+        table = _differentiable_grad if plain else library.embedding.gradient
         dweight = dposition = None
         if ctx.needs_input_grad[1]:
             rows, dtype = ctx.tables[0]
@@ -31,7 +43,7 @@ class _Embedding(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             if position_ids is not None:
                 dposition = table(dy, position_ids.expand(ids.shape), *ctx.tables[1])
-            elif torch.is_grad_enabled():
+            elif plain:
                 steps = torch.arange(ids.shape[-1], device=ids.device)
                 dposition = _differentiable_grad(dy, steps.expand(ids.shape), *ctx.tables[1])
             else:
@@ -43,7 +55,7 @@ _apply = apply_of(_Embedding)
 
 
 def _differentiable_grad(dy, ids, rows, dtype, padding=None):
-    """create_graph=True: torch's operators know their second derivatives."""
+    """Through torch's operators, which know their own derivatives."""
     counts = (ids >= 0) & (ids < rows)
     counts = counts if padding is None else counts & (ids != padding)
     dy = torch.where(counts[..., None], dy.float(), 0.0).reshape(-1, dy.shape[-1])
@@ -96,7 +108,13 @@ def embedding(
                 return plan(input, weight, position, position_ids)
             padding_idx = padding_idx if padding_idx is None else padding_idx % weight.shape[0]
             return _apply(plan, weight, position, input, position_ids, padding_idx)
+    if jit_traces():
+        return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)
     given, padding_idx = padding_idx, _check(input, weight, padding_idx, position, position_ids)
+    if type(weight) not in EAGER and sharded(weight):
+        from primer_fast.functional import shards
+
+        return shards.embedding(embedding, input, weight, padding_idx, position, position_ids)
     if not (runs_triton(weight) and (position is None or runs_triton(position))):
         try:
             return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)
@@ -125,7 +143,8 @@ def embedding_plain(
         return y
     if position_ids is None:
         length = input.shape[-1]
-        whole = not torch.compiler.is_compiling() and position.shape[0] == length  # a graph would be bound to it
+        bound = torch.compiler.is_compiling() or jit_traces()  # a graph would be, to the length
+        whole = not bound and position.shape[0] == length
         return y + (position if whole else position[:length])
     return y + _rows(position, position_ids)
 

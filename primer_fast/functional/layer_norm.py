@@ -11,7 +11,19 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, sums_narrowly, wants_gradient
+from primer_fast.backend import (
+    EAGER,
+    apply_of,
+    differentiates,
+    gradients_of,
+    jit_traces,
+    needs_operator,
+    prepares,
+    runs_triton,
+    sharded,
+    sums_narrowly,
+    wants_gradient,
+)
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -33,7 +45,7 @@ class _LayerNorm(torch.autograd.Function):
         need_s = need[0] or need[1]
         if dy is None:  # y was not used
             ds, dw, db = dsum, None, None
-        elif torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        elif differentiates(dy, dsum):
             ds, dw, db = _differentiable_grads(s, w, b, ctx, dy, dsum, (need_s, *need[2:]))
         else:
             needed = (need_s, *need[2:])
@@ -48,10 +60,8 @@ _apply = apply_of(_LayerNorm)
 
 def _differentiable_grads(s, w, b, ctx, dy, dsum, needed):
     s = torch.zeros_like(dy) if s is None else s  # not kept where the bias alone has a gradient
-    y = _normalize_plain(s, ctx.shape, w, b, ctx.eps, ctx.dtype)
-    inputs = [t for t, need in zip((s, w, b), needed, strict=True) if need]
-    grads = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-    ds, dw, db = (next(grads) if need else None for need in needed)
+    plain = lambda: _normalize_plain(s, ctx.shape, w, b, ctx.eps, ctx.dtype)  # noqa: E731
+    ds, dw, db = gradients_of(plain, (s, w, b), needed, dy)
     return ds if ds is None or dsum is None else ds + dsum, dw, db
 
 
@@ -108,9 +118,18 @@ def layer_norm(
         plan = library.layer_norm.forward.known(*leaves, shape, eps, dtype, keep_sum, keep)
         if plan is not None:
             return _run(plan, leaves, shape, eps, dtype, keep, return_residual)
+    if jit_traces():
+        return layer_norm_plain(input, shape, weight, bias, eps, residual=residual, return_residual=return_residual)
     _check(input, shape, weight, bias, residual, to_float32)
     if not isinstance(eps, int | float):
         raise TypeError(f"layer_norm: eps must be a number; got {eps!r}")
+    if type(input) not in EAGER and sharded(input):
+        from primer_fast.functional import shards
+
+        whole = residual is not None
+        run = lambda x, r, w, b: layer_norm(x, shape, w, b, eps, residual=r, return_residual=whole)  # noqa: E731
+        results = shards.layer_norm(run, leaves, len(shape))
+        return (results[0], results[1] if whole else input) if return_residual else results[0]
     if not (runs_triton(input) and (residual is None or runs_triton(residual))):
         return layer_norm_plain(input, shape, weight, bias, eps, residual=residual, return_residual=return_residual)
     if needs_operator(*leaves):

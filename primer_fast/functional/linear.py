@@ -8,12 +8,17 @@ from torch import Tensor
 
 from primer_fast import library
 from primer_fast.backend import (
+    EAGER,
     apply_of,
     autocast_dtype,
     autocast_to,
+    differentiates,
+    gradients_of,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     wants_gradient,
 )
 from primer_fast.functional.activation import apply_plain, check_activation
@@ -32,7 +37,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, dy):  # dy (..., N)
         x, w, b, saved = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
-        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        if differentiates(dy):
             return None, *_differentiable_grads(x, w, b, ctx.activation, dy, needed), None
         return None, *library.linear.gradients(dy, saved, x, w, ctx.activation, needed), None
 
@@ -41,9 +46,7 @@ _apply = apply_of(_Linear)
 
 
 def _differentiable_grads(x, w, b, activation, dy, needed):
-    inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
-    grads = iter(torch.autograd.grad(linear_plain(x, w, b, activation=activation), inputs, dy, create_graph=True))
-    return [next(grads) if need else None for need in needed]
+    return gradients_of(lambda: linear_plain(x, w, b, activation=activation), (x, w, b), needed, dy)
 
 
 def linear(
@@ -77,6 +80,8 @@ def linear(
         if plan is not None:
             return _apply(plan, input, weight, bias, activation) if keep else plan(input, weight, bias)[0]
     check_activation("linear", activation)
+    if jit_traces():
+        return linear_plain(input, weight, bias, activation=activation)
     for name, t in (("input", input), ("weight", weight), ("bias", bias)):
         if not isinstance(t, Tensor) and (t is not None or name != "bias"):
             raise TypeError(f"linear: {name} must be a tensor; got {type(t).__name__}")
@@ -84,6 +89,10 @@ def linear(
     if dtype is not None:
         input, weight, bias = autocast_to(dtype, input, weight, bias)
     _check(input, weight, bias)
+    if type(input) not in EAGER and sharded(input) and weight.dim() == 2:
+        from primer_fast.functional import shards
+
+        return shards.linear(linear, apply_plain, input, weight, bias, activation)
     if not runs_triton(input):
         return linear_plain(input, weight, bias, activation=activation)
 

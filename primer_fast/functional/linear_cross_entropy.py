@@ -12,9 +12,13 @@ from primer_fast.backend import (
     apply_of,
     autocast_dtype,
     autocast_to,
+    differentiates,
+    gradients_of,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     wants_gradient,
 )
 from primer_fast.functional.logits import check, check_ignore_index, check_target, plain_is_best
@@ -36,7 +40,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, dy):  # () or (...)
         x, w, b, target, lse, number, kept = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
-        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        if differentiates(dy):
             return None, *_differentiable_grads(x, w, b, target, ctx.options, dy, needed), None, None
         grads = library.linear_cross_entropy.loss_gradients(
             dy, x, w, b, target, lse, number, kept, ctx.options, needed
@@ -48,13 +52,13 @@ _apply = apply_of(_LinearCrossEntropy)
 
 
 def _differentiable_grads(x, w, b, target, options, dy, needed):
-    inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
-    loss = linear_cross_entropy_plain(
-        x, w, target, linear_bias=b, reduction=options.reduction, ignore_index=options.ignore_index,
-        label_smoothing=options.smoothing, loss_dtype=options.dtype,
-    )  # fmt: skip
-    grads = iter(torch.autograd.grad(loss, inputs, dy, create_graph=True))
-    return [next(grads) if need else None for need in needed]
+    def plain():
+        return linear_cross_entropy_plain(
+            x, w, target, linear_bias=b, reduction=options.reduction, ignore_index=options.ignore_index,
+            label_smoothing=options.smoothing, loss_dtype=options.dtype,
+        )  # fmt: skip
+
+    return gradients_of(plain, (x, w, b), needed, dy)
 
 
 def linear_cross_entropy(
@@ -126,9 +130,12 @@ def linear_cross_entropy(
             return _run(plan, tensors, own)
     _check_options(linear_weight, target, reduction, ignore_index, label_smoothing, options, loss_dtype)
     probabilities = isinstance(target, Tensor) and target.is_floating_point()
-    check("linear_cross_entropy", input, linear_weight, target, linear_bias, probabilities)
+    if not jit_traces():
+        check("linear_cross_entropy", input, linear_weight, target, linear_bias, probabilities)
     if weight is not None or probabilities:
         check_weighted(linear_weight, target, weight, ignore_index)
+        if sharded(*tensors):
+            raise NotImplementedError("linear_cross_entropy: weight and probabilities are not built for DTensors")
         result = input.dtype if dtype is None else torch.float32
         if probabilities or label_smoothing > 0:
             found = weighted_losses(*tensors, weight, ignore_index, float(label_smoothing))
@@ -145,6 +152,17 @@ def linear_cross_entropy(
             check_target("linear_cross_entropy", target, len(linear_weight), ignore_index)
             raise
     own = _told(input, linear_weight, linear_bias, *told, dtype, loss_dtype, keep_logits)
+    if sharded(*tensors):
+        from primer_fast.functional import shards
+
+        def run(x, w, b, t):
+            return linear_cross_entropy(
+                x, w, t, linear_bias=b, reduction="none", ignore_index=ignore_index, label_smoothing=label_smoothing,
+                keep_logits=keep_logits, loss_dtype=library.logits.sums_dtype(x),
+            )  # fmt: skip
+
+        (losses,) = shards.loss_rows("linear_cross_entropy", run, *tensors, 1)
+        return shards.reduced(losses, target, reduction, ignore_index).to(own.dtype)
     if needs_operator(*tensors):
         return _traced(*tensors, own)
     if not runs_triton(input) and input.device.type == "cpu":

@@ -13,9 +13,13 @@ from primer_fast.backend import (
     apply_of,
     autocast_dtype,
     autocast_to,
+    differentiates,
+    gradients_of,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     wants_gradient,
 )
 from primer_fast.functional.logits import check, check_ignore_index, check_target, plain_is_best
@@ -33,7 +37,7 @@ class _LinearLogProb(torch.autograd.Function):
     def backward(ctx, dy, dentropy):  # (...) each
         x, w, b, target, lse, entropy, kept = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
-        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        if differentiates(dy, dentropy):
             grads = _differentiable_grads(x, w, b, target, ctx.temperature, ctx.ignore_index, dy, dentropy, needed)
         else:
             grads = library.linear_log_prob.gradients(
@@ -46,14 +50,14 @@ _apply = apply_of(_LinearLogProb)
 
 
 def _differentiable_grads(x, w, b, target, temperature, ignore_index, dy, dentropy, needed):
-    inputs = [t for t, need in zip((x, w, b), needed, strict=True) if need]
     entropy = dentropy is not None
-    outputs = linear_log_prob_plain(
-        x, w, target, linear_bias=b, temperature=temperature, return_entropy=entropy, ignore_index=ignore_index
-    )
-    upstream = (dy, dentropy) if entropy else dy
-    grads = iter(torch.autograd.grad(outputs, inputs, upstream, create_graph=True))
-    return [next(grads) if need else None for need in needed]
+
+    def plain():
+        return linear_log_prob_plain(
+            x, w, target, linear_bias=b, temperature=temperature, return_entropy=entropy, ignore_index=ignore_index
+        )
+
+    return gradients_of(plain, (x, w, b), needed, (dy, dentropy) if entropy else dy)
 
 
 @overload
@@ -129,12 +133,24 @@ def linear_log_prob(
             return _run(plan, tensors, *told)
     check_temperature(temperature)
     check_ignore_index("linear_log_prob", ignore_index)
-    check("linear_log_prob", input, linear_weight, target, linear_bias)
+    if not jit_traces():
+        check("linear_log_prob", input, linear_weight, target, linear_bias)
     if plain_is_best(input, linear_weight, target):
         return linear_log_prob_plain(
             input, linear_weight, target, linear_bias=linear_bias,
             temperature=temperature, return_entropy=return_entropy, ignore_index=ignore_index,
         )  # fmt: skip
+    if sharded(*tensors):
+        from primer_fast.functional import shards
+
+        def run_local(x, w, b, t):
+            return linear_log_prob(
+                x, w, t, linear_bias=b, temperature=temperature, return_entropy=return_entropy, keep_logits=keep_logits,
+                ignore_index=ignore_index,
+            )  # fmt: skip
+
+        results = shards.loss_rows("linear_log_prob", run_local, *tensors, 1 + return_entropy)
+        return results if return_entropy else results[0]
     keep = keep_logits and wants_gradient(*tensors)
     if not needs_operator(*tensors):
         if not runs_triton(input) and input.device.type == "cpu":
@@ -162,7 +178,7 @@ def _run(run, tensors, temperature, return_entropy, ignore_index):
 def _chosen(log_probs, target, ignore_index):  # (..., V), (...)
     """-> the target's (...), 0 where it is ignored; and which are, or None where none is."""
     classes = log_probs.shape[-1]
-    looks = target.is_cpu and type(log_probs) is Tensor and not torch.compiler.is_compiling()
+    looks = target.is_cpu and type(log_probs) is Tensor and not (torch.compiler.is_compiling() or jit_traces())
     if looks and not 0 <= ignore_index < classes:
         try:
             return log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1), None

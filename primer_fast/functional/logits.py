@@ -11,20 +11,22 @@ __all__ = [
 import torch
 from torch import Tensor
 
-from primer_fast.backend import runs_triton
+from primer_fast.backend import jit_traces, runs_triton, transformed
 
 PLAIN_BYTES = 2**24  # of all logits: below, PyTorch's own operators are as small and faster
 
 
 def plain_is_best(input: Tensor, linear_weight: Tensor, target: Tensor) -> bool:
     """Whether PyTorch's own operators take it: there are no rows, or so few that all logits may be in memory."""
+    if jit_traces():
+        return True
     rows = target.numel()
     if rows == 0:
         return True
     if runs_triton(input):
         return False
     small = rows * linear_weight.shape[0] * max(input.itemsize, 4) <= PLAIN_BYTES
-    return small or torch._C._are_functorch_transforms_active()
+    return small or transformed()
 
 
 def check(op: str, input, linear_weight, target, linear_bias, probabilities: bool = False) -> None:

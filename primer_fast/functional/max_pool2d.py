@@ -9,9 +9,22 @@ from typing import Any, Literal, overload
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from primer_fast import library
-from primer_fast.backend import apply_of, needs_operator, prepares, runs_triton, sums_narrowly, wants_gradient
+from primer_fast.backend import (
+    EAGER,
+    apply_of,
+    differentiates,
+    jit_traces,
+    needs_operator,
+    prepares,
+    runs_triton,
+    sharded,
+    sums_narrowly,
+    tangents,
+    wants_gradient,
+)
 from primer_fast.kernels.max_pool2d import output_size
 
 Size = int | tuple[int, int]
@@ -30,8 +43,9 @@ class _MaxPool2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, _):  # dy (N, C, OH, OW)
         (kept,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
-            return None, _Gradient.apply(dy, kept, ctx.window, ctx.size), None, None
+        if differentiates(dy):
+            gradient = _scattered if tangents() or not torch._C._has_storage(dy) else _Gradient.apply
+            return None, gradient(dy, kept, ctx.window, ctx.size), None, None
         return None, library.max_pool2d.gradient(dy, kept, *ctx.window, ctx.size), None, None
 
 
@@ -50,22 +64,33 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, ddx):  # ddx (N, C, H, W)
         (kept,) = ctx.saved_tensors
-        h, w = _winners(kept, *ctx.window)
-        H, W = ddx.shape[2:]
-        there = (h < H) & (w < W)  # not so where dilation leads past the image
-        indices = torch.where(there, h * W + w, 0)
+        indices, there = _winners(kept, ctx.window, ddx.shape[2:])
         ddy = ddx.flatten(2).gather(2, indices.flatten(2)).view(kept.shape)
         return torch.where(there, ddy, 0), None, None, None
 
 
-def _winners(kept, kernel, stride, padding, dilation):
-    """Positions in the windows (N, C, OH, OW) -> image lines and columns of the winners, int64."""
+def _scattered(dy, kept, window, size):
+    """dy -> dx through torch's operators, which carry on what a transform adds."""
+    indices, there = _winners(kept, window, size)
+    (N, C), (H, W) = dy.shape[:2], size
+    dy = torch.where(there, dy, 0).reshape(N, C, -1)
+    dx = torch.zeros(N, C, H * W, dtype=dy.dtype, device=dy.device)
+    return dx.scatter_add(2, indices.flatten(2), dy).view(N, C, H, W)
+
+
+def _winners(kept, window, size):
+    """Positions in the windows (N, C, OH, OW) -> the winners' h * W + w, int64, and whether they are in the image:
+    dilation may lead past it.
+    """
+    kernel, stride, padding, dilation = window
     kept = kept.long()
     corners = (
         torch.arange(n, device=kept.device) * s - p for n, s, p in zip(kept.shape[2:], stride, padding, strict=True)
     )
     top, left = next(corners)[:, None], next(corners)
-    return top + kept // kernel[1] * dilation[0], left + kept % kernel[1] * dilation[1]
+    h, w = top + kept // kernel[1] * dilation[0], left + kept % kernel[1] * dilation[1]
+    there = (h < size[0]) & (w < size[1])
+    return torch.where(there, h * size[1] + w, 0), there
 
 
 @overload
@@ -117,7 +142,7 @@ def max_pool2d(
         if plan is not None:
             y, indices = _apply(plan, input, cut[0], return_indices) if keep else plan(input)[::2]
             return (y, indices) if return_indices else y
-    if isinstance(input, Tensor) and not runs_triton(input):
+    if isinstance(input, Tensor) and not runs_triton(input) and (type(input) in EAGER or not sharded(input)):
         try:
             return max_pool2d_plain(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
         except (RuntimeError, TypeError, ValueError):  # checked only now: a small image costs less than the checks
@@ -129,7 +154,12 @@ def max_pool2d(
     window, size = _check(input, kernel_size, stride, padding, dilation, ceil_mode)
     x = input if input.dim() == 4 else input[None]
     keep = wants_gradient(x)
-    if needs_operator(x):
+    if sharded(x):
+        from primer_fast.functional import shards
+
+        told = kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        y, indices = (*shards.max_pool2d(lambda x: max_pool2d(x, *told), x, size, return_indices), None)[:2]
+    elif needs_operator(x):
         y, _, indices = library.max_pool2d.max_pool2d(x, *window, size, keep, return_indices)
     elif keep:
         run = lambda x: library.max_pool2d.forward(x, *window, size, True, return_indices)  # noqa: E731
@@ -157,8 +187,8 @@ def max_pool2d_plain(
             return result[0].to(input.dtype), result[1]
         return result.to(input.dtype)
     options: tuple[Any, ...] = kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode
-    if input.requires_grad and dilation not in (1, (1, 1), [1, 1]):
-        with torch.no_grad():
+    if (input.requires_grad or tangents()) and dilation not in (1, (1, 1), [1, 1]):
+        with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
             y, indices = torch_F.max_pool2d_with_indices(input, *options)
         y = _gathered(input, indices, *_check(input, kernel_size, stride, padding, dilation, ceil_mode))
         return (y, indices) if return_indices else y
@@ -254,4 +284,8 @@ def _window(image, kernel_size, stride, padding, dilation, ceil_mode):
     return (kernel, stride, padding, dilation), size
 
 
-_cached_window = functools.lru_cache(maxsize=1024, typed=True)(_window)
+@functools.lru_cache(maxsize=1024, typed=True)
+def _cached_window(*sizes_and_options):
+    if jit_traces():
+        raise TypeError("sizes are tensors while torch.jit.trace looks on")
+    return _window(*sizes_and_options)

@@ -9,7 +9,19 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
-from primer_fast.backend import apply_of, autocast_dtype, autocast_to, needs_operator, prepares, runs_triton
+from primer_fast.backend import (
+    EAGER,
+    apply_of,
+    autocast_dtype,
+    autocast_to,
+    differentiates,
+    gradients_of,
+    jit_traces,
+    needs_operator,
+    prepares,
+    runs_triton,
+    sharded,
+)
 from primer_fast.functional.activation import ACTIVATIONS, apply_plain, check_activation
 from primer_fast.library.register import as_rows, like_rows_of
 
@@ -29,7 +41,7 @@ class _MLP(torch.autograd.Function):
         x, *saved = ctx.saved_tensors
         needed, (activation, output_activation) = ctx.needs_input_grad[4:], ctx.activations
         weights, biases, outputs, derivatives = (saved[i * ctx.layers : (i + 1) * ctx.layers] for i in range(4))
-        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        if differentiates(dy):
             grads = _differentiable_grads(x, weights, biases, ctx.activations, dy, needed)
         else:
             grads = library.mlp.gradients(dy, x, outputs, derivatives, weights, activation, output_activation, needed)
@@ -43,11 +55,12 @@ _OPTIONAL = {*_TENSORS, type(None)}
 
 
 def _differentiable_grads(x, weights, biases, activations, dy, needed):
-    inputs = [t for t, need in zip((x, *weights, *biases), needed, strict=True) if need]
     activation, output_activation = activations
-    y = mlp_plain(x, weights, biases, activation=activation, output_activation=output_activation)
-    grads = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-    return [next(grads) if need else None for need in needed]
+
+    def plain():
+        return mlp_plain(x, weights, biases, activation=activation, output_activation=output_activation)
+
+    return gradients_of(plain, (x, *weights, *biases), needed, dy)
 
 
 def mlp(
@@ -97,7 +110,12 @@ def mlp(
             return _apply(plan, activation, output_activation, layers, input, *weights, *biases)
         if plan is not None:
             return plan(input, *weights, *biases)[0]
-    _check(input, weights, biases)
+    if not jit_traces():
+        _check(input, weights, biases)
+    if type(input) not in EAGER and sharded(input):
+        from primer_fast.functional import shards
+
+        return shards.mlp(mlp, input, weights, biases, activation, output_activation)
     if not runs_triton(input):
         return mlp_plain(input, weights, biases, activation=activation, output_activation=output_activation)
 

@@ -11,13 +11,19 @@ from torch.nn.functional import scaled_dot_product_attention as torchs_attention
 
 from primer_fast import library
 from primer_fast.backend import (
+    EAGER,
     apply_of,
     autocast_dtype,
     autocast_to,
+    differentiates,
+    gradients_of,
+    jit_traces,
     needs_operator,
     prepares,
     runs_triton,
+    sharded,
     sums_narrowly,
+    tangents,
     wants_gradient,
 )
 from primer_fast.library.scaled_dot_product_attention import NO_SOFTCAP, Attention
@@ -60,7 +66,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, dout):  # dout (B, H, T, DV)
         q, k, v, out, lse = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:4]
-        if torch.is_grad_enabled():  # create_graph=True: torch's operators know their second derivatives
+        if differentiates(dout):
             return None, *_differentiable_grads((q, k, v), needed, dout, ctx.attention), None
         grads = library.scaled_dot_product_attention.gradients(dout, q, k, v, out, lse, ctx.attention, ctx.fast, needed)
         return None, *grads, None
@@ -77,15 +83,16 @@ def _differentiable_grads(inputs, needed, dout, attention):
             "scaled_dot_product_attention_plain"
         )
     q, k, v = inputs
-    asked = [t for t, need in zip(inputs, needed, strict=True) if need]
-    with sdpa_kernel(SDPBackend.MATH):
-        offset = (attention.offset if attention.offsets is None else attention.offsets) if attention.causal else None
-        out = scaled_dot_product_attention_plain(
+    offset = (attention.offset if attention.offsets is None else attention.offsets) if attention.causal else None
+
+    def plain():
+        return scaled_dot_product_attention_plain(
             q, k, v, attention.mask, scale=attention.scale, enable_gqa=q.shape[1] != k.shape[1],
             window=attention.window, softcap=attention.softcap, key_lengths=attention.key_lengths, causal_offset=offset,
         )  # fmt: skip
-        grads = iter(torch.autograd.grad(out, asked, dout, create_graph=True))
-    return [next(grads) if need else None for need in needed]
+
+    with sdpa_kernel(SDPBackend.MATH):
+        return gradients_of(plain, inputs, needed, dout)
 
 
 def scaled_dot_product_attention(
@@ -145,13 +152,14 @@ def scaled_dot_product_attention(
             plan = None
         if plan is not None:
             return _run(plan, query, key, value, attention, keep)
-    if isinstance(query, Tensor) and not runs_triton(query):
+    if isinstance(query, Tensor) and not runs_triton(query) and (type(query) in EAGER or not sharded(query)):
         simple = (
             attn_mask is None and dropout_p == 0
             and window is None and softcap is None and key_lengths is None and causal_offset is None
         )  # fmt: skip
-        empty = any(isinstance(t, Tensor) and 0 in t.shape for t in (query, key, value))
-        if not simple or empty:  # torch, and the formula, would take more than is right
+        traced = jit_traces()  # its sizes are tensors
+        empty = not traced and any(isinstance(t, Tensor) and 0 in t.shape for t in (query, key, value))
+        if empty or not (simple or traced):  # torch, and the formula, would take more than is right
             _check_as_cast(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
                 window, softcap, key_lengths, causal_offset,
@@ -198,7 +206,19 @@ def scaled_dot_product_attention(
         attn_mask = attn_mask.expand(*lead, *(H, T, S)[3 - min(3, query.dim()) :]).reshape(len(q), H, T, S)
     attention = _attention(attn_mask, dropout_p, is_causal, scale, window, softcap, key_lengths, causal_offset)
     keep = wants_gradient(q, k, v)
-    if traced:
+    if type(q) not in EAGER and sharded(q):
+        from primer_fast.functional import shards
+
+        def run(q, k, v, mask, lengths, offsets):
+            return scaled_dot_product_attention(
+                q, k, v, mask, dropout_p, is_causal, scale, enable_gqa, window=window, softcap=softcap,
+                key_lengths=lengths, causal_offset=causal_offset if offsets is None else offsets,
+            )  # fmt: skip
+
+        out = shards.attention(run, q, k, v, attn_mask, key_lengths, attention.offsets, dropout_p)
+        if out is None:
+            return scaled_dot_product_attention_plain(query, key, value, **options)
+    elif traced:
         if dropout_p > 0:
             attention = attention._replace(seed=torch.randint(2**62, (1,), device=q.device))
         operator = library.scaled_dot_product_attention.scaled_dot_product_attention
@@ -253,12 +273,14 @@ def scaled_dot_product_attention_plain(
     if enable_gqa and (narrow or not _groups_as_torch_has_them(query, key, value)):
         key, value = _repeated(query, key, value)
         enable_gqa = False
-    empty = any(0 in t.shape[:-1] for t in (query, key, value))  # torch's result then has not always the right shape
+    # Of empty tensors torch's result has not always the right shape.
+    empty = not jit_traces() and any(0 in t.shape[:-1] for t in (query, key, value))
     if (
         (attn_mask is None or not is_causal) and not empty
         and window is None and softcap is None and key_lengths is None and causal_offset is None
     ):  # fmt: skip
-        return torchs_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        attend = _with_tangents if tangents() else torchs_attention
+        return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     visible = _visible(query, key.shape[-2], is_causal, window, key_lengths, causal_offset)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         visible = attn_mask if visible is None else visible & attn_mask
@@ -267,7 +289,8 @@ def scaled_dot_product_attention_plain(
         mask = visible
         if attn_mask is not None:
             mask = attn_mask if visible is None else attn_mask.masked_fill(~visible, -math.inf)
-        return torchs_attention(query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
+        attend = _with_tangents if tangents() else torchs_attention
+        return attend(query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         key, value = _repeated(query, key, value)
     dtype = autocast_dtype(query) or query.dtype
@@ -283,6 +306,12 @@ def scaled_dot_product_attention_plain(
     empty = (scores == -math.inf).all(dim=-1, keepdim=True)
     weights = scores.masked_fill(empty, 0).softmax(dim=-1).masked_fill(empty, 0)  # 0 before, lest gradients be NaN
     return (torch.dropout(weights, dropout_p, True) @ value).to(dtype)
+
+
+def _with_tangents(*args, **options):
+    """torch's attention that has a forward derivative; the others have none."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return torchs_attention(*args, **options)
 
 
 def _groups_as_torch_has_them(query, key, value):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from primer_fast import library
-from primer_fast.backend import runs_triton
+from primer_fast.backend import jit_traces, runs_triton, transformed
 from primer_fast.functional.logits import PLAIN_BYTES, check_target
 
 CHUNK_BYTES = 2**26  # of float32 logits at a time
@@ -65,7 +65,8 @@ def weighted_losses(
     lead, dtype = input.shape[:-1], library.logits.sums_dtype(input)
     x, classes = library.register.as_rows(input), len(linear_weight)
     targets = target.reshape(len(x), classes) if probabilities else target.reshape(-1)
-    looks = target.is_cpu and not runs_triton(input) and not torch.compiler.is_compiling() and not _transformed()
+    traced = torch.compiler.is_compiling() or jit_traces() or transformed()
+    looks = target.is_cpu and not runs_triton(input) and not traced
     if looks and not probabilities:
         check_target("linear_cross_entropy", target, classes, ignore_index)
     w = linear_weight.to(dtype)
@@ -84,7 +85,7 @@ def weighted_losses(
             return found * torch.where(known, 1.0, torch.nan).to(dtype)
 
     row = classes * dtype.itemsize
-    if len(x) * row <= PLAIN_BYTES or _transformed():
+    if jit_traces() or transformed() or len(x) * row <= PLAIN_BYTES:
         return losses(x, targets).view(lead)
     step = max(CHUNK_BYTES // row, 1)
     parts = [
@@ -103,8 +104,3 @@ def weighted_reduction(losses: Tensor, target: Tensor, weight: Tensor | None, re
     if target.is_floating_point() or weight is None:
         return losses.sum() / losses.numel()
     return losses.sum() / weights_of(target, weight, ignore_index).to(losses.dtype).sum()
-
-
-def _transformed() -> bool:
-    """Whether vmap, grad or jvp look on, which know PyTorch's operators."""
-    return torch._C._are_functorch_transforms_active()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from primer_fast.backend import runs_triton
+from primer_fast.backend import has_kernels
 from primer_fast.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 from primer_fast.kernels.logits import Head
 from primer_fast.kernels.prepared import prepared
@@ -21,7 +21,7 @@ def forward(x, w, b, target, ignore_index, smoothing, keep=False):
     """x (N, D), w (V, D), b (V,) or None, target (N,) -> losses (N,), 0 for ignored rows, lse (2, N), and the logits
     that the Triton kernels ``keep`` for the gradients, or None.
     """
-    if runs_triton(x):
+    if has_kernels(x):
         return _forward(x, w, b, target, ignore_index, smoothing, keep, torch.get_float32_matmul_precision())
     with as_they_are(x):
         return *chunked_fwd(x, w, b, target, Head(1.0, smoothing, ignore_index, -1.0), False)[:2], None
@@ -29,7 +29,7 @@ def forward(x, w, b, target, ignore_index, smoothing, keep=False):
 
 def gradients(dlosses, x, w, b, target, lse, ignore_index, smoothing, needed, kept=None):
     """dlosses (N,) and the forward's arguments and results -> dx, dw, db, None for each that is not needed."""
-    if runs_triton(x):
+    if has_kernels(x):
         precision = torch.get_float32_matmul_precision()
         own = ignore_index, smoothing, tuple(needed), precision
         return _gradients(dlosses, x, w, b, target, lse, None, kept, *own)
@@ -67,7 +67,7 @@ def loss(x, w, b, target, options: Reduced):
     """x (..., D), w (V, D), b (V,) or None, target (...) -> loss () or as target, then what ``loss_gradients`` needs:
     lse, the number of rows in a mean or None, the logits or None.
     """
-    if runs_triton(x):
+    if has_kernels(x):
         return _loss(x, w, b, target, options, torch.get_float32_matmul_precision())
     rows, flat, b = rows_of(x, target, b)
     losses, lse, kept = forward(rows, w, b, flat, options.ignore_index, options.smoothing)
@@ -103,7 +103,7 @@ def reduce(losses, target, reduction, ignore_index):
 
 def loss_gradients(dloss, x, w, b, target, lse, number, kept, options: Reduced, needed):
     """dloss as the loss, and ``loss``'s arguments and results -> dx, dw, db, None for each that is not needed."""
-    if runs_triton(x):
+    if has_kernels(x):
         precision = torch.get_float32_matmul_precision()
         own = options.ignore_index, options.smoothing, tuple(needed)
         return _gradients(dloss, x, w, b, target, lse, number, kept, *own, precision)
@@ -163,7 +163,7 @@ linear_cross_entropy.register_autograd(_backward, setup_context=_setup)
 @operator("linear_cross_entropy_reduced")
 def linear_cross_entropy_reduced(losses: Tensor, target: Tensor, ignore_index: int, mean: bool) -> Tensor:
     """The sum of the losses (N,), or their mean over the rows that count: as ``loss`` adds them, bit by bit."""
-    if runs_triton(losses):
+    if has_kernels(losses):
         return reduce_losses(losses, target, ignore_index, mean, losses.dtype)[0]
     return reduce(losses, target, "mean" if mean else "sum", ignore_index)[0]
 

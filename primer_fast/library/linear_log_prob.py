@@ -6,7 +6,7 @@ linear_log_prob_kept and its backward are the same where the logits are kept for
 import torch
 from torch import Tensor
 
-from primer_fast.backend import runs_triton
+from primer_fast.backend import has_kernels
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
 from primer_fast.kernels.logits import Head
 from primer_fast.kernels.prepared import prepared
@@ -18,7 +18,7 @@ def forward(x, w, b, target, temperature, entropy, ignore_index, keep=False):
     """x (..., D), w (V, D), b (V,) or None, target (...) -> y as target, lse (2, N), entropy as target or None, and the
     logits that the Triton kernels ``keep`` for the gradients, or None.
     """
-    if runs_triton(x):
+    if has_kernels(x):
         return _forward(x, w, b, target, temperature, entropy, ignore_index, keep, torch.get_float32_matmul_precision())
     rows, flat, b = rows_of(x, target, b)
     with as_they_are(x):
@@ -29,7 +29,7 @@ def forward(x, w, b, target, temperature, entropy, ignore_index, keep=False):
 def gradients(dy, dentropy, x, w, b, target, lse, entropy, temperature, ignore_index, needed, kept=None):
     """dy as target, dentropy likewise or None as entropy -> dx, dw, db, None for each that is not needed."""
     dentropy = None if entropy is None else dentropy
-    if runs_triton(x):
+    if has_kernels(x):
         precision = torch.get_float32_matmul_precision()
         own = temperature, ignore_index, tuple(needed), precision
         return _gradients(dy, dentropy, x, w, b, target, lse, entropy, kept, *own)

@@ -9,7 +9,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from primer_fast.backend import autocast_dtype, runs_triton
+from primer_fast.backend import autocast_dtype, has_kernels
 from primer_fast.kernels.logits import Head, padded
 from primer_fast.library.register import absent, as_rows
 
@@ -30,7 +30,7 @@ def sums_dtype(x: Tensor) -> torch.dtype:
 
 def like_kept(x: Tensor, w: Tensor) -> Tensor:
     """A tensor with the shape of the logits that the forward of x (N, D) and w (V, D) keeps: none off the GPU."""
-    return x.new_empty(x.shape[0], padded(w.shape[0])) if runs_triton(x) else absent(x)
+    return x.new_empty(x.shape[0], padded(w.shape[0])) if has_kernels(x) else absent(x)
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -1,15 +1,41 @@
 """What all registered operators share."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from primer_fast.backend import tangents
 
 
 def operator(name: str) -> Callable:
-    """Decorator: the function becomes the operator primer_fast::name; its annotations are the schema."""
-    return torch.library.custom_op(f"primer_fast::{name}", mutates_args=())
+    """Decorator: the function becomes the operator primer_fast::name; its annotations are the schema.
+
+    The operator raises NotImplementedError where an argument has a tangent: it would give a result without one.
+    """
+
+    def register(function):
+        @functools.wraps(function)
+        def without_tangents(*args):
+            if tangents():
+                _refuse_tangents(name, args)
+            return function(*args)
+
+        return torch.library.custom_op(f"primer_fast::{name}", mutates_args=())(without_tangents)
+
+    return register
+
+
+def _refuse_tangents(name: str, args: tuple) -> None:
+    given = [t for a in args for t in (a if isinstance(a, list | tuple) else (a,)) if isinstance(t, Tensor)]
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in given if t.is_floating_point()):
+        raise NotImplementedError(
+            f"primer_fast::{name}: tensors must have no tangent, the operator has no forward derivative; "
+            f"call primer_fast.functional, uncompiled"
+        )
 
 
 def absent(like: Tensor) -> Tensor:

@@ -6,9 +6,12 @@ import math
 
 import torch
 import torch.nn.attention
+import torch.nn.functional as torch_F
 from torch import Tensor
+from torch.jit import is_scripting
 
 from primer_fast import functional as F
+from primer_fast.nn.graphs import is_leaf, node_of
 
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
@@ -70,7 +73,21 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,  # a hint: attn_mask is the causal mask
     ) -> tuple[Tensor, Tensor | None]:  # of query's shape; (N, T, S), with heads before T if not averaged, or None
-        self._check(query, key, value, key_padding_mask, attn_mask, is_causal)
+        if is_scripting():
+            return self._scripted(
+                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            )
+        else:
+            options = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            if is_leaf(self, query):
+                return node_of(self, query, key, value, *options)
+            return self._attend(query, key, value, *options)
+
+    def _attend(
+        self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+    ):  # fmt: skip
+        if torch._C._get_tracing_state() is None:  # torch.jit.trace, under which sizes are tensors
+            self._check(query, key, value, key_padding_mask, attn_mask, is_causal)
         batched = query.dim() == 3
         if not batched:
             query, key, value = _each(lambda x: x[None], query, key, value)
@@ -91,6 +108,22 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         if not batched:
             return output[0], weights if weights is None else weights[0]
         return output if self.batch_first else output.transpose(0, 1), weights
+
+    def _scripted(
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None, need_weights: bool,
+        attn_mask: Tensor | None, average_attn_weights: bool, is_causal: bool,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """``forward`` through torch's function, as TorchScript can compile it."""
+        turned = self.batch_first and query.dim() == 3
+        if turned:
+            query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+        output, weights = torch_F.multi_head_attention_forward(
+            query, key, value, self.embed_dim, self.num_heads, self.in_proj_weight, self.in_proj_bias, None, None,
+            False, self.dropout, self.out_proj.weight, self.out_proj.bias, self.training, key_padding_mask,
+            need_weights, attn_mask, not self._qkv_same_embed_dim, self.q_proj_weight, self.k_proj_weight,
+            self.v_proj_weight, average_attn_weights=average_attn_weights, is_causal=is_causal,
+        )  # fmt: skip
+        return output.transpose(0, 1) if turned else output, weights
 
     def _project(self, query, key, value):  # each (N, T or S, E of it) -> three of (N, T or S, E)
         bias = self.in_proj_bias

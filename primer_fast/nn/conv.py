@@ -7,9 +7,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
+from torch.jit import is_scripting
 
 from primer_fast import functional as F
 from primer_fast.functional.activation import check_activation
+from primer_fast.nn.graphs import is_leaf, node_of, scripted_activation
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -51,7 +53,12 @@ class Conv2d(torch.nn.Conv2d):
         self.activation = check_activation("Conv2d", activation)
 
     def forward(self, input: Tensor) -> Tensor:  # (N, C, H, W) or (C, H, W) -> (N, O, P, Q) or (O, P, Q)
-        return self.activated(input, self.activation)
+        if is_scripting():
+            return scripted_activation(self._conv_forward(input, self.weight, self.bias), self.activation)
+        else:
+            if is_leaf(self, input):
+                return node_of(self, input)
+            return self.activated(input, self.activation)
 
     def activated(self, input: Tensor, activation: str | None) -> Tensor:
         """``forward`` with another activation."""

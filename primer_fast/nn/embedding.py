@@ -3,9 +3,12 @@
 __all__ = ["Embedding"]
 
 import torch
+import torch.nn.functional as torch_F
 from torch import Tensor
+from torch.jit import is_scripting
 
 from primer_fast import functional as F
+from primer_fast.nn.graphs import is_leaf, node_of
 
 
 class Embedding(torch.nn.Embedding):
@@ -44,4 +47,13 @@ class Embedding(torch.nn.Embedding):
         position: Tensor | None = None,  # (P, embedding_dim)
         position_ids: Tensor | None = None,  # integers that broadcast to input; None: 0, 1, ... on its last axis
     ) -> Tensor:  # (..., embedding_dim)
-        return F.embedding(input, self.weight, self.padding_idx, position=position, position_ids=position_ids)
+        if is_scripting():
+            y = torch_F.embedding(input, self.weight, self.padding_idx)
+            if position is not None:
+                rows = position[: input.shape[-1]]
+                y = y + (rows if position_ids is None else torch_F.embedding(position_ids, position))
+            return y
+        else:
+            if is_leaf(self, input):
+                return node_of(self, input, position, position_ids)
+            return F.embedding(input, self.weight, self.padding_idx, position=position, position_ids=position_ids)

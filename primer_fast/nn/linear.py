@@ -3,10 +3,13 @@
 __all__ = ["Linear"]
 
 import torch
+import torch.nn.functional as torch_F
 from torch import Tensor
+from torch.jit import is_scripting
 
 from primer_fast import functional as F
 from primer_fast.functional.activation import check_activation
+from primer_fast.nn.graphs import is_leaf, node_of, scripted_activation
 
 
 class Linear(torch.nn.Linear):
@@ -33,7 +36,12 @@ class Linear(torch.nn.Linear):
         self.activation = check_activation("Linear", activation)
 
     def forward(self, input: Tensor) -> Tensor:  # (..., in_features) -> (..., out_features)
-        return self.activated(input, self.activation)
+        if is_scripting():
+            return scripted_activation(torch_F.linear(input, self.weight, self.bias), self.activation)
+        else:
+            if is_leaf(self, input):
+                return node_of(self, input)
+            return self.activated(input, self.activation)
 
     def activated(self, input: Tensor, activation: str | None) -> Tensor:
         """``forward`` with another activation."""

@@ -5,9 +5,12 @@ __all__ = ["LayerNorm"]
 from typing import Literal, overload
 
 import torch
+import torch.nn.functional as torch_F
 from torch import Tensor
+from torch.jit import is_scripting
 
 from primer_fast import functional as F
+from primer_fast.nn.graphs import is_leaf, node_of
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -30,13 +33,16 @@ class LayerNorm(torch.nn.LayerNorm):
         input: Tensor,  # (..., *normalized_shape)
         residual: Tensor | None = None,  # as input
         return_residual: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:  # as input; with return_residual also input + residual
-        return F.layer_norm(
-            input,
-            self.normalized_shape,
-            self.weight,
-            self.bias,
-            self.eps,
-            residual=residual,
-            return_residual=return_residual,
-        )
+    ):  # as input; with return_residual also input + residual
+        if is_scripting():
+            if return_residual:
+                raise ValueError("LayerNorm: return_residual must be False in TorchScript; got True")
+            total = input if residual is None else input + residual
+            return torch_F.layer_norm(total, self.normalized_shape, self.weight, self.bias, self.eps)
+        else:
+            if is_leaf(self, input):
+                return node_of(self, input, residual, return_residual)
+            return F.layer_norm(
+                input, self.normalized_shape, self.weight, self.bias, self.eps,
+                residual=residual, return_residual=return_residual,
+            )  # fmt: skip
