@@ -7,6 +7,20 @@ means a sum of the gradients of what is replicated beside it, and the other way 
 Imported where the first DTensor comes: torch.distributed.tensor takes a second to import.
 """
 
+__all__ = [
+    "Rule",
+    "attention",
+    "call",
+    "conv2d",
+    "embedding",
+    "layer_norm",
+    "linear",
+    "loss_rows",
+    "max_pool2d",
+    "mlp",
+    "reduced",
+]
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -4,6 +4,8 @@ In the one a call of a module is one node, as a call of torch.nn's is. The other
 calls PyTorch's operators, and no other.
 """
 
+__all__ = ["is_leaf", "node_of", "scripted_activation"]
+
 from typing import Any
 
 import torch
