@@ -21,7 +21,6 @@ from primer_fast.backend import (
     prepares,
     runs_triton,
     sharded,
-    sums_narrowly,
     wants_gradient,
 )
 
@@ -163,8 +162,10 @@ def layer_norm_plain(
     """The same through torch's own operators."""
     shape = _shape(normalized_shape)
     total = input if residual is None else input + residual
-    mixed = weight is None and bias is not None and bias.dtype != total.dtype  # torch has no gradient for it
-    if mixed or sums_narrowly(weight) or sums_narrowly(bias):
+    kinds = {t.dtype for t in (weight, bias) if t is not None}
+    mixed = len(kinds) > 1 or (weight is None and kinds not in (set(), {total.dtype}))  # torch fails, or its gradient
+    narrow = total.dtype in (torch.float16, torch.bfloat16) and wants_gradient(weight, bias)  # see sums_narrowly
+    if mixed or narrow:
         y = _normalize_plain(total, shape, weight, bias, eps, total.dtype)
     else:
         y = torch_F.layer_norm(total, shape, weight, bias, eps)

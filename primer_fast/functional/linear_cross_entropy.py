@@ -21,7 +21,7 @@ from primer_fast.backend import (
     sharded,
     wants_gradient,
 )
-from primer_fast.functional.logits import check, check_ignore_index, check_target, plain_is_best
+from primer_fast.functional.logits import check, check_ignore_index, check_target, plain_is_best, wide_logits
 from primer_fast.functional.weighted_losses import check_weighted, weighted_losses, weighted_reduction, weights_of
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -213,15 +213,13 @@ def linear_cross_entropy_plain(
     loss_dtype=None,
 ):  # fmt: skip
     """The same through torch's own operators, logits in memory."""
-    logits = torch_F.linear(input, linear_weight, linear_bias)
-    if loss_dtype is not None and loss_dtype is not logits.dtype:
-        logits = logits.to(library.logits.sums_dtype(logits))
+    logits = wide_logits(input, linear_weight, linear_bias)
     loss = torch_F.cross_entropy(
         logits.flatten(0, -2) if logits.dim() > 2 else logits, target.flatten() if target.dim() > 1 else target,
         reduction=reduction, ignore_index=-100 if ignore_index is None else ignore_index,
         label_smoothing=label_smoothing,
     )  # fmt: skip
-    loss = loss if loss_dtype is None else loss.to(loss_dtype)
+    loss = loss.to(loss_dtype or (input.dtype if autocast_dtype(input) is None else torch.float32))
     return loss.view(target.shape) if loss.dim() else loss
 
 

@@ -5,7 +5,6 @@ __all__ = ["check_temperature", "linear_log_prob", "linear_log_prob_plain"]
 from typing import Literal, overload
 
 import torch
-import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import library
@@ -22,7 +21,7 @@ from primer_fast.backend import (
     sharded,
     wants_gradient,
 )
-from primer_fast.functional.logits import check, check_ignore_index, check_target, plain_is_best
+from primer_fast.functional.logits import check, check_ignore_index, check_target, plain_is_best, wide_logits
 
 
 class _LinearLogProb(torch.autograd.Function):
@@ -205,9 +204,7 @@ def linear_log_prob_plain(
     input, linear_weight, target, *, linear_bias=None, temperature=1.0, return_entropy=False, ignore_index=-100
 ):
     """The same through torch's own operators, logits in memory."""
-    logits = torch_F.linear(input, linear_weight, linear_bias)
-    if logits.dtype is not torch.float32 and logits.dtype is not torch.float64:
-        logits = logits.float()
+    logits = wide_logits(input, linear_weight, linear_bias)
     logits = logits if temperature == 1 else logits / temperature
     log_probs = logits.log_softmax(-1)
     chosen, ignored = _chosen(log_probs, target, -100 if ignore_index is None else ignore_index)

@@ -6,11 +6,14 @@ __all__ = [
     "check_ignore_index",
     "check_target",
     "plain_is_best",
+    "wide_logits",
 ]
 
 import torch
+import torch.nn.functional as torch_F
 from torch import Tensor
 
+from primer_fast import library
 from primer_fast.backend import jit_traces, runs_triton, transformed
 
 PLAIN_BYTES = 2**24  # of all logits: below, PyTorch's own operators are as small and faster
@@ -27,6 +30,14 @@ def plain_is_best(input: Tensor, linear_weight: Tensor, target: Tensor) -> bool:
         return False
     small = rows * linear_weight.shape[0] * max(input.itemsize, 4) <= PLAIN_BYTES
     return small or transformed()
+
+
+def wide_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:  # (..., V)
+    """All logits through PyTorch's operators, in float32 or for float64 in float64, as no 16 bits and no autocast."""
+    dtype = library.logits.sums_dtype(input)
+    bias = linear_bias if linear_bias is None else linear_bias.to(dtype)
+    with library.logits.as_they_are(input):
+        return torch_F.linear(input.to(dtype), linear_weight.to(dtype), bias)
 
 
 def check(op: str, input, linear_weight, target, linear_bias, probabilities: bool = False) -> None:

@@ -415,7 +415,8 @@ def _check(
         if not isinstance(attn_mask, Tensor):
             raise wrong(TypeError, "attn_mask must be a tensor", type(attn_mask).__name__)
         if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
-            raise wrong(TypeError, f"attn_mask must be torch.bool, torch.float32 or {query.dtype}", attn_mask.dtype)
+            taken = " or ".join(dict.fromkeys(map(str, (torch.bool, torch.float32, query.dtype))))
+            raise wrong(TypeError, f"attn_mask must be {taken}", attn_mask.dtype)
         if attn_mask.device != query.device:
             raise wrong(ValueError, "attn_mask must be on the device of query", attn_mask.device)
         fits = attn_mask.dim() <= len(scores) and all(
@@ -433,14 +434,14 @@ def _check(
             if t.device != query.device:
                 raise wrong(ValueError, f"{name} must be on the device of query", t.device)
         elif t is not None and (name == "key_lengths" or type(t) is not int):
-            raise wrong(TypeError, f"{name} must be an integer tensor{' or an int' * (name != 'key_lengths')}", t)
+            raise wrong(TypeError, f"{name} must be an integer tensor{' or an int' * (name != 'key_lengths')}", repr(t))
     if scale is not None and not hasattr(scale, "__float__"):
         raise wrong(TypeError, "scale must be a number or None", repr(scale))
     for name, number in (("softcap", softcap), ("dropout_p", dropout_p)):
         if not isinstance(number, int | float) and (number is not None or name == "dropout_p"):
             raise wrong(TypeError, f"{name} must be a number", repr(number))
     if window is not None and (type(window) is not int or window < 1):
-        raise wrong(ValueError, "window must be an integer of at least 1", window)
+        raise wrong(ValueError, "window must be an integer of at least 1", repr(window))
     if softcap is not None and not softcap > 0:
         raise wrong(ValueError, "softcap must be positive", softcap)
     if not 0 <= dropout_p <= 1:

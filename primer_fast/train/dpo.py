@@ -61,9 +61,10 @@ def preference_loss(h: Tensor, beta: float, kind: str = "sigmoid", label_smoothi
         label_smoothing: e of cdpo and robust.
 
     Raises:
-        ValueError: ``kind`` is none of OF_MARGIN.
+        ValueError: ``kind`` is none of OF_MARGIN; beta is not positive; label_smoothing is not from 0 to below 0.5, or
+            not 0 where ``kind`` does not know it.
     """
-    check_loss(kind, OF_MARGIN)
+    check_loss(kind, beta, label_smoothing, OF_MARGIN)
     if kind == "ipo":
         return (h - 1 / (2 * beta)) ** 2
     if kind == "hinge":
@@ -85,13 +86,13 @@ def ratio_loss(
     """The loss of each pair, of any kind in LOSSES: ``preference_loss`` of the difference where that is all it needs.
 
     Raises:
-        ValueError: ``kind`` is none of LOSSES.
+        ValueError: ``kind`` is none of LOSSES, or a number is out of its range, as in ``preference_loss``.
     """
+    check_loss(kind, beta, label_smoothing)
     if kind == "apo_zero":
         return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
     if kind == "sppo_hard":
         return (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2
-    check_loss(kind)
     return preference_loss(chosen - rejected, beta, kind, label_smoothing)
 
 

@@ -355,3 +355,14 @@ def test_offsets_pass_two_to_the_31(cut, far_rows):
         results.append((y, mean, rstd, *layer_norm_bwd(dy, dsum, s, mean, rstd, None, 40, **dtypes, settings=cut)))
     for apart, close in zip(*results, strict=True):
         assert torch.equal(apart, close)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float16), (torch.float16, torch.float32)], ids=str)
+@pytest.mark.parametrize("cpu", [True, False], ids=["torch", "kernels"])
+def test_weight_and_bias_of_two_dtypes(cpu, dtypes, device, request):
+    if cpu:
+        request.getfixturevalue("plain_path")
+    x, w, b = (torch.randn(s, device="cpu" if cpu else device) for s in ((5, 16), 16, 16))
+    x, w, b = x.half(), w.to(dtypes[0]), b.to(dtypes[1])
+    want = torch.nn.functional.layer_norm(x.double(), (16,), w.double(), b.double())
+    torch.testing.assert_close(F.layer_norm(x, (16,), w, b).double(), want, rtol=2e-3, atol=2e-3)

@@ -62,3 +62,14 @@ def test_gradients_sum_in_float32(plain_path, case, dtype):
         assert got.dtype == dtype
         bound = 4 * torch.finfo(dtype).eps * want.abs().max().item() + 1e-3
         torch.testing.assert_close(got.double(), want, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_float32_parameters_beside_16_bits(plain_path, dtype):
+    x = torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=dtype).expand(ROWS, 4)
+    w, b = torch.ones(4, requires_grad=True), torch.zeros(4, requires_grad=True)
+    for residual in (None, torch.zeros_like(x)):
+        w.grad = b.grad = None
+        F.layer_norm(x, (4,), w, b, residual=residual).sum().backward()
+        assert torch.equal(b.grad, torch.full((4,), float(ROWS)))
+        torch.testing.assert_close(w.grad, ROWS * torch.tensor([-1.0, -1.0, 1.0, 1.0]), rtol=2e-3, atol=0)

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from primer_fast.train.dpo import OF_MARGIN, preference_loss, ratio_loss
+from primer_fast.train.dpo import OF_MARGIN, DPOConfig, preference_loss, ratio_loss
 from primer_fast.train.reward import pair_loss, wilson_interval
+from primer_fast.train.settings.dpo import SMOOTHED
 
 
 def numbers(*size, seed=0):
@@ -15,8 +16,8 @@ def numbers(*size, seed=0):
 
 def test_dpo_starts_at_ln_2():
     h = torch.zeros(7, dtype=torch.float64)
-    for kind in ("sigmoid", "cdpo"):
-        torch.testing.assert_close(preference_loss(h, 0.1, kind, 0.2), torch.full((7,), math.log(2)).double())
+    for kind, smoothing in (("sigmoid", 0.0), ("cdpo", 0.2)):
+        torch.testing.assert_close(preference_loss(h, 0.1, kind, smoothing), torch.full((7,), math.log(2)).double())
     torch.testing.assert_close(preference_loss(h, 0.1, "ipo"), torch.full((7,), 25.0).double())
 
 
@@ -84,8 +85,9 @@ def test_sppo_hard_has_its_least_at_its_targets():
 @pytest.mark.parametrize("kind", OF_MARGIN)
 def test_of_ratios_is_of_their_difference(kind):
     chosen, rejected = numbers(2, 8)
-    want = preference_loss(chosen - rejected, 0.4, kind, 0.1)
-    assert torch.equal(ratio_loss(chosen, rejected, 0.4, kind, 0.1), want)
+    smoothing = 0.1 if kind in SMOOTHED else 0.0
+    want = preference_loss(chosen - rejected, 0.4, kind, smoothing)
+    assert torch.equal(ratio_loss(chosen, rejected, 0.4, kind, smoothing), want)
 
 
 def test_reward_loss_is_bradley_terry():
@@ -117,3 +119,24 @@ def test_wilson_interval(right, total, low, high):
 def test_wilson_interval_refuses():
     with pytest.raises(ValueError, match="got 3 of 2"):
         wilson_interval(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("beta", "kind", "smoothing", "message"),
+    [
+        (0.0, "ipo", 0.0, "beta must be positive and finite; got 0.0"),
+        (float("nan"), "sigmoid", 0.0, "beta must be positive and finite; got nan"),
+        (-1.0, "apo_zero", 0.0, "beta must be positive and finite; got -1.0"),
+        (0.1, "robust", 0.5, r"label_smoothing must be in \[0, 0.5\); got 0.5"),
+        (0.1, "cdpo", -0.1, r"label_smoothing must be in \[0, 0.5\); got -0.1"),
+        (0.1, "sigmoid", 0.3, "label_smoothing is cdpo's and robust's; got 0.3"),
+    ],
+)
+def test_numbers_out_of_range_are_named(beta, kind, smoothing, message):
+    ratios = torch.zeros(2), torch.zeros(2)
+    with pytest.raises(ValueError, match=f"dpo: {message}"):
+        ratio_loss(*ratios, beta, kind, smoothing)
+    with pytest.raises(ValueError, match="dpo: "):
+        preference_loss(ratios[0], beta, kind, smoothing)
+    with pytest.raises(ValueError, match=f"dpo: {message}"):
+        DPOConfig(beta=beta, loss=kind, label_smoothing=smoothing)

@@ -39,20 +39,20 @@ class DPOConfig:
     cuda_graphs: bool | None = None  # a step is one launch on a GPU, not hundreds; None: where the model is small
 
     def __post_init__(self):
-        def must(holds: bool, what: str, got) -> None:
-            if not holds:
-                raise ValueError(f"dpo: {what}; got {got}")
-
-        check_loss(self.loss)
-        must(self.beta > 0 and math.isfinite(self.beta), "beta must be positive and finite", self.beta)
-        must(0 <= self.label_smoothing < 0.5, "label_smoothing must be in [0, 0.5)", self.label_smoothing)
-        smoothed = self.label_smoothing == 0 or self.loss in SMOOTHED
-        must(smoothed, "label_smoothing is cdpo's and robust's", self.label_smoothing)
+        check_loss(self.loss, self.beta, self.label_smoothing)
         check_optimizer_options(self, must)
 
 
-def check_loss(kind: str, losses: tuple[str, ...] = LOSSES) -> None:
-    """Raise ValueError where the loss is none of ``losses``."""
+def must(holds: bool, what: str, got) -> None:
+    if not holds:
+        raise ValueError(f"dpo: {what}; got {got}")
+
+
+def check_loss(kind: str, beta: float, label_smoothing: float, losses: tuple[str, ...] = LOSSES) -> None:
+    """Raise ValueError where the loss is none of ``losses``, or a number is out of its range."""
     if kind not in losses:
         why = ", which TRL has and primer_fast has not" if kind in NOT_BUILT else ""
         raise ValueError(f"dpo: loss must be one of {', '.join(losses)}; got {kind!r}{why}")
+    must(beta > 0 and math.isfinite(beta), "beta must be positive and finite", beta)
+    must(0 <= label_smoothing < 0.5, "label_smoothing must be in [0, 0.5)", label_smoothing)
+    must(label_smoothing == 0 or kind in SMOOTHED, "label_smoothing is cdpo's and robust's", label_smoothing)
