@@ -185,8 +185,10 @@ def _run(
                 advance(state.step, summary(row))
                 if due:
                     shown = state.whole()
-                    if world.rank == 0 and (remark := task.remark(shown, row)):
-                        display.print(remark)
+                    if world.rank == 0:
+                        with contextlib.suppress(FloatingPointError):  # training itself says at which step, and why
+                            if remark := task.remark(shown, row):
+                                display.print(remark)
             if state.step < steps:
                 save()
     except (FloatingPointError, WriteError) as error:

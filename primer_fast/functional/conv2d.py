@@ -163,7 +163,9 @@ def _pair(name, value, least):
     pair = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(pair, tuple | list) or any(not isinstance(n, int) or isinstance(n, bool) for n in pair):
         raise TypeError(f"conv2d: {name} must be an int or a pair of ints; got {value!r}")
-    if len(pair) not in (1, 2) or min(pair) < least or max(pair) >= _NUMBERS:
+    if len(pair) not in (1, 2) or min(pair) < least:
+        raise ValueError(f"conv2d: {name} must be one or two numbers of at least {least}; got {value!r}")
+    if max(pair) >= _NUMBERS:
         raise ValueError(f"conv2d: {name} must be one or two numbers of at least {least}, in 64 bits; got {value!r}")
     return tuple(pair) * (3 - len(pair))
 

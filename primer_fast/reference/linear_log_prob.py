@@ -166,7 +166,7 @@ CASES = (
     loss_case("temperature", "logits over a temperature, bias inside", 20, 32, 200, bias=True, temperature=0.7,
               return_entropy=True),
     loss_case("splits", "few rows, many classes: several programs share a row", 9, 16, 1000, return_entropy=True),
-    loss_case("ignored", "padding has log-probability, entropy and gradients 0", 30, 24, 65, bias=True,
+    loss_case("padding", "padding has log-probability, entropy and gradients 0", 30, 24, 65, bias=True,
               return_entropy=True, ignore_index=None),
     loss_case("ignored_class", "a class of the vocabulary is ignored; its logit still counts", 30, 24, 65,
               ignore_index=3),

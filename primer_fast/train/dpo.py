@@ -18,6 +18,7 @@ Legend: B pairs, T tokens; w won (chosen), l lost (rejected).
 """
 
 __all__ = [
+    "LOSSES",
     "DPOConfig",
     "batch_of",
     "preference_loss",
@@ -49,7 +50,7 @@ from primer_fast.train.epochs import (
     total_steps,
 )
 from primer_fast.train.log_probs import token_log_probs
-from primer_fast.train.settings.dpo import OF_MARGIN, DPOConfig, check_loss
+from primer_fast.train.settings.dpo import LOSSES, OF_MARGIN, DPOConfig, check_loss
 from primer_fast.train.world import ALONE, World
 
 
