@@ -168,7 +168,7 @@ CASES = (
     loss_case("splits", "few rows, many classes: several programs share a row", 9, 16, 1000, return_entropy=True),
     loss_case("padding", "padding has log-probability, entropy and gradients 0", 30, 24, 65, bias=True,
               return_entropy=True, ignore_index=None),
-    loss_case("ignored_class", "a class of the vocabulary is ignored; its logit still counts", 30, 24, 65,
+    loss_case("class_as_padding", "a class of the vocabulary is ignored; its logit still counts", 30, 24, 65,
               ignore_index=3),
     loss_case("peaked", "one class has all the probability", 24, 40, 130, return_entropy=True),
     loss_case("all_negative", "no logit near 0, which is what stands outside the vocabulary", 24, 40, 130, bias=True,
