@@ -68,12 +68,12 @@ def attention_statistics_kernel(
 
 
 def attention_statistics(dout, out, lse, pad):
-    """What the backward's loops read of each query: float32 (B, H, blocks of ``pad`` queries and one more, 2, pad).
+    """What the backward's loops read of each query: float32 (B, H, blocks of ``pad`` queries and 1, 2 or 3, pad).
 
     First lse, infinite where a query sees nothing or is not there, so that its weights come out 0; then delta, the row
-    sums of dout * out. With lse in two parts there are 3 numbers: the greatest score, delta, and the logarithm of the
-    sum. No step of a loop over queries has to look whether they are there. The compiler knows the distance between
-    them, so that one address serves all.
+    sums of dout * out. Where lse comes in two parts, the first number is the greatest score, and the third is the
+    logarithm of the sum. No step of a loop over queries has to look whether they are there. The compiler knows the
+    distance between the numbers, so that one address serves all.
 
     dout, out: (B, H, T, DV), last stride 1. pad: the most queries of a tile, a power of two.
     """

@@ -144,7 +144,7 @@ def attention_backward_q_kernel(
             seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, ADDED, PRECISION, PRECISE,
             DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
         )  # fmt: skip
-    if ADDED:  # the sum of exponentials, which lse is without, waits until here: one number less in the loops
+    if ADDED:  # lse is without the sum of exponentials. Divided by here, it is one number less in the loops
         dq_tile = scaled_parts(dq_tile, (tl.exp2(-tl.load(statistics + 2 * PAD)) * dq_scale)[:, None], PARTS)
     else:
         dq_tile = scaled_parts(dq_tile, dq_scale, PARTS)

@@ -97,7 +97,7 @@ def _share_kernel(
         k = tl.load(k_ptrs, mask=inside[:, None] & d_inside, other=0.0)
         scores = tl.dot(q, k.T, input_precision=PRECISION)
         if SOFTCAP:
-            scores = softcap * tanh(scores * scale)  # scale has 1 / softcap in it, softcap log2(e) as below
+            scores = softcap * tanh(scores * scale)  # the launcher has put 1 / softcap into scale
         else:
             scores *= scale
         seen = inside[None, :]

@@ -216,7 +216,7 @@ class Scoring(NamedTuple):
         return self.mask is not None and self.mask.is_floating_point()
 
     def precise(self, dtype: torch.dtype) -> bool:
-        """Whether the softcap takes the exact tanh: the other's error, 1e-7 of the softcap, would be in the scores."""
+        """Whether the softcap takes the exact tanh. The quick one's errors in scores are 1e-7 times the softcap."""
         return dtype == torch.float32 or (self.softcap is not None and self.softcap > 1000)
 
     @property

@@ -226,7 +226,7 @@ def _geometry(image, taps, stride, padding, dilation, groups) -> Geometry:
             f"got kernel {reach[0]} x {reach[1]} and input {height} x {width}"
         )
     size = (height - reach[0]) // stride[0] + 1, (width - reach[1]) // stride[1] + 1
-    # Between single outputs a stride means nothing, and between single taps a dilation: neither may overflow.
+    # A stride means nothing where there is one output, nor a dilation where there is one tap. As 1 it cannot overflow.
     stride = 1 if size[0] == 1 else stride[0], 1 if size[1] == 1 else stride[1]
     dilation = 1 if R == 1 else dilation[0], 1 if S == 1 else dilation[1]
     return Geometry(stride, before, dilation, groups, size)

@@ -19,7 +19,7 @@ from primer_fast.kernels.scaled_dot_product_attention import (
 from primer_fast.library.register import absent, check_kept, only, operator, present, spread
 
 _FAR = 1 << 30  # further than any position
-NO_SOFTCAP = 1e19  # no score that float32 tells from the capped one reaches so far; in greater ones 1 / softcap is lost
+NO_SOFTCAP = 1e19  # a softcap from here on changes no score that float32 holds, and may be too large to divide by
 _DECODED_ROWS, _DECODED_KEYS = 64, 256  # at most so many queries of a key head, at least so many keys: keys are split
 
 

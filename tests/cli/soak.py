@@ -6,6 +6,8 @@ A child is killed at a moment that it counts itself (before, in the middle of an
 renamed) or by the clock; either is drawn from the seed.
 """
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -174,6 +176,21 @@ def write_inputs() -> None:
     Path("prompts.txt").write_text("go\na\n")
     Path("rewards.py").write_text("def length(prompts, completions):\n    return [len(c) for c in completions]\n")
     Path("letters.txt").write_text("abcdefghijklmnopqrstuvwxyz go\n" * 20)
+
+
+@contextlib.contextmanager
+def base_in(folder):
+    """Inside it ``folder`` is the current one, with the inputs and the model of BASE. Nothing is printed or drawn."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.callback(os.chdir, os.getcwd())
+        os.chdir(folder)
+        stack.enter_context(mock.patch("primer_fast.backend.stand_in", None))
+        for name in ("curves", "attention", "positions", "embeddings"):
+            stack.enter_context(mock.patch(f"primer_fast.cli.gpt_plots.{name}", lambda *_: None))
+        write_inputs()
+        assert main(BASE.split()) == 0
+        yield
 
 
 def prepare() -> None:

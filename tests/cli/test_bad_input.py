@@ -1,7 +1,5 @@
 """Files that are not what a command takes them for: it ends with one line that names the file, and the line in it."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -145,13 +143,7 @@ REWARDS = {
 def made(tmp_path_factory):
     """A folder with a small model, a finished run, and data."""
     folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.chdir(folder)
-        patch.setattr("primer_fast.backend.stand_in", None)
-        for name in ("curves", "attention", "positions", "embeddings"):
-            patch.setattr(f"primer_fast.cli.gpt_plots.{name}", lambda *_: None)
-        soak.write_inputs()
-        assert main(soak.BASE.split()) == 0
+    with soak.base_in(folder):
         assert main([*soak.SETTINGS["gpt"].split(), "--steps", "4", "--out", "good"]) == 0
     for name, (content, _) in FILES.items():
         if content is not None:

@@ -1,7 +1,5 @@
 """Numbers of any size and texts of any kind: a call ends with one line, whatever raised the error."""
 
-import contextlib
-import io
 import json
 import shutil
 
@@ -45,14 +43,8 @@ def test_other_errors_stay_what_they_are(error):
 def made(tmp_path_factory):
     """A folder with a small model and data."""
     folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.chdir(folder)
-        patch.setattr("primer_fast.backend.stand_in", None)
-        for name in ("curves", "attention", "positions", "embeddings"):
-            patch.setattr(f"primer_fast.cli.gpt_plots.{name}", lambda *_: None)
-        soak.write_inputs()
-        assert main(soak.BASE.split()) == 0
-    return folder
+    with soak.base_in(folder):
+        return folder
 
 
 @pytest.fixture

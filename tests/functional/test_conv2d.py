@@ -456,7 +456,7 @@ def test_large_numbers_of_pixels_take_the_wide_numbering(ws, groups, device, mon
 ])  # fmt: skip
 @pytest.mark.parametrize("cpu", [True, False], ids=["torch", "kernels"])
 def test_numbers_past_32_bits(cpu, options, device, request):
-    """Between single outputs a stride means nothing, and between single taps a dilation."""
+    """A stride means nothing where there is one output, nor a dilation where there is one tap."""
     if cpu:
         request.getfixturevalue("plain_path")
     R, S = options.get("taps", (3, 3))
