@@ -6,7 +6,7 @@ Beside forward and forward + backward, the gradients of input and weight are tim
 import torch
 import torch.nn.functional as torch_F
 
-from primer_fast.bench.linear import ACTIVATIONS
+from primer_fast.bench.linear import FUNCTIONS
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target, random_arrays
 from primer_fast.bench.peers import PEERS
 from primer_fast.functional.conv2d import conv2d
@@ -18,7 +18,7 @@ BARE = "torch.conv2d"  # on a GPU: cuDNN
 
 
 def eager(input, weight, bias=None, *, activation=None, **options):
-    return ACTIVATIONS[activation](torch_F.conv2d(input, weight, bias, **options))
+    return FUNCTIONS[activation](torch_F.conv2d(input, weight, bias, **options))
 
 
 def bare(input, weight, bias=None, *, activation=None, **options):

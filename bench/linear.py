@@ -7,26 +7,21 @@ import torch.nn.functional as torch_F
 
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
 from primer_fast.bench.peers import PEERS
+from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.functional.linear import linear
 from primer_fast.reference.case import Case
 from primer_fast.reference.linear import CASES, bytes_moved, flops, sizes
 
 PRODUCT = "torch.mm"  # on a GPU: cuBLAS
 
-ACTIVATIONS = {
+FUNCTIONS = {
     None: lambda z: z,
-    "relu": torch_F.relu,
-    "leaky_relu": torch_F.leaky_relu,
-    "gelu": torch_F.gelu,
-    "gelu_tanh": lambda z: torch_F.gelu(z, approximate="tanh"),
-    "silu": torch_F.silu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-}
+    **{name: a.module().forward for name, a in ACTIVATIONS.items()},
+}  # as PyTorch's users write them
 
 
 def eager(input, weight, bias=None, *, activation=None):
-    return ACTIVATIONS[activation](torch_F.linear(input, weight, bias))
+    return FUNCTIONS[activation](torch_F.linear(input, weight, bias))
 
 
 def product(input, weight, bias=None, *, activation=None):

@@ -4,14 +4,9 @@ from collections.abc import Iterable
 
 import torch
 
+from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.models.cnn import CNN
 from primer_fast.models.mlp import MLP
-
-ACTIVATIONS = {
-    "relu": torch.nn.ReLU, "leaky_relu": torch.nn.LeakyReLU, "gelu": torch.nn.GELU,
-    "gelu_tanh": lambda: torch.nn.GELU(approximate="tanh"), "silu": torch.nn.SiLU,
-    "sigmoid": torch.nn.Sigmoid, "tanh": torch.nn.Tanh, None: torch.nn.Identity,
-}  # fmt: skip
 
 
 def torch_twin(model: MLP | CNN) -> torch.nn.Sequential:
@@ -40,5 +35,5 @@ def _twins(layers: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
         else:
             twin = torch.nn.Linear(layer.in_features, layer.out_features)
         twin.load_state_dict(layer.state_dict())
-        modules += [twin] if layer.activation is None else [twin, ACTIVATIONS[layer.activation]()]
+        modules += [twin] if layer.activation is None else [twin, ACTIVATIONS[layer.activation].module()]
     return modules

@@ -22,11 +22,11 @@ import torch
 import triton
 import triton.language as tl
 
+from .activation import tanh
 from .attention_mask import in_base_2, limits
 from .attention_tile import LOG2_E, block_width, empty_like_rows
 from .entry import entry
 from .launch import Chip, cdiv, chip_of, dot_precision, on_device_of
-from .tile import tanh
 from .tunable import Bucket, Choice
 
 _FAR = 1 << 30  # further than any position

@@ -6,10 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .activation import tanh
 from .attention_mask import attended, seen
 from .descriptor import tensor_descriptor
 from .launch import cdiv
-from .tile import tanh
 
 LOG2_E = 1.4426950408889634
 ALIGNED = 16  # elements: Triton knows of strides and pointers whether 16 divides them

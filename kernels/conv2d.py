@@ -33,6 +33,7 @@ A sum split over programs goes through float32 partial sums, added in a fixed or
 
 import torch
 
+from .activation import FROM_OUTPUT, keeps_derivative
 from .conv2d_boxes import boxes, movable
 from .conv2d_depthwise import depthwise, depthwise_weight, is_depthwise
 from .conv2d_few import few, few_weight, suits
@@ -43,7 +44,6 @@ from .conv2d_weight import weight
 from .launch import chip_of
 from .linear import linear_bwd, linear_bwd_input, linear_bwd_weight, linear_fwd
 from .prepass import prepass
-from .tile import FROM_OUTPUT, keeps_derivative
 
 
 def _pixel_rows(t):

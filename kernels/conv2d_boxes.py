@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .activation import INSTRUCTIONS, activate, keeps_derivative
 from .conv2d_gather import gather_settings
 from .conv2d_geometry import (
     FEW,
@@ -31,7 +32,7 @@ from .descriptor import strides_beside, tensor_descriptor
 from .entry import entry
 from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, passes
 from .partials import partial_length, reduce_partials
-from .tile import INSTRUCTIONS, activate, grouped_tile, keeps_derivative
+from .tile import grouped_tile
 
 
 @triton.jit

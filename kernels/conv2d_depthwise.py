@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 import triton.language as tl
 
+from .activation import activate, backpropagate
 from .conv2d_geometry import flat_pixels, inverses, most_of_a_class, numbers_are_large, pixel_offset, walk
 from .entry import entry
 from .launch import Chip, cdiv, chip_of, on_device_of
 from .partials import partial_length, reduce_partials
-from .tile import activate, backpropagate
 from .tunable import Bucket, Choice
 
 

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .activation import INSTRUCTIONS, activate, keeps_derivative
 from .conv2d_geometry import (
     FEW,
     FEW_PIXELS,
@@ -22,7 +23,7 @@ from .conv2d_geometry import (
 from .entry import entry
 from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, passes, product_choice
 from .partials import partial_length, reduce_partials
-from .tile import INSTRUCTIONS, activate, grouped_tile, keeps_derivative
+from .tile import grouped_tile
 
 
 @triton.jit

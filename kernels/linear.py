@@ -19,11 +19,11 @@ the way into both products, and db is summed by the programs of dw's first tile 
 writes g and db once, M N elements more of memory, and both products go as if there were no activation.
 """
 
+from .activation import FROM_OUTPUT, keeps_derivative
 from .launch import chip_of, dot_precision, passes
 from .linear_prepass import Activated, backward_choice
 from .matmul import matmul
 from .prepass import prepass
-from .tile import FROM_OUTPUT, keeps_derivative
 
 
 def linear_fwd(x, w, b, activation, keep, precision, settings=None):

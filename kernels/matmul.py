@@ -21,11 +21,12 @@ import torch
 import triton
 import triton.language as tl
 
+from .activation import INSTRUCTIONS, activate, backpropagate, keeps_derivative
 from .descriptor import strides_beside, tensor_descriptor
 from .entry import entry
 from .launch import Chip, MatmulSettings, Product, cdiv, chip_of, dot_precision, matmul_settings, on_device_of, passes
 from .partials import partial_length, reduce_partials
-from .tile import INSTRUCTIONS, activate, backpropagate, grouped_tile, keeps_derivative
+from .tile import grouped_tile
 from .tunable import Bucket, Variants
 
 

@@ -26,10 +26,10 @@ Sources: the primer's multilayer perceptron, A_i = act(W_i A_{i-1} + b_i) on col
 (arXiv:1706.03762), 3.3, max(0, x W_1 + b_1) W_2 + b_2 on every position.
 """
 
+from .activation import FROM_OUTPUT
 from .linear import linear_bwd, linear_bwd_input, linear_bwd_weight, linear_fwd
 from .matmul import matmul
 from .prepass import prepass
-from .tile import FROM_OUTPUT
 
 
 def mlp_fwd(x, weights, biases, activation, output_activation, first, precision):

@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
+from .activation import activate, backpropagate
 from .entry import entry
 from .launch import cdiv, chip_of, on_device_of
-from .tile import activate, backpropagate
 
 _BLOCK = 1024  # elements per program
 

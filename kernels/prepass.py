@@ -16,10 +16,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .activation import backpropagate
 from .entry import entry
 from .launch import cdiv, chip_of, on_device_of
 from .partials import add_rows
-from .tile import backpropagate
 
 _TILE, _WARPS, _STAGES = 2048, 4, 3  # elements of a tile: 16 a thread
 _NARROW = 1024  # the same where rows do not start on 16-byte boundaries: addresses then take a register each

@@ -29,14 +29,13 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from primer_fast import functional as F
 from primer_fast import nn
+from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.nn.layers import only_forward
 
-_ACTIVATIONS = {
-    torch.nn.ReLU: "relu",
-    torch.nn.SiLU: "silu",
-    torch.nn.Sigmoid: "sigmoid",
-    torch.nn.Tanh: "tanh",
-}
+_OF_TORCH: dict[type, list[tuple[str, torch.nn.Module]]] = {}
+for _name, _activation in ACTIVATIONS.items():
+    _module = _activation.module()
+    _OF_TORCH.setdefault(type(_module), []).append((_name, _module))
 _TRANSFORMERS = {  # by name: the package need not be there
     "GELUActivation": "gelu",
     "NewGELUActivation": "gelu_tanh",
@@ -52,13 +51,13 @@ def activation_of(module) -> str | None:
     kind = type(module)
     if issubclass(kind, KnownActivation):
         return module._primer_fast_computes
-    if kind is torch.nn.GELU:
-        return "gelu" if module.approximate == "none" else "gelu_tanh"
-    if kind is torch.nn.LeakyReLU:
-        return "leaky_relu" if module.negative_slope == 0.01 else None
     if kind.__module__ == "transformers.activations":
         return _TRANSFORMERS.get(kind.__name__)
-    return _ACTIVATIONS.get(kind)
+    for name, known in _OF_TORCH.get(kind, ()):
+        # The result depends on the constants of the class alone, but not on whether it is computed in place.
+        if all(getattr(module, c) == getattr(known, c) for c in getattr(known, "__constants__", ()) if c != "inplace"):
+            return name
+    return None
 
 
 class Derived:

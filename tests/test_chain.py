@@ -5,19 +5,17 @@ import torch
 from parity import OneStatement, assert_as_before, both, fused
 
 from primer_fast.chain import Chain, activation_of, children_in_order
+from primer_fast.functional.activation import ACTIVATIONS
 
 T = torch.nn
 
 
-ACTIVATIONS = {
-    "relu": T.ReLU(inplace=True), "leaky_relu": T.LeakyReLU(), "gelu": T.GELU(), "gelu_tanh": T.GELU("tanh"),
-    "silu": T.SiLU(), "sigmoid": T.Sigmoid(), "tanh": T.Tanh(),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_after_a_product_is_computed_with_it(name, device):
-    model = T.Sequential(T.Conv2d(3, 4, 3), ACTIVATIONS[name], T.Flatten(), T.Linear(64, 5), ACTIVATIONS[name])
+    activation = ACTIVATIONS[name].module()
+    if hasattr(activation, "inplace"):
+        activation.inplace = True
+    model = T.Sequential(T.Conv2d(3, 4, 3), activation, T.Flatten(), T.Linear(64, 5), activation)
     model, before, report = both(model.to(device))
     assert [(s.name, s.activation) for s in report.swapped] == [("0", name), ("3", name)]
     assert [place.name for place in report.left] == ["2"]

@@ -10,6 +10,7 @@ from torch.nn import functional as torch_F
 
 from primer_fast import functional as F
 from primer_fast import nn, replace_modules
+from primer_fast.functional.activation import ACTIVATIONS
 
 
 class Images(torch.nn.Module):
@@ -112,7 +113,7 @@ def test_a_scripted_model_trains(device):
 
 
 @quiet
-@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 def test_scripted_activations(activation, plain_path):
     x = torch.linspace(-3, 3, 30).view(5, 6)
     layer, conv = nn.Linear(6, 4, activation=activation), nn.Conv2d(1, 2, 3, activation=activation)

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOT_OPS = {
-    "__init__", "launch", "tunable", "tile", "tile_settings", "partials", "descriptor", "entry",
+    "__init__", "launch", "tunable", "tile", "activation", "tile_settings", "partials", "descriptor", "entry",
     "conv2d_geometry", "conv2d_boxes", "conv2d_few", "conv2d_gather", "conv2d_weight", "conv2d_depthwise",  # of conv2d
     "attention_mask", "attention_tile", "attention_forward", "attention_backward",  # of scaled_dot_product_attention
     "attention_backward_kv", "attention_backward_q", "attention_decode", "attention_onepass", "attention_settings",

@@ -77,7 +77,7 @@ def conv2d(
     Args:
         padding: zeros before and after rows and columns, "valid" for none, or "same" for an output of the input's size
             (stride 1; where the number of zeros is odd, one more comes after).
-        activation: None, "relu", "leaky_relu" (slope 0.01), "gelu", "gelu_tanh", "silu", "sigmoid" or "tanh".
+        activation: None or one of ``primer_fast.functional.activation.ACTIVATIONS``.
 
     Raises:
         ValueError: the shapes or devices do not match, the kernel is larger than the padded input, a number is out of

@@ -64,7 +64,7 @@ def linear(
     are bitwise equal.
 
     Args:
-        activation: None, "relu", "leaky_relu" (slope 0.01), "gelu", "gelu_tanh", "silu", "sigmoid" or "tanh".
+        activation: None or one of ``primer_fast.functional.activation.ACTIVATIONS``.
 
     Raises:
         ValueError: the shapes or devices do not match, or ``activation`` is unknown.

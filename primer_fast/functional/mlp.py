@@ -84,8 +84,7 @@ def mlp(
     backward holds two gradients of hidden layers at a time.
 
     Args:
-        activation, output_activation: None, "relu", "leaky_relu" (slope 0.01), "gelu", "gelu_tanh", "silu", "sigmoid"
-            or "tanh".
+        activation, output_activation: None or one of ``primer_fast.functional.activation.ACTIVATIONS``.
 
     Raises:
         ValueError: there is no weight, lengths, shapes or devices do not match, or an activation is unknown.

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from primer_fast.kernels.activation import FROM_OUTPUT
 from primer_fast.kernels.conv2d import Geometry, conv2d_bwd, conv2d_fwd
 from primer_fast.kernels.prepared import prepared
-from primer_fast.kernels.tile import FROM_OUTPUT
 from primer_fast.library.register import absent, check_kept, only, operator, present, spread
 
 

@@ -9,9 +9,9 @@ import functools
 import torch
 from torch import Tensor
 
+from primer_fast.kernels.activation import FROM_OUTPUT
 from primer_fast.kernels.mlp import mlp_bwd, mlp_fwd
 from primer_fast.kernels.prepared import prepared
-from primer_fast.kernels.tile import FROM_OUTPUT
 from primer_fast.library.register import absent, as_rows, check_kept, like_rows_of, only, operator, present, spread
 
 

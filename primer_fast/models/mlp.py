@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from primer_fast import nn
-from primer_fast.functional.activation import check_activation
+from primer_fast.functional.activation import ACTIVATIONS, check_activation
 from primer_fast.nn.layers import in_turn
 
-RECTIFIERS = ("relu", "leaky_relu", "gelu", "gelu_tanh", "silu")
+RECTIFIERS = tuple(name for name, activation in ACTIVATIONS.items() if activation.rectifies)
 
 
 @dataclass(frozen=True)

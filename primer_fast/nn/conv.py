@@ -11,7 +11,8 @@ from torch.jit import is_scripting
 
 from primer_fast import functional as F
 from primer_fast.functional.activation import check_activation
-from primer_fast.nn.graphs import is_leaf, node_of, scripted_activation
+from primer_fast.kernels.activation import activate_plain
+from primer_fast.nn.graphs import is_leaf, node_of
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -20,7 +21,7 @@ class Conv2d(torch.nn.Conv2d):
     ``padding_mode`` other than "zeros" pads a copy of the input first, as torch does.
 
     Args:
-        activation: None, "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "sigmoid" or "tanh".
+        activation: None or one of ``primer_fast.functional.activation.ACTIVATIONS``.
 
     Raises:
         ValueError: ``activation`` is none of these.
@@ -54,7 +55,7 @@ class Conv2d(torch.nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # (N, C, H, W) or (C, H, W) -> (N, O, P, Q) or (O, P, Q)
         if is_scripting():
-            return scripted_activation(self._conv_forward(input, self.weight, self.bias), self.activation)
+            return activate_plain(self._conv_forward(input, self.weight, self.bias), self.activation)
         else:
             if is_leaf(self, input):
                 return node_of(self, input)

@@ -4,13 +4,11 @@ In the one a call of a module is one node, as a call of torch.nn's is. The other
 calls PyTorch's operators, and no other.
 """
 
-__all__ = ["is_leaf", "node_of", "scripted_activation"]
+__all__ = ["is_leaf", "node_of"]
 
 from typing import Any
 
 import torch
-import torch.nn.functional as torch_F
-from torch import Tensor
 from torch.fx import Proxy
 
 
@@ -23,22 +21,3 @@ def node_of(module: torch.nn.Module, *args, **kwargs):
     """A call of the module, whose first argument is a Proxy, as one node."""
     tracer = args[0].tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
-
-
-def scripted_activation(z: Tensor, activation: str | None) -> Tensor:
-    """``apply_plain`` of primer_fast.functional, as TorchScript can compile it."""
-    if activation is None:
-        return z
-    if activation == "relu":
-        return torch_F.relu(z)
-    if activation == "leaky_relu":
-        return torch_F.leaky_relu(z)
-    if activation == "gelu":
-        return torch_F.gelu(z)
-    if activation == "gelu_tanh":
-        return torch_F.gelu(z, approximate="tanh")
-    if activation == "silu":
-        return torch_F.silu(z)
-    if activation == "sigmoid":
-        return torch.sigmoid(z)
-    return torch.tanh(z)

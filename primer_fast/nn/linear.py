@@ -9,14 +9,15 @@ from torch.jit import is_scripting
 
 from primer_fast import functional as F
 from primer_fast.functional.activation import check_activation
-from primer_fast.nn.graphs import is_leaf, node_of, scripted_activation
+from primer_fast.kernels.activation import activate_plain
+from primer_fast.nn.graphs import is_leaf, node_of
 
 
 class Linear(torch.nn.Linear):
     """``torch.nn.Linear`` followed by ``activation`` in one kernel; same parameters, same state dict.
 
     Args:
-        activation: None, "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "sigmoid" or "tanh".
+        activation: None or one of ``primer_fast.functional.activation.ACTIVATIONS``.
 
     Raises:
         ValueError: ``activation`` is none of these.
@@ -37,7 +38,7 @@ class Linear(torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # (..., in_features) -> (..., out_features)
         if is_scripting():
-            return scripted_activation(torch_F.linear(input, self.weight, self.bias), self.activation)
+            return activate_plain(torch_F.linear(input, self.weight, self.bias), self.activation)
         else:
             if is_leaf(self, input):
                 return node_of(self, input)

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from primer_fast.kernels.activation import ACTIVATIONS
 from primer_fast.proof.production import Unit, compiled_launches
 from primer_fast.reference.case import Case
 
 TARGET = "sm_90"
 PARKED = 16  # bytes per thread that no tile takes: ptxas parks a few addresses around a loop
 _DTYPES = ("bfloat16", "bfloat16", "float16", "float32")
-_ACTIVATIONS = (None, "gelu", "gelu_tanh", "relu", "silu", "tanh")
+_ACTIVATIONS = (None, *ACTIVATIONS)
 _Shapes = dict[str, tuple[int, ...]]
 
 

@@ -9,9 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from primer_fast.bench.torch_twin import ACTIVATIONS, torch_twin
+from primer_fast.bench.torch_twin import torch_twin
 from primer_fast.cli import cnn_plots, train_cnn
 from primer_fast.cli.run_folder import RunFolder
+from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.models.cnn import CNN, CNNConfig
 
 pytestmark = pytest.mark.usefixtures("plain_path")
@@ -75,7 +76,7 @@ def test_the_same_model_from_torch_is_trained_beside(short, capsys):
     assert float(printed.split("train/loss at most ")[1].split()[0]) < 1e-5
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_twin_is_the_model(activation, channels):
     model = CNN(CNNConfig((channels, 9, 8), (4,), 2, 3, (5,), 3, activation))

@@ -8,6 +8,7 @@ from primer_fast import functional as F
 from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.functional.conv2d import conv2d_plain
 from primer_fast.kernels import conv2d_depthwise, conv2d_gather, conv2d_weight, launch
+from primer_fast.kernels.activation import keeps_derivative
 from primer_fast.kernels.conv2d import Geometry, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
 from primer_fast.kernels.conv2d_geometry import FEW_PIXELS, box_of, flat_pixels, numbers_are_large
 from primer_fast.kernels.launch import MatmulSettings
@@ -296,7 +297,7 @@ def test_float32_precision_follows_torch(precision, device):
 
 
 def test_what_the_forward_keeps(device):
-    """The output serves the backward of relu, leaky_relu, sigmoid and tanh; the others keep one tensor of its size."""
+    """One tensor of the output's size where the derivative does not follow from the output, and otherwise nothing."""
     x = torch.randn(2, 3, 5, 4, device=device, requires_grad=True)
     w, pointwise = (torch.randn(4, 3, k, k, device=device, requires_grad=True) for k in (2, 1))
     for weight, layout in ((w, torch.contiguous_format), (pointwise, LAST)):
@@ -305,7 +306,7 @@ def test_what_the_forward_keeps(device):
             with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
                 y = F.conv2d(source, weight, activation=activation)
             own = [t for t in kept if t.data_ptr() not in (source.data_ptr(), weight.data_ptr(), y.data_ptr())]
-            want = y.numel() if activation in ("gelu", "gelu_tanh", "silu") else 0
+            want = y.numel() if keeps_derivative(activation) else 0
             assert sum(t.numel() for t in own) == want, activation
 
 

@@ -5,16 +5,7 @@ from properties.calls import FLOATS, PATHS, SIZES, explore, near, not_a_tensor, 
 
 from primer_fast.functional.activation import ACTIVATIONS
 
-ACTIVATION = {
-    None: lambda z: z,
-    "relu": torch.relu,
-    "leaky_relu": torch.nn.functional.leaky_relu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda z: torch.nn.functional.gelu(z, approximate="tanh"),
-    "silu": torch.nn.functional.silu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-}
+FUNCTION = {None: lambda z: z, **{name: a.module() for name, a in ACTIVATIONS.items()}}
 
 
 @st.composite
@@ -41,8 +32,8 @@ def reference(input, weight, bias=None, *, activation=None):
     if weight.dim() == 1 and bias is not None:  # torch takes this for some inputs alone
         if bias.numel() != 1:
             raise ValueError("a number")
-        return ACTIVATION[activation](torch.nn.functional.linear(input, weight) + bias.reshape(()))
-    return ACTIVATION[activation](torch.nn.functional.linear(input, weight, bias))
+        return FUNCTION[activation](torch.nn.functional.linear(input, weight) + bias.reshape(()))
+    return FUNCTION[activation](torch.nn.functional.linear(input, weight, bias))
 
 
 @pytest.mark.parametrize("path", PATHS)
