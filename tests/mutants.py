@@ -1,0 +1,172 @@
+"""Faults planted in the package one at a time, each of which its tests must notice: what the tests are worth.
+
+``python tests/mutants.py`` runs all, ``python tests/mutants.py layer_norm ppo`` those whose file has such a part in its
+name. Each changes a file of this checkout, runs the tests named beside it and puts the file back. The exit status is 1
+if one survived. tests/test_mutants.py keeps the list up to date.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutant(NamedTuple):
+    file: str
+    right: str  # text of the file, whose first occurrence is replaced
+    wrong: str
+    tests: str  # arguments of pytest that notice it, apart by blanks
+
+
+def _of(tests: str, file: str, *changes: tuple[str, str]) -> list[Mutant]:
+    return [Mutant(file, right, wrong, tests) for right, wrong in changes]
+
+
+_MASKS = "tests/functional/test_attention_masks.py"
+_PREPARED = "tests/proof/test_prepared.py tests/properties/test_prepared.py"
+_ROW_LOSSES = f"{_PREPARED} tests/functional/test_row_losses.py"
+_HEADS = "tests/functional/test_linear_cross_entropy.py tests/functional/test_linear_log_prob.py"
+
+MUTANTS = [
+    # Layer norm
+    *_of("tests/functional/test_layer_norm.py", "kernels/layer_norm_forward.py",
+        ("count = tl.minimum(N - start, BLOCK_N)", "count = tl.minimum(N, BLOCK_N)"),
+        ("step * step * share * start", "step * step * share"),
+        ("tl.rsqrt(squares / N + eps)", "tl.rsqrt(squares / N)"),
+        ("tl.where(inside, tiles[part] - mean[:, None], 0.0)", "tiles[part] - mean[:, None]"),
+    ),
+    *_of("tests/functional/test_layer_norm.py", "kernels/layer_norm_backward.py",
+        ("mean_g[:, None] - n * mean_gn[:, None]", "mean_g[:, None]"),
+        ("DB:\n                db += dy", "DB:\n                db += 0 * dy"),
+        ("(row < last)[:, None] & (col < N)", "(row < rows)[:, None] & (col < N)"),
+        ("part_ptr + DW * N", "part_ptr + N"),
+    ),
+    # Linear, its activations, and products in general
+    *_of("tests/functional/test_linear.py", "kernels/activation.py",
+        ("z <= 0, 0.0, z", "z > 0, z, 0.0"),
+        ("saved <= 0, 0.01 * dy", "saved < 0, 0.01 * dy"),
+        ("tl.abs(u) < 0.1", "tl.abs(u) < 0.5"),
+        ("0.21406444881780074", "0.07135481627260025"),
+        ("cdf + z * density", "cdf"),
+        ("rest = sigmoid(-w, PRECISE)", "rest = 1.0 - s"),
+    ),
+    *_of("tests/functional/test_linear.py", "kernels/matmul.py",
+        ("n + HALF, M, N", "n, M, N"),
+        ("part_ptr + numel + offs_m", "part_ptr + offs_m"),
+        ("offs_m.to(tl.int64)[:, None] * N", "offs_m[:, None] * N"),
+    ),
+    *_of("tests/functional/test_linear.py", "kernels/tile.py", ("tiles_m - first_m", "tiles_m")),
+    # Convolution
+    *_of("tests/functional/test_conv2d.py", "kernels/conv2d_depthwise.py", ("other=0.0", "other=1.0")),
+    # Max pooling
+    *_of("tests/functional/test_max_pool2d.py", "kernels/max_pool2d.py",
+        ("(x > best) | (x != x)", "x > best"),
+        ("(x > best) | (x != x)", "(x >= best) | (x != x)"),
+        ("first = skip_h * KW", "first = skip_h"),
+        ("h.to(tl.int64) * W + w", "h.to(tl.int64) * H + w"),
+    ),
+    # Embedding
+    *_of("tests/functional/test_embedding.py", "kernels/embedding.py",
+        ("(ids >= 0) & (ids < rows)", "ids < rows"),
+        ("(v < V) & (v != padding)", "(v < V)"),
+        ("begin > 0) & (tl.load(sorted_ptr + begin - 1", "begin > CHUNK) & (tl.load(sorted_ptr + begin - 1"),
+        ("total.to(table_ptr", "(total - tl.sum(sums, axis=0)).to(table_ptr"),
+        ("row % period", "row"),
+    ),
+    # Attention
+    *_of(_MASKS, "kernels/attention_backward_kv.py", (" - tl.load(statistics + 2 * PAD)[None, :])", ")")),
+    *_of(_MASKS, "kernels/attention_backward_q.py",
+        ("(tl.exp2(-tl.load(statistics + 2 * PAD)) * dq_scale)[:, None]", "dq_scale")),
+    *_of(_MASKS, "kernels/attention_tile.py",
+        ("((3 if ADDED else 2) * PAD)", "(2 * PAD)"),
+        ("before = (m & -PAD) * 2 if ADDED else m & -PAD", "before = m & -PAD"),
+        ("unit = 1.0 if self.added else LOG2_E", "unit = LOG2_E"),
+        ("self.softcap > 1000", "self.softcap > 1e30"),
+    ),
+    *_of(_MASKS, "kernels/attention_backward.py",
+        ("rows + ((rows & -PAD) * 2 if ADDED else rows & -PAD)", "rows + (rows & -PAD)"),
+        ("tl.where(nothing, 0.0, log_total)", "log_total"),
+    ),
+    *_of(_MASKS, "kernels/attention_mask.py", ("difference *= 1.4426950408889634", "difference *= 1.0")),
+    *_of(_MASKS, "kernels/attention_decode.py",
+        ("log2_e = 1.0 if added else LOG2_E", "log2_e = LOG2_E"),
+        ("tl.exp2(in_base_2(tops - base, ADDED))", "tl.exp2(tops - base)"),
+    ),
+    # Loss heads
+    *_of(_HEADS, "kernels/logits_gradient.py",
+        ("m, v + HALF, M, V", "m, v, M, V"),
+        ('mask=offs_v < V, other=float("-inf")', "mask=offs_v < V, other=0.0"),
+        ("slope = entropy_grad * LN_2", "slope = entropy_grad"),
+        ("g = tl.exp2(log_e) * factor + uniform[:, None]", "g = tl.exp2(log_e) * factor"),
+    ),
+    *_of(_ROW_LOSSES, "kernels/row_losses.py",
+        ("dloss = tl.where(target == ignore_index, 0.0, dloss)", "dloss = dloss"),
+        ("loss = tl.math.div_rn(loss, number)", "loss = loss"),
+    ),
+    # Launches that are prepared once for each kind of call
+    *_of(_ROW_LOSSES, "kernels/prepared.py",
+        ('{a}.data_ptr() & 15"', '0"'), ("{a}.stride(), ", ""), ("{a}.dtype, ", ""),
+        ("            self.plans.clear()\n", "            pass\n"),
+        ("with torch.cuda.device(device):", "with contextlib.nullcontext():"),
+    ),
+    *_of(_ROW_LOSSES, "kernels/recording.py",
+        ("[None if t is None else t.detach() for t in arguments]", "list(arguments)"),
+        ("            self.repeatable = False", "            pass"),
+    ),
+    *_of(_ROW_LOSSES, "kernels/plan.py",
+        ('return f"{name} + {offset}" if offset else name', "return name"),
+        ("covers and _dense(t) and _dense(memory.tensor)", "True"),
+        ('if name in self.names else str(t.storage_offset())', 'if name in self.names else "0"'),
+        ("if step.memory.name in self.used:", "if step.memory.name not in self.used:"),
+    ),
+    *_of(_ROW_LOSSES, "kernels/direct_launch.py",
+        ("active.get_current_device() != device", "False"),
+        ("return bool(hooks[0].calls or hooks[1].calls)", "return False"),
+        ("active is not driver or ", ""),
+    ),
+    # Losses and procedures
+    *_of("tests/train/test_dpo.py tests/train/test_preference_losses.py", "primer_fast/train/dpo.py",
+        ("-torch_F.logsigmoid(-beta * h)", "-torch_F.logsigmoid(beta * h)"),
+        ("/ (1 - 2 * e)", "/ (1 - e)"),
+        ("ratios / mask.sum(dim=1)", "ratios"),
+        ("(rejected + 1 / (2 * beta)) ** 2", "(rejected - 1 / (2 * beta)) ** 2"),
+    ),
+    *_of("tests/train/test_ppo.py", "primer_fast/train/ppo.py",
+        ("torch.expm1(-d) + d", "torch.expm1(-d)"),
+        ("torch.where(mask, -coefficient * kl, 0.0)", "-coefficient * kl"),
+        ("gamma * lam * ahead", "lam * ahead"),
+        ("next_value = torch.where(here, values[:, t], 0.0)", "next_value = values[:, t]"),
+        ("torch.where(mask, x - masked_mean(x, mask), 0.0)", "x - masked_mean(x, mask)"),
+    ),
+]  # fmt: skip
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether the tests pass with the fault in place."""
+    path = ROOT / mutant.file
+    before = path.read_text(encoding="utf-8")
+    if mutant.right not in before:
+        raise SystemExit(f"{mutant.file} no longer has the text {mutant.right!r}")
+    path.write_text(before.replace(mutant.right, mutant.wrong, 1), encoding="utf-8")
+    try:
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *mutant.tests.split()]
+        return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    finally:
+        path.write_text(before, encoding="utf-8")
+
+
+def main(words: list[str]) -> int:
+    chosen = [m for m in MUTANTS if not words or any(word in m.file for word in words)]
+    survivors = 0
+    for mutant in chosen:
+        survived = survives(mutant)
+        survivors += survived
+        print("SURVIVED" if survived else "caught", mutant.file, "|", mutant.wrong.strip(), flush=True)
+    print(f"{len(chosen)} faults, {survivors} survived")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
