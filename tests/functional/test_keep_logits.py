@@ -13,7 +13,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from primer_fast import functional as F
 from primer_fast import library
-from primer_fast.functional.linear_cross_entropy import linear_cross_entropy_plain
 from primer_fast.kernels import launch, logits_gradient
 from primer_fast.kernels.launch import MatmulSettings
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
@@ -120,19 +119,6 @@ def test_each_gradient_alone(device):
             assert (leaf.grad is not None) == need
             if need:
                 torch.testing.assert_close(leaf.grad, right)
-
-
-def test_second_derivative(device):
-    x, w, _ = operands(torch.float32, device)
-    target = torch.randint(V, (N,), device=device)
-
-    def penalty(function, **options):
-        y = function(x, w, target, **options)
-        (dx,) = torch.autograd.grad(y, x, create_graph=True)
-        return torch.autograd.grad(y + dx.square().sum(), (x, w))
-
-    got, want = penalty(F.linear_cross_entropy, keep_logits=True), penalty(linear_cross_entropy_plain)
-    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
 
 def test_a_target_outside_the_vocabulary_gives_nan(device):

@@ -14,31 +14,6 @@ from primer_fast.proof import verify
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.linear import linear, linear_grad
 
-CASES = verify.cases("linear", torch.cuda.is_available())
-
-
-@pytest.mark.parametrize("dtype", verify.DTYPES)
-@pytest.mark.parametrize("path", verify.PATHS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_reference(case, path, dtype):
-    rows = verify.check("linear", case, verify.DTYPES[dtype], path)
-    assert {row.tensor for row in rows} >= {"output", *case.shapes}
-    assert [row for row in rows if not row.passed] == []
-
-
-@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
-@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-def test_reference_gradient_is_the_derivative(activation, biased):
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=s) for s in ((3, 5), (4, 5), (4,))][: 3 if biased else 2]
-    steps = [rng.normal(size=a.shape) for a in arrays]
-    dy, h = rng.normal(size=(3, 4)), 1e-6
-    grads = linear_grad(dy, *arrays, activation=activation)
-    ahead, behind = ([a + sign * h * v for a, v in zip(arrays, steps, strict=True)] for sign in (1, -1))
-    numeric = (linear(*ahead, activation=activation) - linear(*behind, activation=activation)) / (2 * h)
-    want = sum((grads[name] * v).sum() for name, v in zip(("input", "weight", "bias"), steps, strict=False))
-    np.testing.assert_allclose((dy * numeric).sum(), want, rtol=1e-6)
-
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("dtype", verify.DTYPES)
@@ -113,19 +88,6 @@ def test_a_product_times_the_derivative_of_an_activation(activation, settings, c
     assert worst(exact(got), products * slope) < 5e-4
 
 
-@pytest.mark.parametrize("activation", [None, "gelu"])
-def test_two_runs_are_bitwise_equal(activation, device):
-    x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((24, 2100), (40, 2100), (40,)))
-    dy = torch.randn(24, 40, device=device)
-
-    def run():
-        y = F.linear(x, w, b, activation=activation)
-        return y, *torch.autograd.grad(y, (x, w, b), dy)
-
-    for first, second in zip(run(), run(), strict=True):
-        assert torch.equal(first, second)
-
-
 def test_the_bias_gradient_sums_in_float32(device):
     """In bfloat16 the sum would stay at 16, where a tile's 1/16 is less than half a unit."""
     x = torch.zeros(8193, 16, device=device, dtype=torch.bfloat16)
@@ -145,23 +107,6 @@ def test_what_the_forward_keeps(device):
             y = F.linear(x, w, activation=activation)
         own = [t for t in kept if t.data_ptr() not in (x.data_ptr(), w.data_ptr(), y.data_ptr())]
         assert sum(t.numel() for t in own) == (y.numel() if keeps_derivative(activation) else 0)
-
-
-def test_without_gradients_nothing_is_kept(device):
-    x, w = torch.randn(8, 16, device=device), torch.randn(32, 16, device=device, requires_grad=True)
-    with torch.no_grad():
-        y = F.linear(x, w, activation="gelu")
-    assert y.grad_fn is None and not y.requires_grad
-    with torch.inference_mode():
-        assert torch.equal(F.linear(x, w, activation="gelu"), y)
-
-
-def test_expanded_upstream_gradient(device):
-    """sum() sends back one element with stride 0."""
-    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((24, 32), (40, 32)))
-    got = torch.autograd.grad(F.linear(x, w, activation="tanh").sum(), (x, w))
-    want = torch.autograd.grad(linear_plain(x, w, activation="tanh").sum(), (x, w))
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_large_unaligned_operands_are_copied_to_where_descriptors_can_read_them(device):
@@ -189,39 +134,10 @@ def test_float32_precision_follows_torch(precision, device):
         assert error > 1e-4, "not computed in TF32"
 
 
-def test_autocast_runs_in_its_dtype(device):
-    x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((8, 16), (24, 16), (24,)))
-    with torch.autocast(device, dtype=torch.bfloat16):
-        y = F.linear(x, w, b, activation="relu")
-        plain = torch.relu(torch.nn.functional.linear(x, w, b))
-    assert y.dtype == plain.dtype == torch.bfloat16
-    torch.testing.assert_close(y, plain, rtol=2e-2, atol=2e-2)
-    y.float().sum().backward()
-    assert x.grad.dtype == w.grad.dtype == b.grad.dtype == torch.float32
-
-
-def test_second_derivative(device):
-    """A gradient penalty, whose gradient is as torch's."""
-    x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((4, 16), (24, 16), (24,)))
-
-    def penalty(linear):
-        y = linear(x, w, b, activation="tanh")
-        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        return torch.autograd.grad(y.sum() + dx.square().sum(), (x, w, b))
-
-    torch.testing.assert_close(penalty(F.linear), penalty(linear_plain), rtol=1e-3, atol=1e-3)
-
-
 def test_weight_of_one_axis(device):
     x, w = torch.randn(3, 5, 16, device=device), torch.randn(16, device=device)
     got = F.linear(x, w, torch.tensor(0.5, device=device))
     torch.testing.assert_close(got, x @ w + 0.5, rtol=1e-5, atol=1e-5)
-
-
-def test_other_dtypes_take_plain_pytorch(device):
-    x = torch.randn(3, 4, device=device, dtype=torch.float64, requires_grad=True)
-    w = torch.randn(5, 4, device=device, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, w: F.linear(x, w, activation="gelu"), (x, w))
 
 
 ONES = torch.ones

@@ -24,35 +24,6 @@ from primer_fast.reference.linear_log_prob import linear_log_prob, linear_log_pr
 CASES = verify.cases("linear_log_prob", torch.cuda.is_available())
 
 
-@pytest.mark.parametrize("dtype", verify.DTYPES)
-@pytest.mark.parametrize("path", verify.PATHS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_reference(case, path, dtype):
-    rows = verify.check("linear_log_prob", case, verify.DTYPES[dtype], path)
-    entropy = {"entropy"} if case.options.get("return_entropy") else set()
-    assert {row.tensor for row in rows} >= {"output", *case.shapes} - {"target"} | entropy
-    assert [row for row in rows if not row.passed] == []
-
-
-def test_reference_gradient_is_the_derivative():
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=s) for s in ((3, 5), (7, 5), (7,))]
-    steps = [rng.normal(size=a.shape) for a in arrays]
-    target, upstream, h = np.array([0, 6, 2]), (rng.normal(size=3), rng.normal(size=3)), 1e-6
-
-    def run(function, x, w, b):
-        return function(x, w, target, linear_bias=b, temperature=0.7, return_entropy=True)
-
-    ahead, behind = (
-        run(linear_log_prob, *(a + s * h * v for a, v in zip(arrays, steps, strict=True))) for s in (1, -1)
-    )
-    numeric = sum((dy * (p - m)).sum() for dy, p, m in zip(upstream, ahead, behind, strict=True)) / (2 * h)
-    grads = run(lambda *args, **options: linear_log_prob_grad(upstream, *args, **options), *arrays)
-    names = ("input", "linear_weight", "linear_bias")
-    want = sum((grads[name] * v).sum() for name, v in zip(names, steps, strict=True))
-    np.testing.assert_allclose(numeric, want, rtol=1e-6)
-
-
 TILES = [
     MatmulSettings(16, 16, 16, 4, 2, SPLITS=1, GROUP_M=1),
     MatmulSettings(32, 64, 32, 4, 2, SPLITS=3, GROUP_M=2),
@@ -192,18 +163,6 @@ def test_a_masked_class_leaves_the_entropy_finite(device):
     assert db.isfinite().all()
 
 
-def test_two_runs_are_bitwise_equal(device):
-    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((20, 24), (700, 24)))
-    t, dy = torch.randint(700, (20,), device=device), torch.randn(2, 20, device=device)
-
-    def run():
-        outputs = F.linear_log_prob(x, w, t, return_entropy=True)
-        return *outputs, *torch.autograd.grad(outputs, (x, w), tuple(dy))
-
-    for first, second in zip(run(), run(), strict=True):
-        assert torch.equal(first, second)
-
-
 def test_one_of_two_outputs_alone_and_expanded_upstream(device):
     x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((12, 24), (70, 24)))
     t = torch.randint(70, (12,), device=device)
@@ -223,39 +182,6 @@ def test_tied_weights_add_up(device):
         for f in (F.linear_log_prob, linear_log_prob_plain)
     )
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-
-
-def test_autocast_runs_in_its_dtype(device):
-    x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((8, 16), (65, 16), (65,)))
-    t = torch.randint(65, (8,), device=device)
-    with torch.autocast(device, dtype=torch.bfloat16):
-        y = F.linear_log_prob(x, w, t, linear_bias=b)
-        want = F.linear_log_prob(x.bfloat16(), w.bfloat16(), t, linear_bias=b.bfloat16())
-        y.sum().backward()  # autocast is on here too, and changes nothing
-    assert y.dtype == torch.float32 and torch.equal(y, want)
-    assert x.grad.dtype == w.grad.dtype == b.grad.dtype == torch.float32
-
-
-def test_second_derivative(device):
-    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((4, 16), (40, 16)))
-    t = torch.randint(40, (4,), device=device)
-
-    def penalty(function):
-        y, h = function(x, w, t, return_entropy=True)
-        (dx,) = torch.autograd.grad(y.square().sum() + h.sum(), x, create_graph=True)
-        return torch.autograd.grad(y.sum() + dx.square().sum(), (x, w))
-
-    torch.testing.assert_close(penalty(F.linear_log_prob), penalty(linear_log_prob_plain), rtol=1e-3, atol=1e-3)
-
-
-def test_without_gradients_nothing_is_kept(device):
-    x, w = torch.randn(8, 16, device=device), torch.randn(40, 16, device=device, requires_grad=True)
-    t = torch.randint(40, (8,), device=device)
-    with torch.no_grad():
-        y = F.linear_log_prob(x, w, t)
-    assert y.grad_fn is None and not y.requires_grad
-    with torch.inference_mode():
-        assert torch.equal(F.linear_log_prob(x, w, t), y)
 
 
 @pytest.fixture

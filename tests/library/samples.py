@@ -146,6 +146,7 @@ SAMPLES = [
     _pool("overlapping, channels_last, indices", arranged(channels_last, (2, 3, 5, 5), dtype=BF16), 3, 2, 1,
           return_indices=True),
     _pool("unbatched, ceil", floats((3, 5, 5)), 2, ceil_mode=True),
+    _pool("dilated", floats((1, 2, 9, 8)), 3, (2, 1), 1, (1, 2)),
     _pool("no images", floats((0, 3, 4, 4)), 2),
     _pool("no gradient", floats((1, 2, 4, 4), frozen=(0,)), 2),
     _norm("affine", lambda x, w, b: F.layer_norm(x, (8,), w, b), floats((2, 3, 8), (8,), (8,))),
