@@ -17,34 +17,37 @@ class Mutant(NamedTuple):
     file: str
     right: str  # text of the file, whose first occurrence is replaced
     wrong: str
-    tests: str  # arguments of pytest that notice it, apart by blanks
+    tests: list[str]  # arguments of pytest that notice it
 
 
-def _of(tests: str, file: str, *changes: tuple[str, str]) -> list[Mutant]:
-    return [Mutant(file, right, wrong, tests) for right, wrong in changes]
+def _of(tests: str | list[str], file: str, *changes: tuple[str, str]) -> list[Mutant]:
+    """tests: arguments, or an op, all of whose tests are meant."""
+    arguments = ["tests/functional", "-k", tests] if isinstance(tests, str) else tests
+    return [Mutant(file, right, wrong, arguments) for right, wrong in changes]
 
 
-_MASKS = "tests/functional/test_attention_masks.py"
-_PREPARED = "tests/proof/test_prepared.py tests/properties/test_prepared.py"
-_ROW_LOSSES = f"{_PREPARED} tests/functional/test_row_losses.py"
-_HEADS = "tests/functional/test_linear_cross_entropy.py tests/functional/test_linear_log_prob.py"
+_MASKS = ["tests/functional/test_attention_masks.py"]
+_PREPARED = [
+    f"tests/{name}.py" for name in ("proof/test_prepared", "properties/test_prepared", "functional/test_row_losses")
+]
+_HEADS = "cross_entropy or log_prob or masked_classes"
 
 MUTANTS = [
     # Layer norm
-    *_of("tests/functional/test_layer_norm.py", "kernels/layer_norm_forward.py",
+    *_of("layer_norm", "kernels/layer_norm_forward.py",
         ("count = tl.minimum(N - start, BLOCK_N)", "count = tl.minimum(N, BLOCK_N)"),
         ("step * step * share * start", "step * step * share"),
         ("tl.rsqrt(squares / N + eps)", "tl.rsqrt(squares / N)"),
         ("tl.where(inside, tiles[part] - mean[:, None], 0.0)", "tiles[part] - mean[:, None]"),
     ),
-    *_of("tests/functional/test_layer_norm.py", "kernels/layer_norm_backward.py",
+    *_of("layer_norm", "kernels/layer_norm_backward.py",
         ("mean_g[:, None] - n * mean_gn[:, None]", "mean_g[:, None]"),
         ("DB:\n                db += dy", "DB:\n                db += 0 * dy"),
         ("(row < last)[:, None] & (col < N)", "(row < rows)[:, None] & (col < N)"),
         ("part_ptr + DW * N", "part_ptr + N"),
     ),
     # Linear, its activations, and products in general
-    *_of("tests/functional/test_linear.py", "kernels/activation.py",
+    *_of("linear and not linear_", "kernels/activation.py",
         ("z <= 0, 0.0, z", "z > 0, z, 0.0"),
         ("saved <= 0, 0.01 * dy", "saved < 0, 0.01 * dy"),
         ("tl.abs(u) < 0.1", "tl.abs(u) < 0.5"),
@@ -52,23 +55,23 @@ MUTANTS = [
         ("cdf + z * density", "cdf"),
         ("rest = sigmoid(-w, PRECISE)", "rest = 1.0 - s"),
     ),
-    *_of("tests/functional/test_linear.py", "kernels/matmul.py",
+    *_of("linear and not linear_", "kernels/matmul.py",
         ("n + HALF, M, N", "n, M, N"),
         ("part_ptr + numel + offs_m", "part_ptr + offs_m"),
         ("offs_m.to(tl.int64)[:, None] * N", "offs_m[:, None] * N"),
     ),
-    *_of("tests/functional/test_linear.py", "kernels/tile.py", ("tiles_m - first_m", "tiles_m")),
+    *_of("linear and not linear_", "kernels/tile.py", ("tiles_m - first_m", "tiles_m")),
     # Convolution
-    *_of("tests/functional/test_conv2d.py", "kernels/conv2d_depthwise.py", ("other=0.0", "other=1.0")),
+    *_of("conv2d", "kernels/conv2d_depthwise.py", ("other=0.0", "other=1.0")),
     # Max pooling
-    *_of("tests/functional/test_max_pool2d.py", "kernels/max_pool2d.py",
+    *_of("max_pool2d", "kernels/max_pool2d.py",
         ("(x > best) | (x != x)", "x > best"),
         ("(x > best) | (x != x)", "(x >= best) | (x != x)"),
         ("first = skip_h * KW", "first = skip_h"),
         ("h.to(tl.int64) * W + w", "h.to(tl.int64) * H + w"),
     ),
     # Embedding
-    *_of("tests/functional/test_embedding.py", "kernels/embedding.py",
+    *_of("embedding", "kernels/embedding.py",
         ("(ids >= 0) & (ids < rows)", "ids < rows"),
         ("(v < V) & (v != padding)", "(v < V)"),
         ("begin > 0) & (tl.load(sorted_ptr + begin - 1", "begin > CHUNK) & (tl.load(sorted_ptr + begin - 1"),
@@ -101,39 +104,39 @@ MUTANTS = [
         ("slope = entropy_grad * LN_2", "slope = entropy_grad"),
         ("g = tl.exp2(log_e) * factor + uniform[:, None]", "g = tl.exp2(log_e) * factor"),
     ),
-    *_of(_ROW_LOSSES, "kernels/row_losses.py",
+    *_of(_PREPARED, "kernels/row_losses.py",
         ("dloss = tl.where(target == ignore_index, 0.0, dloss)", "dloss = dloss"),
         ("loss = tl.math.div_rn(loss, number)", "loss = loss"),
     ),
     # Launches that are prepared once for each kind of call
-    *_of(_ROW_LOSSES, "kernels/prepared.py",
+    *_of(_PREPARED, "kernels/prepared.py",
         ('{a}.data_ptr() & 15"', '0"'), ("{a}.stride(), ", ""), ("{a}.dtype, ", ""),
         ("            self.plans.clear()\n", "            pass\n"),
         ("with torch.cuda.device(device):", "with contextlib.nullcontext():"),
     ),
-    *_of(_ROW_LOSSES, "kernels/recording.py",
+    *_of(_PREPARED, "kernels/recording.py",
         ("[None if t is None else t.detach() for t in arguments]", "list(arguments)"),
         ("            self.repeatable = False", "            pass"),
     ),
-    *_of(_ROW_LOSSES, "kernels/plan.py",
+    *_of(_PREPARED, "kernels/plan.py",
         ('return f"{name} + {offset}" if offset else name', "return name"),
         ("covers and _dense(t) and _dense(memory.tensor)", "True"),
         ('if name in self.names else str(t.storage_offset())', 'if name in self.names else "0"'),
         ("if step.memory.name in self.used:", "if step.memory.name not in self.used:"),
     ),
-    *_of(_ROW_LOSSES, "kernels/direct_launch.py",
+    *_of(_PREPARED, "kernels/direct_launch.py",
         ("active.get_current_device() != device", "False"),
         ("return bool(hooks[0].calls or hooks[1].calls)", "return False"),
         ("active is not driver or ", ""),
     ),
     # Losses and procedures
-    *_of("tests/train/test_dpo.py tests/train/test_preference_losses.py", "primer_fast/train/dpo.py",
+    *_of(["tests/train/test_dpo.py", "tests/train/test_preference_losses.py"], "primer_fast/train/dpo.py",
         ("-torch_F.logsigmoid(-beta * h)", "-torch_F.logsigmoid(beta * h)"),
         ("/ (1 - 2 * e)", "/ (1 - e)"),
         ("ratios / mask.sum(dim=1)", "ratios"),
         ("(rejected + 1 / (2 * beta)) ** 2", "(rejected - 1 / (2 * beta)) ** 2"),
     ),
-    *_of("tests/train/test_ppo.py", "primer_fast/train/ppo.py",
+    *_of(["tests/train/test_ppo.py"], "primer_fast/train/ppo.py",
         ("torch.expm1(-d) + d", "torch.expm1(-d)"),
         ("torch.where(mask, -coefficient * kl, 0.0)", "-coefficient * kl"),
         ("gamma * lam * ahead", "lam * ahead"),
@@ -151,7 +154,7 @@ def survives(mutant: Mutant) -> bool:
         raise SystemExit(f"{mutant.file} no longer has the text {mutant.right!r}")
     path.write_text(before.replace(mutant.right, mutant.wrong, 1), encoding="utf-8")
     try:
-        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *mutant.tests.split()]
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *mutant.tests]
         return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
     finally:
         path.write_text(before, encoding="utf-8")
