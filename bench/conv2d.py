@@ -7,7 +7,19 @@ import torch
 import torch.nn.functional as torch_F
 
 from primer_fast.bench.linear import ACTIVATIONS
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target, random_arrays
+from primer_fast.bench.op import (
+    COMPILED,
+    EAGER,
+    FORWARD,
+    FORWARD_BACKWARD,
+    HOST_GOAL,
+    OURS,
+    Floor,
+    Op,
+    OpGoal,
+    production,
+    random_arrays,
+)
 from primer_fast.bench.peers import PEERS
 from primer_fast.functional.conv2d import conv2d
 from primer_fast.reference import conv2d as reference
@@ -81,16 +93,16 @@ OP = Op(
     name="conv2d",
     providers={OURS: conv2d, EAGER: eager, **PEERS["conv2d"]},
     floor=Floor(BARE, bare, bare_backward),
-    gpu_cases=[case for case in CASES if case.production],
+    gpu_cases=production(CASES),
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=traffic,
     parts=("input", "weight"),
     arrays=arrays,
-    targets=(
-        Target(f"versus {EAGER}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_resnet),
-        Target(f"versus {COMPILED}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_resnet),
-        Target(f"versus {EAGER}", at_least=0.9, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_resnet),
-        Target("host_us", at_most=25, passes=[FORWARD]),
+    goals=(
+        OpGoal(f"versus {EAGER}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_resnet),
+        OpGoal(f"versus {COMPILED}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_resnet),
+        OpGoal(f"versus {EAGER}", at_least=0.9, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_resnet),
+        HOST_GOAL,
     ),
 )

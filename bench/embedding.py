@@ -2,7 +2,7 @@
 
 import torch
 
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, Op, Target
+from primer_fast.bench.op import COMPILED, EAGER, HOST_GOAL, OURS, Op, OpGoal, production
 from primer_fast.bench.peers import PEERS
 from primer_fast.functional.embedding import embedding, embedding_plain
 from primer_fast.reference.case import Case
@@ -35,14 +35,14 @@ CPU_CASES = (
 OP = Op(
     name="embedding",
     providers={OURS: embedding, EAGER: embedding_plain, **PEERS["embedding"]},
-    gpu_cases=[case for case in CASES if case.production],
+    gpu_cases=production(CASES),
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=bytes_moved,
     arrays=arrays,
-    targets=(
-        Target(f"versus {EAGER}", at_least=1),
-        Target(f"versus {COMPILED}", at_least=1),
-        Target("host_us", at_most=25, passes=[FORWARD]),
+    goals=(
+        OpGoal(f"versus {EAGER}", at_least=1),
+        OpGoal(f"versus {COMPILED}", at_least=1),
+        HOST_GOAL,
     ),
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from primer_fast import bench
+from primer_fast.bench.report import Goal
 from primer_fast.reference.case import Case
 
 OURS, EAGER, COMPILED = "primer_fast", "torch", "torch.compile"
@@ -54,8 +55,8 @@ class Floor:
 
 
 @dataclass(frozen=True)
-class Target:
-    """A bound on one figure of our rows on a GPU.
+class OpGoal:
+    """A bound on one figure of our rows on a GPU, in the passes, precisions and cases where it is asked for.
 
     ``metric`` is "share", "host_us" or another figure of a row, or "versus <provider>" (that provider's median over
     ours).
@@ -68,10 +69,24 @@ class Target:
     precisions: Sequence[str] = tuple(PRECISIONS)
     where: Callable[[Case], bool] = lambda case: True
 
-    def __str__(self) -> str:
+    @property
+    def goal(self) -> Goal:
         bounds = [f">= {self.at_least:g}" if math.isfinite(self.at_least) else ""]
         bounds += [f"<= {self.at_most:g}" if math.isfinite(self.at_most) else ""]
-        return " ".join([self.metric, *filter(None, bounds)])
+        return Goal(" ".join([self.metric, *filter(None, bounds)]), self.at_least, self.at_most)
+
+
+HOST_GOAL = OpGoal("host_us", at_most=25, passes=[FORWARD])
+
+
+def production(cases: Sequence[Case]) -> list[Case]:
+    """The cases of a GPU's size, in the order in which a reference declares them."""
+    return [case for case in cases if case.production]
+
+
+def named(name: str) -> Callable[[Case], bool]:
+    """For ``OpGoal.where``: the case of this name alone."""
+    return lambda case: case.name == name
 
 
 def random_arrays(case: Case, dtype: torch.dtype, device: str, generator: torch.Generator) -> dict[str, Tensor]:
@@ -102,7 +117,7 @@ class Op:
     flops: Callable[[Case], dict[str, float]]
     bytes_moved: Callable[[Case, int], dict[str, float]]
     floor: Floor | None = None
-    targets: Sequence[Target] = ()
+    goals: Sequence[OpGoal] = ()
     parts: Sequence[str] = ()  # arrays whose gradient is also timed alone, after a forward
     arrays: Callable[[Case, torch.dtype, str, torch.Generator], dict[str, Tensor]] = random_arrays
     without_gradient: Sequence[str] = ()  # arrays of floats that get none

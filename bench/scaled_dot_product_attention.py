@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from primer_fast.backend import runs_triton
-from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, OURS, Op, Target
+from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, OURS, Op, OpGoal, named, production
 from primer_fast.bench.peers import FLASH, PEERS, NotAvailable
 from primer_fast.functional.scaled_dot_product_attention import (
     fast_attention_backward,
@@ -55,7 +55,7 @@ def _case(name, why, B, H, T, D, S=None, HK=None, *, gradients=True, **options):
 
 
 GPU_CASES = (
-    *(case for case in CASES if case.production),
+    *production(CASES),
     _case("llama_8k", "heads of 128, between the published lengths", 2, 16, 8192, 128, is_causal=True),
     _case("head_64_16k", "heads of 64, long", 1, 32, 16384, 64, is_causal=True),
 )
@@ -70,10 +70,6 @@ CPU_CASES = (
 def _long_causal(case):
     _, _, _, T, S, D, _ = sizes(case)
     return case.options == {"is_causal": True} and T == S >= 4096 and D in (64, 128)
-
-
-def _named(name):
-    return lambda case: case.name == name
 
 
 def _decodes(case):
@@ -94,14 +90,14 @@ OP = Op(
     bytes_moved=bytes_moved,
     arrays=arrays,
     without_gradient=WITHOUT_GRADIENT,
-    targets=(
+    goals=(
         # TFLOP/s of one H100, where FlashAttention 3 is published at 579, 616, 420 and 473
         *(
-            Target("rate", at_least=rate, passes=[FORWARD], precisions=["bfloat16"], where=_named(name))
+            OpGoal("rate", at_least=rate, passes=[FORWARD], precisions=["bfloat16"], where=named(name))
             for name, rate in (("llama_4k", 560), ("llama_16k", 600), ("head_64_4k", 420), ("head_64_16k", 470))
         ),
-        Target(f"versus {FLASH}", at_least=1.4, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_long_causal),
-        Target(f"versus {EAGER}", at_least=1, precisions=["bfloat16"], passes=[FORWARD], where=_decodes),
-        Target("host_us", at_most=25, passes=[FORWARD]),
+        OpGoal(f"versus {FLASH}", at_least=1.4, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_long_causal),
+        OpGoal(f"versus {EAGER}", at_least=1, precisions=["bfloat16"], passes=[FORWARD], where=_decodes),
+        HOST_GOAL,
     ),
 )

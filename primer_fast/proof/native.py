@@ -33,7 +33,7 @@ Part = tuple[int, int] | None  # an element of the batch and a key head; None: a
 
 
 @dataclass
-class Row:
+class CheckedTensor:
     """One comparison: a tensor of a case with its truth ("values"), or something else that must hold.
 
     error, budget: the largest absolute difference and what is allowed; None if not finite or not applicable.
@@ -251,7 +251,7 @@ def check(
     label: str = "values",
     within: Callable[[], contextlib.AbstractContextManager] = poisoned_memory,
     every_part: bool = False,
-) -> list[Row]:
+) -> list[CheckedTensor]:
     """Run one case ``within`` a context and judge its outputs and each gradient: a row for each."""
     with float32_products("highest"):
         arrays = draw(op, case, dtype, device())
@@ -260,7 +260,7 @@ def check(
         return judge(op, case, dtype, arrays, upstream, got, label=label, every_part=every_part)
 
 
-def judge(op, case, dtype, arrays, upstream, got: Results, *, label="values", every_part=False) -> list[Row]:
+def judge(op, case, dtype, arrays, upstream, got: Results, *, label="values", every_part=False) -> list[CheckedTensor]:
     """A row for each of the results ``got`` of a case on ``arrays`` with gradients ``upstream``."""
     group = case.shapes["query"][1] // max(case.shapes["key"][1], 1) if op == ATTENTION else 1
     figures: dict[str, list[Tensor]] = {name: [] for name in got}  # of each part: errors, size and magnitude
@@ -291,7 +291,7 @@ def judge(op, case, dtype, arrays, upstream, got: Results, *, label="values", ev
         found = max(verdicts, key=lambda verdict: (not verdict["passed"], _share(verdict)))
         if not finite:
             found |= {"error": None, "passed": False, "reason": "an element of another part is no number"}
-        rows.append(Row(label, op, case.name, str(dtype)[6:], name, **found, truth=min(kinds)))
+        rows.append(CheckedTensor(label, op, case.name, str(dtype)[6:], name, **found, truth=min(kinds)))
     return rows
 
 

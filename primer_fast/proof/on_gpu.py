@@ -17,7 +17,7 @@ from torch import Tensor
 from primer_fast import functional
 from primer_fast.proof import native
 from primer_fast.proof.inputs import LAYOUTS, allocate
-from primer_fast.proof.native import ATTENTION, Results, Row, draw, run
+from primer_fast.proof.native import ATTENTION, CheckedTensor, Results, draw, run
 from primer_fast.proof.verify import device
 from primer_fast.reference.case import Case
 
@@ -95,24 +95,24 @@ def _can_be(shape: tuple[int, ...], layout: str) -> bool:
     return True
 
 
-def layouts(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def layouts(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """A case with layouts against its truth."""
     return native.check(op, case, dtype, label="layouts")
 
 
-def one_pass(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def one_pass(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """Attention's backward that adds in no fixed order, against its truth: within the same budget."""
     return native.check(op, case, dtype, label="one pass", within=functional.fast_attention_backward)
 
 
-def bitwise(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def bitwise(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """Two runs of forward and backward."""
     arrays = draw(op, case, dtype, device())
     first, upstream = run(op, case, arrays)
     return compared("bitwise", op, case, dtype, [(run(op, case, arrays, upstream)[0], first)])
 
 
-def graph(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def graph(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """Forward and backward as a CUDA graph, replayed on inputs that have changed since, against eager calls."""
     arrays = draw(op, case, dtype, device())
     side = torch.cuda.Stream()
@@ -141,7 +141,7 @@ def graph(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     return rows
 
 
-def threads(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def threads(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """Backward from several threads at once, of graphs that this thread built or that they build themselves."""
     arrays = draw(op, case, dtype, device())
     want, upstream = run(op, case, arrays)
@@ -158,7 +158,7 @@ def threads(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     return compared("threads", op, case, dtype, [(got, want) for got in results])
 
 
-def streams(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def streams(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """Two streams run at once, and each writes its inputs late.
 
     Meanwhile the current stream allocates memory and fills it. A kernel that is launched elsewhere reads inputs that
@@ -185,7 +185,7 @@ def streams(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     return compared("streams", op, case, dtype, list(zip((results for _, results in got), want, strict=True)))
 
 
-def second_gpu(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def second_gpu(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """Arrays on another GPU than the current one, which must be of the same kind, against the same here."""
     arrays = draw(op, case, dtype, device())
     want, upstream = run(op, case, arrays)
@@ -204,7 +204,7 @@ def no_second_gpu() -> str:
 
 def compared(
     check: str, op: str, case: Case, dtype: torch.dtype, pairs: Iterable[tuple[Results, Results]]
-) -> list[Row]:
+) -> list[CheckedTensor]:
     """A row for each tensor: over all pairs of what was got and what it must be, bit by bit."""
     figures: dict[str, list[Tensor]] = {}
     for got, want in pairs:
@@ -215,7 +215,9 @@ def compared(
         different, error = torch.stack(table).amax(dim=0).tolist()
         reason = f"{different:.0f} elements differ" if different else ""
         finite = error if math.isfinite(error) else None
-        rows.append(Row(check, op, case.name, str(dtype)[6:], name, finite, 0.0, passed=not different, reason=reason))
+        rows.append(
+            CheckedTensor(check, op, case.name, str(dtype)[6:], name, finite, 0.0, passed=not different, reason=reason)
+        )
     return rows
 
 
@@ -228,7 +230,7 @@ def _apart(got: Tensor, want: Tensor) -> Tensor:
     return torch.stack([different.double(), native.worst(got, want)])
 
 
-CHECKS: dict[str, Callable[[str, Case, torch.dtype], list[Row]]] = {
+CHECKS: dict[str, Callable[[str, Case, torch.dtype], list[CheckedTensor]]] = {
     "values": native.check,
     "bitwise": bitwise,
     "graph": graph,

@@ -31,7 +31,7 @@ _NATIVE_FLOPS, _NATIVE_ELEMENTS = 2**34, 2**25  # largest production case that N
 
 
 @dataclass(frozen=True)
-class Row:
+class VerifiedTensor:
     """One compared tensor. Errors are the largest absolute difference to the float64 truth."""
 
     op: str
@@ -122,7 +122,7 @@ def _named(outputs, names) -> dict:
     return dict(zip(names, outputs, strict=False))
 
 
-def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> list[Row]:
+def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> list[VerifiedTensor]:
     """Run one case and judge its output and each gradient, asked for together and, in float32, each alone as well.
 
     An op of several outputs returns a tuple; its reference names them in ``OUTPUTS`` and takes a tuple of gradients.
@@ -174,11 +174,11 @@ def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> l
         allowed = budget(tensor.dtype, plain_error, want[name], magnitude[name])
         wrong_form = tensor.shape != plain[name].shape or tensor.dtype != plain[name].dtype
         error = float("inf") if wrong_form else worst(exact(tensor), want[name])
-        rows.append(Row(op, case.name, str(dtype)[6:], path or "native", label, error, allowed, plain_error))
+        rows.append(VerifiedTensor(op, case.name, str(dtype)[6:], path or "native", label, error, allowed, plain_error))
     return rows
 
 
-class Unit(NamedTuple):
+class CaseOnPath(NamedTuple):
     """What one call of ``check`` does."""
 
     op: str
@@ -190,7 +190,9 @@ class Unit(NamedTuple):
         return " ".join((self.op, self.case.name, str(self.dtype)[6:], self.path or ""))
 
 
-def plan(names: Iterable[str] = (), dtypes: Iterable[str] = (), case_names: Iterable[str] = ()) -> list[Unit]:
+def cases_to_verify(
+    names: Iterable[str] = (), dtypes: Iterable[str] = (), case_names: Iterable[str] = ()
+) -> list[CaseOnPath]:
     """What there is to check: all ops, dtypes and cases where none is named, on every way to load operands.
 
     Raises:
@@ -208,7 +210,7 @@ def plan(names: Iterable[str] = (), dtypes: Iterable[str] = (), case_names: Iter
     both = not native or launch.chip().has_descriptors
     paths = {op: PATHS if both and loads_by_descriptors(op) else (None,) for op in names}
     return [
-        Unit(op, case, DTYPES[dtype], path)
+        CaseOnPath(op, case, DTYPES[dtype], path)
         for op in names
         for case in there[op]
         if not case_names or case.name in case_names
@@ -226,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json")
     options = parser.parse_args(argv)
     try:
-        units = plan(options.ops, options.dtype, options.case)
+        units = cases_to_verify(options.ops, options.dtype, options.case)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
     rows = []

@@ -32,7 +32,7 @@ def test_matches_reference(case, dtype):
 
 def test_one_way_to_load_is_verified_once():
     assert not verify.loads_by_descriptors("max_pool2d") and verify.loads_by_descriptors("linear")
-    assert {unit.path for unit in verify.plan(["max_pool2d"])} == {None}
+    assert {unit.path for unit in verify.cases_to_verify(["max_pool2d"])} == {None}
 
 
 OPTIONS = [
