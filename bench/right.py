@@ -6,7 +6,6 @@ other dtypes.
 
 import argparse
 import gc
-import importlib
 import sys
 import time
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from primer_fast.bench import environment, sanitized, stages
+from primer_fast.bench.op import production
 from primer_fast.bench.recorded_step import MODELS, recorded_step
 from primer_fast.bench.report import RIGHT, Report
 from primer_fast.bench.units import LOST, DeviceLost, check_device, each, leave, marker_of, one_line, resumed
@@ -22,6 +22,7 @@ from primer_fast.proof import native, on_gpu
 from primer_fast.proof.native import ATTENTION, CheckedTensor
 from primer_fast.proof.verify import DTYPES, device, ops
 from primer_fast.reference.case import Case
+from primer_fast.reference.ops import OPS
 
 VALUES, LAYOUTS, SECOND, GRAPH = "values", "layouts", "second GPU", "graph"
 _ON_USUAL_CASES = (GRAPH, "streams", "threads")
@@ -67,20 +68,15 @@ def checks(names: Iterable[str] = (), small: bool = False) -> list[Check]:
     return [*values.pop(_FIRST), *others, *(unit for some in values.values() for unit in some)]
 
 
-def production_cases(op: str) -> list[Case]:
-    """The cases of a GPU's size, in the order in which the reference declares them."""
-    return [case for case in importlib.import_module(f"primer_fast.reference.{op}").CASES if case.production]
-
-
 def _values(names: list[str], dtype: str, small: bool) -> list[Check]:
     """The first case of every op comes before the second of any."""
-    cases = [[on_gpu.usual_case(op, small=True)] if small else production_cases(op) for op in names]
+    cases = [[on_gpu.usual_case(op, small=True)] if small else production(OPS[op].cases) for op in names]
     rounds = zip_longest(*cases)
     return [Check(VALUES, op, case, dtype) for some in rounds for op, case in zip(names, some, strict=True) if case]
 
 
 def _on_gpu(names: list[str], small: bool) -> list[Check]:
-    first = [on_gpu.usual_case(op, small=True) if small else production_cases(op)[0] for op in names]
+    first = [on_gpu.usual_case(op, small=True) if small else production(OPS[op].cases)[0] for op in names]
     units = [Check("bitwise", op, case, _FIRST) for op, case in zip(names, first, strict=True)]
     usual = {op: on_gpu.usual_case(op, small) for op in names}
     units += [Check(check, op, case, _FIRST) for check in _ON_USUAL_CASES for op, case in usual.items()]

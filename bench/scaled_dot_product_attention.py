@@ -16,7 +16,7 @@ from primer_fast.proof.inputs import allocate
 from primer_fast.reference.case import Case
 from primer_fast.reference.scaled_dot_product_attention import (
     CASES,
-    WITHOUT_GRADIENT,
+    REFERENCE,
     bytes_moved,
     flops,
     sizes,
@@ -89,7 +89,7 @@ OP = Op(
     flops=flops,
     bytes_moved=bytes_moved,
     arrays=arrays,
-    without_gradient=WITHOUT_GRADIENT,
+    without_gradient=REFERENCE.without_gradient,
     goals=(
         # TFLOP/s of one H100, where FlashAttention 3 is published at 579, 616, 420 and 473
         *(

@@ -4,7 +4,6 @@ Each function here runs one case and returns a row for each tensor. But for the 
 what is compared must be equal bit by bit.
 """
 
-import importlib
 import math
 import threading
 from collections.abc import Callable, Iterable
@@ -20,56 +19,34 @@ from primer_fast.proof.inputs import LAYOUTS, allocate
 from primer_fast.proof.native import ATTENTION, CheckedTensor, Results, draw, run
 from primer_fast.proof.verify import device
 from primer_fast.reference.case import Case
+from primer_fast.reference.ops import OPS
 
 THREADS = 3
 _DELAY = 20_000_000  # cycles, some ten milliseconds: time for the other stream to do what it should not
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-# For each op three cases: one for layouts, a production case of moderate size, a small one
-_LAYOUT_CASES = {
-    "linear": "edges_aligned",
-    "mlp": "edges_four",
-    "conv2d": "boxes_exact",
-    ATTENTION: "heads_last",
-    "linear_cross_entropy": "offset",
-    "linear_log_prob": "offset",
-    "layer_norm": "offset",
-    "embedding": "offset",
-    "max_pool2d": "channels_last",
-}
-_LARGE = {
-    "linear": "gpt2_qkv",
-    "mlp": "gpt2",
-    "conv2d": "resnet_3x3_256",
-    ATTENTION: "gpt2",
-    "linear_cross_entropy": "t5",
-    "linear_log_prob": "gpt2",
-    "layer_norm": "gpt2_residual",
-    "embedding": "gpt2_ids",
-    "max_pool2d": "stem",
-}
-_SMALL = {
-    "linear": "primer_first",
-    "mlp": "primer",
-    "conv2d": "primer",
-    ATTENTION: "head_odd",
-    "linear_cross_entropy": "vector",
-    "linear_log_prob": "vector",
-    "layer_norm": "pre_norm",
-    "embedding": "primer",
-    "max_pool2d": "digits",
+# By op the names of three cases: one for layouts, a production case of moderate size, a small one
+_CASES = {
+    "linear": ("edges_aligned", "gpt2_qkv", "primer_first"),
+    "mlp": ("edges_four", "gpt2", "primer"),
+    "conv2d": ("boxes_exact", "resnet_3x3_256", "primer"),
+    ATTENTION: ("heads_last", "gpt2", "head_odd"),
+    "linear_cross_entropy": ("offset", "t5", "vector"),
+    "linear_log_prob": ("offset", "gpt2", "vector"),
+    "layer_norm": ("offset", "gpt2_residual", "pre_norm"),
+    "embedding": ("offset", "gpt2_ids", "primer"),
+    "max_pool2d": ("channels_last", "stem", "digits"),
 }
 
 
 def case_named(op: str, name: str) -> Case:
     """The case of an op's reference that has this name."""
-    cases = importlib.import_module(f"primer_fast.reference.{op}").CASES
-    return next(case for case in cases if case.name == name)
+    return OPS[op].case(name)
 
 
 def usual_case(op: str, small: bool = False) -> Case:
     """The case that graphs, threads and streams are tried on: of production size, or small."""
-    return case_named(op, (_SMALL if small else _LARGE)[op])
+    return case_named(op, _CASES[op][2 if small else 1])
 
 
 def layout_cases(op: str) -> list[Case]:
@@ -77,7 +54,7 @@ def layout_cases(op: str) -> list[Case]:
 
     Weights are not expanded: where all their rows are the same, gradients cancel to nothing.
     """
-    case = replace(case_named(op, _LAYOUT_CASES[op]), layouts={})
+    case = replace(case_named(op, _CASES[op][0]), layouts={})
     floats, made = [name for name in case.shapes if name not in case.dtypes], []
     for layout in LAYOUTS:
         chosen = [name for name in floats if layout != "expanded" or not ("weight" in name or "bias" in name)]

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import importlib
 import json
 import multiprocessing
 import os
@@ -23,8 +22,9 @@ from primer_fast.proof.inputs import allocate
 from primer_fast.proof.offline import Launch, offline, refuse_interpreter
 from primer_fast.proof.resources import Resources
 from primer_fast.proof.targets import TARGETS, target_of
-from primer_fast.proof.verify import DTYPES, differentiable, ops
+from primer_fast.proof.verify import DTYPES, ops
 from primer_fast.reference.case import Case, arguments
+from primer_fast.reference.ops import OPS
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,12 @@ def cases_to_compile(
         list(targets),
     )
     _check_known("op", names, ops())
-    cases = {op: _cases(op) for op in names}
+    cases = {op: (*OPS[op].cases, *OPS[op].drawn) for op in names}
     _check_known("case", case_names, {case.name for there in cases.values() for case in there})
     _check_known("dtype", dtypes, DTYPES)
     _check_known("target", targets, TARGETS)
     chosen = [(op, c) for op in names for c in cases[op] if (c.name in case_names if case_names else c.production)]
     return [CaseOnTarget(op, case, dtype, target) for target in targets for dtype in dtypes for op, case in chosen]
-
-
-def _cases(op: str) -> tuple[Case, ...]:
-    reference = importlib.import_module(f"primer_fast.reference.{op}")
-    return (*reference.CASES, *getattr(reference, "DRAWN", ()))
 
 
 def _check_known(what: str, asked: list[str], there: Iterable[str]) -> None:
@@ -162,7 +157,7 @@ def compiled_launches(
             for name, shape in case.shapes.items():
                 dtype = getattr(torch, case.dtypes[name]) if name in case.dtypes else DTYPES[unit.dtype]
                 inputs[name] = allocate(shape, case.layouts.get(name), dtype, "meta")
-                inputs[name].requires_grad_(name in differentiable(unit.op, case))
+                inputs[name].requires_grad_(name in OPS[unit.op].differentiable(case))
             outputs = getattr(functional, unit.op)(**arguments(inputs), **case.options)
             forward_launches = len(launches)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -8,12 +8,14 @@ from train.test_cuda_graphs import StandIn
 
 from primer_fast.bench import environment, recorded_step, report, right, summary
 from primer_fast.bench.gpu import StageResult
+from primer_fast.bench.op import production
 from primer_fast.bench.report import RIGHT, SCHEMAS, Report
 from primer_fast.bench.right import Check, checks, rows_of
 from primer_fast.bench.units import DeviceLost
 from primer_fast.proof import on_gpu, verify
 from primer_fast.proof.native import CheckedTensor
 from primer_fast.reference.case import Case
+from primer_fast.reference.ops import OPS
 from primer_fast.train import cuda_graphs
 
 HEADER = dict.fromkeys(SCHEMAS[RIGHT].header, "")
@@ -40,7 +42,7 @@ def test_the_order_is_that_of_importance():
 
 def test_every_production_case_in_every_dtype():
     tried = Counter((unit.op, unit.case.name) for unit in checks() if unit.check == "values")
-    wanted = {(op, case.name) for op in verify.ops() for case in right.production_cases(op)}
+    wanted = {(op, case.name) for op in verify.ops() for case in production(OPS[op].cases)}
     assert tried.keys() == wanted and set(tried.values()) == {3}
 
 
@@ -185,6 +187,6 @@ def test_what_could_not_be_tried_is_not_wrong_in_the_summary(tmp_path):
 
 
 def test_what_is_launched_here_is_compiled_beforehand():
-    known = {(op, case.name) for op in verify.ops() for case in right.production_cases(op)}
+    known = {(op, case.name) for op in verify.ops() for case in production(OPS[op].cases)}
     known |= {(op, case.name) for op, case in right.other_cases()}
     assert {(unit.op, unit.case.name) for unit in checks() if unit.op in verify.ops()} <= known

@@ -222,9 +222,7 @@ def test_a_process_that_was_killed_costs_one_problem(played, tmp_path):
     assert [r["status"] for r in content["rows"][1:]] == ["2.00 x"] * 3
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [("{", "must be JSON"), ('{"schema": "tune 0"}', "schema must be")]
-)
+@pytest.mark.parametrize(("content", "message"), [("{", "must be JSON"), ('{"schema": "tune 0"}', "schema must be")])
 def test_only_its_own_files_are_gone_on_with(played, tmp_path, content, message, capsys):
     (tmp_path / "tune.json").write_text(content)
     status, found = called(tmp_path, "--resume")
