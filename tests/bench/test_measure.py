@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from primer_fast.bench import __main__ as command
-from primer_fast.bench import ceilings, measure, units
+from primer_fast.bench import ceilings, environment, measure, units
 from primer_fast.bench import op as ops
 from primer_fast.bench.__main__ import main, run
 from primer_fast.bench.agenda import planned
@@ -380,7 +380,8 @@ def test_command_on_the_cpu(monkeypatch, capsys, tmp_path):
 def quick_command(monkeypatch):
     monkeypatch.setattr("primer_fast.backend.interpreting", False)
     monkeypatch.setattr("primer_fast.backend.stand_in", None)
-    monkeypatch.setitem(ceilings._SIZES, "cpu", {"copy": 1 << 16, "float32": 64})
+    monkeypatch.setattr(ceilings, "measure", lambda *_, **__: LIMITS)
+    monkeypatch.setattr(environment, "commit", lambda: None)  # which git takes long to tell
     return ["linear", "--quick", "--dtype", "float32", "--no-compile", "--seconds-per-row", "0.001"]
 
 

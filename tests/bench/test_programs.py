@@ -12,6 +12,7 @@ import torch
 
 from primer_fast.bench import (
     dpo_step,
+    environment,
     generation,
     loss_head,
     models,
@@ -153,6 +154,7 @@ def test_every_program_of_a_gpu_ends_without_the_packages_it_may_lack(gpu, monke
 def parts(gpu, monkeypatch):
     """Three parts that only say that they ran."""
     ran = []
+    monkeypatch.setattr(environment, "commit", lambda: None)  # which git takes long to tell
 
     def part(name):
         return lambda *options: ran.append(name) or [timed(name)]

@@ -1,5 +1,5 @@
-import subprocess
-import sys
+import os
+import time
 from collections import Counter
 
 import pytest
@@ -11,7 +11,7 @@ from primer_fast.bench.gpu import StageResult
 from primer_fast.bench.op import production
 from primer_fast.bench.report import RIGHT, SCHEMAS, Report
 from primer_fast.bench.right import Check, checks, rows_of
-from primer_fast.bench.units import DeviceLost
+from primer_fast.bench.units import LOST, DeviceLost
 from primer_fast.proof import on_gpu, verify
 from primer_fast.proof.native import CheckedTensor
 from primer_fast.reference.case import Case
@@ -81,48 +81,40 @@ def test_an_error_is_a_row(monkeypatch):
         rows_of(UNIT, small=True)
 
 
-STAGES = """
-import os, sys, time
-from pathlib import Path
-from primer_fast.bench import right
-from primer_fast.proof import on_gpu
-from primer_fast.proof.native import CheckedTensor
+def test_a_crash_and_a_hang_are_rows_and_the_next_process_goes_on(tmp_path, monkeypatch):
+    path, log = tmp_path / "right.json", tmp_path / "log"
 
-def check(op, case, dtype):
-    print("begun", case.name, flush=True)
-    if case.name == "crash":
-        os._exit(11)
-    if case.name == "hang":
-        time.sleep(1000)
-    return [CheckedTensor("values", op, case.name, "float32", "output", 1.0, 2.0, 0.5, True, truth="float64")]
+    def check(op, case, dtype):
+        with log.open("a") as file:
+            file.write(f"{case.name}\n")
+        if case.name == "crash":
+            os._exit(11)
+        if case.name == "hang":
+            time.sleep(1000)
+        return [CheckedTensor("values", op, case.name, "float32", "output", 1.0, 2.0, 0.5, True, truth="float64")]
 
-right._PATIENCE = 2.0
-on_gpu.CHECKS["values"] = check
-cases = [right.Case(name, "", {}) for name in sys.argv[2].split()]
-right.checks = lambda *_: [right.Check("values", "linear", case, "float32") for case in cases]
-right.estimate = lambda units: 0.0
-for more in ([], ["--resume"], ["--resume"], ["--resume"]):
-    sys.stdout.flush()
-    child = os.fork()  # the package is imported once
-    if child == 0:
-        os._exit(right.main(["--json", sys.argv[1], *more]))
-    print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-def test_a_crash_and_a_hang_are_rows_and_the_next_process_goes_on(tmp_path):
-    path = tmp_path / "right.json"
-    done = subprocess.run([sys.executable, "-c", STAGES, path, "first crash hang last"], capture_output=True, text=True)
-    said = done.stdout.splitlines()
-    assert [line for line in said if line.startswith(("begun", "status"))] == [
-        "begun first", "begun crash", "status 11", "begun hang", "status 3", "begun last", "status 1", "status 1"
-    ], done.stderr[-2000:]  # fmt: skip
+    units = [UNIT._replace(case=Case(name, "", {})) for name in ("first", "crash", "hang", "last")]
+    monkeypatch.setattr(right, "_PATIENCE", 2.0)
+    monkeypatch.setattr(right, "checks", lambda *_: units)
+    monkeypatch.setattr(right, "estimate", lambda units: 0.0)
+    monkeypatch.setitem(on_gpu.CHECKS, "values", check)
+    statuses = []
+    for more in ([], ["--resume"], ["--resume"], ["--resume"]):
+        child = os.fork()
+        if child == 0:
+            status = 70  # of what must not go on as another pytest
+            try:
+                status = right.main(["--json", str(path), *more])
+            finally:
+                os._exit(status)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert statuses == [11, LOST, 1, 1] and log.read_text().split() == ["first", "crash", "hang", "last"]
     found = load(path)
     assert [(row["case"], row["passed"]) for row in found.rows] == [
         ("first", True), ("crash", False), ("hang", False), ("last", True)
     ]  # fmt: skip
     assert "process ended" in found.rows[1]["reason"] and "had not ended" in found.rows[2]["reason"]
-    assert found.left_out == [] and [p.name for p in tmp_path.iterdir()] == ["right.json"]
+    assert found.left_out == [] and {p.name for p in tmp_path.iterdir()} == {"right.json", "log"}
 
 
 def test_what_has_no_time_is_left_out(tmp_path, monkeypatch, capsys):

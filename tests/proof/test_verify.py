@@ -17,7 +17,7 @@ def wrong_linear(monkeypatch):
 
 
 def one_case():
-    return verify.cases_to_verify(["linear"], ["float32"], ["edges_aligned"])
+    return verify.cases_to_verify(["linear"], ["float32"], ["primer_first"])
 
 
 def test_a_right_kernel_passes_with_every_tensor_named():
