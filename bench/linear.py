@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as torch_F
 
 from primer_fast.bench.op import (
     COMPILED,
@@ -18,26 +17,11 @@ from primer_fast.bench.op import (
     production,
 )
 from primer_fast.bench.peers import PEERS
-from primer_fast.functional.linear import linear
+from primer_fast.functional.linear import linear, linear_plain
 from primer_fast.reference.case import Case
 from primer_fast.reference.linear import CASES, bytes_moved, flops, sizes
 
 PRODUCT = "torch.mm"  # on a GPU: cuBLAS
-
-ACTIVATIONS = {
-    None: lambda z: z,
-    "relu": torch_F.relu,
-    "leaky_relu": torch_F.leaky_relu,
-    "gelu": torch_F.gelu,
-    "gelu_tanh": lambda z: torch_F.gelu(z, approximate="tanh"),
-    "silu": torch_F.silu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-}
-
-
-def eager(input, weight, bias=None, *, activation=None):
-    return ACTIVATIONS[activation](torch_F.linear(input, weight, bias))
 
 
 def product(input, weight, bias=None, *, activation=None):
@@ -71,7 +55,7 @@ def _sums(shortest, longest=math.inf):
 
 OP = Op(
     name="linear",
-    providers={OURS: linear, EAGER: eager, **PEERS["linear"]},
+    providers={OURS: linear, EAGER: linear_plain, **PEERS["linear"]},
     floor=Floor(PRODUCT, product, product_backward),
     gpu_cases=production(CASES),
     cpu_cases=CPU_CASES,

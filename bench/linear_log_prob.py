@@ -47,7 +47,7 @@ OP = Op(
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=bytes_moved,
-    arrays=arrays,
+    draw=arrays,
     goals=(  # milliseconds are those of one H100
         OpGoal("median_ms", at_most=15, passes=[FORWARD], precisions=["bfloat16"], where=named("llama")),
         OpGoal("median_ms", at_most=55, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=named("llama")),

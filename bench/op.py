@@ -5,10 +5,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from primer_fast.bench.report import Goal
+from primer_fast.proof.inputs import allocate
 from primer_fast.reference.case import Case
 from primer_fast.reference.ops import OPS
 
@@ -87,14 +89,23 @@ def named(name: str) -> Callable[[Case], bool]:
     return lambda case: case.name == name
 
 
-def random_arrays(case: Case, dtype: torch.dtype, device: str, generator: torch.Generator) -> dict[str, Tensor]:
-    """Normal arrays of the case's shapes; a weight of two axes or more has variance 1 / fan-in, as when initialised."""
-    if case.layouts:
-        raise NotImplementedError(f"bench: {case} has layouts; arrays are timed contiguous unless the op makes its own")
-    arrays = {}
+def random_arrays(
+    op: str, case: Case, dtype: torch.dtype, device: str, generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Arrays of the case's shapes, layouts and dtypes; on "meta" without memory, and without a generator.
+
+    They are normal, but for those that the op's reference draws itself, such as indices, masks and lengths. A weight of
+    two axes or more has variance 1 / fan-in, as when initialised.
+    """
+    own, arrays = OPS[op].values(case, np.random.default_rng(0)), {}
     for name, shape in case.shapes.items():
-        scale = (shape[0] / math.prod(shape)) ** 0.5 if name.startswith("weight") and math.prod(shape) else 1.0
-        arrays[name] = torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
+        kind = getattr(torch, case.dtypes[name]) if name in case.dtypes else dtype
+        if name in own:
+            values = torch.from_numpy(np.array(own[name]))
+        else:
+            scale = (shape[0] / math.prod(shape)) ** 0.5 if name.startswith("weight") and math.prod(shape) else 1.0
+            values = torch.randn(shape, generator=generator, device=device).mul_(scale)
+        arrays[name] = allocate(shape, case.layouts.get(name), kind, device).copy_(values)
     return arrays
 
 
@@ -117,8 +128,12 @@ class Op:
     floor: Floor | None = None
     goals: Sequence[OpGoal] = ()
     parts: Sequence[str] = ()  # arrays whose gradient is also timed alone, after a forward
-    arrays: Callable[[Case, torch.dtype, str, torch.Generator], dict[str, Tensor]] = random_arrays
+    draw: Callable[..., dict[str, Tensor]] = random_arrays  # called as that is
     without_gradient: Sequence[str] = ()  # arrays of floats that get none
+
+    def arrays(self, case: Case, dtype: torch.dtype, device: str, generator: torch.Generator | None):
+        """The arrays of a case by name; see ``random_arrays``."""
+        return self.draw(self.name, case, dtype, device, generator)
 
     def passes(self, chosen: Sequence[str] = PASSES) -> list[str]:
         """``chosen``, and after a backward the gradients that are timed alone."""

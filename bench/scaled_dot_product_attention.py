@@ -1,8 +1,5 @@
 """Attention: ours against PyTorch's own choice of kernel, and against FlashAttention 2 and cuDNN by name."""
 
-import numpy as np
-import torch
-
 from primer_fast.backend import runs_triton
 from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, OURS, Op, OpGoal, named, production
 from primer_fast.bench.peers import FLASH, PEERS, NotAvailable
@@ -12,7 +9,6 @@ from primer_fast.functional.scaled_dot_product_attention import (
     scaled_dot_product_attention_plain,
 )
 from primer_fast.kernels.attention_onepass import supported
-from primer_fast.proof.inputs import allocate
 from primer_fast.reference.case import Case
 from primer_fast.reference.scaled_dot_product_attention import (
     CASES,
@@ -20,7 +16,6 @@ from primer_fast.reference.scaled_dot_product_attention import (
     bytes_moved,
     flops,
     sizes,
-    values,
 )
 
 ONE_PASS = f"{OURS}, one-pass backward"
@@ -32,19 +27,6 @@ def one_pass(query, key, value, **options):
         raise NotAvailable(f"{ONE_PASS}: serves Triton, 16-bit heads to 128, all keys or causal")
     with fast_attention_backward():
         return scaled_dot_product_attention(query, key, value, **options)
-
-
-def arrays(case, dtype, device, generator):
-    """Normal queries, keys and values in the layout of the case, lengths and masks as the reference draws them."""
-    drawn = values(case, np.random.default_rng(0))
-    made = {}
-    for name, shape in case.shapes.items():
-        kind = getattr(torch, case.dtypes[name]) if name in case.dtypes else dtype
-        array = (
-            torch.from_numpy(drawn[name]) if name in drawn else torch.randn(shape, generator=generator, device=device)
-        )
-        made[name] = allocate(shape, case.layouts.get(name), kind, device).copy_(array)
-    return made
 
 
 def _case(name, why, B, H, T, D, S=None, HK=None, *, gradients=True, **options):
@@ -88,7 +70,6 @@ OP = Op(
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=bytes_moved,
-    arrays=arrays,
     without_gradient=REFERENCE.without_gradient,
     goals=(
         # TFLOP/s of one H100, where FlashAttention 3 is published at 579, 616, 420 and 473

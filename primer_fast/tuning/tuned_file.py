@@ -2,12 +2,12 @@
 
 import datetime
 import json
-import os
 from pathlib import Path
 
 import torch
 import triton
 
+from primer_fast.bench.files import replace_text
 from primer_fast.kernels.tunable import read_tuned
 from primer_fast.tuning.problems import Decision
 from primer_fast.tuning.search import Fastest
@@ -49,10 +49,4 @@ def add(path: Path, gpu_name: str, decision: Decision, made: dict) -> None:
         "triton": triton.__version__,
         "settings": {name: dict(sorted(section.items())) for name, section in sorted(sections.items())},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_text(path, json.dumps(content, indent=1))

@@ -27,6 +27,7 @@ def plain(input, weight):
 def tiny_op(**providers):
     return Op(
         name="tiny",
+        draw=lambda op, *arguments: ops.random_arrays("linear", *arguments),
         providers={OURS: plain, EAGER: plain} | providers,
         gpu_cases=[CASE],
         cpu_cases=[CASE],
@@ -331,12 +332,10 @@ class TestRun:
 
 def test_arrays_are_random_and_weights_scaled_by_fan_in():
     case = Case("c", "", {"input": (64, 256), "weight": (128, 256), "bias": (128,)})
-    arrays = ops.random_arrays(case, torch.float32, "cpu", torch.Generator().manual_seed(0))
+    arrays = ops.random_arrays("linear", case, torch.float32, "cpu", torch.Generator().manual_seed(0))
     assert arrays["input"].std() == pytest.approx(1, rel=0.05)
     assert arrays["weight"].std() == pytest.approx(1 / 16, rel=0.05)
     assert arrays["bias"].std() == pytest.approx(1, rel=0.3)
-    with pytest.raises(NotImplementedError, match="has layouts"):
-        ops.random_arrays(Case("c", "", {}, layouts={"input": "strided"}), torch.float32, "cpu", torch.Generator())
 
 
 def test_ceilings_are_measured_and_bound_the_time():
@@ -446,3 +445,15 @@ def test_command_refuses_an_unknown_op(capsys):
         main(["nothing"])
     assert exit_.value.code == 2
     assert "no benchmark named nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ops.names())
+def test_arrays_are_those_of_the_case(name):
+    """On any device, and without memory, as where what is launched with them is compiled."""
+    op = ops.load(name)
+    case = op.cpu_cases[-1]
+    for device, generator in (("cpu", torch.Generator().manual_seed(0)), ("meta", None)):
+        arrays = op.arrays(case, torch.bfloat16, device, generator)
+        assert {array: tuple(t.shape) for array, t in arrays.items()} == case.shapes
+        assert {str(t.dtype)[6:] for array, t in arrays.items() if array in case.dtypes} == {*case.dtypes.values()}
+        assert all(t.dtype == torch.bfloat16 for array, t in arrays.items() if array not in case.dtypes)
