@@ -260,12 +260,4 @@ CASES = (
           {"padding": 1, "groups": 384}, activation="relu", layouts=_LAST, production=True),
 )  # fmt: skip
 
-REFERENCE = Reference(
-    "conv2d",
-    conv2d,
-    conv2d_grad,
-    conv2d_magnitude,
-    flops,
-    bytes_moved,
-    CASES,
-)
+REFERENCE = Reference("conv2d", conv2d, conv2d_grad, conv2d_magnitude, flops, bytes_moved, CASES)

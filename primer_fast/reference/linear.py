@@ -110,12 +110,4 @@ CASES = (
     _case("odd", "strides that no descriptor takes", 4095, 4095, 4095, "gelu", production=True),
 )  # fmt: skip
 
-REFERENCE = Reference(
-    "linear",
-    linear,
-    linear_grad,
-    linear_magnitude,
-    flops,
-    bytes_moved,
-    CASES,
-)
+REFERENCE = Reference("linear", linear, linear_grad, linear_magnitude, flops, bytes_moved, CASES)

@@ -145,13 +145,4 @@ CASES = (
     case("odd", "strides that no descriptor takes", 4095, [1023, 4095, 1023], "gelu", production=True),
 )  # fmt: skip
 
-REFERENCE = Reference(
-    "mlp",
-    mlp,
-    mlp_grad,
-    mlp_magnitude,
-    flops,
-    bytes_moved,
-    CASES,
-    values=values,
-)
+REFERENCE = Reference("mlp", mlp, mlp_grad, mlp_magnitude, flops, bytes_moved, CASES, values=values)
