@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from primer_fast import backend
-from primer_fast.bench import ceilings, environment, report, tables, units
+from primer_fast.bench import ceilings, environment, tables, units
 from primer_fast.bench import op as ops
 from primer_fast.bench.agenda import planned
 from primer_fast.bench.measure import Group, measure_group
 from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD, OURS, PASSES, PRECISIONS
-from primer_fast.bench.report import Report, Row
+from primer_fast.bench.report import FAILED, FAST, OK, OpRow, Report
 from primer_fast.bench.timing import clock_for
 from primer_fast.bench.units import LOST, DeviceLost
 
@@ -49,10 +49,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(
     groups: list[Group],
-    measured: Callable[[Group], list[Row]],
+    measured: Callable[[Group], list[OpRow]],
     report: Report,
     budget: float | None = None,
-    after: Callable[[list[Row]], None] = lambda rows: None,
+    after: Callable[[list[OpRow]], None] = lambda rows: None,
     now: Callable[[], float] = time.monotonic,
     marker: Path | None = None,
 ) -> None:
@@ -65,7 +65,7 @@ def run(
         DeviceLost: the GPU takes no more work in this process.
     """
 
-    def keep(rows: list[Row]) -> None:
+    def keep(rows: list[OpRow]) -> None:
         report.rows += rows
         after(rows)
 
@@ -75,10 +75,10 @@ def run(
         except DeviceLost:
             raise
         except Exception as error:  # the op's own declarations: its arrays, its FLOPs
-            keep([group.row(OURS, status="failed", reason=f"{type(error).__name__}: {error}")])
+            keep([group.row(OURS, status=FAILED, reason=f"{type(error).__name__}: {error}")])
 
     def fail(group: Group, reason: str) -> None:
-        keep([group.row(OURS, status="failed", reason=reason)])
+        keep([group.row(OURS, status=FAILED, reason=reason)])
 
     def left() -> list[str]:
         tried = {row.group for row in report.rows}
@@ -108,10 +108,10 @@ def main(argv: list[str] | None = None) -> int:
     clock = clock_for(device)
     path = Path(args.json) if args.json else None
     header = environment.describe(device, args.small)
-    found = units.resumed(path, report.load, header) if args.resume and path is not None else None
+    found = units.resumed(path, FAST, header) if args.resume and path is not None else None
     if found is None:
         limits = ceilings.measure(device, precisions, clock, sizes=ceilings.SMALL if args.small else None)
-        found = Report(header | {"measures": clock.measures, "ceilings": vars(limits)})
+        found = Report(FAST, header | {"measures": clock.measures, "ceilings": vars(limits)})
     limits = ceilings.Ceilings(**found.header["ceilings"])
     print("\n".join(tables.header_lines(found)), flush=True)
 
@@ -122,14 +122,14 @@ def main(argv: list[str] | None = None) -> int:
             loaded.append(op.with_smallest_case() if args.small else op)
         except Exception as error:
             reason = f"cannot be imported: {type(error).__name__}: {error}"
-            found.rows.append(Row(name, "all", "all", "all", OURS, status="failed", reason=reason))
+            found.rows.append(OpRow(name, "all", "all", "all", OURS, status=FAILED, reason=reason))
             print(f"\n{tables.group_text(found.rows[-1:])}", flush=True)
     groups = planned(loaded, precisions, _PASSES[args.pass_name], device, 2 if args.quick else None)
 
-    def measured(group: Group) -> list[Row]:
+    def measured(group: Group) -> list[OpRow]:
         return measure_group(group, clock, limits, seconds, with_compile=not args.no_compile)
 
-    def after(rows: list[Row]) -> None:
+    def after(rows: list[OpRow]) -> None:
         print(f"\n{tables.group_text(rows)}", flush=True)
         if path is not None:
             found.save(path)
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         if path is not None:
             found.save(path)
     print("\n" + "\n".join(tables.closing_lines(found)))
-    return int(any(row.status != "ok" for row in tables.ours(found)))
+    return int(any(row.status != OK for row in tables.ours(found)))
 
 
 if __name__ == "__main__":

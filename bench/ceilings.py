@@ -1,13 +1,14 @@
 """What this machine can do at most, measured in the same run as the ops: bytes through memory, products per second."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
 from primer_fast.bench.op import PRECISIONS, Precision
 from primer_fast.bench.timing import Clock, time_interleaved
+from primer_fast.proof.native import float32_products
 
 # Elements of the copy (bytes) and sides of the square products; float32 without tensor cores is slow, hence smaller.
 _SIZES = {
@@ -32,17 +33,9 @@ class Ceilings:
         return max((compute, "TFLOP/s"), (memory, "GB/s"))
 
 
-@contextmanager
-def matmul_precision(precision: Precision):
-    """Set torch's float32 matmul precision inside a ``with`` block, and whether cuDNN's convolutions may use TF32."""
-    before, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
-    tf32 = precision.matmul != "highest"  # torch allows cuDNN it as it comes
-    with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=tf32):
-        torch.set_float32_matmul_precision(precision.matmul)
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+def matmul_precision(precision: Precision) -> AbstractContextManager[None]:
+    """Inside, float32 products and convolutions are computed as the precision asks."""
+    return float32_products(precision.matmul)
 
 
 def measure(

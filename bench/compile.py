@@ -25,17 +25,17 @@ from primer_fast.bench import op as ops
 from primer_fast.bench.agenda import ROWS, planned
 from primer_fast.bench.measure import Group, prepared
 from primer_fast.bench.op import COMPILED, PASSES
+from primer_fast.bench.report import COMPILE, Report
 from primer_fast.bench.right import ORDER, other_cases
-from primer_fast.bench.stages import COMPILE, Stage
 from primer_fast.bench.units import leave
 from primer_fast.kernels.launch import Chip, chip
-from primer_fast.proof.production import Unit, compiled_launches, end_with_parent, plan
+from primer_fast.proof.production import CaseOnTarget, cases_to_compile, compiled_launches, end_with_parent
 
 _PEER_JOBS = 8  # each holds the tensors of a case on the GPU
 
 
 @dataclass(frozen=True)
-class Row:
+class CompiledTask:
     """What was compiled in one go: the kernels of a case, or what torch.compile made of a row of the benchmarks."""
 
     what: str
@@ -44,22 +44,22 @@ class Row:
     seconds: float  # of one core, those of its compilers included
 
 
-def units_of(dtype: str, most: int | None = None) -> list[Unit]:
+def units_of(dtype: str, most: int | None = None) -> list[CaseOnTarget]:
     """The production cases and the benchmarks' own, at most so many of an op; the first of every op come first."""
     found = []
     for name in ops.names():
-        declared = [unit.case for unit in plan([name], dtypes=[dtype])]
+        declared = [unit.case for unit in cases_to_compile([name], dtypes=[dtype])]
         known = {case.name for case in declared}
         declared += [case for case in ops.load(name).gpu_cases if case.name not in known]
-        found.append([Unit(name, case, dtype, "sm_90") for case in declared[:most]])
+        found.append([CaseOnTarget(name, case, dtype, "sm_90") for case in declared[:most]])
     return [unit for row in zip_longest(*found) for unit in row if unit is not None]
 
 
-def our_units(small: bool = False) -> list[Unit]:
+def our_units(small: bool = False) -> list[CaseOnTarget]:
     """All that is compiled of ours: what is timed or judged in bfloat16, other checks' cases, the other dtypes."""
     dtypes, most = (ORDER[:1], 1) if small else (ORDER, None)
     first, *others = [units_of(dtype, most) for dtype in dtypes]
-    first += [Unit(op, case, ORDER[0], "sm_90") for op, case in other_cases()[:most]]
+    first += [CaseOnTarget(op, case, ORDER[0], "sm_90") for op, case in other_cases()[:most]]
     return [*first, *chain(*others)]
 
 
@@ -68,7 +68,7 @@ def _core_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def both_ways(unit: Unit) -> list[Unit]:
+def both_ways(unit: CaseOnTarget) -> list[CaseOnTarget]:
     """Forward and backward, and the forward by itself, which keeps nothing for a backward."""
     alone = unit._replace(case=replace(unit.case, gradients=False))
     return [unit, alone] if unit.case.gradients else [unit]
@@ -90,7 +90,7 @@ def _has_utilities() -> bool:
     return False
 
 
-def compile_unit(unit: Unit, gpu: Chip) -> Row:
+def compile_unit(unit: CaseOnTarget, gpu: Chip) -> CompiledTask:
     """Compile a unit both ways."""
     begin, count, errors = _core_seconds(), 0, []
     for one in both_ways(unit):
@@ -100,7 +100,7 @@ def compile_unit(unit: Unit, gpu: Chip) -> Row:
             _make_launcher(launch.compiled)
         errors += [error] if error else []
         errors += [f"{launch.kernel}: {launch.error}" for launch in launches if launch.error]
-    return Row(f"{unit.op} {unit.case} {unit.dtype}", count, errors, _core_seconds() - begin)
+    return CompiledTask(f"{unit.op} {unit.case} {unit.dtype}", count, errors, _core_seconds() - begin)
 
 
 def peers(most: int | None = None) -> list[tuple[str, str, str, str]]:
@@ -109,7 +109,7 @@ def peers(most: int | None = None) -> list[tuple[str, str, str, str]]:
     return [group.row(COMPILED).group for group in groups[: len(ROWS) if most is None else most]]
 
 
-def compile_peer(op: str, case: str, precision: str, pass_name: str, small: bool) -> Row:
+def compile_peer(op: str, case: str, precision: str, pass_name: str, small: bool) -> CompiledTask:
     """What torch.compile makes of PyTorch's own op. A failure is no error here: the benchmarks will report it."""
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # this process is one of many that compile
     begin, declared = _core_seconds(), ops.load(op)
@@ -118,17 +118,17 @@ def compile_peer(op: str, case: str, precision: str, pass_name: str, small: bool
     with contextlib.suppress(Exception):
         prepared(Group(declared, chosen, precision, pass_name, "cuda"), COMPILED)
     torch.cuda.empty_cache()  # the other processes need the memory
-    return Row(f"torch.compile {op} {case} {precision} {pass_name}", 0, [], _core_seconds() - begin)
+    return CompiledTask(f"torch.compile {op} {case} {precision} {pass_name}", 0, [], _core_seconds() - begin)
 
 
-def compile_program(small: bool) -> Row:
+def compile_program(small: bool) -> CompiledTask:
     """What torch.compile makes of nanoGPT's training step, which whole programs are compared with."""
     from primer_fast.bench import models  # here: every process imports this file, and one needs that
 
     begin = _core_seconds()
     with contextlib.suppress(Exception):
         models.warm(small)
-    return Row("torch.compile nanoGPT", 0, [], _core_seconds() - begin)
+    return CompiledTask("torch.compile nanoGPT", 0, [], _core_seconds() - begin)
 
 
 def _begin(many: bool) -> None:
@@ -139,21 +139,21 @@ def _begin(many: bool) -> None:
 
 
 def compile_all(
-    tasks: Sequence[Sequence[tuple]], jobs: Sequence[int], after: Callable[[Row], None], seconds: float
+    tasks: Sequence[Sequence[tuple]], jobs: Sequence[int], after: Callable[[CompiledTask], None], seconds: float
 ) -> list[str]:
     """Call every (name, function, *arguments) of each list in processes of its own, ``jobs`` of them, side by side.
 
     Those of the first list, the many, give way to the others.
 
     Args:
-        after: sees each Row as it comes; what a function raises is a Row with that error.
+        after: sees each CompiledTask as it comes; what a function raises is a CompiledTask with that error.
         seconds: after which what is left is given up.
 
     Returns:
         The names of what was given up.
     """
     end, left = time.monotonic() + seconds, {name for some in tasks for name, *_ in some}
-    rows: queue.Queue[Row] = queue.Queue()
+    rows: queue.Queue[CompiledTask] = queue.Queue()
     context = multiprocessing.get_context("spawn")  # torch and Triton have threads: no fork
     with contextlib.ExitStack() as pools:
         for number, (some, count) in enumerate(zip(tasks, jobs, strict=True)):
@@ -161,7 +161,7 @@ def compile_all(
             for name, function, *arguments in some:
 
                 def failed(error: BaseException, name: str = name) -> None:
-                    rows.put(Row(name, 0, [f"{type(error).__name__}: {error}".splitlines()[0]], 0.0))
+                    rows.put(CompiledTask(name, 0, [f"{type(error).__name__}: {error}".splitlines()[0]], 0.0))
 
                 pool.apply_async(function, arguments, callback=rows.put, error_callback=failed)
         while left:
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("bench.compile: this Python sees no CUDA GPU to compile for", file=sys.stderr)
         return 2
-    begin, gpu, report = time.monotonic(), chip(), Stage(COMPILE, environment.describe("cuda", args.small))
+    begin, gpu, report = time.monotonic(), chip(), Report(COMPILE, environment.describe("cuda", args.small))
     ours = [(f"{u.op} {u.case} {u.dtype}", compile_unit, u, gpu) for u in our_units(args.small)]
     theirs: list[tuple] = [("torch.compile nanoGPT", compile_program, args.small)]  # the longest, so the first
     asked = peers(2 if args.small else None)
@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         report.beside["seconds"] = round(time.monotonic() - begin, 1)
         report.save(args.json)
 
-    def after(row: Row) -> None:
+    def after(row: CompiledTask) -> None:
         report.rows.append(asdict(row))
         report.beside["launches"] += row.launches
         print(f"{time.monotonic() - begin:5.1f} s  {row.what}: {row.launches} launches", *row.errors, flush=True)

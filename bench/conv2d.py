@@ -6,19 +6,25 @@ Beside forward and forward + backward, the gradients of input and weight are tim
 import torch
 import torch.nn.functional as torch_F
 
-from primer_fast.bench.linear import FUNCTIONS
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target, random_arrays
+from primer_fast.bench.op import (
+    COMPILED,
+    EAGER,
+    FORWARD,
+    FORWARD_BACKWARD,
+    HOST_GOAL,
+    OURS,
+    Floor,
+    Op,
+    OpGoal,
+    production,
+)
 from primer_fast.bench.peers import PEERS
-from primer_fast.functional.conv2d import conv2d
+from primer_fast.functional.conv2d import conv2d, conv2d_plain
 from primer_fast.reference import conv2d as reference
 from primer_fast.reference.case import Case
 from primer_fast.reference.conv2d import CASES, bytes_moved
 
 BARE = "torch.conv2d"  # on a GPU: cuDNN
-
-
-def eager(input, weight, bias=None, *, activation=None, **options):
-    return FUNCTIONS[activation](torch_F.conv2d(input, weight, bias, **options))
 
 
 def bare(input, weight, bias=None, *, activation=None, **options):
@@ -30,17 +36,6 @@ def bare_backward(grad, input, weight, bias=None, *, activation=None, stride=1, 
     return torch.ops.aten.convolution_backward(
         grad, input, weight, None, *pairs, False, [0, 0], groups, [True, True, False]
     )[:2]
-
-
-def arrays(case, dtype, device, generator):
-    """As any op's, in the layout that the case asks for."""
-    plain = Case(case.name, case.why, case.shapes, case.options)
-    made = random_arrays(plain, dtype, device, generator)
-    if unknown := set(case.layouts.values()) - {"channels_last"}:
-        raise NotImplementedError(f"bench: {case} has layouts {', '.join(unknown)}; conv2d times channels_last alone")
-    return {
-        name: t.contiguous(memory_format=torch.channels_last) if name in case.layouts else t for name, t in made.items()
-    }
 
 
 def flops(case):
@@ -79,18 +74,17 @@ def _resnet(case):
 
 OP = Op(
     name="conv2d",
-    providers={OURS: conv2d, EAGER: eager, **PEERS["conv2d"]},
+    providers={OURS: conv2d, EAGER: conv2d_plain, **PEERS["conv2d"]},
     floor=Floor(BARE, bare, bare_backward),
-    gpu_cases=[case for case in CASES if case.production],
+    gpu_cases=production(CASES),
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=traffic,
     parts=("input", "weight"),
-    arrays=arrays,
-    targets=(
-        Target(f"versus {EAGER}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_resnet),
-        Target(f"versus {COMPILED}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_resnet),
-        Target(f"versus {EAGER}", at_least=0.9, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_resnet),
-        Target("host_us", at_most=25, passes=[FORWARD]),
+    goals=(
+        OpGoal(f"versus {EAGER}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_resnet),
+        OpGoal(f"versus {COMPILED}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_resnet),
+        OpGoal(f"versus {EAGER}", at_least=0.9, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_resnet),
+        HOST_GOAL,
     ),
 )

@@ -1,12 +1,13 @@
-"""A DPO step on a GPU beside the same step in plain PyTorch."""
+"""A DPO step beside TRL's, and on a GPU beside the same step in plain PyTorch."""
 
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast.bench import dpo as beside_trl
 from primer_fast.bench import nanogpt
 from primer_fast.bench.op import OURS
+from primer_fast.bench.report import ProgramRow
+from primer_fast.bench.training_steps import Step, compare_steps
 from primer_fast.bench.transformer_step import (
     GPT2_SHAPE,
     GPT2_VOCAB,
@@ -16,8 +17,7 @@ from primer_fast.bench.transformer_step import (
     made,
     other_way,
 )
-from primer_fast.bench.trial import Trial
-from primer_fast.bench.turns import Step, take_turns
+from primer_fast.bench.trl_step import Sizes, beside_trl
 from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.models.transformer import TransformerConfig
 from primer_fast.train import cuda_graphs, dpo
@@ -27,18 +27,18 @@ PLAIN_TORCH = "plain PyTorch"
 BATCHES = 8  # of pairs, then from the first again
 
 
-def dpo_step(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
-    """On a CPU beside TRL, see dpo.py; on a GPU GPT-2 124M beside plain PyTorch."""
-    return beside_trl.trials() if device == "cpu" else beside_plain(device, seconds, small)
+def dpo_step(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[ProgramRow]:
+    """On a CPU a small model beside TRL; on a GPU GPT-2 124M beside plain PyTorch."""
+    return beside_trl() if device == "cpu" else beside_plain(device, seconds, small)
 
 
-def dpo_trl(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+def dpo_trl(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[ProgramRow]:
     """Beside TRL on a GPU too, in the setting of a CPU but for bfloat16."""
-    shape = beside_trl.Shape(SMALL_VOCAB, width=16, layers=1, heads=1, pairs=2) if small else beside_trl.Shape()
-    return beside_trl.trials(2 if small else 6, shape, device)
+    shape = Sizes(SMALL_VOCAB, width=16, layers=1, heads=1, pairs=2) if small else Sizes()
+    return beside_trl(2 if small else 6, shape, device)
 
 
-def beside_plain(device: str, seconds: float, small: bool) -> list[Trial]:
+def beside_plain(device: str, seconds: float, small: bool) -> list[ProgramRow]:
     """With a CUDA graph and without; the reference's log-probabilities are computed beforehand, once for all."""
     shape = SMALL_SHAPE if small else GPT2_SHAPE | {"context": 256}
     model = TransformerConfig(SMALL_VOCAB if small else GPT2_VOCAB, **shape, **PLAIN)
@@ -54,8 +54,7 @@ def beside_plain(device: str, seconds: float, small: bool) -> list[Trial]:
     ]  # on the CPU, as training has them
 
     rows = 2 * config.batch_size * model.context
-    records = device == "cuda" and cuda_graphs.pays(first, rows)
-    other, asked = other_way(records)
+    other, asked, by_default = other_way(first, rows)
 
     def ours(asked: bool | None) -> Step:
         own = made(model, device)
@@ -73,12 +72,11 @@ def beside_plain(device: str, seconds: float, small: bool) -> list[Trial]:
 
     setting = (
         f"{model.layers} layers, width {model.width}, vocabulary {model.vocab:,}, {config.batch_size} pairs of {half} "
-        f"+ {half // 2} to {half} tokens, {config.precision}, reference precomputed, ours "
-        f"{'with' if records else 'without'} a CUDA graph by default"
+        f"+ {half // 2} to {half} tokens, {config.precision}, reference precomputed{by_default}"
     )
     steps = {OURS: lambda: ours(None), other: lambda: ours(asked)}
     steps[PLAIN_TORCH] = lambda: plain_step(nanogpt.twin(first), batches, config)
-    return take_turns(
+    return compare_steps(
         "dpo", setting, steps, work=config.batch_size, unit="pairs", seconds=seconds, device=device, tolerance=2e-2,
         small=small,
     )  # fmt: skip

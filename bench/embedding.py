@@ -1,24 +1,10 @@
 """embedding of tokens and positions: one pass, and a backward by sorted runs, against two gathers and a scatter."""
 
-import torch
-
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, Op, Target
+from primer_fast.bench.op import COMPILED, EAGER, HOST_GOAL, OURS, Op, OpGoal, production
 from primer_fast.bench.peers import PEERS
 from primer_fast.functional.embedding import embedding, embedding_plain
 from primer_fast.reference.case import Case
 from primer_fast.reference.embedding import CASES, bytes_moved, flops
-
-
-def arrays(case, dtype, device, generator):
-    """Normal tables; indices of every row alike."""
-    rows = {"input": case.shapes["weight"][0], "position_ids": case.shapes.get("position", (0,))[0]}
-    made = {}
-    for name, shape in case.shapes.items():
-        if name in rows:
-            made[name] = torch.randint(rows[name], shape, generator=generator, device=device)
-        else:
-            made[name] = torch.randn(shape, generator=generator, device=device).to(dtype)
-    return made
 
 
 def _case(name, why, shape, V, D):
@@ -35,14 +21,13 @@ CPU_CASES = (
 OP = Op(
     name="embedding",
     providers={OURS: embedding, EAGER: embedding_plain, **PEERS["embedding"]},
-    gpu_cases=[case for case in CASES if case.production],
+    gpu_cases=production(CASES),
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=bytes_moved,
-    arrays=arrays,
-    targets=(
-        Target(f"versus {EAGER}", at_least=1),
-        Target(f"versus {COMPILED}", at_least=1),
-        Target("host_us", at_most=25, passes=[FORWARD]),
+    goals=(
+        OpGoal(f"versus {EAGER}", at_least=1),
+        OpGoal(f"versus {COMPILED}", at_least=1),
+        HOST_GOAL,
     ),
 )

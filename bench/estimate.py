@@ -49,7 +49,7 @@ def group_seconds(group: Group) -> float:
 
 def lines(cores: int) -> list[str]:
     """A line for each stage, on a machine of so many cores."""
-    count, checks = launches(), right.plan()
+    count, checks = launches(), right.checks()
     rows = planned([ops.load(name) for name in ops.names()], PRECISIONS, PASSES, "cuda")
     first = rows[: len(ROWS)]
     asked, everything = (_STARTING + sum(map(group_seconds, some)) for some in (first, rows))

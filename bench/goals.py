@@ -1,6 +1,6 @@
 """The bounds that whole programs are held to; single ops have theirs in bench/<op>.py."""
 
-from primer_fast.bench.trial import Goal
+from primer_fast.bench.report import Goal
 
 NANOGPT = Goal(">= 1.3 x nanoGPT's tokens/s at equal loss", at_least=1.3)
 CNN = Goal(">= 1.0 x torch.nn's images/s", at_least=1.0)

@@ -59,7 +59,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageResult:
     """``status``: "passed", "failed (why)", "stopped after N s" or "not started: why"."""
 
     name: str
@@ -103,15 +103,15 @@ def _stage(
 
 def run_all(
     todo: list[Stage], out: Path, seconds: float, header: dict, names: summary.Names = summary.MEASURED
-) -> list[Outcome]:
+) -> list[StageResult]:
     """Run the stages one after another within ``seconds`` in all; the summary is rewritten after each."""
     end = time.monotonic() + seconds - min(_CLOSING_SECONDS, seconds / 10)
-    outcomes: list[Outcome] = []
+    outcomes: list[StageResult] = []
     summary.save(out, header, outcomes, names)
     for stage in todo:
         limit = stage.share * (end - time.monotonic())
         if limit < 1:
-            outcomes.append(Outcome(stage.name, "not started: no time was left", 0.0))
+            outcomes.append(StageResult(stage.name, "not started: no time was left", 0.0))
         else:
             print(f"{stage.name}: at most {limit:.0f} s ...", flush=True)
             outcomes.append(run_stage(stage, out / names.log, limit))
@@ -122,7 +122,7 @@ def run_all(
     return outcomes
 
 
-def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> Outcome:
+def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> StageResult:
     """Run one stage with its output in ``log``; past ``limit`` seconds it is interrupted, then killed.
 
     A process that cannot go on, or that crashed, is followed by another, for what it had not reached.
@@ -144,7 +144,7 @@ def run_stage(stage: Stage, log: Path, limit: float, grace: float = 8.0) -> Outc
         status = f"failed (exit 0, but no {stage.leaves.name})"
     if lost:
         status = f"failed ({lost} processes ended early); the last one: {status}"
-    return Outcome(stage.name, status, time.monotonic() - begin)
+    return StageResult(stage.name, status, time.monotonic() - begin)
 
 
 def _run_process(

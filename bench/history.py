@@ -5,11 +5,10 @@ from typing import NamedTuple
 from primer_fast.bench.report import Report
 from primer_fast.bench.roofline import geometric_mean
 from primer_fast.bench.tables import ours
-from primer_fast.bench.trial import TrialReport
 
 
 class Change(NamedTuple):
-    """Our time on one case in the last two runs that have it; ``noise``: that which the later one measured itself."""
+    """Our time on one case in the last two runs; ``noise``: what the later run measured of its own noise."""
 
     group: tuple[str, str, str, str]
     before_ms: float
@@ -51,12 +50,11 @@ def changes(reports: list[Report]) -> list[Change]:
     return sorted(found, key=lambda change: -change.ratio)
 
 
-def ratios(reports: list[TrialReport]) -> dict[tuple[str, str, str], list[tuple[str, float]]]:
-    """By comparison and provider, each run's date and the provider's time over ours."""
+def ratios(reports: list[Report]) -> dict[tuple[str, str, str], list[tuple[str, float]]]:
+    """Of whole programs: by comparison and provider, each run's date and the provider's time over ours."""
     series: dict[tuple[str, str, str], list[tuple[str, float]]] = {}
     for report in reports:
-        for trial in report.trials:
-            if trial.versus is not None:
-                key = trial.name, trial.setting, trial.provider
-                series.setdefault(key, []).append((report.header["date"], trial.versus))
+        for row in report.rows:
+            if row.versus is not None:
+                series.setdefault((*row.group, row.provider), []).append((report.header["date"], row.versus))
     return series

@@ -19,8 +19,8 @@ from pathlib import Path
 from primer_fast.bench import gpu_table, results, stages
 from primer_fast.bench import op as ops
 from primer_fast.bench.files import replace_texts
-from primer_fast.bench.returned import FAST, PROGRAMS, Found, Refused, elsewhere, gpu_of, not_right, read
-from primer_fast.bench.stages import RIGHT, SANITIZER, TUNE, Stage
+from primer_fast.bench.gpu_folder import GpuFolder, Refused, elsewhere, gpu_of, not_right, read
+from primer_fast.bench.report import FAST, PROGRAMS, RIGHT, SANITIZER, SCHEMAS, TUNE, Report, parse
 from primer_fast.kernels.tunable import read_tuned
 
 DOCUMENTS = {"README.md": False, "docs/performance.md": True}  # whether every case stands there, or the worst ones
@@ -33,15 +33,15 @@ OPS_OF = {  # the ops that a program's figures rest on
 
 
 @dataclass
-class Plan:
+class Changes:
     """``texts``: what is to be written; ``said``: what was not good, and what is left out for it."""
 
     texts: dict[Path, str] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
 
 
-def plan(folder: Path, root: Path, partly: bool = False) -> Plan:
-    """What is to be written below ``root``, a checkout; nothing is.
+def changes(folder: Path, root: Path, partly: bool = False) -> Changes:
+    """What is to be written below ``root``, a checkout; this writes nothing.
 
     Args:
         partly: leave out what rests on something that was not right, instead of refusing all.
@@ -49,14 +49,14 @@ def plan(folder: Path, root: Path, partly: bool = False) -> Plan:
     Raises:
         Refused: with every reason.
     """
-    found, made = read(folder), Plan()
+    found, made = read(folder), Changes()
     reasons = [*elsewhere(found), *_uncommitted(root)]
     committed = root / "bench" / "results" / gpu_of(found.header)
     right = _right_of(found, committed)
     wrong = not_right(found, right) if right else {}
     bad = [f"{name} is not known to be right: {why}" for name, why in wrong.items()]
     if SANITIZER in found.stages:  # it does not say whose kernel it was
-        bad += stages.failures(stages.parse(found.stages[SANITIZER], SANITIZER))
+        bad += stages.failures(parse(found.stages[SANITIZER], SANITIZER))
     if right is None:
         reasons.append("right.json is missing: nothing says that what was timed was right")
     elif bad and not partly:
@@ -96,12 +96,12 @@ def _git(root: Path, *command: str) -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
-def _right_of(found: Found, committed: Path) -> Stage | None:
-    """What was found right in this run, or of the same source before, as where settings are searched later."""
+def _right_of(found: GpuFolder, committed: Path) -> Report | None:
+    """What this run found right; where it did not check, as in a search for settings, an earlier run of this source."""
     if RIGHT in found.stages:
-        return stages.parse(found.stages[RIGHT], RIGHT)
-    kept = [one.content for one in results.read(committed.parent).stages if one.machine == committed.name]
-    kept = [one for one in kept if one.kind == RIGHT and one.header.get("source") == found.header["source"]]
+        return parse(found.stages[RIGHT], RIGHT)
+    kept = [one.content for one in results.read(committed.parent).of_kind(RIGHT) if one.machine == committed.name]
+    kept = [one for one in kept if one.header.get("source") == found.header["source"]]
     return kept[-1] if kept else None
 
 
@@ -114,7 +114,7 @@ def _standing(path: Path) -> dict:
     return data if isinstance(data, dict) else {}
 
 
-def _merge_tuned(found: Found, root: Path, wrong: dict[str, str], made: Plan, reasons: list[str]) -> None:
+def _merge_tuned(found: GpuFolder, root: Path, wrong: dict[str, str], made: Changes, reasons: list[str]) -> None:
     """The tuned file that there will be: an entry of this run takes the place of its bucket's.
 
     Several ops may share a choice. An entry is judged by the op that tune.json names for it.
@@ -125,7 +125,7 @@ def _merge_tuned(found: Found, root: Path, wrong: dict[str, str], made: Plan, re
     except (OSError, ValueError) as error:
         reasons.append(f"{path}: it stands there already and cannot be read: {error}")
         return
-    ops_of = {row["site"]: row["op"] for row in found.stages.get(TUNE, {}).get("rows", [])}
+    ops_of = {row["site"]: row["op"] for row in found.rows(TUNE)}
     settings = {choice: dict(section) for choice, section in standing.items()}
     for name, content in found.tuned.items():
         for choice, bucket, entry in _entries(content["settings"]):
@@ -147,10 +147,10 @@ def _entries(settings: dict[str, dict[str, dict]]) -> Iterable[tuple[str, str, d
     return ((choice, bucket, entry) for choice, of in settings.items() for bucket, entry in of.items())
 
 
-def _leave_out(found: Found, wrong: dict[str, str], said: list[str]) -> None:
+def _leave_out(found: GpuFolder, wrong: dict[str, str], said: list[str]) -> None:
     """Take out of the figures those that rest on what is not right."""
-    for kind, key, name in ((FAST, "rows", "op"), (TUNE, "rows", "op"), (PROGRAMS, "trials", "name")):
-        data = found.stages.get(kind)
+    for kind, name in ((FAST, "op"), (TUNE, "op"), (PROGRAMS, "name")):
+        data, key = found.stages.get(kind), SCHEMAS[kind].rows
         if data is None:
             continue
         out = {row[name]: why for row in data[key] if (why := _rests_on(row[name], wrong))}
@@ -197,7 +197,7 @@ def keep(folder: Path | None, root: Path, partly: bool = False) -> tuple[list[Pa
         Refused: nothing is written.
     """
     documents(root)  # one without its place refuses before anything is written
-    made = Plan() if folder is None else plan(folder, root, partly)
+    made = Changes() if folder is None else changes(folder, root, partly)
     replace_texts(made.texts)
     texts = documents(root)
     replace_texts(texts)

@@ -17,8 +17,8 @@ from primer_fast import functional as F
 from primer_fast.bench import goals
 from primer_fast.bench.op import EAGER, OURS
 from primer_fast.bench.peers import NotAvailable
+from primer_fast.bench.report import ProgramRow
 from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, time_interleaved
-from primer_fast.bench.trial import Trial
 from primer_fast.bench.wrappers import HostClock, pairs
 from primer_fast.kernels.entry import entry
 from primer_fast.proof.stubbed import stubbed
@@ -113,8 +113,8 @@ def _machine(device: str) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def launchers(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
-    """Trials of each op's forward without gradients, of its forward and backward, and of all of GPT-2's step.
+def launchers(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[ProgramRow]:
+    """Rows of each op's forward without gradients, of its forward and backward, and of all of GPT-2's step.
 
     Forward and backward are timed for a call alone, and for one of ``STEP`` calls that share a backward. The latter add
     up to GPT-2's step.
@@ -127,7 +127,7 @@ def launchers(device: str, seconds: float, with_compile: bool, small: bool = Fal
         raise NotAvailable("kernels are interpreted in this process")
     clock, least = HostClock(1 if small else 50) if device == "cuda" else WallClock(), 1 if small else MIN_ROUNDS
     setting = "host time" if device == "cuda" else "host time up to the driver"
-    trials, step = [], dict.fromkeys((OURS, BARE, AUTOGRAD), 0.0)
+    rows, step = [], dict.fromkeys((OURS, BARE, AUTOGRAD), 0.0)
     tiny = pairs("cpu")
     with _machine(device):
         out = torch.zeros(16, dtype=torch.bfloat16, device=device)
@@ -136,16 +136,16 @@ def launchers(device: str, seconds: float, with_compile: bool, small: bool = Fal
             with torch.no_grad():
                 functions = {OURS: lambda call=call: call.function(*call.tensors), BARE: bare, EAGER: tiny[op][1]}
                 forward = _timed(functions, clock, seconds / 60, least)
-            trials += _trials(f"launch of {op}", f"forward, {setting}", forward, goals.FORWARD)
+            rows += _rows(f"launch of {op}", f"forward, {setting}", forward, goals.FORWARD)
             for count, what in (1, "both ways"), (STEP, f"both ways, of {STEP} in one backward"):
                 ours, autograd = both_ways(call, count)
                 both = _timed({OURS: ours, BARE: bare, AUTOGRAD: autograd}, clock, seconds / 30, least)
                 both = {name: t if name == BARE else t.of_one(count) for name, t in both.items()}
-                trials += _trials(f"launch of {op}", f"{what}, {setting}", both, goals.BOTH_WAYS)
+                rows += _rows(f"launch of {op}", f"{what}, {setting}", both, goals.BOTH_WAYS)
             for name, timing in both.items():
                 step[name] += GPT2_CALLS.get(op, 0) * timing.median_ms
     sums = {name: Timing((total,)) for name, total in step.items()}
-    return trials + _trials("launch of GPT-2's step", f"the sum of its calls, both ways, {setting}", sums, None)
+    return rows + _rows("launch of GPT-2's step", f"the sum of its calls, both ways, {setting}", sums, None)
 
 
 def _timed(functions, clock, seconds, least) -> dict[str, Timing]:
@@ -159,11 +159,11 @@ def _timed(functions, clock, seconds, least) -> dict[str, Timing]:
     return timings
 
 
-def _trials(name: str, setting: str, timings: dict[str, Timing], goal: goals.Goal | None) -> list[Trial]:
-    found = {provider: Trial(name, setting, provider, unit="calls") for provider in timings}
+def _rows(name: str, setting: str, timings: dict[str, Timing], goal: goals.Goal | None) -> list[ProgramRow]:
+    found = {provider: ProgramRow(name, setting, provider, unit="calls") for provider in timings}
     ours = [ms / 1e3 for ms in timings[OURS].samples]
-    for provider, trial in found.items():
-        trial.time([ms / 1e3 for ms in timings[provider].samples], ours, 1)
+    for provider, row in found.items():
+        row.time([ms / 1e3 for ms in timings[provider].samples], ours, 1)
     if goal is not None:
         found[OURS].targets.append(goal.judged(1 / found[BARE].versus))
     return list(found.values())

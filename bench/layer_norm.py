@@ -1,6 +1,6 @@
 """layer_norm of a residual sum: one pass against an addition followed by a layer norm."""
 
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Op, Target
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, OURS, Op, OpGoal, production
 from primer_fast.bench.peers import PEERS
 from primer_fast.functional.layer_norm import layer_norm, layer_norm_plain
 from primer_fast.reference.case import Case
@@ -32,15 +32,15 @@ def _held(case):
 OP = Op(
     name="layer_norm",
     providers={OURS: layer_norm, EAGER: layer_norm_plain, **PEERS["layer_norm"]},
-    gpu_cases=[case for case in CASES if case.production],
+    gpu_cases=production(CASES),
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=bytes_moved,
-    targets=(
-        Target("share", at_least=0.9, passes=[FORWARD], where=_fills_the_chip),
-        Target("share", at_least=0.8, passes=[FORWARD_BACKWARD], where=_held),
-        Target(f"versus {EAGER}", at_least=1),
-        Target(f"versus {COMPILED}", at_least=1, where=_fills_the_chip),
-        Target("host_us", at_most=25, passes=[FORWARD]),
+    goals=(
+        OpGoal("share", at_least=0.9, passes=[FORWARD], where=_fills_the_chip),
+        OpGoal("share", at_least=0.8, passes=[FORWARD_BACKWARD], where=_held),
+        OpGoal(f"versus {EAGER}", at_least=1),
+        OpGoal(f"versus {COMPILED}", at_least=1, where=_fills_the_chip),
+        HOST_GOAL,
     ),
 )

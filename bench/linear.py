@@ -3,25 +3,25 @@
 import math
 
 import torch
-import torch.nn.functional as torch_F
 
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
+from primer_fast.bench.op import (
+    COMPILED,
+    EAGER,
+    FORWARD,
+    FORWARD_BACKWARD,
+    HOST_GOAL,
+    OURS,
+    Floor,
+    Op,
+    OpGoal,
+    production,
+)
 from primer_fast.bench.peers import PEERS
-from primer_fast.functional.activation import ACTIVATIONS
-from primer_fast.functional.linear import linear
+from primer_fast.functional.linear import linear, linear_plain
 from primer_fast.reference.case import Case
 from primer_fast.reference.linear import CASES, bytes_moved, flops, sizes
 
 PRODUCT = "torch.mm"  # on a GPU: cuBLAS
-
-FUNCTIONS = {
-    None: lambda z: z,
-    **{name: a.module().forward for name, a in ACTIVATIONS.items()},
-}  # as PyTorch's users write them
-
-
-def eager(input, weight, bias=None, *, activation=None):
-    return FUNCTIONS[activation](torch_F.linear(input, weight, bias))
 
 
 def product(input, weight, bias=None, *, activation=None):
@@ -55,21 +55,21 @@ def _sums(shortest, longest=math.inf):
 
 OP = Op(
     name="linear",
-    providers={OURS: linear, EAGER: eager, **PEERS["linear"]},
+    providers={OURS: linear, EAGER: linear_plain, **PEERS["linear"]},
     floor=Floor(PRODUCT, product, product_backward),
-    gpu_cases=[case for case in CASES if case.production],
+    gpu_cases=production(CASES),
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=bytes_moved,
-    targets=(
-        Target(f"versus {EAGER}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(512)),
-        Target(f"versus {COMPILED}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(512)),
-        Target(f"versus {PRODUCT}", at_least=0.97, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(4096)),
+    goals=(
+        OpGoal(f"versus {EAGER}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(512)),
+        OpGoal(f"versus {COMPILED}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(512)),
+        OpGoal(f"versus {PRODUCT}", at_least=0.97, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(4096)),
         *(  # the longer the sums, the smaller the part of the time that fusion saves
-            Target(f"versus {COMPILED}", at_least=gain, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=where)
+            OpGoal(f"versus {COMPILED}", at_least=gain, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=where)
             for gain, where in ((1.1, _sums(1, 2048)), (1.05, _sums(2049, 8191)), (1, _sums(8192)))
         ),
-        Target(f"versus {PRODUCT}", at_least=2, passes=[FORWARD], precisions=["float32"], where=_at_least(512)),
-        Target("host_us", at_most=25, passes=[FORWARD]),
+        OpGoal(f"versus {PRODUCT}", at_least=2, passes=[FORWARD], precisions=["float32"], where=_at_least(512)),
+        HOST_GOAL,
     ),
 )

@@ -2,7 +2,17 @@
 
 import torch
 
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
+from primer_fast.bench.op import (
+    COMPILED,
+    EAGER,
+    FORWARD_BACKWARD,
+    HOST_GOAL,
+    OURS,
+    Floor,
+    Op,
+    OpGoal,
+    named,
+)
 from primer_fast.bench.peers import CCE, LIGER, PEERS, on_cuda
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_plain
 from primer_fast.reference.linear_cross_entropy import CASES, bytes_moved, flops, sizes
@@ -36,7 +46,7 @@ def products_backward(grad, input, linear_weight, target):
     return dx, dw
 
 
-def arrays(case, dtype, device, generator):
+def arrays(op, case, dtype, device, generator):
     """Normal rows, a weight of variance 1 / D so that logits have variance 1, and uniform targets."""
     N, D, V = sizes(case)
     return {
@@ -57,10 +67,6 @@ def _large(case):
     return sizes(case)[2] > 1000
 
 
-def _named(name):
-    return lambda case: case.name == name
-
-
 OP = Op(
     name="linear_cross_entropy",
     providers={
@@ -74,14 +80,14 @@ OP = Op(
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=bytes_moved,
-    arrays=arrays,
-    targets=(  # milliseconds and memory are those of one H100
-        Target("median_ms", at_most=60, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_named("qwen")),
-        Target("peak_mib", at_most=6144, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_named("qwen")),
-        Target(f"versus {EAGER}", at_least=1, precisions=["bfloat16"]),
-        Target(f"versus {COMPILED}", at_least=1, precisions=["bfloat16"], where=_large),
-        Target(f"versus {LIGER}", at_least=2, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_large),
-        Target(f"versus {CCE}", at_least=1, precisions=["bfloat16"], where=_large),
-        Target("host_us", at_most=25, passes=[FORWARD]),
+    draw=arrays,
+    goals=(  # milliseconds and memory are those of one H100
+        OpGoal("median_ms", at_most=60, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=named("qwen")),
+        OpGoal("peak_mib", at_most=6144, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=named("qwen")),
+        OpGoal(f"versus {EAGER}", at_least=1, precisions=["bfloat16"]),
+        OpGoal(f"versus {COMPILED}", at_least=1, precisions=["bfloat16"], where=_large),
+        OpGoal(f"versus {LIGER}", at_least=2, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_large),
+        OpGoal(f"versus {CCE}", at_least=1, precisions=["bfloat16"], where=_large),
+        HOST_GOAL,
     ),
 )

@@ -1,7 +1,19 @@
 """linear_log_prob: log-probabilities and entropy without logits, against logits in memory and in chunks of rows."""
 
 from primer_fast.bench.linear_cross_entropy import KEPT, PRODUCTS, arrays, kept, products, products_backward
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Target
+from primer_fast.bench.op import (
+    COMPILED,
+    EAGER,
+    FORWARD,
+    FORWARD_BACKWARD,
+    HOST_GOAL,
+    OURS,
+    Floor,
+    Op,
+    OpGoal,
+    named,
+    production,
+)
 from primer_fast.bench.peers import CHUNKED, PEERS
 from primer_fast.functional.linear_log_prob import linear_log_prob, linear_log_prob_plain
 from primer_fast.reference.linear_log_prob import CASES, bytes_moved, flops, loss_case, sizes
@@ -18,10 +30,6 @@ CPU_CASES = (
 )
 
 
-def _named(name):
-    return lambda case: case.name == name
-
-
 def _many_rows(case):
     return sizes(case)[0] >= 1024
 
@@ -35,17 +43,17 @@ OP = Op(
         **PEERS["linear_log_prob"],
     },
     floor=Floor(PRODUCTS, _floor(products), _floor(products_backward)),
-    gpu_cases=[case for case in CASES if case.production],
+    gpu_cases=production(CASES),
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=bytes_moved,
-    arrays=arrays,
-    targets=(  # milliseconds are those of one H100
-        Target("median_ms", at_most=15, passes=[FORWARD], precisions=["bfloat16"], where=_named("llama")),
-        Target("median_ms", at_most=55, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_named("llama")),
-        Target(f"versus {EAGER}", at_least=1, precisions=["bfloat16"]),
-        Target(f"versus {COMPILED}", at_least=1, precisions=["bfloat16"], where=_many_rows),
-        Target(f"versus {CHUNKED}", at_least=2, precisions=["bfloat16"], where=_many_rows),
-        Target("host_us", at_most=25, passes=[FORWARD]),
+    draw=arrays,
+    goals=(  # milliseconds are those of one H100
+        OpGoal("median_ms", at_most=15, passes=[FORWARD], precisions=["bfloat16"], where=named("llama")),
+        OpGoal("median_ms", at_most=55, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=named("llama")),
+        OpGoal(f"versus {EAGER}", at_least=1, precisions=["bfloat16"]),
+        OpGoal(f"versus {COMPILED}", at_least=1, precisions=["bfloat16"], where=_many_rows),
+        OpGoal(f"versus {CHUNKED}", at_least=2, precisions=["bfloat16"], where=_many_rows),
+        HOST_GOAL,
     ),
 )

@@ -7,8 +7,8 @@ from torch import Tensor
 from primer_fast.bench import goals
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import PEERS
-from primer_fast.bench.trial import OK, Trial
-from primer_fast.bench.turns import COMPARED, Step, take_turns
+from primer_fast.bench.report import OK, ProgramRow
+from primer_fast.bench.training_steps import COMPARED, Step, compare_steps
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy
 
 LOGITS = "linear + cross_entropy"
@@ -23,7 +23,7 @@ def logits_in_memory(input: Tensor, linear_weight: Tensor, target: Tensor) -> Te
 def loss_head(
     device: str, seconds: float, with_compile: bool, small: bool = False, rows: int | None = None,
     width: int | None = None, vocab: int | None = None,
-) -> list[Trial]:  # fmt: skip
+) -> list[ProgramRow]:  # fmt: skip
     """Loss and both gradients of ``rows`` tokens; the memory goal is ours over that of logits in memory."""
     usual_rows, usual_width, dtype = SIZES[device]
     rows, width, vocab = rows or (16 if small else usual_rows), width or (16 if small else usual_width), vocab or VOCAB
@@ -43,12 +43,12 @@ def loss_head(
 
     functions = {OURS: linear_cross_entropy, LOGITS: logits_in_memory, **PEERS["linear_cross_entropy"]}
     setting = f"{rows:,} tokens, width {width}, vocabulary {vocab:,}, {str(dtype)[6:]}, forward and both gradients"
-    trials = take_turns(
+    compared = compare_steps(
         "loss_head", setting, {name: lambda f=f: program(f) for name, f in functions.items()}, work=rows,
         unit="tokens", seconds=seconds, device=device, tolerance=1e-4 if dtype is torch.float32 else 2e-2,
         compared=1 if small else COMPARED, small=small,
     )  # fmt: skip
-    ours, logits = trials[:2]
+    ours, logits = compared[:2]
     if ours.status == logits.status == OK and ours.peak_mib is not None and logits.peak_mib:
         ours.targets.append(goals.LOSS_MEMORY.judged(ours.peak_mib / logits.peak_mib))
-    return trials
+    return compared

@@ -10,7 +10,7 @@ from torch import Tensor
 from primer_fast.bench.ceilings import Ceilings, matmul_precision
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS, PRECISIONS, Op, part_pass
 from primer_fast.bench.peers import failure
-from primer_fast.bench.report import Row, judged
+from primer_fast.bench.report import FAILED, WRONG, OpRow
 from primer_fast.bench.timing import Clock, Timing, apart, ratio, time_interleaved, wait
 from primer_fast.reference.case import Case, arguments
 
@@ -42,8 +42,8 @@ class Group:
         """The array whose gradient alone is asked for; None in the passes that all ops have."""
         return next((array for array in self.op.parts if part_pass(array) == self.pass_name), None)
 
-    def row(self, provider: str, **figures) -> Row:
-        return Row(self.op.name, self.case.name, self.precision, self.pass_name, provider, **figures)
+    def row(self, provider: str, **figures) -> OpRow:
+        return OpRow(self.op.name, self.case.name, self.precision, self.pass_name, provider, **figures)
 
 
 @dataclass
@@ -59,7 +59,7 @@ class _Contender:
 
 def measure_group(
     group: Group, clock: Clock, ceilings: Ceilings, seconds: float, *, with_compile: bool = True
-) -> list[Row]:
+) -> list[OpRow]:
     """Rows of every provider: those that agree with eager PyTorch are timed, about ``seconds`` each.
 
     Raises:
@@ -171,7 +171,7 @@ def _check(group: Group, contenders: dict[str, _Contender], arrays: dict[str, Te
             continue
         if contender.compared and reference is None:
             reason = f"nothing to compare with: {EAGER}: {contenders[EAGER].failure['reason']}"
-            contender.failure = {"status": "failed", "reason": reason}
+            contender.failure = {"status": FAILED, "reason": reason}
             continue
         outputs = _called(contender, group.device)
         if outputs is None or not contender.compared:
@@ -179,7 +179,7 @@ def _check(group: Group, contenders: dict[str, _Contender], arrays: dict[str, Te
         contender.error = relative_error(outputs, reference)
         if not contender.error <= tolerance:  # NaN fails too
             reason = f"relative error {contender.error:.2e} against eager is over {tolerance:.0e}"
-            contender.failure = {"status": "wrong", "reason": reason}
+            contender.failure = {"status": WRONG, "reason": reason}
         _poison(outputs, arrays)
 
 
@@ -231,7 +231,7 @@ def _rows(
     host_us: dict[str, float | None],
     ceilings: Ceilings,
     input_bytes: int,
-) -> list[Row]:
+) -> list[OpRow]:
     passes = ("forward",) if group.pass_name == FORWARD else ("forward", group.part or "backward")
     flops = sum(group.op.flops(group.case)[p] for p in passes)
     moved = sum(group.op.bytes_moved(group.case, PRECISIONS[group.precision].dtype.itemsize)[p] for p in passes)
@@ -264,7 +264,7 @@ def _rows(
             noise=noise,
             versus={other: ratio(theirs, timing) for other, theirs in timed.items() if other != name},
         )
-        row.targets = _targets(group, row) if name == OURS and group.device == "cuda" else []
+        row.targets = targets(group, row) if name == OURS and group.device == "cuda" else []
         rows.append(row)
     return rows
 
@@ -273,12 +273,13 @@ def _finite(error: float | None) -> float | None:
     return error if error is not None and math.isfinite(error) else None  # JSON has no infinity
 
 
-def _targets(group: Group, row: Row) -> list[dict]:
+def targets(group: Group, row: OpRow) -> list[dict]:
+    """The op's goals that are asked for in this group, judged by a row of ours."""
     found = []
-    for target in group.op.targets:
-        asked = group.pass_name in target.passes and group.precision in target.precisions and target.where(group.case)
-        name = target.metric.removeprefix("versus ")
-        value = row.versus.get(name) if name != target.metric else getattr(row, target.metric)
+    for goal in group.op.goals:
+        asked = group.pass_name in goal.passes and group.precision in goal.precisions and goal.where(group.case)
+        name = goal.metric.removeprefix("versus ")
+        value = row.versus.get(name) if name != goal.metric else getattr(row, goal.metric)
         if asked and value is not None:
-            found.append({"what": str(target), **judged(value, target.at_least, target.at_most)})
+            found.append(goal.goal.judged(value))
     return found

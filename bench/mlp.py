@@ -1,6 +1,6 @@
 """Layers with an activation between them: one function against layers one by one, of ours and of PyTorch."""
 
-from primer_fast.bench.op import EAGER, OURS, Op
+from primer_fast.bench.op import EAGER, OURS, Op, production
 from primer_fast.functional.linear import linear
 from primer_fast.functional.mlp import mlp, mlp_plain
 from primer_fast.reference.mlp import CASES, bytes_moved, case, flops
@@ -25,7 +25,7 @@ CPU_CASES = (
 OP = Op(
     name="mlp",
     providers={OURS: mlp, EAGER: mlp_plain, APART: apart},
-    gpu_cases=[case for case in CASES if case.production],
+    gpu_cases=production(CASES),
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=bytes_moved,

@@ -1,13 +1,15 @@
 """python -m primer_fast.bench.models NAME ...: whole training steps and texts of ours beside those of other programs.
 
 A comparison runs the same model from the same weights on the same data: losses (or tokens) must agree before anything
-is timed, then the programs take turns. Time, rate, peak memory, and how far the losses are apart. ``--all`` is what a
-GPU is asked, the most important first.
+is timed, then the programs take turns. Time, rate, peak memory, and how far the losses are apart. ``--all`` is what
+`make gpu` runs, the most important first, or on a CPU what has a goal there. On a shared machine only ratios within one
+comparison mean anything; the load before it began stands in the file.
 """
 
 import argparse
 import contextlib
 import gc
+import os
 import shlex
 import sys
 import tempfile
@@ -20,42 +22,28 @@ from pathlib import Path
 import torch
 
 from primer_fast import backend
-from primer_fast.bench import environment, generation, trial, units
+from primer_fast.bench import environment, tables, units
 from primer_fast.bench.dpo_step import dpo_step, dpo_trl
+from primer_fast.bench.generation import generation
 from primer_fast.bench.launchers import launchers
 from primer_fast.bench.loss_head import loss_head
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import failure
 from primer_fast.bench.ppo_step import ppo_step
+from primer_fast.bench.report import FAILED, NOT_AVAILABLE, OK, PROGRAMS, ProgramRow, Report
 from primer_fast.bench.supervised_step import cnn, mlp
 from primer_fast.bench.to_accuracy import cnn_99, mlp_99
 from primer_fast.bench.transformer_step import COMPILED, characters, compile_nanogpt, gpt2, gpt2_compiled
-from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, OK, Trial, TrialReport
 from primer_fast.bench.units import DeviceLost
 from primer_fast.bench.wrappers import wrappers
 
 # Device, seconds a provider is timed, whether torch.compile takes part, whether sizes are those of a rehearsal.
-Part = Callable[[str, float, bool, bool], list[Trial]]
-
-
-def texts(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
-    """256 tokens, with the cache, without, and by transformers; GPT-2 124M on a GPU."""
-    asked = ["--device", device, "--rounds", "5", "--batch", "1", "4"]
-    if device == "cuda":
-        asked = _options(device=device, rounds=2, batch=1, layers=12, heads=12, width=768, context=1024, vocab=50257)
-    if small:
-        asked += _options(rounds=1, batch=2, layers=1, heads=2, width=16, context=16, vocab=32)
-        asked += ["--prompt", "4", "--new-tokens", "2"]
-    return generation.trials(asked)
-
-
-def _options(**values: object) -> list[str]:
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+Part = Callable[[str, float, bool, bool], list[ProgramRow]]
 
 
 PARTS: dict[str, Part] = {
     "mlp": mlp, "cnn": cnn, "nanogpt": characters, "gpt2": gpt2, "dpo": dpo_step, "ppo": ppo_step,
-    "generation": texts, "loss_head": loss_head, "wrappers": wrappers, "launchers": launchers,
+    "generation": generation, "loss_head": loss_head, "wrappers": wrappers, "launchers": launchers,
     "gpt2_compiled": gpt2_compiled, "mlp_99": mlp_99, "cnn_99": cnn_99, "dpo_trl": dpo_trl,
 }  # fmt: skip
 # What `make gpu` asks, the most important first; ``order`` moves gpt2_compiled to the end while it is not compiled yet.
@@ -63,6 +51,7 @@ ON_GPU = (
     "gpt2", "ppo", "cnn_99", "dpo", "gpt2_compiled", "mlp_99", "generation", "launchers", "wrappers", "nanogpt",
     "loss_head",
 )  # fmt: skip
+ON_CPU = ("nanogpt", "cnn", "dpo", "generation", "loss_head", "wrappers", "launchers")  # five minutes on two idle cores
 # Estimated seconds on one H100 with all kernels compiled. None is measured. About 2 s of each are the model's set-up,
 # and a provider is timed for 1 s; a GPT-2 step of 12 x 1024 tokens takes 26 ms (llm.c: 468k tokens/s).
 ESTIMATES: dict[str, float] = {
@@ -86,18 +75,21 @@ SUBJECTS = {
     "cnn_99": "cnn",
     "dpo_trl": "dpo",
     "launchers": "launch",
-}  # what the trials of a part are called
+}  # what the rows of a part are called, where it is not the part's name
 NO_TIME = "no time was left"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.models", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of " + ", ".join(PARTS))
-    parser.add_argument("--all", action="store_true", help="the programs that `make gpu` runs: " + ", ".join(ON_GPU))
+    parser.add_argument(
+        "--all", action="store_true",
+        help=f"the programs that `make gpu` runs: {', '.join(ON_GPU)}; on a CPU {', '.join(ON_CPU)}",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, metavar="S", help="about as long as a program is timed (5; GPU: 1)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--json", metavar="FILE", help="write the trials here, after every comparison")
+    parser.add_argument("--json", metavar="FILE", help="write the rows here, after every comparison")
     parser.add_argument("--budget", type=float, metavar="S", help="begin nothing that would not end within S seconds")
     parser.add_argument("--resume", action="store_true", help="go on with what FILE holds, if this code wrote it")
     parser.add_argument("--small", action="store_true", help="tiny models, to see that everything runs")
@@ -106,7 +98,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if unknown := [name for name in args.names if name not in PARTS]:
         parser.error(f"no comparison named {', '.join(unknown)}; there are {', '.join(PARTS)}")
     if args.all:
-        args.names = list(dict.fromkeys([*args.names, *order()]))
+        args.names = list(dict.fromkeys([*args.names, *(order() if args.device == "cuda" else ON_CPU)]))
     if not args.names and not args.warm:
         parser.error("name what to compare, or --all")
     if args.resume and not args.json:
@@ -126,8 +118,13 @@ def estimate(name: str) -> float:
     return COMPILED_BEFORE if name == "gpt2_compiled" and _warmed().exists() else ESTIMATES[name]
 
 
-def measure(name: str, device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
-    """The trials of one part; where ours raised, one that says so.
+def _no_figures(name: str, status: str, reason: str, provider: str = OURS) -> ProgramRow:
+    """The row of a part that has none of its own."""
+    return ProgramRow(SUBJECTS.get(name, name), "all", provider, status=status, reason=reason)
+
+
+def measure(name: str, device: str, seconds: float, with_compile: bool, small: bool = False) -> list[ProgramRow]:
+    """The rows of one part; where ours raised, one that says so.
 
     Raises:
         DeviceLost: the GPU takes no more work.
@@ -138,32 +135,27 @@ def measure(name: str, device: str, seconds: float, with_compile: bool, small: b
         raise
     except Exception as error:
         traceback.print_exc()
-        status, reason = failure(error, device)
-        return [Trial(SUBJECTS.get(name, name), "all", OURS, status, reason)]
+        return [_no_figures(name, *failure(error, device))]
     finally:
         gc.collect()
+        torch._dynamo.reset()
         if device == "cuda":
-            torch._dynamo.reset()
             with contextlib.suppress(Exception):  # a lost GPU has been noticed already
                 torch.cuda.empty_cache()
 
 
-def begun(args: argparse.Namespace, command: str) -> TrialReport:
+def begun(args: argparse.Namespace, command: str) -> Report:
     """The report to go on with: what ``args.json`` holds, where that is asked for and this code wrote it.
 
     "done" in its header are the parts tried, and the seconds that each took.
     """
-    header = trial.header(args.device, command, args.small) | {"done": {}}
-    found = units.resumed(Path(args.json), _tried, header) if args.resume else None
-    if found is not None:
-        found.trials = [t for t in found.trials if t.reason != NO_TIME]
-    return found or TrialReport(header)
-
-
-def _tried(path: Path) -> TrialReport:
-    found = trial.load(path)
-    if not isinstance(found.header.get("done"), dict):
-        raise ValueError(f"{path} does not say which parts were tried")
+    header = environment.describe(args.device, args.small)
+    header |= {"command": command, "load_before": os.getloadavg()[0], "done": {}}
+    found = units.resumed(Path(args.json), PROGRAMS, header) if args.resume else None
+    if found is None:
+        return Report(PROGRAMS, header)
+    found.header.setdefault("done", {})
+    found.rows = [row for row in found.rows if row.reason != NO_TIME]
     return found
 
 
@@ -195,11 +187,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.device == "cuda":
         print(f"about {sum(estimate(name) for name in args.names if name not in done):.0f} s on an H100", flush=True)
 
-    def note(name: str, found: list[Trial]) -> None:
-        report.trials += found
+    def note(name: str, found: list[ProgramRow]) -> None:
+        report.rows += found
         done[name] = round(time.monotonic() - began.get(name, time.monotonic()), 1)
-        for comparison in TrialReport(report.header, found).comparisons():
-            print("\n".join(["", *trial.lines(comparison)]))
+        for comparison in Report(PROGRAMS, report.header, found).groups():
+            print("\n".join(["", *tables.program_lines(comparison)]))
         print(f"  ({name} took {done[name]:.0f} s)", flush=True)
         if args.json:
             report.save(args.json)
@@ -211,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         note(name, measure(name, args.device, args.seconds, not args.no_compile, args.small))
 
     def fail(name: str, reason: str) -> None:
-        note(name, [Trial(SUBJECTS.get(name, name), "all", OURS, FAILED, reason)])
+        note(name, [_no_figures(name, FAILED, reason)])
 
     def patience(name: str) -> float:
         return 15 + 2 * estimate(name) if args.device == "cuda" else threading.TIMEOUT_MAX
@@ -226,11 +218,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return units.LOST
     for name in report.left_out:
         provider = COMPILED if name == "gpt2_compiled" else OURS
-        report.trials.append(Trial(SUBJECTS.get(name, name), "all", provider, NOT_AVAILABLE, NO_TIME))
+        report.rows.append(_no_figures(name, NOT_AVAILABLE, NO_TIME, provider))
         print(f"\n{name}: {NO_TIME}")
     if args.json:
         report.save(args.json)
-    return int(any(t.provider.startswith(OURS) and t.status not in (OK, NOT_AVAILABLE) for t in report.trials))
+    for line in tables.target_lines(report.rows):
+        print(line)
+    ours = [row for row in report.rows if row.provider.startswith(OURS)]
+    return int(any(row.status not in (OK, NOT_AVAILABLE) for row in ours))
 
 
 if __name__ == "__main__":

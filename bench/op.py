@@ -2,16 +2,17 @@
 
 import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from primer_fast import bench
+from primer_fast.bench.report import Goal
+from primer_fast.proof.inputs import allocate
 from primer_fast.reference.case import Case
+from primer_fast.reference.ops import OPS
 
 OURS, EAGER, COMPILED = "primer_fast", "torch", "torch.compile"
 FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
@@ -54,8 +55,8 @@ class Floor:
 
 
 @dataclass(frozen=True)
-class Target:
-    """A bound on one figure of our rows on a GPU.
+class OpGoal:
+    """A bound on one figure of our rows on a GPU, in the passes, precisions and cases where it is asked for.
 
     ``metric`` is "share", "host_us" or another figure of a row, or "versus <provider>" (that provider's median over
     ours).
@@ -68,20 +69,43 @@ class Target:
     precisions: Sequence[str] = tuple(PRECISIONS)
     where: Callable[[Case], bool] = lambda case: True
 
-    def __str__(self) -> str:
+    @property
+    def goal(self) -> Goal:
         bounds = [f">= {self.at_least:g}" if math.isfinite(self.at_least) else ""]
         bounds += [f"<= {self.at_most:g}" if math.isfinite(self.at_most) else ""]
-        return " ".join([self.metric, *filter(None, bounds)])
+        return Goal(" ".join([self.metric, *filter(None, bounds)]), self.at_least, self.at_most)
 
 
-def random_arrays(case: Case, dtype: torch.dtype, device: str, generator: torch.Generator) -> dict[str, Tensor]:
-    """Normal arrays of the case's shapes; a weight of two axes or more has variance 1 / fan-in, as when initialised."""
-    if case.layouts:
-        raise NotImplementedError(f"bench: {case} has layouts; arrays are timed contiguous unless the op makes its own")
-    arrays = {}
+HOST_GOAL = OpGoal("host_us", at_most=25, passes=[FORWARD])
+
+
+def production(cases: Sequence[Case]) -> list[Case]:
+    """The cases of a GPU's size, in the order in which a reference declares them."""
+    return [case for case in cases if case.production]
+
+
+def named(name: str) -> Callable[[Case], bool]:
+    """For ``OpGoal.where``: the case of this name alone."""
+    return lambda case: case.name == name
+
+
+def random_arrays(
+    op: str, case: Case, dtype: torch.dtype, device: str, generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Arrays of the case's shapes, layouts and dtypes; on "meta" without memory, and without a generator.
+
+    They are normal, but for those that the op's reference draws itself, such as indices, masks and lengths. A weight of
+    two axes or more has variance 1 / fan-in, as when initialised.
+    """
+    own, arrays = OPS[op].values(case, np.random.default_rng(0)), {}
     for name, shape in case.shapes.items():
-        scale = (shape[0] / math.prod(shape)) ** 0.5 if name.startswith("weight") and math.prod(shape) else 1.0
-        arrays[name] = torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
+        kind = getattr(torch, case.dtypes[name]) if name in case.dtypes else dtype
+        if name in own:
+            values = torch.from_numpy(np.array(own[name]))
+        else:
+            scale = (shape[0] / math.prod(shape)) ** 0.5 if name.startswith("weight") and math.prod(shape) else 1.0
+            values = torch.randn(shape, generator=generator, device=device).mul_(scale)
+        arrays[name] = allocate(shape, case.layouts.get(name), kind, device).copy_(values)
     return arrays
 
 
@@ -102,10 +126,14 @@ class Op:
     flops: Callable[[Case], dict[str, float]]
     bytes_moved: Callable[[Case, int], dict[str, float]]
     floor: Floor | None = None
-    targets: Sequence[Target] = ()
+    goals: Sequence[OpGoal] = ()
     parts: Sequence[str] = ()  # arrays whose gradient is also timed alone, after a forward
-    arrays: Callable[[Case, torch.dtype, str, torch.Generator], dict[str, Tensor]] = random_arrays
+    draw: Callable[..., dict[str, Tensor]] = random_arrays  # called as that is
     without_gradient: Sequence[str] = ()  # arrays of floats that get none
+
+    def arrays(self, case: Case, dtype: torch.dtype, device: str, generator: torch.Generator | None):
+        """The arrays of a case by name; see ``random_arrays``."""
+        return self.draw(self.name, case, dtype, device, generator)
 
     def passes(self, chosen: Sequence[str] = PASSES) -> list[str]:
         """``chosen``, and after a backward the gradients that are timed alone."""
@@ -120,9 +148,8 @@ class Op:
 
 
 def names() -> list[str]:
-    """The ops that have a benchmark: each bench/<op>.py whose op has a reference of the same name."""
-    modules = sorted(module.name for module in pkgutil.iter_modules(bench.__path__))
-    return [name for name in modules if find_spec(f"primer_fast.reference.{name}")]
+    """The ops: each has a benchmark in bench/<op>.py."""
+    return list(OPS)
 
 
 def load(name: str) -> Op:

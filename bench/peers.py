@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from primer_fast.bench.trial import FAILED, NOT_AVAILABLE
-from primer_fast.bench.units import check_device, first_line, told
+from primer_fast.bench.report import FAILED, NOT_AVAILABLE
+from primer_fast.bench.units import check_device, first_line, one_line
 from primer_fast.functional.activation import apply_plain
 from primer_fast.functional.linear_log_prob import linear_log_prob_plain
 from primer_fast.functional.scaled_dot_product_attention import scaled_dot_product_attention_plain
@@ -36,12 +36,12 @@ def failure(error: Exception, device: str = "cpu") -> tuple[str, str]:
         DeviceLost: the GPU takes no more work.
     """
     if device == "cuda":
-        check_device(told(error))
+        check_device(one_line(error))
     if isinstance(error, NotAvailable):
         return NOT_AVAILABLE, first_line(error)
     if isinstance(error, ModuleNotFoundError):
         return NOT_AVAILABLE, f"not installed: {first_line(error)}"
-    return FAILED, told(error)
+    return FAILED, one_line(error)
 
 
 def on_cuda(tensor: Tensor, who: str) -> None:

@@ -1,21 +1,18 @@
-"""A PPO step: rollout, scores, KL to the reference, advantages, the passes over them; beside TRL's if it has one.
+"""A PPO step: rollout, scores, KL to the reference, advantages, the passes over them; TRL's would stand beside it.
 
 On a GPU with CUDA graphs and without; they hold the passes, not the rollout.
 """
 
 import copy
 import dataclasses
-import sys
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 
 import torch
 
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import NotAvailable
+from primer_fast.bench.report import ProgramRow
+from primer_fast.bench.training_steps import Step, compare_steps
 from primer_fast.bench.transformer_step import made, other_way
-from primer_fast.bench.trial import Trial
-from primer_fast.bench.turns import Step, take_turns
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.transformer import TransformerConfig
 from primer_fast.train import cuda_graphs, ppo
@@ -28,7 +25,7 @@ CONFIG = ppo.PPOConfig(lr=1e-5, max_new_tokens=53, steps=10**6)  # one training,
 
 def ppo_step(
     device: str, seconds: float, with_compile: bool, small: bool = False, config: ppo.PPOConfig = CONFIG
-) -> list[Trial]:
+) -> list[ProgramRow]:
     """Prompts of 32 tokens, new ones to each, scored by a function of the tokens; GPT-2's sizes on a GPU."""
     shape = {"width": 128, "layers": 4, "heads": 4} if device == "cpu" else {"width": 768, "layers": 12, "heads": 12}
     vocab = 4096 if device == "cpu" else 50257
@@ -44,7 +41,6 @@ def ppo_step(
     torch.manual_seed(0)
     first = made(model, device)
     rows = config.batch_size // config.minibatches * (length + config.max_new_tokens)
-    records = device == "cuda" and cuda_graphs.pays(ActorCritic(first), rows)
 
     def ours(asked: bool | None) -> Step:
         policy = copy.deepcopy(first)
@@ -64,22 +60,15 @@ def ppo_step(
     steps = {OURS: lambda: ours(None), TRL: theirs}
     few = {}
     if device == "cuda":
-        other, asked = other_way(records)
+        other, asked, by_default = other_way(ActorCritic(first), rows)
         steps |= {other: lambda: ours(asked)}
-        setting += f", ours {'with' if records else 'without'} a CUDA graph by default"
+        setting += by_default
         few = {"compared": 1 if small else 2, "least": 3, "small": small}  # steps are long
-    return take_turns(
+    return compare_steps(
         "ppo", setting, steps, work=config.batch_size, unit="episodes", seconds=seconds, device=device, **few
     )
 
 
 def theirs() -> Step:
-    """Raises NotAvailable: TRL 0.x had a PPOTrainer; what of it there is here, the message says."""
-    try:
-        installed = version("trl")
-    except PackageNotFoundError:
-        raise NotAvailable("trl is not installed") from None
-    sys.modules.setdefault("kernels", None)  # transformers looks for PyPI's package of that name; our folder is not it
-    if find_spec("trl.experimental") is None or find_spec("trl.experimental.ppo") is None:
-        raise NotAvailable(f"trl {installed} ships no PPOTrainer")
-    raise NotAvailable(f"the PPOTrainer of trl {installed} is experimental and is not driven from here yet")
+    """Raises NotAvailable: newer versions of TRL have a PPOTrainer only among their experiments, if at all."""
+    raise NotAvailable("no PPOTrainer of trl is driven from here")

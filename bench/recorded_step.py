@@ -10,7 +10,7 @@ from primer_fast.bench.transformer_step import GPT2_SHAPE, GPT2_VOCAB, PLAIN
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.models.transformer import Transformer, TransformerConfig
-from primer_fast.proof.native import Row
+from primer_fast.proof.native import CheckedTensor
 from primer_fast.proof.on_gpu import compared
 from primer_fast.reference.case import Case
 from primer_fast.train import dpo, language_model, ppo, supervised
@@ -72,7 +72,7 @@ def _shape(small: bool) -> TransformerConfig:
 MODELS: dict[str, Callable[[str, bool], Steps]] = {"mlp": _mlp, "gpt": _gpt, "dpo": _dpo, "ppo": _ppo}
 
 
-def recorded_step(name: str, device: str, small: bool) -> list[Row]:
+def recorded_step(name: str, device: str, small: bool) -> list[CheckedTensor]:
     """Weights, the optimizer's moments and the metrics after some steps of one of ``MODELS``, a row for each."""
     recorded, launched = (_after_steps(name, device, small, record) for record in (True, False))
     case = Case(name, "a step of training", {})

@@ -1,11 +1,10 @@
-"""What is committed under bench/results/<machine>/: reports of ops, of whole programs, of stages, compiled code.
+"""What is committed under bench/results/<machine>/: times of ops and of whole programs, checks, compiled code.
 
-fast.json of `make gpu`, and of `python -m primer_fast.bench`      an op report
-programs.json of `make gpu`, and of `.bench.models`, `.bench.cpu`  trials
-right.json, compile.json, sanitizer.json of `make gpu`             stages, see stages.py
-tune.json of `make gpu-tune`                                       a stage too
-`primer-fast verify --json`                                        verified rows
-`primer-fast kernels --json bench/results/offline/sm_90.json`      what the kernels compile to
+fast.json of `make gpu`, and of `python -m primer_fast.bench`                         see report.py
+programs.json of `make gpu`, and of `python -m primer_fast.bench.models`              see report.py
+right.json, compile.json, sanitizer.json of `make gpu`; tune.json of `make gpu-tune`  see report.py
+`primer-fast verify --json`                                                           verified rows
+`primer-fast kernels --json bench/results/offline/sm_90.json`                         what the kernels compile to
 
 `make keep` puts what a GPU run left in place: <gpu>/<date>-<time>-<stage>.json.
 bench/results/reasons.json says why a target is missed: {subject: {target: reason}}.
@@ -16,10 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from primer_fast.bench import report, stages, trial
-from primer_fast.bench.report import Report
-from primer_fast.bench.stages import Stage
-from primer_fast.bench.trial import TrialReport
+from primer_fast.bench.report import FAST, PROGRAMS, Report, kind_of, parse
 
 FOLDER = Path(__file__).parent / "results"
 REASONS = "reasons.json"
@@ -30,7 +26,7 @@ class Found(NamedTuple):
 
     path: str
     machine: str
-    content: Report | TrialReport | Stage
+    content: Report
 
 
 @dataclass(frozen=True)
@@ -41,21 +37,31 @@ class Results:
     ``reasons``: by subject and target.
     """
 
-    ops: list[Found] = field(default_factory=list)
-    trials: list[Found] = field(default_factory=list)
-    stages: list[Found] = field(default_factory=list)
+    reports: list[Found] = field(default_factory=list)
     verified: dict[str, list[dict]] = field(default_factory=dict)
     compiled: dict[str, dict] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def of_kind(self, *kinds: str) -> list[Found]:
+        """The reports of some of report.KINDS."""
+        return [found for found in self.reports if found.content.kind in kinds]
+
+    @property
+    def ops(self) -> list[Found]:
+        return self.of_kind(FAST)
+
+    @property
+    def programs(self) -> list[Found]:
+        return self.of_kind(PROGRAMS)
 
     def of_gpus(self) -> list[Found]:
         """Reports of ops, not of whole programs."""
         return [found for found in self.ops if found.content.header["kind"] == "cuda"]
 
     def newest(self, kind: str) -> list[Found]:
-        """The last file of a stage on each machine."""
-        return list({found.machine: found for found in self.stages if found.content.kind == kind}.values())
+        """The last report of a kind on each machine."""
+        return list({found.machine: found for found in self.of_kind(kind)}.values())
 
 
 def read(folder: Path = FOLDER) -> Results:
@@ -65,12 +71,8 @@ def read(folder: Path = FOLDER) -> Results:
         name, machine = path.relative_to(folder).as_posix(), path.parent.name
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(data, dict) and data.get("schema") == report.SCHEMA:
-                results.ops.append(Found(name, machine, report.load(path)))
-            elif isinstance(data, dict) and data.get("schema") == trial.SCHEMA:
-                results.trials.append(Found(name, machine, trial.parse(data, path)))
-            elif isinstance(data, dict) and data.get("schema") in stages.SCHEMAS:
-                results.stages.append(Found(name, machine, stages.parse(data, path)))
+            if kind_of(data) is not None:
+                results.reports.append(Found(name, machine, parse(data, path)))
             elif isinstance(data, dict) and {"triton", "torch", "rows"} <= data.keys():
                 results.compiled[name] = _checked(data, {"op", "case", "dtype", "target", "kernel", "resources"})
             elif isinstance(data, list):
@@ -84,8 +86,7 @@ def read(folder: Path = FOLDER) -> Results:
             results.reasons.update(_checked_reasons(json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError) as error:
             results.unreadable[REASONS] = str(error)
-    for found in (results.ops, results.trials, results.stages):
-        found.sort(key=lambda one: one.content.header["date"])
+    results.reports.sort(key=lambda found: found.content.header["date"])
     return results
 
 

@@ -6,23 +6,23 @@ other dtypes.
 
 import argparse
 import gc
-import importlib
 import sys
 import time
 from collections.abc import Iterable
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 from primer_fast.bench import environment, sanitized, stages
+from primer_fast.bench.op import production
 from primer_fast.bench.recorded_step import MODELS, recorded_step
-from primer_fast.bench.stages import RIGHT, Stage
-from primer_fast.bench.units import LOST, DeviceLost, check_device, each, leave, marker_of, resumed, told
+from primer_fast.bench.report import RIGHT, Report
+from primer_fast.bench.units import LOST, DeviceLost, check_device, each, leave, marker_of, one_line, resumed
 from primer_fast.proof import native, on_gpu
-from primer_fast.proof.native import ATTENTION, Row
+from primer_fast.proof.native import ATTENTION, CheckedTensor
 from primer_fast.proof.verify import DTYPES, device, ops
 from primer_fast.reference.case import Case
+from primer_fast.reference.ops import OPS
 
 VALUES, LAYOUTS, SECOND, GRAPH = "values", "layouts", "second GPU", "graph"
 _ON_USUAL_CASES = (GRAPH, "streams", "threads")
@@ -33,7 +33,7 @@ _PATIENCE = 20.0  # seconds after which a unit counts as hung
 _OTHER_SECONDS = 0.4  # assumed: a check that is not of values
 
 
-class Unit(NamedTuple):
+class Check(NamedTuple):
     """One check of one case."""
 
     check: str
@@ -44,8 +44,8 @@ class Unit(NamedTuple):
     def __str__(self) -> str:
         return " ".join((self.check, self.op, self.case.name, self.dtype))
 
-    def row(self, reason: str, passed: bool | None = False) -> Row:
-        return Row(self.check, self.op, self.case.name, self.dtype, passed=passed, reason=reason)
+    def row(self, reason: str, passed: bool | None = False) -> CheckedTensor:
+        return CheckedTensor(self.check, self.op, self.case.name, self.dtype, passed=passed, reason=reason)
 
 
 def tried(rows: Iterable[dict]) -> set[str]:
@@ -53,7 +53,7 @@ def tried(rows: Iterable[dict]) -> set[str]:
     return {" ".join((row["check"], row["op"], row["case"], row["dtype"])) for row in rows}
 
 
-def plan(names: Iterable[str] = (), small: bool = False) -> list[Unit]:
+def checks(names: Iterable[str] = (), small: bool = False) -> list[Check]:
     """What there is to try, the most important first; of ``small`` sizes where real ones would take too long.
 
     Raises:
@@ -64,32 +64,27 @@ def plan(names: Iterable[str] = (), small: bool = False) -> list[Unit]:
         raise ValueError(f"right: op must be one of {', '.join(ops())}; got {', '.join(unknown)}")
     values = {dtype: _values(names, dtype, small) for dtype in ORDER}
     others = _on_gpu(names, small)
-    others += [] if chosen else [Unit(GRAPH, _TRAINING, Case(name, "a model's", {}), _FIRST) for name in MODELS]
+    others += [] if chosen else [Check(GRAPH, _TRAINING, Case(name, "a model's", {}), _FIRST) for name in MODELS]
     return [*values.pop(_FIRST), *others, *(unit for some in values.values() for unit in some)]
 
 
-def production_cases(op: str) -> list[Case]:
-    """The cases of a GPU's size, in the order in which the reference declares them."""
-    return [case for case in importlib.import_module(f"primer_fast.reference.{op}").CASES if case.production]
-
-
-def _values(names: list[str], dtype: str, small: bool) -> list[Unit]:
+def _values(names: list[str], dtype: str, small: bool) -> list[Check]:
     """The first case of every op comes before the second of any."""
-    cases = [[on_gpu.usual_case(op, small=True)] if small else production_cases(op) for op in names]
+    cases = [[on_gpu.usual_case(op, small=True)] if small else production(OPS[op].cases) for op in names]
     rounds = zip_longest(*cases)
-    return [Unit(VALUES, op, case, dtype) for some in rounds for op, case in zip(names, some, strict=True) if case]
+    return [Check(VALUES, op, case, dtype) for some in rounds for op, case in zip(names, some, strict=True) if case]
 
 
-def _on_gpu(names: list[str], small: bool) -> list[Unit]:
-    first = [on_gpu.usual_case(op, small=True) if small else production_cases(op)[0] for op in names]
-    units = [Unit("bitwise", op, case, _FIRST) for op, case in zip(names, first, strict=True)]
+def _on_gpu(names: list[str], small: bool) -> list[Check]:
+    first = [on_gpu.usual_case(op, small=True) if small else production(OPS[op].cases)[0] for op in names]
+    units = [Check("bitwise", op, case, _FIRST) for op, case in zip(names, first, strict=True)]
     usual = {op: on_gpu.usual_case(op, small) for op in names}
-    units += [Unit(check, op, case, _FIRST) for check in _ON_USUAL_CASES for op, case in usual.items()]
-    units += [Unit("one pass", op, case, _FIRST) for op, case in zip(names, first, strict=True) if op == ATTENTION]
+    units += [Check(check, op, case, _FIRST) for check in _ON_USUAL_CASES for op, case in usual.items()]
+    units += [Check("one pass", op, case, _FIRST) for op, case in zip(names, first, strict=True) if op == ATTENTION]
     units += _layout_units(names, small)
     if reason := on_gpu.no_second_gpu():
-        return [*units, Unit(SECOND, _ANY, Case("any", reason, {}), _FIRST)]
-    return units + [Unit(SECOND, op, case, _FIRST) for op, case in usual.items()]
+        return [*units, Check(SECOND, _ANY, Case("any", reason, {}), _FIRST)]
+    return units + [Check(SECOND, op, case, _FIRST) for op, case in usual.items()]
 
 
 def other_cases() -> list[tuple[str, Case]]:
@@ -97,16 +92,16 @@ def other_cases() -> list[tuple[str, Case]]:
     return [*((unit.op, unit.case) for unit in _layout_units(ops(), small=False)), *sanitized.cases()]
 
 
-def _layout_units(names: list[str], small: bool) -> list[Unit]:
+def _layout_units(names: list[str], small: bool) -> list[Check]:
     """Each op in every layout that its arrays can have; if ``small``, in one, of each op another."""
     units = []
     for number, op in enumerate(names):
         cases = on_gpu.layout_cases(op)
-        units += [Unit(LAYOUTS, op, case, _FIRST) for case in ([cases[number % len(cases)]] if small else cases)]
+        units += [Check(LAYOUTS, op, case, _FIRST) for case in ([cases[number % len(cases)]] if small else cases)]
     return units
 
 
-def estimate(units: Iterable[Unit]) -> float:
+def estimate(units: Iterable[Check]) -> float:
     """Seconds on an H100, by the operations of the values and an assumed time for all else."""
     of_values = (VALUES, "one pass", LAYOUTS)
     return sum(
@@ -115,7 +110,7 @@ def estimate(units: Iterable[Unit]) -> float:
     )
 
 
-def rows_of(unit: Unit, small: bool) -> list[Row]:
+def rows_of(unit: Check, small: bool) -> list[CheckedTensor]:
     """Try one unit; an error is a row.
 
     Raises:
@@ -130,7 +125,7 @@ def rows_of(unit: Unit, small: bool) -> list[Row]:
         else:
             rows = on_gpu.CHECKS[unit.check](unit.op, unit.case, DTYPES[unit.dtype])
     except Exception as raised:
-        error = told(raised)
+        error = one_line(raised)
         rows = [unit.row(error)]
     if error:
         gc.collect()  # the error's traceback held tensors
@@ -140,10 +135,10 @@ def rows_of(unit: Unit, small: bool) -> list[Row]:
     return rows
 
 
-def line(unit: Unit, rows: list[Row]) -> str:
+def line(unit: Check, rows: list[CheckedTensor]) -> str:
     """What became of a unit: its verdict, and the tensor that came closest to its budget or went furthest past it."""
 
-    def share(row: Row) -> float:
+    def share(row: CheckedTensor) -> float:
         if row.passed is False:
             return 1e9 if row.error is None or not row.budget else 1 + row.error / row.budget
         return row.error / row.budget if row.error and row.budget else 0.0
@@ -166,15 +161,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="try what the file lacks")
     args = parser.parse_args(argv)
     try:
-        where, units = device(), plan(args.ops, args.small)
+        where, units = device(), checks(args.ops, args.small)
     except (RuntimeError, ValueError) as error:
         parser.error(str(error))
     header = environment.describe(where, args.small)
-    before = resumed(args.json, partial(stages.load, kind=RIGHT), header) if args.resume else None
-    report = before or Stage(RIGHT, header)
+    before = resumed(args.json, RIGHT, header) if args.resume else None
+    report = before or Report(RIGHT, header)
     print(f"{len(units)} units; on an H100 about {estimate(units):.0f} s", flush=True)
 
-    def record(unit: Unit, rows: list[Row]) -> None:
+    def record(unit: Check, rows: list[CheckedTensor]) -> None:
         report.rows += [row.as_dict() for row in rows]
         report.save(args.json)
         print(line(unit, rows), flush=True)

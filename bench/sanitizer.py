@@ -15,14 +15,13 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from shutil import which
 
 import torch
 
 from primer_fast.bench import environment, stages, units
-from primer_fast.bench.stages import ERRORS, FAILED, NOT_AVAILABLE, PASSED, SANITIZER, STOPPED, Stage
+from primer_fast.bench.report import ERRORS, FAILED, NOT_AVAILABLE, PASSED, SANITIZER, STOPPED, Report
 
 PROGRAM = "compute-sanitizer"
 # PyTorch probes for driver functions that may be missing
@@ -37,7 +36,7 @@ _PLACE = re.compile(r"^=+ +(at |and |by thread |Address )")
 
 
 @dataclass
-class Row:
+class ToolRun:
     """One tool. ``errors``: None where it could not count; ``lines``: the first findings, and where it was last."""
 
     tool: str
@@ -47,7 +46,7 @@ class Row:
     seconds: float = 0.0
 
 
-def read_output(tool: str, text: str, code: int | None, seconds: float) -> Row:
+def read_output(tool: str, text: str, code: int | None, seconds: float) -> ToolRun:
     """What a tool said, as a row; code: its exit status, None where it was stopped."""
     said = text.splitlines()
     findings = [number for number, line in enumerate(said) if _FINDING.match(line)]
@@ -68,10 +67,10 @@ def read_output(tool: str, text: str, code: int | None, seconds: float) -> Row:
     else:
         status = PASSED
     lines = [re.sub(r"^=+ +", "", line)[:300] for line in kept[:_LINES]]
-    return Row(tool, status, errors, [*lines, *([at] if at else [])], round(seconds, 1))
+    return ToolRun(tool, status, errors, [*lines, *([at] if at else [])], round(seconds, 1))
 
 
-def run_tool(tool: str, program: str, limit: float, small: bool) -> Row:
+def run_tool(tool: str, program: str, limit: float, small: bool) -> ToolRun:
     """Run the cases of bench/sanitized.py under a tool, for at most ``limit`` seconds."""
     command = [program, "--tool", tool, *TOOLS[tool], sys.executable, "-u", "-m", "primer_fast.bench.sanitized"]
     command += ["--small"] if small else []
@@ -109,14 +108,14 @@ def main(argv: list[str] | None = None) -> int:
     if args.budget <= 0:
         parser.error(f"--budget must be positive; got {args.budget:g}")
     header = environment.describe("cuda" if torch.cuda.is_available() else "cpu", args.small)
-    before = units.resumed(args.json, partial(stages.load, kind=SANITIZER), header) if args.resume else None
-    report = before or Stage(SANITIZER, header)
+    before = units.resumed(args.json, SANITIZER, header) if args.resume else None
+    report = before or Report(SANITIZER, header)
     program = which(PROGRAM)
     tried = {row["tool"] for row in report.rows}
     for tool in (tool for tool in TOOLS if tool not in tried):
         left = args.budget - (time.monotonic() - begin)
         if program is None:
-            row = Row(tool, NOT_AVAILABLE, lines=[f"{PROGRAM} is not on the PATH"])
+            row = ToolRun(tool, NOT_AVAILABLE, lines=[f"{PROGRAM} is not on the PATH"])
         else:
             share = 0.5 if tool == "memcheck" and left >= _BOTH else 1.0
             row = run_tool(tool, program, max(share * left - _GRACE, 0.5), args.small)

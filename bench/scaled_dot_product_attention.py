@@ -1,10 +1,7 @@
 """Attention: ours against PyTorch's own choice of kernel, and against FlashAttention 2 and cuDNN by name."""
 
-import numpy as np
-import torch
-
 from primer_fast.backend import runs_triton
-from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, OURS, Op, Target
+from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, OURS, Op, OpGoal, named, production
 from primer_fast.bench.peers import FLASH, PEERS, NotAvailable
 from primer_fast.functional.scaled_dot_product_attention import (
     fast_attention_backward,
@@ -12,15 +9,13 @@ from primer_fast.functional.scaled_dot_product_attention import (
     scaled_dot_product_attention_plain,
 )
 from primer_fast.kernels.attention_onepass import supported
-from primer_fast.proof.inputs import allocate
 from primer_fast.reference.case import Case
 from primer_fast.reference.scaled_dot_product_attention import (
     CASES,
-    WITHOUT_GRADIENT,
+    REFERENCE,
     bytes_moved,
     flops,
     sizes,
-    values,
 )
 
 ONE_PASS = f"{OURS}, one-pass backward"
@@ -34,19 +29,6 @@ def one_pass(query, key, value, **options):
         return scaled_dot_product_attention(query, key, value, **options)
 
 
-def arrays(case, dtype, device, generator):
-    """Normal queries, keys and values in the layout of the case, lengths and masks as the reference draws them."""
-    drawn = values(case, np.random.default_rng(0))
-    made = {}
-    for name, shape in case.shapes.items():
-        kind = getattr(torch, case.dtypes[name]) if name in case.dtypes else dtype
-        array = (
-            torch.from_numpy(drawn[name]) if name in drawn else torch.randn(shape, generator=generator, device=device)
-        )
-        made[name] = allocate(shape, case.layouts.get(name), kind, device).copy_(array)
-    return made
-
-
 def _case(name, why, B, H, T, D, S=None, HK=None, *, gradients=True, **options):
     S, HK = S or T, HK or H
     shapes = {"query": (B, H, T, D), "key": (B, HK, S, D), "value": (B, HK, S, D)}
@@ -55,7 +37,7 @@ def _case(name, why, B, H, T, D, S=None, HK=None, *, gradients=True, **options):
 
 
 GPU_CASES = (
-    *(case for case in CASES if case.production),
+    *production(CASES),
     _case("llama_8k", "heads of 128, between the published lengths", 2, 16, 8192, 128, is_causal=True),
     _case("head_64_16k", "heads of 64, long", 1, 32, 16384, 64, is_causal=True),
 )
@@ -70,10 +52,6 @@ CPU_CASES = (
 def _long_causal(case):
     _, _, _, T, S, D, _ = sizes(case)
     return case.options == {"is_causal": True} and T == S >= 4096 and D in (64, 128)
-
-
-def _named(name):
-    return lambda case: case.name == name
 
 
 def _decodes(case):
@@ -92,16 +70,15 @@ OP = Op(
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=bytes_moved,
-    arrays=arrays,
-    without_gradient=WITHOUT_GRADIENT,
-    targets=(
+    without_gradient=REFERENCE.without_gradient,
+    goals=(
         # TFLOP/s of one H100, where FlashAttention 3 is published at 579, 616, 420 and 473
         *(
-            Target("rate", at_least=rate, passes=[FORWARD], precisions=["bfloat16"], where=_named(name))
+            OpGoal("rate", at_least=rate, passes=[FORWARD], precisions=["bfloat16"], where=named(name))
             for name, rate in (("llama_4k", 560), ("llama_16k", 600), ("head_64_4k", 420), ("head_64_16k", 470))
         ),
-        Target(f"versus {FLASH}", at_least=1.4, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_long_causal),
-        Target(f"versus {EAGER}", at_least=1, precisions=["bfloat16"], passes=[FORWARD], where=_decodes),
-        Target("host_us", at_most=25, passes=[FORWARD]),
+        OpGoal(f"versus {FLASH}", at_least=1.4, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=_long_causal),
+        OpGoal(f"versus {EAGER}", at_least=1, precisions=["bfloat16"], passes=[FORWARD], where=_decodes),
+        HOST_GOAL,
     ),
 )

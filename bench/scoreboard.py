@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from primer_fast.bench.agenda import ROWS
+from primer_fast.bench.files import markdown_table
 from primer_fast.bench.op import FORWARD, OURS
-from primer_fast.bench.report import Report, Row
+from primer_fast.bench.report import OK, OpRow, ProgramRow, Report
 from primer_fast.bench.tables import number
-from primer_fast.bench.trial import OK, Trial, TrialReport
 from primer_fast.bench.verdicts import readable
 
 COLUMNS = ("what", "target", "measured", "ratio", "best other")
@@ -24,64 +24,43 @@ class Line(NamedTuple):
     other: str
 
     def cells(self) -> list[str]:
-        return [self.what, self.target, number(self.measured, 3), number(self.ratio, 3), self.other]
+        """A missed target's ratio is bold."""
+        ratio = number(self.ratio, 3)
+        return [self.what, self.target, number(self.measured, 3), ratio if self.met else f"**{ratio}**", self.other]
 
 
-def of_ops(report: Report) -> list[Line]:
-    """The targets of single ops, those of the agenda first, in its order."""
+def lines_of(report: Report) -> list[Line]:
+    """The targets of a report of ops, those of the agenda first and in its order, or of whole programs."""
     order = {key: place for place, key in enumerate(ROWS)}
     groups = sorted(report.groups(), key=lambda rows: order.get(rows[0].group, len(order)))
     return [
-        Line(_name(rows[0]), readable(target["what"]), target["value"], _ratio(target), target["met"], _fastest(rows))
+        # Files from before there were ratios say only whether a target is met
+        Line(_name(row), readable(target["what"]), target["value"], target.get("ratio", float(target["met"])),
+             target["met"], _fastest(rows))
         for rows in groups
         for row in rows
-        if row.provider == OURS
         for target in row.targets
-    ]
-
-
-def of_programs(report: TrialReport) -> list[Line]:
-    """The targets of whole programs."""
-    return [
-        Line(trials[0].name, target["what"], target["value"], _ratio(target), target["met"], _fastest_program(trials))
-        for trials in report.comparisons()
-        for trial in trials
-        for target in trial.targets
-    ]
+    ]  # fmt: skip
 
 
 def markdown(lines: Iterable[Line]) -> str:
-    """A table; a missed target's ratio is bold."""
-    rows = []
-    for line in lines:
-        what, target, measured, ratio, other = line.cells()
-        rows.append((what, target, measured, ratio if line.met else f"**{ratio}**", other))
-    head = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    return "\n".join([*head, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)])
+    """A table."""
+    return markdown_table(COLUMNS, [line.cells() for line in lines])
 
 
-def _name(row: Row) -> str:
+def _name(row: OpRow | ProgramRow) -> str:
+    if isinstance(row, ProgramRow):
+        return row.name
     precision = "" if row.precision == "bfloat16" else f", {row.precision}"
     return f"{row.op} {row.case}{precision}" + ("" if row.pass_name == FORWARD else f", {row.pass_name}")
 
 
-def _ratio(target: dict) -> float:
-    """Files from before there were ratios say only whether a target is met."""
-    return target.get("ratio", 1.0 if target["met"] else 0.0)
-
-
-def _fastest(rows: list[Row]) -> str:
-    """Of the other providers that compute the same, the bare product or copy left out."""
-    others = [row for row in rows if not row.provider.startswith(OURS) and row.status == "ok" and row.error is not None]
+def _fastest(rows: list[OpRow] | list[ProgramRow]) -> str:
+    """Of the other providers that compute the same, unlike a bare product or copy."""
+    others = [row for row in rows if not row.provider.startswith(OURS) and row.status == OK]
+    others = [row for row in others if isinstance(row, ProgramRow) or row.error is not None]
     if not others:
         return "-"
     best = min(others, key=lambda row: row.median_ms)
-    return f"{best.provider}: {number(best.median_ms, 3)} ms, {number(best.rate, 3)} {best.unit}"
-
-
-def _fastest_program(trials: list[Trial]) -> str:
-    others = [trial for trial in trials if not trial.provider.startswith(OURS) and trial.status == OK]
-    if not others:
-        return "-"
-    best = min(others, key=lambda trial: trial.median_ms)
-    return f"{best.provider}: {number(best.median_ms, 3)} ms"
+    rate = f", {number(best.rate, 3)} {best.unit}" if isinstance(best, OpRow) else ""
+    return f"{best.provider}: {number(best.median_ms, 3)} ms{rate}"

@@ -4,15 +4,27 @@ It begins with the targets beside what was measured, goes on with what was wrong
 with the tables.
 """
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from primer_fast.bench import report, scoreboard, stages, tables, trial
+from primer_fast.bench import scoreboard, stages, tables
 from primer_fast.bench.files import replace_text
 from primer_fast.bench.op import OURS
-from primer_fast.bench.stages import COMPILE, RIGHT, SANITIZER, TUNE, Stage
+from primer_fast.bench.report import (
+    COMPILE,
+    FAILED,
+    FAST,
+    KINDS,
+    OK,
+    PROGRAMS,
+    RIGHT,
+    SANITIZER,
+    TUNE,
+    WRONG,
+    Report,
+    load,
+)
 
 BRIEF_CHARACTERS = 9_500  # of the page that is printed last: some callers keep only the end of what a command prints
 _FAILURES, _WORST, _ROWS = 20, 8, 40  # lines of each kind on the brief page
@@ -35,7 +47,8 @@ def save(out: Path, header: dict, outcomes: list, names: Names = MEASURED) -> No
 
 def text(out: Path, header: dict, outcomes: list, names: Names = MEASURED, *, brief: bool = False) -> str:
     """The page; if brief, under 10,000 characters."""
-    found = {name: _read(out / f"{name}.json", how) for name, how in _READERS.items() if _ran(name, outcomes)}
+    ran = {outcome.name for outcome in outcomes}
+    found = {kind: _read(out / f"{kind}.json", kind) for kind in KINDS if kind in ran}
     most = _FAILURES if brief else None
     versions = ", ".join(
         f"{key} {header[key]}" for key in ("python", "torch", "triton", "cuda", "driver") if header.get(key)
@@ -53,47 +66,34 @@ def text(out: Path, header: dict, outcomes: list, names: Names = MEASURED, *, br
     return page
 
 
-def _ran(name: str, outcomes: list) -> bool:
-    return any(outcome.name == name for outcome in outcomes)
-
-
-_READERS: dict[str, Callable] = {
-    COMPILE: partial(stages.load, kind=COMPILE), RIGHT: partial(stages.load, kind=RIGHT), "fast": report.load,
-    "programs": trial.load, SANITIZER: partial(stages.load, kind=SANITIZER), TUNE: partial(stages.load, kind=TUNE),
-}  # fmt: skip
-
-
-def _read(path: Path, how: Callable):
+def _read(path: Path, kind: str) -> Report | str:
     """What a stage left, or why it cannot be read."""
     try:
-        return how(path)
+        return load(path, kind)
     except (OSError, ValueError) as error:
         return f"No result ({type(error).__name__}: {error})."
 
 
-def _targets(found: dict) -> str:
-    lines = []
-    if isinstance(fast := found.get("fast"), report.Report):
-        lines += scoreboard.of_ops(fast)
-    if isinstance(programs := found.get("programs"), trial.TrialReport):
-        lines += scoreboard.of_programs(programs)
+def _targets(found: dict[str, Report | str]) -> str:
+    reports = [found[kind] for kind in (FAST, PROGRAMS) if isinstance(found.get(kind), Report)]
+    lines = [line for report in reports for line in scoreboard.lines_of(report)]
     return scoreboard.markdown(lines) if lines else "No target was measured."
 
 
-def _wrong(found: dict) -> Iterable[str]:
+def _wrong(found: dict[str, Report | str]) -> Iterable[str]:
     """A wrong kernel comes before one that does not compile, and that before a program that fails."""
-    yield from _failures(found, RIGHT)
-    if isinstance(fast := found.get("fast"), report.Report):
-        for row in tables.ours(fast):
-            if row.status != "ok":
-                yield f"fast {' '.join(row.group)}: {row.status}: {row.reason}"
-    yield from _failures(found, SANITIZER)
-    yield from _failures(found, COMPILE)
-    if isinstance(programs := found.get("programs"), trial.TrialReport):
-        for one in programs.trials:
-            if one.provider.startswith(OURS) and one.status in (trial.FAILED, trial.WRONG):
-                yield f"program {one.name}: {one.provider}: {one.status}: {one.reason}"
-    yield from _failures(found, TUNE)
+    for kind in (RIGHT, FAST, SANITIZER, COMPILE, PROGRAMS, TUNE):
+        report = found.get(kind)
+        if not isinstance(report, Report):
+            continue
+        if kind == FAST:
+            failed = [row for row in tables.ours(report) if row.status != OK]
+            yield from (f"fast {' '.join(row.group)}: {row.status}: {row.reason}" for row in failed)
+        elif kind == PROGRAMS:
+            failed = [r for r in report.rows if r.provider.startswith(OURS) and r.status in (FAILED, WRONG)]
+            yield from (f"program {row.name}: {row.provider}: {row.status}: {row.reason}" for row in failed)
+        else:
+            yield from stages.failures(report)
 
 
 def _no_time(found: dict, outcomes: list) -> Iterable[str]:
@@ -105,12 +105,7 @@ def _no_time(found: dict, outcomes: list) -> Iterable[str]:
             yield f"{name}: {len(left)}: " + "; ".join(left)
 
 
-def _failures(found: dict, name: str) -> list[str]:
-    content = found.get(name)
-    return stages.failures(content) if isinstance(content, Stage) else []
-
-
-def _details(name: str, content, log: Path, brief: bool) -> str:
+def _details(name: str, content: Report | str, log: Path, brief: bool) -> str:
     if isinstance(content, str):
         return f"{content}\n\n{_tail(log)}"
     if name == COMPILE:
@@ -120,12 +115,12 @@ def _details(name: str, content, log: Path, brief: bool) -> str:
         )
     if name == RIGHT:
         return _right(content.rows, brief)
-    if name == "fast":
+    if name == FAST:
         return (
             "\n".join(_limited(tables.brief_lines(tables.ours(content)), _ROWS)) if brief else tables.markdown(content)
         )
-    if name == "programs":
-        return "\n\n".join("\n".join(trial.lines(comparison)) for comparison in content.comparisons())
+    if name == PROGRAMS:
+        return "\n\n".join("\n".join(tables.program_lines(comparison)) for comparison in content.groups())
     if name == SANITIZER:
         return "\n".join(f"- {stages.tool_line(row)}" for row in content.rows)
     return "\n".join(_limited([f"- {row['site']}: {row['status']}" for row in content.rows], _ROWS))

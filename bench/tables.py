@@ -1,10 +1,11 @@
-"""A benchmark report as plain text or Markdown; standard library only, since GPU machines are often bare."""
+"""Reports as plain text or Markdown; standard library only, since GPU machines are often bare."""
 
 import math
 import statistics
 
+from primer_fast.bench.files import markdown_table
 from primer_fast.bench.op import COMPILED, EAGER, OURS
-from primer_fast.bench.report import Report, Row
+from primer_fast.bench.report import OK, OpRow, ProgramRow, Report
 
 _COLUMNS = {  # heading -> text of a row's cell
     "provider": lambda row: row.provider,
@@ -50,7 +51,7 @@ def header_lines(report: Report) -> list[str]:
     ]
 
 
-def group_text(rows: list[Row]) -> str:
+def group_text(rows: list[OpRow]) -> str:
     """The rows that were timed against each other, under one heading."""
     noise = next((row.noise for row in rows if row.noise is not None), None)
     op, case, precision, pass_name = rows[0].group
@@ -60,7 +61,7 @@ def group_text(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def brief_lines(rows: list[Row]) -> list[str]:
+def brief_lines(rows: list[OpRow]) -> list[str]:
     """One line per row, whatever its group: for a page that has room for our own rows alone."""
     kept = ("ms", "spread", "host us", "rate", "of ceiling", "x eager", "x compile")
     row_name = {"row": lambda row: " ".join(row.group)}
@@ -68,7 +69,7 @@ def brief_lines(rows: list[Row]) -> list[str]:
     return lines + [f"  {' '.join(row.group)}: {row.status}: {row.reason}" for row in rows if row.status != "ok"]
 
 
-def _aligned(rows: list[Row], columns: dict) -> list[str]:
+def _aligned(rows: list[OpRow], columns: dict) -> list[str]:
     """A heading and one line per row, without the columns in which no row has anything."""
     if not rows:
         return []
@@ -82,8 +83,8 @@ def _aligned(rows: list[Row], columns: dict) -> list[str]:
     return lines
 
 
-def target_lines(rows: list[Row]) -> list[str]:
-    """One line per target of each row of ours, missed ones first."""
+def target_lines(rows: list[OpRow] | list[ProgramRow]) -> list[str]:
+    """One line per target, missed ones first."""
     found = [(target["met"], " ".join(row.group), target) for row in rows for target in row.targets]
     return [
         f"{'met' if met else 'MISSED'}: {name}: {target['what']}, is {target['value']:.3g}"
@@ -104,29 +105,39 @@ def closing_lines(report: Report) -> list[str]:
     return [*lines, LEGEND]
 
 
-def text(report: Report) -> str:
-    """The whole report as plain text."""
-    parts = ["\n".join(header_lines(report)), *map(group_text, report.groups()), "\n".join(closing_lines(report))]
-    return "\n\n".join(parts)
-
-
 def markdown(report: Report) -> str:
     """One table of all rows, with the header above it."""
-    headings = ["op", "case", "precision", "pass", *_COLUMNS, "noise"]
-    lines = [*(f"- {line}" for line in header_lines(report)), "", "| " + " | ".join(headings) + " |"]
-    lines.append("|" + " --- |" * len(headings))
+    rows = []
     for row in report.rows:
-        if row.status == "ok":
-            cells = [cell(row) for cell in _COLUMNS.values()]
-        else:
+        cells = [cell(row) for cell in _COLUMNS.values()]
+        if row.status != OK:
             cells = [row.provider, f"{row.status}: {row.reason}", *[""] * (len(_COLUMNS) - 2)]
-        cells = [*row.group, *cells, _percent(row.noise)]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        rows.append([*row.group, *cells, _percent(row.noise)])
+    table = markdown_table(["op", "case", "precision", "pass", *_COLUMNS, "noise"], rows)
+    lines = [*(f"- {line}" for line in header_lines(report)), "", table]
     for line in closing_lines(report):
         lines += [f"- {line.strip()}"] if line.startswith("  ") else ["", line, ""]
     return "\n".join(lines)
 
 
-def ours(report: Report) -> list[Row]:
+def ours(report: Report) -> list[OpRow]:
     """Our own rows, those without figures included."""
     return [row for row in report.rows if row.provider == OURS]
+
+
+def program_lines(rows: list[ProgramRow]) -> list[str]:
+    """The rows of one comparison of whole programs."""
+    return [f"{rows[0].name}: {rows[0].setting}", *(f"  {row.provider:<28} {_program_figures(row)}" for row in rows)]
+
+
+def _program_figures(row: ProgramRow) -> str:
+    if row.status != OK:
+        return f"{row.status}: {row.reason}"
+    parts = [f"{row.median_ms:.4g} ms ({row.low_ms:.4g} to {row.high_ms:.4g})"]
+    parts += [f"{row.rate:,.4g} {row.unit}/s"] if row.unit else []
+    parts += [f"{row.versus:.3g} x our time"] if row.versus not in (None, 1.0) else []
+    parts += [f"peak {row.peak_mib:,.1f} MiB"] if row.peak_mib is not None else []
+    parts += [f"loss {row.loss:.6g}"] if row.loss is not None else []
+    parts += [f"{row.loss_difference:.1e} apart"] if row.loss_difference is not None else []
+    parts += [f"[{'met' if t['met'] else 'MISSED'}: {t['what']}, is {t['value']:.3g}]" for t in row.targets]
+    return ", ".join(parts)

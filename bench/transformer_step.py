@@ -5,8 +5,8 @@ import torch
 from primer_fast.bench import goals, nanogpt
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import NotAvailable
-from primer_fast.bench.trial import Goal, Trial
-from primer_fast.bench.turns import COMPARED, Step, take_turns
+from primer_fast.bench.report import Goal, ProgramRow
+from primer_fast.bench.training_steps import COMPARED, Step, compare_steps
 from primer_fast.data.text import load_text, tokenize
 from primer_fast.data.tokenizers import make
 from primer_fast.models.transformer import Transformer, TransformerConfig
@@ -27,7 +27,7 @@ GPT2_VOCAB = 50304  # GPT-2's 50,257 in nanoGPT's multiple of 64
 SMALL_SHAPE, SMALL_VOCAB = {"context": 8, "width": 16, "layers": 1, "heads": 1}, 32  # for a rehearsal
 
 
-def characters(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+def characters(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[ProgramRow]:
     """nanoGPT's model of characters in its setting for this device, on the text that comes with Python.
 
     On a GPU torch.compile is left to GPT-2: it takes most of a minute.
@@ -43,19 +43,19 @@ def characters(device: str, seconds: float, with_compile: bool, small: bool = Fa
     return compare("nanogpt", model, train, tokens, device, seconds, with_compile, bounds, small)
 
 
-def gpt2(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+def gpt2(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[ProgramRow]:
     """GPT-2 124M, a micro-batch of nanoGPT's; on a CPU one short window, which takes seconds.
 
     On a GPU torch.compile is left to ``gpt2_compiled``: if that hangs, these figures are written already.
     """
-    trials, model = _gpt2(device, seconds, with_compile and device == "cpu", small)
+    compared, model = _gpt2(device, seconds, with_compile and device == "cpu", small)
     if device == "cuda":
-        ours = next(trial for trial in trials if trial.provider == OURS)
+        ours = next(row for row in compared if row.provider == OURS)
         ours.targets.append(goals.GPT2_USE.judged(ours.rate * flops_per_token(model) / 989e12))
-    return trials
+    return compared
 
 
-def gpt2_compiled(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
+def gpt2_compiled(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[ProgramRow]:
     """The step of ``gpt2`` on a GPU beside nanoGPT with torch.compile.
 
     Raises:
@@ -74,7 +74,7 @@ def compile_nanogpt(small: bool = False) -> None:
     torch.cuda.synchronize()
 
 
-def _gpt2(device: str, seconds: float, compiled: bool, small: bool) -> tuple[list[Trial], TransformerConfig]:
+def _gpt2(device: str, seconds: float, compiled: bool, small: bool) -> tuple[list[ProgramRow], TransformerConfig]:
     model, train, tokens = _gpt2_setting(device, small)
     bounds = {COMPILED: goals.GPT2} if device == "cuda" else {}
     return compare("gpt2", model, train, tokens, device, seconds, compiled, bounds, small), model
@@ -97,9 +97,14 @@ def made(config: TransformerConfig, device: str) -> Transformer:
         return Transformer(config)
 
 
-def other_way(records: bool) -> tuple[str, bool]:
-    """What is timed on a GPU beside ours by default, which ``records`` its step or does not: name, ``cuda_graphs``."""
-    return (NO_GRAPH, False) if records else (GRAPH, True)
+def other_way(model: torch.nn.Module, rows: int) -> tuple[str, bool, str]:
+    """What is timed on a GPU beside ours: by default training records a CUDA graph of its step where that pays.
+
+    -> the name of the other way, the option ``cuda_graphs`` that asks for it, and words for the default.
+    """
+    pays = cuda_graphs.pays(model, rows)
+    name = NO_GRAPH if pays else GRAPH
+    return name, not pays, f", ours {'with' if pays else 'without'} a CUDA graph by default"
 
 
 def flops_per_token(model: TransformerConfig) -> float:
@@ -111,8 +116,8 @@ def flops_per_token(model: TransformerConfig) -> float:
 def compare(
     name: str, model: TransformerConfig, train: LanguageModelConfig, tokens: torch.Tensor, device: str, seconds: float,
     with_compile: bool, bounds: dict[str, Goal], small: bool = False,
-) -> list[Trial]:  # fmt: skip
-    """Trials of one step with ``tokens`` (N,) cut into windows.
+) -> list[ProgramRow]:  # fmt: skip
+    """Rows of one step with ``tokens`` (N,) cut into windows.
 
     On a GPU, OURS is what training does by default, with a CUDA graph or without; goals are judged on it. The other of
     the two stands beside it, or with torch.compile nanoGPT compiled.
@@ -120,9 +125,7 @@ def compare(
     torch.manual_seed(0)
     first = made(model, device)
     windows = [language_model.batch(tokens, model.context, train, i).to(device) for i in range(BATCHES)]
-
     rows = train.batch_size * model.context
-    records = device == "cuda" and cuda_graphs.pays(first, rows)
 
     def ours(compiled: bool, asked: bool | None = None) -> Step:
         own = made(model, device)
@@ -148,16 +151,15 @@ def compare(
         f"batch {train.batch_size}, vocabulary {model.vocab:,}, {train.precision}"
     )
     if device == "cuda":
-        other, asked = other_way(records)
+        other, asked, by_default = other_way(first, rows)
         beside = {other: lambda: ours(False, asked), NANOGPT: published(False, True)}
         steps = {OURS: lambda: ours(False)} | ({COMPILED: published(True, True)} if with_compile else beside)
-        setting += f", ours {'with' if records else 'without'} a CUDA graph by default"
-        setting += ", beside torch.compile" if with_compile else ""
+        setting += by_default + (", beside torch.compile" if with_compile else "")
     else:
         steps = {OURS: lambda: ours(False), NANOGPT: published(False, False)}
         steps |= {OURS_COMPILED: lambda: ours(True), COMPILED: published(True, False)} if with_compile else {}
         steps[FUSED] = published(False, True)
-    return take_turns(
+    return compare_steps(
         name, setting, steps, work=rows, unit="tokens", seconds=seconds, device=device, goals=bounds, small=small,
         compared=1 if small and (with_compile or name != "gpt2") else COMPARED,
         tolerance=1e-4 if train.precision == "float32" else 2e-2,

@@ -18,9 +18,9 @@ from typing import NoReturn, TypeVar
 import torch
 
 from primer_fast.bench import environment
+from primer_fast.bench.report import Report, load
 
 Unit = TypeVar("Unit")  # anything whose str() names it
-Report = TypeVar("Report")  # of a stage, with its ``header``
 LOST = 3  # exit status of a process that cannot go on
 
 
@@ -28,7 +28,7 @@ class DeviceLost(RuntimeError):
     """The GPU takes no more work in this process, so nothing after this can be measured in it."""
 
 
-def told(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An exception in one line."""
     return f"{type(error).__name__}: {first_line(error)}"
 
@@ -49,7 +49,7 @@ def check_device(reason: str | None = None) -> None:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
     except Exception as lost:
-        raise DeviceLost(reason or told(lost)) from lost
+        raise DeviceLost(reason or one_line(lost)) from lost
 
 
 def leave(status: int) -> NoReturn:
@@ -69,17 +69,16 @@ def marker_of(path: Path) -> Path:
     return path.with_suffix(".begun")
 
 
-def resumed(path: Path, load: Callable[[Path], Report], header: dict) -> Report | None:
+def resumed(path: Path, kind: str, header: dict) -> Report | None:
     """What an earlier process of the same run has left, or None; a file of another run is not gone on with.
 
     Args:
-        load: reads it; a ValueError says why it cannot.
         header: of this run, see environment.same_run.
     """
     if not path.exists():
         return None
     try:
-        found = load(path)
+        found = load(path, kind)
         if environment.same_run(found.header, header):
             return found
         reason = f"{path} is of another machine, other code or other sizes"

@@ -1,13 +1,13 @@
 """Every target against the newest figures there are: met, missed, or not measured and why."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from primer_fast.bench import op as ops
 from primer_fast.bench.goals import DECLARED
-from primer_fast.bench.report import Report
+from primer_fast.bench.report import OK, ProgramRow
 from primer_fast.bench.results import Found, Results
-from primer_fast.bench.trial import OK, Trial
 
 MET, MISSED, NOT_MEASURED = "met", "missed", "not measured"
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
@@ -18,6 +18,8 @@ _METRICS = {
 
 
 class Figure(NamedTuple):
+    """The figure of one case beside its target."""
+
     case: str
     value: float
     met: bool
@@ -41,12 +43,12 @@ class Verdict:
         return MET if all(figure.met for figure in self.figures) else MISSED
 
 
-def newest_trials(results: Results) -> dict[tuple[str, str, str], tuple[Found, list[Trial]]]:
+def newest_programs(results: Results) -> dict[tuple[str, str, str], tuple[Found, list[ProgramRow]]]:
     """By machine, name and setting: the last comparison, and the file it stands in."""
     newest = {}
-    for found in results.trials:  # oldest first
-        for comparison in found.content.comparisons():
-            newest[found.machine, comparison[0].name, comparison[0].setting] = found, comparison
+    for found in results.programs:  # oldest first
+        for comparison in found.content.groups():
+            newest[(found.machine, *comparison[0].group)] = found, comparison
     return newest
 
 
@@ -75,49 +77,47 @@ def readable(what: str) -> str:
     return what.replace(">=", "\u2265").replace("<=", "\u2264")
 
 
-def _of_programs(results: Results) -> list[Verdict]:
+def _judged(measured: Iterable[tuple[Found, list]]) -> list[Verdict]:
+    """The targets that stand in rows."""
     judged: dict[tuple, list[Figure]] = {}
+    for found, rows in measured:
+        for row in rows:
+            for target in row.targets:
+                key = found.content.header["kind"], found.machine, row.subject, target["what"]
+                judged.setdefault(key, []).append(Figure(row.which, target["value"], target["met"]))
+    return [Verdict(*key, _worst_first(key[-1], figures)) for key, figures in judged.items()]
+
+
+def _of_programs(results: Results) -> list[Verdict]:
+    newest = list(newest_programs(results).values())
+    made = _judged(newest)
     silent: dict[tuple[str, str], str] = {}
-    measured_kinds = set()
-    for (machine, name, setting), (found, comparison) in newest_trials(results).items():
-        kind = found.content.header["kind"]
-        measured_kinds.add(kind)
-        first = name.split(" of ")[0]
-        subject, case = (first, name) if first in ("call", "launch") else (name, setting)
-        for trial in comparison:
-            if trial.status != OK:
-                silent.setdefault((kind, subject), f"{trial.provider}: {trial.reason}")
-            for target in trial.targets:
-                figure = Figure(case, target["value"], target["met"])
-                judged.setdefault((kind, machine, subject, target["what"]), []).append(figure)
-    made = [Verdict(*key, _worst_first(key[-1], figures)) for key, figures in judged.items()]
+    for found, comparison in newest:
+        for row in comparison:
+            if row.status != OK:
+                silent.setdefault((found.content.header["kind"], row.subject), f"{row.provider}: {row.reason}")
+    measured_kinds = {found.content.header["kind"] for found, _ in newest}
     for kind, declared in DECLARED.items():
+        nothing = f"no {KINDS[kind]} run of whole programs is committed" if kind not in measured_kinds else ""
         for subject, goal in declared:
-            if not any((v.kind, v.subject, v.what) == (kind, subject, goal.what) for v in made):
-                nothing = f"no {KINDS[kind]} run of whole programs is committed"
-                reason = nothing if kind not in measured_kinds else silent.get((kind, subject), "no run measures it")
-                made.append(Verdict(kind, "", subject, goal.what, reason=reason))
+            reason = nothing or silent.get((kind, subject), "no run measures it")
+            made += _unless_measured(made, kind, subject, goal.what, reason)
     return sorted(made, key=lambda verdict: list(DECLARED).index(verdict.kind))
 
 
 def _of_ops(results: Results) -> list[Verdict]:
-    made = []
-    for found in newest_ops(results):
-        report: Report = found.content
-        judged: dict[tuple[str, str], list[Figure]] = {}
-        for row in report.rows:
-            for target in row.targets:
-                figure = Figure(f"{row.case}, {row.precision}, {row.pass_name}", target["value"], target["met"])
-                judged.setdefault((row.op, target["what"]), []).append(figure)
-        kind = report.header["kind"]
-        made += [Verdict(kind, found.machine, *key, _worst_first(key[1], f)) for key, f in judged.items()]
-    gpu = bool(results.of_gpus())
+    made = _judged((found, found.content.rows) for found in newest_ops(results))
+    reason = "no committed run measures it" if results.of_gpus() else "no GPU run is committed"
     for name in ops.names():
-        for what in dict.fromkeys(map(str, ops.load(name).targets)):
-            if not any((v.kind, v.subject, v.what) == ("cuda", name, what) for v in made):
-                reason = "no committed run measures it" if gpu else "no GPU run is committed"
-                made.append(Verdict("cuda", "", name, what, reason=reason))
+        for what in dict.fromkeys(goal.goal.what for goal in ops.load(name).goals):
+            made += _unless_measured(made, "cuda", name, what, reason)
     return made
+
+
+def _unless_measured(made: list[Verdict], kind: str, subject: str, what: str, reason: str) -> list[Verdict]:
+    """A verdict that says why nothing was measured, where there is none."""
+    known = any((v.kind, v.subject, v.what) == (kind, subject, what) for v in made)
+    return [] if known else [Verdict(kind, "", subject, what, reason=reason)]
 
 
 def _worst_first(what: str, figures: list[Figure]) -> tuple[Figure, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from primer_fast.bench.files import filled
+from primer_fast.bench.files import filled, markdown_table
 
 PINNED = "pinned"  # the column that the others are compared with
 BEGIN, END = "<!-- make versions: begin -->", "<!-- make versions: end -->"
@@ -129,7 +129,9 @@ def _overview(found: dict[str, Summary]) -> str:
             str(s.seconds.get(file, "-")) for file in ("verify.json", "compile.json", "tests.xml")
         ),
     }
-    return _markdown(["", *found], [[label, *(str(cell(s)) for s in found.values())] for label, cell in rows.items()])
+    return markdown_table(
+        ["", *found], [[label, *(str(cell(s)) for s in found.values())] for label, cell in rows.items()]
+    )
 
 
 def _problems(found: dict[str, Summary]) -> list[str]:
@@ -154,7 +156,7 @@ def _compared(name: str, ours: Summary, pinned: Summary) -> str:
     ]
     alike = Counter(tuple(_difference(*pair)) for pair in shown)
     if shown:
-        lines += ["", _markdown(["launches", "", PINNED, name], [[str(n), *cells] for cells, n in alike.items()])]
+        lines += ["", markdown_table(["launches", "", PINNED, name], [[str(n), *cells] for cells, n in alike.items()])]
     return "\n".join(lines)
 
 
@@ -183,8 +185,3 @@ def _difference(key: Key, ours: dict, pinned: dict) -> list[str]:
 
     op, _, direction, _ = key
     return [f"{op} {direction} `{ours['kernel']}`", described(pinned), described(ours)]
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    line = lambda cells: f"| {' | '.join(cells)} |"  # noqa: E731
-    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])

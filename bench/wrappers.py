@@ -7,8 +7,8 @@ from primer_fast import functional as F
 from primer_fast.bench import goals
 from primer_fast.bench.op import EAGER, OURS
 from primer_fast.bench.peers import failure
+from primer_fast.bench.report import ProgramRow
 from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, quartiles, time_interleaved
-from primer_fast.bench.trial import Trial
 
 
 class HostClock(WallClock):
@@ -76,31 +76,31 @@ def pairs(device: str, small: bool = True) -> dict[str, tuple]:
 
 
 @torch.no_grad()
-def wrappers(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[Trial]:
-    """Trials of one call each, host time. On a CPU the goal is the median of the rounds' own differences.
+def wrappers(device: str, seconds: float, with_compile: bool, small: bool = False) -> list[ProgramRow]:
+    """Rows of one call each, host time. On a CPU the goal is the median of the rounds' own differences.
 
     Raises:
         Exception: a call of ours failed; whatever it raised.
     """
-    trials = []
+    rows = []
     on_gpu = device == "cuda"
     clock, least = HostClock(1 if small else 50) if on_gpu else WallClock(), 1 if small else MIN_ROUNDS
     for op, (ours, theirs) in pairs(device, small or not on_gpu).items():
         timings = time_interleaved({OURS: ours, EAGER: theirs}, clock, seconds / 9, least)
         setting = "a small tensor, no gradient, host time" if on_gpu else "a tiny tensor, no gradient"
-        pair = {name: Trial(f"call of {op}", setting, name, unit="calls") for name in timings}
-        trials += pair.values()
+        pair = {name: ProgramRow(f"call of {op}", setting, name, unit="calls") for name in timings}
+        rows += pair.values()
         if not isinstance(timings[OURS], Timing):
             raise timings[OURS]
         if not isinstance(timings[EAGER], Timing):
             pair[EAGER].status, pair[EAGER].reason = failure(timings[EAGER], device)
             continue
         taken = {name: [ms / 1e3 for ms in timing.samples] for name, timing in timings.items()}
-        for name, trial in pair.items():
-            trial.time(taken[name], taken[OURS], 1)
+        for name, row in pair.items():
+            row.time(taken[name], taken[OURS], 1)
         if on_gpu:
             pair[OURS].targets.append(goals.HOST_US.judged(1e3 * pair[OURS].median_ms))
             continue
         extra = quartiles([1e6 * (own - other) for own, other in zip(taken[OURS], taken[EAGER], strict=True)])[1]
         pair[OURS].targets.append(goals.CALL_US.judged(extra))
-    return trials
+    return rows

@@ -45,7 +45,7 @@ def test_a_bad_descriptor_is_refused(rule, change, monkeypatch):
 PROBE = """
 import collections, json, torch
 from primer_fast.kernels import descriptor
-from primer_fast.proof.production import compiled_launches, plan
+from primer_fast.proof.production import compiled_launches, cases_to_compile
 
 checked, check = collections.Counter(), descriptor.check
 def counted(base, shape, *rest):
@@ -59,7 +59,7 @@ except ValueError as error:
     refused = str(error)
 checked.clear()
 errors = []
-for unit in plan((), (), (), ("sm_90",)):
+for unit in cases_to_compile((), (), (), ("sm_90",)):
     error = compiled_launches(unit, wanted=lambda kernel: False)[2]  # all but the compiler
     if error != "no kernel was launched":
         errors.append([unit.op, str(unit.case), unit.dtype, error])

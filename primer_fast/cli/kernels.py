@@ -19,7 +19,7 @@ from primer_fast.cli.console import Display
 from primer_fast.cli.options.kernels import parse
 from primer_fast.cli.run_folder import write_text
 from primer_fast.proof.hot_loop import HotLoop
-from primer_fast.proof.production import Row, Unit, compile_units, plan
+from primer_fast.proof.production import CaseOnTarget, CompiledLaunch, cases_to_compile, compile_units
 from primer_fast.proof.resources import Resources
 from primer_fast.proof.targets import TARGETS
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"kernels: jobs must be at least 1; got {options.jobs}")
         if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
             raise ValueError(f"kernels: json must be a file in a folder that exists; got {options.json}")
-        units = plan(options.ops, options.case, options.dtype, options.target)
+        units = cases_to_compile(options.ops, options.case, options.dtype, options.target)
         rows = _compile(units, options.jobs)
     except (ValueError, RuntimeError) as error:
         print(f"primer-fast {error}", file=sys.stderr)
@@ -67,7 +67,7 @@ def described(argv: list[str]) -> dict:
     return {**versions, "date": now, "commit": commit(), "command": shlex.join(["primer-fast", "kernels", *argv])}
 
 
-def _compile(units: list[Unit], jobs: int) -> list[Row]:
+def _compile(units: list[CaseOnTarget], jobs: int) -> list[CompiledLaunch]:
     rows = []
     with Display(Console(stderr=True, highlight=False)) as display:
         advance = display.task("compiling", total=len(units))
@@ -77,7 +77,7 @@ def _compile(units: list[Unit], jobs: int) -> list[Row]:
     return rows
 
 
-def _show(rows: list[Row], console: Console) -> None:
+def _show(rows: list[CompiledLaunch], console: Console) -> None:
     for (target, dtype, op), group in groupby(rows, key=lambda row: (row.target, row.dtype, row.op)):
         console.print(_table(list(group), target, dtype, op))
     failed = [row for row in rows if row.error]
@@ -92,7 +92,7 @@ def _show(rows: list[Row], console: Console) -> None:
     )
 
 
-def _table(rows: list[Row], target: str, dtype: str, op: str) -> Table:
+def _table(rows: list[CompiledLaunch], target: str, dtype: str, op: str) -> Table:
     chip = TARGETS[target]
     table = Table(
         title=f"{op} · {dtype} · {target} ({chip.gpu}: {chip.processors} processors, "
@@ -112,7 +112,7 @@ def _table(rows: list[Row], target: str, dtype: str, op: str) -> Table:
     return table
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: CompiledLaunch) -> list[str]:
     kernel = row.kernel.removeprefix("_").removeprefix("attention_").removesuffix("_kernel")
     blocks = [str(v) for name, v in row.constexprs.items() if name.startswith("BLOCK")]
     splits = row.constexprs.get("SPLITS", 1)
@@ -129,7 +129,7 @@ def _cells(row: Row) -> list[str]:
     return [*cells, *memory, *step, epilogue, *counts]
 
 
-def _waits(row: Row, loop: HotLoop | None) -> str:
+def _waits(row: CompiledLaunch, loop: HotLoop | None) -> str:
     wgmma = loop is not None and loop.from_shared + loop.from_registers > 0
     waits = str(loop.waits) if loop is not None and wgmma else ""
     return f"[red]{waits}![/red]" if row.serialized else waits

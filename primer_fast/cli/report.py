@@ -17,7 +17,7 @@ from primer_fast.cli import report_page, report_pictures
 from primer_fast.cli.console import Display
 from primer_fast.cli.options.report import parse
 from primer_fast.cli.run_folder import write_text
-from primer_fast.proof.production import compile_units, plan
+from primer_fast.proof.production import cases_to_compile, compile_units
 
 
 def main(argv: list[str]) -> int:
@@ -46,13 +46,13 @@ def main(argv: list[str]) -> int:
     for name, reason in found.unreadable.items():
         print(f"not readable: {name}: {reason}", file=sys.stderr)
     kept = f", pictures in {options.pictures}" if options.pictures else ""
-    print(f"{options.out}: {len(found.ops)} reports of ops, {len(found.trials)} of whole programs{kept}")
+    print(f"{options.out}: {len(found.ops)} reports of ops, {len(found.programs)} of whole programs{kept}")
     return 0
 
 
 def compiled(jobs: int) -> dict:
     """Rows of all production cases in bfloat16 on sm_90, compiled now, and what compiled them."""
-    units, rows = plan(dtypes=["bfloat16"]), []
+    units, rows = cases_to_compile(dtypes=["bfloat16"]), []
     with Display(Console(stderr=True, highlight=False)) as display:
         advance = display.task("compiling", total=len(units))
         for done, (unit, made) in enumerate(zip(units, compile_units(units, jobs), strict=True), 1):

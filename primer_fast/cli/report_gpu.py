@@ -3,6 +3,7 @@
 from html import escape
 
 from primer_fast.bench import stages
+from primer_fast.bench.report import Report
 from primer_fast.bench.results import Found, Results
 from primer_fast.cli import page
 from primer_fast.cli.report_grid import NONE, Cell, figure, grid
@@ -19,7 +20,7 @@ def failures(results: Results) -> list[str]:
 
 def not_kept(results: Results) -> list[str]:
     """What was measured and is not committed, since it rests on an op that was not right."""
-    every = [*results.ops, *results.trials, *results.newest(stages.TUNE)]
+    every = [*results.ops, *results.programs, *results.newest(stages.TUNE)]
     return [
         f"{found.path}: {name}: {why}"
         for found in every
@@ -116,7 +117,7 @@ def _microseconds(seconds: float | None) -> str:
     return figure(None if seconds is None else 1e6 * seconds)
 
 
-def _left_out(stage: stages.Stage) -> list[str]:
+def _left_out(stage: Report) -> list[str]:
     if not stage.left_out:
         return []
     return [page.text(f"Left out: {len(stage.left_out):,}, the first: {stage.left_out[0]}.")]

@@ -6,11 +6,10 @@ from pathlib import Path
 from primer_fast import __version__
 from primer_fast.bench import history
 from primer_fast.bench.op import COMPILED, EAGER, OURS
-from primer_fast.bench.report import Row
+from primer_fast.bench.report import OK, OpRow, ProgramRow
 from primer_fast.bench.results import Found, Results
 from primer_fast.bench.tables import LEGEND
-from primer_fast.bench.trial import OK, Trial
-from primer_fast.bench.verdicts import KINDS, MISSED, NOT_MEASURED, Verdict, newest_ops, newest_trials, readable
+from primer_fast.bench.verdicts import KINDS, MISSED, NOT_MEASURED, Verdict, newest_ops, newest_programs, readable
 from primer_fast.cli import page, report_gpu
 from primer_fast.cli.report_grid import NONE, STYLE, Cell, figure, grid, percent
 from primer_fast.cli.report_pictures import program, runs_of_ops
@@ -20,7 +19,7 @@ MOST_CHANGES, MOST_MISSED = 12, 8  # rows of the history's table, lines at the t
 
 def page_of(results: Results, judged: list[Verdict], drawn: dict[str, Path], commit: str | None) -> str:
     """The whole page, with the pictures ``drawn`` inside it."""
-    found = (results.ops, results.trials, results.stages, results.verified, results.compiled)
+    found = (results.reports, results.verified, results.compiled)
     files = sum(map(len, found))
     subtitle = (
         f"primer_fast {__version__}, commit {commit or 'unknown'}; made by primer-fast report from "
@@ -36,7 +35,7 @@ def page_of(results: Results, judged: list[Verdict], drawn: dict[str, Path], com
 
 
 def _in_short(results: Results, judged: list[Verdict]) -> str:
-    every = [*results.ops, *results.trials, *results.stages]
+    every = results.reports
     gpus = [found for found in every if found.content.header["kind"] == "cuda"]
     parts = []
     if wrong := report_gpu.failures(results):  # a wrong kernel comes before a slow one
@@ -95,7 +94,7 @@ def _targets(judged: list[Verdict]) -> str:
 
 
 def _programs(results: Results, drawn: dict[str, Path]) -> str:
-    newest = newest_trials(results)
+    newest = newest_programs(results)
     if not newest:
         return page.section("Whole programs", page.text("No comparison of whole programs is committed."))
     parts = []
@@ -120,7 +119,7 @@ def _programs(results: Results, drawn: dict[str, Path]) -> str:
     return page.section("Whole programs", *parts, page.text(legend))
 
 
-def _trial_cells(trial: Trial) -> tuple[Cell, ...]:
+def _trial_cells(trial: ProgramRow) -> tuple[Cell, ...]:
     by = (trial.provider, "ours" if trial.provider == OURS else "")
     if trial.status != OK:
         return by, (f"{trial.status}: {trial.reason}", "none wide")
@@ -171,8 +170,8 @@ def _op_pictures(found: Found, drawn: dict[str, Path]) -> list[tuple[Path, str]]
     ]
 
 
-def _op_table(op: str, rows: list[Row]) -> str:
-    groups: dict[tuple, list[Row]] = {}
+def _op_table(op: str, rows: list[OpRow]) -> str:
+    groups: dict[tuple, list[OpRow]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
     lines: list[tuple[Cell, ...]] = []
@@ -187,7 +186,7 @@ def _op_table(op: str, rows: list[Row]) -> str:
     return f"<details>{summary}{grid(head, lines, titles=titles)}</details>"
 
 
-def _row_cells(row: Row) -> tuple[Cell, ...]:
+def _row_cells(row: OpRow) -> tuple[Cell, ...]:
     by = (row.provider, "ours" if row.provider == OURS else "")
     if row.status != "ok":
         return by, (f"{row.status}: {row.reason}", "none wide")
@@ -212,7 +211,7 @@ def _history(results: Results, drawn: dict[str, Path]) -> str:
         dates = f"{reports[-2].header['date'][:10]} and {reports[-1].header['date'][:10]}"
         parts.append(page.text(f"Ours in the last two runs ({dates}), the largest changes both ways:"))
         parts.append(grid(("case", "before, ms", "after, ms", "after / before", "noise"), kept))
-    series = history.ratios([found.content for found in results.trials])
+    series = history.ratios([found.content for found in results.programs])
     repeated = [(key, runs) for key, runs in series.items() if len(runs) > 1 and key[2] != OURS]
     if repeated:
         lines = [
@@ -289,7 +288,7 @@ def _sources(results: Results) -> str:
         (found.path, found.content.header["device"], found.content.header["date"],
          found.content.header.get("commit") or NONE, _machine_versions(found.content.header),
          (found.content.header.get("command") or "python -m primer_fast.bench", "wide"))
-        for found in [*results.trials, *results.ops, *results.stages]
+        for found in results.reports
     ]  # fmt: skip
     parts = [grid(("file", "machine", "date (UTC)", "commit", "versions", "command"), rows, left=6)] if rows else []
     parts += [page.text(f"Not readable: {name}: {reason}") for name, reason in results.unreadable.items()]
@@ -306,13 +305,13 @@ def _not_measured(results: Results, judged: list[Verdict]) -> str:
     lines = []
     if not results.of_gpus():
         lines.append("Speed and memory of every kernel on a GPU: no GPU run is committed.")
-    if not any(found.content.header["kind"] == "cuda" for found in results.trials):
+    if not any(found.content.header["kind"] == "cuda" for found in results.programs):
         lines.append("Training steps and generation on a GPU: no GPU run of whole programs is committed.")
     for found in newest_ops(results):
         lines += [f"{found.path}: {what}, for want of time." for what in found.content.left_out]
         lines += [f"{found.path}: {' '.join(row.group)}, {row.provider}: {row.status}: {row.reason}"
                   for row in found.content.rows if row.provider == OURS and row.status != "ok"]  # fmt: skip
-    for (machine, name, _), (_, comparison) in newest_trials(results).items():
+    for (machine, name, _), (_, comparison) in newest_programs(results).items():
         lines += [f"{machine}: {name}, {trial.provider}: {trial.status}: {trial.reason}"
                   for trial in comparison if trial.status != OK]  # fmt: skip
     lines += report_gpu.not_kept(results)

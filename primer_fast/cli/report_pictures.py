@@ -4,10 +4,9 @@ from pathlib import Path
 
 from primer_fast.bench import history
 from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD
-from primer_fast.bench.report import Report
+from primer_fast.bench.report import ProgramRow, Report
 from primer_fast.bench.results import Results
-from primer_fast.bench.trial import Trial
-from primer_fast.bench.verdicts import newest_ops, newest_trials
+from primer_fast.bench.verdicts import newest_ops, newest_programs
 from primer_fast.cli import report_plots
 
 PROGRAMS = {
@@ -26,7 +25,7 @@ def pictures(results: Results, folder: Path) -> dict[str, Path]:
         if draw(path, *arguments):
             made[key] = path
 
-    newest = newest_trials(results)
+    newest = newest_programs(results)
     for machine in dict.fromkeys(machine for machine, _, _ in newest):
         mine = [comparison for (where, _, _), (_, comparison) in newest.items() if where == machine]
         kept = [comparison for comparison in mine if not comparison[0].name.startswith("call of ")]
@@ -58,7 +57,7 @@ def program(name: str) -> str:
     return PROGRAMS.get(name, name)
 
 
-def _labels(comparisons: list[list[Trial]]) -> list[str]:
+def _labels(comparisons: list[list[ProgramRow]]) -> list[str]:
     """Each comparison's name, with what tells it from others of that name."""
     names = [comparison[0].name for comparison in comparisons]
     labels = []

@@ -12,9 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS
-from primer_fast.bench.report import Report
+from primer_fast.bench.report import OK, ProgramRow, Report
 from primer_fast.bench.roofline import attainable, points, ridge
-from primer_fast.bench.trial import OK, Trial
 from primer_fast.cli.plots import INK, MUTED, STYLE, TEST, TRAIN
 
 STYLE = STYLE | {"figure.dpi": 150}
@@ -111,7 +110,7 @@ def _ratio_axis(axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def programs(path: Path, comparisons: list[list[Trial]], labels: list[str], title: str) -> bool:
+def programs(path: Path, comparisons: list[list[ProgramRow]], labels: list[str], title: str) -> bool:
     """Whole programs beside ours, quartiles as lines, a bar where a target asks for. False where there is none."""
     drawn = [
         (f"{label}\n{trial.provider}", trial)

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         with Display(Console(stderr=True, highlight=False)) as display:
             advance = display.task("tuning", total=max(1, len(job.rows)))
             ended = count(1)
-            status = job.search(lambda row: advance(next(ended), f"{row.site} {row.status}"))
+            status = job.search(lambda row: advance(next(ended), f"{row.decision} {row.status}"))
     console = Console(highlight=False)
     console.width = console.width if console.is_terminal else _WIDTH
     _show(job.rows, console)
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     return status
 
 
-def _show(rows: list[session.Row], console: Console) -> None:
+def _show(rows: list[session.DecisionResult], console: Console) -> None:
     table = Table(title="candidates", title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for i, name in enumerate(report.COLUMNS):
         table.add_column(f"  {name}" if i else name, justify="right" if i else "left", no_wrap=True)

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     try:
         if options.json is not None and not options.json.absolute().parent.is_dir():
             raise ValueError(f"verify: json must be a file in a folder that exists; got {options.json}")
-        plan = verify.plan(options.ops, options.dtype, options.case)
+        plan = verify.cases_to_verify(options.ops, options.dtype, options.case)
     except (ValueError, RuntimeError) as error:
         print(f"primer-fast {error}", file=sys.stderr)
         return 2
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _table(units: list[list[verify.Row]], every: bool) -> Table:
+def _table(units: list[list[verify.VerifiedTensor]], every: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for name in ("op", "case", "dtype", "operands by", "worst tensor" if not every else "tensor"):
         table.add_column(name, no_wrap=True)

@@ -5,7 +5,6 @@ tensors hold; where a result is too large for that, on parts that do not depend 
 """
 
 import contextlib
-import importlib
 import math
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,12 +16,14 @@ import torch
 from torch import Tensor
 
 from primer_fast import functional
+from primer_fast.proof import verify
 from primer_fast.proof.inputs import allocate
 from primer_fast.proof.numerics import SLACK
 from primer_fast.proof.terms import HEADS, magnitudes, row_blocks
-from primer_fast.proof.verify import device, differentiable
+from primer_fast.proof.verify import device
 from primer_fast.reference.case import Case, arguments
 from primer_fast.reference.linear_log_prob import IGNORED, LOGITS
+from primer_fast.reference.ops import OPS
 
 ATTENTION = "scaled_dot_product_attention"
 _PIECE = 2**25  # elements that are compared at a time: each takes some 40 bytes meanwhile
@@ -33,7 +34,7 @@ Part = tuple[int, int] | None  # an element of the batch and a key head; None: a
 
 
 @dataclass
-class Row:
+class CheckedTensor:
     """One comparison: a tensor of a case with its truth ("values"), or something else that must hold.
 
     error, budget: the largest absolute difference and what is allowed; None if not finite or not applicable.
@@ -57,11 +58,6 @@ class Row:
         return asdict(self)
 
 
-def outputs_of(op: str) -> tuple[str, ...]:
-    """Names of all that an op may return, in order."""
-    return getattr(importlib.import_module(f"primer_fast.reference.{op}"), "OUTPUTS", ("output",))
-
-
 def draw(op: str, case: Case, dtype: torch.dtype, where: str, seed: int = 0) -> dict[str, Tensor]:
     """The arrays of a case, drawn on the device: normal, except those for which its reference has its own values.
 
@@ -83,10 +79,10 @@ def draw(op: str, case: Case, dtype: torch.dtype, where: str, seed: int = 0) -> 
 
 def _own_values(op: str, case: Case, generator: torch.Generator) -> dict[str, Tensor]:
     """As ``values`` of the op's reference; those of loss heads are too many for NumPy."""
-    truth, where = importlib.import_module(f"primer_fast.reference.{op}"), generator.device
+    where = generator.device
     if op not in HEADS:
         rng = np.random.default_rng(generator.initial_seed())
-        drawn = truth.values(case, rng) if hasattr(truth, "values") else {}
+        drawn = OPS[op].values(case, rng)
         return {name: torch.from_numpy(np.array(values)).to(where) for name, values in drawn.items()}
     shapes, (mean, std) = case.shapes, LOGITS.get(case.name, LOGITS["flat"])
     (V, D), rows = shapes["linear_weight"], shapes["target"]
@@ -116,9 +112,8 @@ def forward(
     op: str, case: Case, arrays: dict[str, Tensor], *, plain: bool = False
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """The op, or PyTorch's operators, on these arrays -> outputs, and by name the leaves that they depend on."""
-    module = importlib.import_module(f"primer_fast.functional.{op}")
-    function = getattr(module, f"{op}_plain") if plain else getattr(functional, op)
-    names = differentiable(op, case)
+    function = verify.plain(op) if plain else getattr(functional, op)
+    names = OPS[op].differentiable(case)
     arrays = {name: t.detach().requires_grad_(name in names) for name, t in arrays.items()}
     outputs = function(**arguments(arrays), **case.options)
     return outputs if isinstance(outputs, tuple) else (outputs,), {name: arrays[name] for name in names}
@@ -128,7 +123,7 @@ def backward(
     op: str, outputs: tuple[Tensor, ...], leaves: dict[str, Tensor], upstream: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:
     """What ``forward`` returned -> outputs and gradients by name."""
-    results = dict(zip(outputs_of(op), (y.detach() for y in outputs), strict=False))
+    results = dict(zip(OPS[op].outputs, (y.detach() for y in outputs), strict=False))
     grads = torch.autograd.grad(outputs, list(leaves.values()), upstream) if leaves else ()
     return results | dict(zip(leaves, grads, strict=True))
 
@@ -159,17 +154,17 @@ def truth(op: str, case: Case, arrays: dict[str, Tensor], upstream: tuple[Tensor
         dy = upstream[0] / number.clamp(min=1) if reduced == "mean" else upstream[0]
         upstream = (dy.expand(shapes["target"]),)
     upstream = tuple(dy.reshape(-1) for dy in upstream)
-    each, grads = [], {name: torch.zeros_like(t) for name, t in exact.items() if name in differentiable(op, case)}
+    each, grads = [], {name: torch.zeros_like(t) for name, t in exact.items() if name in OPS[op].differentiable(case)}
     for rows in row_blocks(len(target), len(w)):
         block = replace(case, options=options)
         some, _ = run(op, block, of_row | {"input": x[rows], "target": target[rows]}, _rows(upstream, rows), plain=True)
-        each.append([some.pop(name) for name in outputs_of(op) if name in some])
+        each.append([some.pop(name) for name in OPS[op].outputs if name in some])
         grads["input"].view(len(target), -1)[rows] = some.pop("input")
         for name, grad in some.items():
             grads[name] += grad
     columns = [torch.cat(column) for column in zip(*each, strict=True)]
     columns = columns or [x.new_zeros(0) for _ in upstream]
-    results = {name: column.view(shapes["target"]) for name, column in zip(outputs_of(op), columns, strict=False)}
+    results = {name: column.view(shapes["target"]) for name, column in zip(OPS[op].outputs, columns, strict=False)}
     if reduced != "none":
         total = results["output"].sum()
         results["output"] = total / number if reduced == "mean" else total
@@ -251,7 +246,7 @@ def check(
     label: str = "values",
     within: Callable[[], contextlib.AbstractContextManager] = poisoned_memory,
     every_part: bool = False,
-) -> list[Row]:
+) -> list[CheckedTensor]:
     """Run one case ``within`` a context and judge its outputs and each gradient: a row for each."""
     with float32_products("highest"):
         arrays = draw(op, case, dtype, device())
@@ -260,7 +255,7 @@ def check(
         return judge(op, case, dtype, arrays, upstream, got, label=label, every_part=every_part)
 
 
-def judge(op, case, dtype, arrays, upstream, got: Results, *, label="values", every_part=False) -> list[Row]:
+def judge(op, case, dtype, arrays, upstream, got: Results, *, label="values", every_part=False) -> list[CheckedTensor]:
     """A row for each of the results ``got`` of a case on ``arrays`` with gradients ``upstream``."""
     group = case.shapes["query"][1] // max(case.shapes["key"][1], 1) if op == ATTENTION else 1
     figures: dict[str, list[Tensor]] = {name: [] for name in got}  # of each part: errors, size and magnitude
@@ -291,7 +286,7 @@ def judge(op, case, dtype, arrays, upstream, got: Results, *, label="values", ev
         found = max(verdicts, key=lambda verdict: (not verdict["passed"], _share(verdict)))
         if not finite:
             found |= {"error": None, "passed": False, "reason": "an element of another part is no number"}
-        rows.append(Row(label, op, case.name, str(dtype)[6:], name, **found, truth=min(kinds)))
+        rows.append(CheckedTensor(label, op, case.name, str(dtype)[6:], name, **found, truth=min(kinds)))
     return rows
 
 
@@ -321,8 +316,7 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def seconds(op: str, case: Case, dtype: torch.dtype) -> float:
     """About how long ``check`` takes on an H100, by its floating-point operations and bytes at the rates above."""
-    module = importlib.import_module(f"primer_fast.reference.{op}")
-    flops, moved = sum(module.flops(case).values()), sum(module.bytes_moved(case, 8).values())
+    flops, moved = sum(OPS[op].flops(case).values()), sum(OPS[op].bytes_moved(case, 8).values())
     judged = flops
     if op == ATTENTION:  # the truth computes every score, masked or not
         *_, heads, T, D = case.shapes["query"]

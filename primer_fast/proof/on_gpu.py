@@ -4,7 +4,6 @@ Each function here runs one case and returns a row for each tensor. But for the 
 what is compared must be equal bit by bit.
 """
 
-import importlib
 import math
 import threading
 from collections.abc import Callable, Iterable
@@ -17,59 +16,37 @@ from torch import Tensor
 from primer_fast import functional
 from primer_fast.proof import native
 from primer_fast.proof.inputs import LAYOUTS, allocate
-from primer_fast.proof.native import ATTENTION, Results, Row, draw, run
+from primer_fast.proof.native import ATTENTION, CheckedTensor, Results, draw, run
 from primer_fast.proof.verify import device
 from primer_fast.reference.case import Case
+from primer_fast.reference.ops import OPS
 
 THREADS = 3
 _DELAY = 20_000_000  # cycles, some ten milliseconds: time for the other stream to do what it should not
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-# For each op three cases: one for layouts, a production case of moderate size, a small one
-_LAYOUT_CASES = {
-    "linear": "edges_aligned",
-    "mlp": "edges_four",
-    "conv2d": "boxes_exact",
-    ATTENTION: "heads_last",
-    "linear_cross_entropy": "offset",
-    "linear_log_prob": "offset",
-    "layer_norm": "offset",
-    "embedding": "offset",
-    "max_pool2d": "channels_last",
-}
-_LARGE = {
-    "linear": "gpt2_qkv",
-    "mlp": "gpt2",
-    "conv2d": "resnet_3x3_256",
-    ATTENTION: "gpt2",
-    "linear_cross_entropy": "t5",
-    "linear_log_prob": "gpt2",
-    "layer_norm": "gpt2_residual",
-    "embedding": "gpt2_ids",
-    "max_pool2d": "stem",
-}
-_SMALL = {
-    "linear": "primer_first",
-    "mlp": "primer",
-    "conv2d": "primer",
-    ATTENTION: "head_odd",
-    "linear_cross_entropy": "vector",
-    "linear_log_prob": "vector",
-    "layer_norm": "pre_norm",
-    "embedding": "primer",
-    "max_pool2d": "digits",
+# By op the names of three cases: one for layouts, a production case of moderate size, a small one
+_CASES = {
+    "linear": ("edges_aligned", "gpt2_qkv", "primer_first"),
+    "mlp": ("edges_four", "gpt2", "primer"),
+    "conv2d": ("boxes_exact", "resnet_3x3_256", "primer"),
+    ATTENTION: ("heads_last", "gpt2", "head_odd"),
+    "linear_cross_entropy": ("offset", "t5", "vector"),
+    "linear_log_prob": ("offset", "gpt2", "vector"),
+    "layer_norm": ("offset", "gpt2_residual", "pre_norm"),
+    "embedding": ("offset", "gpt2_ids", "primer"),
+    "max_pool2d": ("channels_last", "stem", "digits"),
 }
 
 
 def case_named(op: str, name: str) -> Case:
     """The case of an op's reference that has this name."""
-    cases = importlib.import_module(f"primer_fast.reference.{op}").CASES
-    return next(case for case in cases if case.name == name)
+    return OPS[op].case(name)
 
 
 def usual_case(op: str, small: bool = False) -> Case:
     """The case that graphs, threads and streams are tried on: of production size, or small."""
-    return case_named(op, (_SMALL if small else _LARGE)[op])
+    return case_named(op, _CASES[op][2 if small else 1])
 
 
 def layout_cases(op: str) -> list[Case]:
@@ -77,7 +54,7 @@ def layout_cases(op: str) -> list[Case]:
 
     Weights are not expanded: where all their rows are the same, gradients cancel to nothing.
     """
-    case = replace(case_named(op, _LAYOUT_CASES[op]), layouts={})
+    case = replace(case_named(op, _CASES[op][0]), layouts={})
     floats, made = [name for name in case.shapes if name not in case.dtypes], []
     for layout in LAYOUTS:
         chosen = [name for name in floats if layout != "expanded" or not ("weight" in name or "bias" in name)]
@@ -95,24 +72,24 @@ def _can_be(shape: tuple[int, ...], layout: str) -> bool:
     return True
 
 
-def layouts(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def layouts(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """A case with layouts against its truth."""
     return native.check(op, case, dtype, label="layouts")
 
 
-def one_pass(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def one_pass(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """Attention's backward that adds in no fixed order, against its truth: within the same budget."""
     return native.check(op, case, dtype, label="one pass", within=functional.fast_attention_backward)
 
 
-def bitwise(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def bitwise(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """Two runs of forward and backward."""
     arrays = draw(op, case, dtype, device())
     first, upstream = run(op, case, arrays)
     return compared("bitwise", op, case, dtype, [(run(op, case, arrays, upstream)[0], first)])
 
 
-def graph(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def graph(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """Forward and backward as a CUDA graph, replayed on inputs that have changed since, against eager calls."""
     arrays = draw(op, case, dtype, device())
     side = torch.cuda.Stream()
@@ -141,7 +118,7 @@ def graph(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     return rows
 
 
-def threads(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def threads(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """Backward from several threads at once, of graphs that this thread built or that they build themselves."""
     arrays = draw(op, case, dtype, device())
     want, upstream = run(op, case, arrays)
@@ -158,7 +135,7 @@ def threads(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     return compared("threads", op, case, dtype, [(got, want) for got in results])
 
 
-def streams(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def streams(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """Two streams run at once, and each writes its inputs late.
 
     Meanwhile the current stream allocates memory and fills it. A kernel that is launched elsewhere reads inputs that
@@ -185,7 +162,7 @@ def streams(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
     return compared("streams", op, case, dtype, list(zip((results for _, results in got), want, strict=True)))
 
 
-def second_gpu(op: str, case: Case, dtype: torch.dtype) -> list[Row]:
+def second_gpu(op: str, case: Case, dtype: torch.dtype) -> list[CheckedTensor]:
     """Arrays on another GPU than the current one, which must be of the same kind, against the same here."""
     arrays = draw(op, case, dtype, device())
     want, upstream = run(op, case, arrays)
@@ -204,7 +181,7 @@ def no_second_gpu() -> str:
 
 def compared(
     check: str, op: str, case: Case, dtype: torch.dtype, pairs: Iterable[tuple[Results, Results]]
-) -> list[Row]:
+) -> list[CheckedTensor]:
     """A row for each tensor: over all pairs of what was got and what it must be, bit by bit."""
     figures: dict[str, list[Tensor]] = {}
     for got, want in pairs:
@@ -215,7 +192,9 @@ def compared(
         different, error = torch.stack(table).amax(dim=0).tolist()
         reason = f"{different:.0f} elements differ" if different else ""
         finite = error if math.isfinite(error) else None
-        rows.append(Row(check, op, case.name, str(dtype)[6:], name, finite, 0.0, passed=not different, reason=reason))
+        rows.append(
+            CheckedTensor(check, op, case.name, str(dtype)[6:], name, finite, 0.0, passed=not different, reason=reason)
+        )
     return rows
 
 
@@ -228,7 +207,7 @@ def _apart(got: Tensor, want: Tensor) -> Tensor:
     return torch.stack([different.double(), native.worst(got, want)])
 
 
-CHECKS: dict[str, Callable[[str, Case, torch.dtype], list[Row]]] = {
+CHECKS: dict[str, Callable[[str, Case, torch.dtype], list[CheckedTensor]]] = {
     "values": native.check,
     "bitwise": bitwise,
     "graph": graph,

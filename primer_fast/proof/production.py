@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import importlib
 import json
 import multiprocessing
 import os
@@ -23,12 +22,13 @@ from primer_fast.proof.inputs import allocate
 from primer_fast.proof.offline import Launch, offline, refuse_interpreter
 from primer_fast.proof.resources import Resources
 from primer_fast.proof.targets import TARGETS, target_of
-from primer_fast.proof.verify import DTYPES, differentiable, ops
+from primer_fast.proof.verify import DTYPES, ops
 from primer_fast.reference.case import Case, arguments
+from primer_fast.reference.ops import OPS
 
 
 @dataclass(frozen=True)
-class Row:
+class CompiledLaunch:
     """One kernel launch of one case."""
 
     op: str
@@ -50,7 +50,7 @@ class Row:
         return asdict(self)
 
 
-class Unit(NamedTuple):
+class CaseOnTarget(NamedTuple):
     """What is compiled in one go."""
 
     op: str
@@ -59,12 +59,12 @@ class Unit(NamedTuple):
     target: str
 
 
-def plan(
+def cases_to_compile(
     names: Iterable[str] = (),
     case_names: Iterable[str] = (),
     dtypes: Iterable[str] = (),
     targets: Iterable[str] = ("sm_90",),
-) -> list[Unit]:
+) -> list[CaseOnTarget]:
     """What there is to compile; nothing named means all ops, their production cases, all dtypes.
 
     Raises:
@@ -77,17 +77,12 @@ def plan(
         list(targets),
     )
     _check_known("op", names, ops())
-    cases = {op: _cases(op) for op in names}
+    cases = {op: (*OPS[op].cases, *OPS[op].drawn) for op in names}
     _check_known("case", case_names, {case.name for there in cases.values() for case in there})
     _check_known("dtype", dtypes, DTYPES)
     _check_known("target", targets, TARGETS)
     chosen = [(op, c) for op in names for c in cases[op] if (c.name in case_names if case_names else c.production)]
-    return [Unit(op, case, dtype, target) for target in targets for dtype in dtypes for op, case in chosen]
-
-
-def _cases(op: str) -> tuple[Case, ...]:
-    reference = importlib.import_module(f"primer_fast.reference.{op}")
-    return (*reference.CASES, *getattr(reference, "DRAWN", ()))
+    return [CaseOnTarget(op, case, dtype, target) for target in targets for dtype in dtypes for op, case in chosen]
 
 
 def _check_known(what: str, asked: list[str], there: Iterable[str]) -> None:
@@ -96,7 +91,7 @@ def _check_known(what: str, asked: list[str], there: Iterable[str]) -> None:
         raise ValueError(f"kernels: {what} must be one of {', '.join(sorted(there))}; got {', '.join(unknown)}")
 
 
-def compile_units(units: list[Unit], jobs: int = 2) -> Iterator[list[Row]]:
+def compile_units(units: list[CaseOnTarget], jobs: int = 2) -> Iterator[list[CompiledLaunch]]:
     """The rows of each unit in turn, compiled in ``jobs`` processes; in this one where ``jobs`` is 1.
 
     Raises:
@@ -127,7 +122,7 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def compile_unit(unit: Unit) -> list[Row]:
+def compile_unit(unit: CaseOnTarget) -> list[CompiledLaunch]:
     """Run a case's forward and backward on tensors without memory; what fails is a row with an ``error``."""
     launches, forward_launches, error = compiled_launches(unit)
     directions = [
@@ -137,12 +132,12 @@ def compile_unit(unit: Unit) -> list[Row]:
     if error is not None:
         direction = "forward" if not forward_launches else "backward"
         named = (unit.op, unit.case.name, unit.dtype, unit.target)
-        rows.append(Row(*named, direction, "", 0, {}, None, None, None, error))
+        rows.append(CompiledLaunch(*named, direction, "", 0, {}, None, None, None, error))
     return rows
 
 
 def compiled_launches(
-    unit: Unit, gpu: Chip | None = None, wanted: Callable[[str], bool] = lambda kernel: True
+    unit: CaseOnTarget, gpu: Chip | None = None, wanted: Callable[[str], bool] = lambda kernel: True
 ) -> tuple[list[Launch], int | None, str | None]:
     """Compile the launches of a case's forward and backward, in that order.
 
@@ -162,7 +157,7 @@ def compiled_launches(
             for name, shape in case.shapes.items():
                 dtype = getattr(torch, case.dtypes[name]) if name in case.dtypes else DTYPES[unit.dtype]
                 inputs[name] = allocate(shape, case.layouts.get(name), dtype, "meta")
-                inputs[name].requires_grad_(name in differentiable(unit.op, case))
+                inputs[name].requires_grad_(name in OPS[unit.op].differentiable(case))
             outputs = getattr(functional, unit.op)(**arguments(inputs), **case.options)
             forward_launches = len(launches)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -176,14 +171,14 @@ def compiled_launches(
     return launches, forward_launches, error
 
 
-def _row(unit: Unit, direction: str, launch: Launch) -> Row:
+def _row(unit: CaseOnTarget, direction: str, launch: Launch) -> CompiledLaunch:
     metadata = getattr(launch.compiled, "metadata", None)
     constexprs = {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in launch.constexprs.items()}
     resources = None if launch.compiled is None else launch.resources()
     epilogue = None
     if resources is not None:
         epilogue = epilogue_per_element(resources.hot_loop, constexprs, launch.compiled.metadata.num_warps)
-    return Row(
+    return CompiledLaunch(
         unit.op, unit.case.name, unit.dtype, unit.target, direction, launch.kernel, launch.programs, constexprs,
         getattr(metadata, "num_warps", launch.options.get("num_warps")),
         getattr(metadata, "num_stages", launch.options.get("num_stages")),
@@ -203,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args(argv)
     try:
-        units = plan(options.ops, options.case, options.dtype, options.target)
+        units = cases_to_compile(options.ops, options.case, options.dtype, options.target)
     except ValueError as error:
         parser.error(str(error))
     rows = [row for compiled in compile_units(units, options.jobs) for row in compiled]

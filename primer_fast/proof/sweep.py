@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from primer_fast.kernels.activation import ACTIVATIONS
-from primer_fast.proof.production import Unit, compiled_launches
+from primer_fast.proof.production import CaseOnTarget, compiled_launches
 from primer_fast.reference.case import Case
 
 TARGET = "sm_90"
@@ -23,13 +23,13 @@ _Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Result:
+class SweptLaunch:
     """One launch.
 
-    spill_bytes: per thread. serialized: see ``production.Row``. error: what kept it from being compiled or launched.
+    spill_bytes: per thread. serialized: see ``production.CompiledLaunch``. error: why it cannot be compiled.
     """
 
-    unit: Unit
+    unit: CaseOnTarget
     kernel: str
     settings: dict  # tile sizes, warps and stages
     spill_bytes: int = 0
@@ -48,31 +48,31 @@ class Result:
         return None
 
 
-def draw(seed: int, number: int) -> Unit:
+def draw(seed: int, number: int) -> CaseOnTarget:
     """Draw ``number`` of a seed; the ops take turns, attention twice."""
     rng = random.Random(f"{seed} {number}")
     op = _OPS[number % len(_OPS)]
     shapes, options, layouts, dtypes, gradients = _DRAWS[op](rng)
     case = Case(f"{seed}/{number}", "drawn", shapes, options, layouts, False, dtypes, gradients)
-    return Unit(op, case, rng.choice(_DTYPES), TARGET)
+    return CaseOnTarget(op, case, rng.choice(_DTYPES), TARGET)
 
 
-def results(unit: Unit) -> Iterator[Result]:
+def results(unit: CaseOnTarget) -> Iterator[SweptLaunch]:
     """The launches of one call; an error of the op itself is a result without a kernel."""
     launches, _, error = compiled_launches(unit)
     for launch in launches:
         settings = {k: v for k, v in launch.constexprs.items() if k.startswith(("BLOCK", "SPLITS", "COLUMNS"))}
         settings |= {k: v for k, v in launch.options.items() if k in ("num_warps", "num_stages")}
         if launch.error:
-            yield Result(unit, launch.kernel, settings, error=launch.error)
+            yield SweptLaunch(unit, launch.kernel, settings, error=launch.error)
         else:
             resources = launch.resources()
-            yield Result(unit, launch.kernel, settings, resources.spill_bytes, None, resources.serialized)
+            yield SweptLaunch(unit, launch.kernel, settings, resources.spill_bytes, None, resources.serialized)
     if error is not None:
-        yield Result(unit, "", {}, error=error)
+        yield SweptLaunch(unit, "", {}, error=error)
 
 
-def sweep(seed: int, launches: int, op: str | None = None) -> Iterator[Result]:
+def sweep(seed: int, launches: int, op: str | None = None) -> Iterator[SweptLaunch]:
     """Results of one draw after another, of one op if named, until there are so many launches."""
     number = 0
     while launches > 0:
@@ -83,7 +83,7 @@ def sweep(seed: int, launches: int, op: str | None = None) -> Iterator[Result]:
         number += 1
 
 
-def described(unit: Unit) -> str:
+def described(unit: CaseOnTarget) -> str:
     """The call in one line."""
     arrays = (
         f"{name}{list(shape)}{unit.case.dtypes.get(name, '')}{unit.case.layouts.get(name, '')}"

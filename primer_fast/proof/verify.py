@@ -8,10 +8,9 @@ import contextlib
 import importlib
 import json
 import math
-import pkgutil
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from primer_fast import backend, functional, reference
+from primer_fast import backend, functional
 from primer_fast.kernels import launch
 from primer_fast.proof.inputs import place
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.case import Case, arguments
+from primer_fast.reference.ops import OPS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PATHS = {"pointers": "sm_80", "descriptors": "sm_90"}  # how operands are loaded -> a chip that loads them so
@@ -31,7 +31,7 @@ _NATIVE_FLOPS, _NATIVE_ELEMENTS = 2**34, 2**25  # largest production case that N
 
 
 @dataclass(frozen=True)
-class Row:
+class VerifiedTensor:
     """One compared tensor. Errors are the largest absolute difference to the float64 truth."""
 
     op: str
@@ -57,25 +57,19 @@ class Row:
 
 
 def ops() -> list[str]:
-    """Names of all ops that have a reference with cases."""
-    names = (module.name for module in pkgutil.iter_modules(reference.__path__))
-    return [name for name in names if hasattr(importlib.import_module(f"primer_fast.reference.{name}"), "CASES")]
+    """Names of all ops."""
+    return list(OPS)
 
 
 def cases(op: str, native: bool) -> list[Case]:
     """The cases that are checked: on a GPU (``native``) also those of production size that NumPy can follow."""
-    module = importlib.import_module(f"primer_fast.reference.{op}")
+    reference = OPS[op]
 
     def small_enough(case):
         elements = sum(math.prod(shape) for shape in case.shapes.values())
-        return sum(module.flops(case).values()) <= _NATIVE_FLOPS and elements <= _NATIVE_ELEMENTS
+        return sum(reference.flops(case).values()) <= _NATIVE_FLOPS and elements <= _NATIVE_ELEMENTS
 
-    return [case for case in module.CASES if not case.production or (native and small_enough(case))]
-
-
-def loads_by_descriptors(op: str) -> bool:
-    """Whether there are two ways to load operands; a reference says ``DESCRIPTORS = False`` where there is one."""
-    return getattr(importlib.import_module(f"primer_fast.reference.{op}"), "DESCRIPTORS", True)
+    return [case for case in reference.cases if not case.production or (native and small_enough(case))]
 
 
 def device() -> str:
@@ -94,26 +88,22 @@ def device() -> str:
 def draw(op: str, case: Case, dtype: torch.dtype, where: str) -> dict[str, torch.Tensor]:
     """The inputs of a case, the same for every dtype up to its rounding; those that have a gradient require it.
 
-    They are normal, but for the arrays that ``values(case, rng)`` of the op's reference returns.
+    They are normal, but for the arrays that ``values`` of the op's reference returns.
     """
-    truth = importlib.import_module(f"primer_fast.reference.{op}")
     rng = np.random.default_rng(zlib.crc32(case.name.encode()))
-    own = truth.values(case, rng) if hasattr(truth, "values") else {}
+    own = OPS[op].values(case, rng)
     inputs = {}
     for name, shape in case.shapes.items():
         array = own[name] if name in own else rng.normal(size=shape)
         kind = getattr(torch, case.dtypes[name]) if name in case.dtypes else dtype
         inputs[name] = place(array, case.layouts.get(name), kind, where)
-        inputs[name].requires_grad_(name in differentiable(op, case))
+        inputs[name].requires_grad_(name in OPS[op].differentiable(case))
     return inputs
 
 
-def differentiable(op: str, case: Case) -> list[str]:
-    """Names of a case's arrays that have a gradient: its floats, but for the reference's ``WITHOUT_GRADIENT``."""
-    if not case.gradients:
-        return []
-    constant = getattr(importlib.import_module(f"primer_fast.reference.{op}"), "WITHOUT_GRADIENT", ())
-    return [name for name in case.shapes if name not in case.dtypes and name not in constant]
+def plain(op: str) -> Callable:
+    """The op through PyTorch's own operators."""
+    return getattr(importlib.import_module(f"primer_fast.functional.{op}"), f"{op}_plain")
 
 
 def _named(outputs, names) -> dict:
@@ -122,21 +112,19 @@ def _named(outputs, names) -> dict:
     return dict(zip(names, outputs, strict=False))
 
 
-def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> list[Row]:
+def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> list[VerifiedTensor]:
     """Run one case and judge its output and each gradient, asked for together and, in float32, each alone as well.
 
-    An op of several outputs returns a tuple; its reference names them in ``OUTPUTS`` and takes a tuple of gradients.
+    An op of several outputs returns a tuple, and its gradient takes one.
     """
-    truth = importlib.import_module(f"primer_fast.reference.{op}")
-    implementation = importlib.import_module(f"primer_fast.functional.{op}")
-    names = getattr(truth, "OUTPUTS", ("output",))
+    reference, names = OPS[op], OPS[op].outputs
     where = device()
     inputs = draw(op, case, dtype, where)
     leaves = [name for name, t in inputs.items() if t.requires_grad]
     arrays = {name: exact(t) if name not in case.dtypes else t.cpu().numpy() for name, t in inputs.items()}
     arrays = arguments(arrays)
-    want = _named(getattr(truth, op)(**arrays, **case.options), names)
-    plain_outputs = _named(getattr(implementation, f"{op}_plain")(**arguments(inputs), **case.options), names)
+    want = _named(reference.function(**arrays, **case.options), names)
+    plain_outputs = _named(plain(op)(**arguments(inputs), **case.options), names)
     rng = np.random.default_rng(0)
     dy = {}
     for name, y in want.items():
@@ -147,8 +135,8 @@ def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> l
     upstream = tuple(map(exact, dy.values()))
     upstream = upstream if len(upstream) > 1 else upstream[0]
     if leaves:
-        want |= getattr(truth, f"{op}_grad")(upstream, **arrays, **case.options)
-    magnitude = getattr(truth, f"{op}_magnitude")(upstream, **arrays, **case.options)
+        want |= reference.gradient(upstream, **arrays, **case.options)
+    magnitude = reference.magnitude(upstream, **arrays, **case.options)
 
     def run(function, wanted):
         outputs = _named(function(**arguments(inputs), **case.options), names)
@@ -165,20 +153,20 @@ def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> l
             got[f"{name} alone"] = run(getattr(functional, op), [name])[name]
     for name in leaves:
         inputs[name].requires_grad_()
-    plain = run(getattr(implementation, f"{op}_plain"), leaves)
+    theirs = run(plain(op), leaves)
 
     rows = []
     for label, tensor in got.items():
         name = label.removesuffix(" alone")
-        plain_error = worst(exact(plain[name]), want[name])
+        plain_error = worst(exact(theirs[name]), want[name])
         allowed = budget(tensor.dtype, plain_error, want[name], magnitude[name])
-        wrong_form = tensor.shape != plain[name].shape or tensor.dtype != plain[name].dtype
+        wrong_form = tensor.shape != theirs[name].shape or tensor.dtype != theirs[name].dtype
         error = float("inf") if wrong_form else worst(exact(tensor), want[name])
-        rows.append(Row(op, case.name, str(dtype)[6:], path or "native", label, error, allowed, plain_error))
+        rows.append(VerifiedTensor(op, case.name, str(dtype)[6:], path or "native", label, error, allowed, plain_error))
     return rows
 
 
-class Unit(NamedTuple):
+class CaseOnPath(NamedTuple):
     """What one call of ``check`` does."""
 
     op: str
@@ -190,7 +178,9 @@ class Unit(NamedTuple):
         return " ".join((self.op, self.case.name, str(self.dtype)[6:], self.path or ""))
 
 
-def plan(names: Iterable[str] = (), dtypes: Iterable[str] = (), case_names: Iterable[str] = ()) -> list[Unit]:
+def cases_to_verify(
+    names: Iterable[str] = (), dtypes: Iterable[str] = (), case_names: Iterable[str] = ()
+) -> list[CaseOnPath]:
     """What there is to check: all ops, dtypes and cases where none is named, on every way to load operands.
 
     Raises:
@@ -206,9 +196,9 @@ def plan(names: Iterable[str] = (), dtypes: Iterable[str] = (), case_names: Iter
         if unknown:
             raise ValueError(f"verify: {what} must be one of {', '.join(known_ones)}; got {', '.join(unknown)}")
     both = not native or launch.chip().has_descriptors
-    paths = {op: PATHS if both and loads_by_descriptors(op) else (None,) for op in names}
+    paths = {op: PATHS if both and OPS[op].descriptors else (None,) for op in names}
     return [
-        Unit(op, case, DTYPES[dtype], path)
+        CaseOnPath(op, case, DTYPES[dtype], path)
         for op in names
         for case in there[op]
         if not case_names or case.name in case_names
@@ -226,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json")
     options = parser.parse_args(argv)
     try:
-        units = plan(options.ops, options.dtype, options.case)
+        units = cases_to_verify(options.ops, options.dtype, options.case)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
     rows = []

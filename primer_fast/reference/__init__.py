@@ -13,6 +13,7 @@ __all__ = [
     "linear_log_prob",
     "max_pool2d",
     "mlp",
+    "ops",
     "scaled_dot_product_attention",
 ]
 __getattr__, __dir__ = lazy(__name__, {})

@@ -6,6 +6,7 @@ P x Q the output's rows and columns.
 
 __all__ = [
     "CASES",
+    "REFERENCE",
     "bytes_moved",
     "conv2d",
     "conv2d_grad",
@@ -21,7 +22,7 @@ import math
 import numpy as np
 
 from primer_fast.reference.activation import activate, derivative
-from primer_fast.reference.case import Case
+from primer_fast.reference.case import Case, Reference
 
 
 def _pair(value):
@@ -258,3 +259,5 @@ CASES = (
     _case("depthwise_mobile", "MobileNet's depthwise layer", (64, 384, 14, 14), (384, 1, 3, 3),
           {"padding": 1, "groups": 384}, activation="relu", layouts=_LAST, production=True),
 )  # fmt: skip
+
+REFERENCE = Reference("conv2d", conv2d, conv2d_grad, conv2d_magnitude, flops, bytes_moved, CASES)

@@ -5,7 +5,7 @@ Legend: M tokens (all axes of input together), T its last axis, V rows of the vo
 
 __all__ = [
     "CASES",
-    "DESCRIPTORS",
+    "REFERENCE",
     "bytes_moved",
     "embedding",
     "embedding_grad",
@@ -19,9 +19,7 @@ import math
 
 import numpy as np
 
-from primer_fast.reference.case import Case
-
-DESCRIPTORS = False  # rows are gathered: there is one way to load them
+from primer_fast.reference.case import Case, Reference
 
 
 def _positions(input, position_ids):
@@ -138,3 +136,15 @@ CASES = (
     _case("characters_768", "a vocabulary of characters", (16, 1024), 65, 768, P=1024, production=True),
     _case("tokens", "tokens alone, as where positions are rotated", (16, 1024), 50257, 768, production=True),
 )  # fmt: skip
+
+REFERENCE = Reference(
+    "embedding",
+    embedding,
+    embedding_grad,
+    embedding_magnitude,
+    flops,
+    bytes_moved,
+    CASES,
+    values=values,
+    descriptors=False,  # rows are gathered: there is one way to load them
+)

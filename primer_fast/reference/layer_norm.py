@@ -6,8 +6,7 @@ Legend: M rows (all leading axes of input together), N elements of a row (the no
 
 __all__ = [
     "CASES",
-    "DESCRIPTORS",
-    "OUTPUTS",
+    "REFERENCE",
     "bytes_moved",
     "flops",
     "layer_norm",
@@ -21,10 +20,7 @@ import math
 
 import numpy as np
 
-from primer_fast.reference.case import Case
-
-OUTPUTS = ("output", "sum")
-DESCRIPTORS = False  # whole rows are read in order: there is one way to load them
+from primer_fast.reference.case import Case, Reference
 
 
 def _axes(normalized_shape):
@@ -178,3 +174,16 @@ CASES = (
     _case("width_65536", "rows that no program holds: read twice, in blocks", (1024, 65536), production=True),
     _case("width_65536_residual", "the same, pre-norm", (1024, 65536), **_BOTH, production=True),
 )  # fmt: skip
+
+REFERENCE = Reference(
+    "layer_norm",
+    layer_norm,
+    layer_norm_grad,
+    layer_norm_magnitude,
+    flops,
+    bytes_moved,
+    CASES,
+    values=values,
+    outputs=("output", "sum"),
+    descriptors=False,  # whole rows are read in order: there is one way to load them
+)

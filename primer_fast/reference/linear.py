@@ -3,14 +3,14 @@
 Legend: M rows (all leading axes of input together), K in features, N out features.
 """
 
-__all__ = ["CASES", "bytes_moved", "flops", "linear", "linear_grad", "linear_magnitude", "sizes"]
+__all__ = ["CASES", "REFERENCE", "bytes_moved", "flops", "linear", "linear_grad", "linear_magnitude", "sizes"]
 
 import math
 
 import numpy as np
 
 from primer_fast.reference.activation import activate, derivative
-from primer_fast.reference.case import Case
+from primer_fast.reference.case import Case, Reference
 
 
 def _rows(a):
@@ -109,3 +109,5 @@ CASES = (
           production=True),
     _case("odd", "strides that no descriptor takes", 4095, 4095, 4095, "gelu", production=True),
 )  # fmt: skip
+
+REFERENCE = Reference("linear", linear, linear_grad, linear_magnitude, flops, bytes_moved, CASES)

@@ -6,6 +6,7 @@ Legend: N rows (all leading axes of input together), D features, V classes (the 
 __all__ = [
     "CASES",
     "IGNORED",
+    "REFERENCE",
     "bytes_moved",
     "flops",
     "linear_cross_entropy",
@@ -17,6 +18,7 @@ __all__ = [
 import numpy as np
 
 from primer_fast.reference import linear_log_prob as head
+from primer_fast.reference.case import Reference
 from primer_fast.reference.linear_log_prob import (
     IGNORED,
     counting,
@@ -121,3 +123,14 @@ CASES = (
               production=True),
     loss_case("shakespeare", "nanoGPT's character model, 64 x 256 tokens", 16384, 384, 65, production=True),
 )  # fmt: skip
+
+REFERENCE = Reference(
+    "linear_cross_entropy",
+    linear_cross_entropy,
+    linear_cross_entropy_grad,
+    linear_cross_entropy_magnitude,
+    flops,
+    bytes_moved,
+    CASES,
+    values=values,
+)

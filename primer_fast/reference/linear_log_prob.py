@@ -6,7 +6,7 @@ Legend: N rows (all leading axes of input together), D features, V classes (the 
 __all__ = [
     "CASES",
     "LOGITS",
-    "OUTPUTS",
+    "REFERENCE",
     "bytes_moved",
     "counting",
     "flops",
@@ -26,9 +26,8 @@ import math
 
 import numpy as np
 
-from primer_fast.reference.case import Case
+from primer_fast.reference.case import Case, Reference
 
-OUTPUTS = ("output", "entropy")
 IGNORED = -100  # torch's default of ignore_index
 LOGITS = {"flat": (0.0, 1.0), "peaked": (0.0, 20.0), "all_negative": (-80.0, 1.0), "large": (300.0, 1.0)}  # mean, std
 
@@ -191,3 +190,15 @@ CASES = (
     loss_case("gpt2", "GPT-2 124M, 16 x 1024 tokens", 16384, 768, 50257, return_entropy=True, production=True),
     loss_case("decode", "one token: bound by the weight's bytes", 1, 4096, 131072, production=True),
 )  # fmt: skip
+
+REFERENCE = Reference(
+    "linear_log_prob",
+    linear_log_prob,
+    linear_log_prob_grad,
+    linear_log_prob_magnitude,
+    flops,
+    bytes_moved,
+    CASES,
+    values=values,
+    outputs=("output", "entropy"),
+)

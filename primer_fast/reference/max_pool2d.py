@@ -5,7 +5,7 @@ Legend: C channels, H x W pixels, (OH, OW) output pixels. Lead axes: (N, C), or 
 
 __all__ = [
     "CASES",
-    "DESCRIPTORS",
+    "REFERENCE",
     "bytes_moved",
     "flops",
     "max_pool2d",
@@ -18,9 +18,7 @@ import math
 
 import numpy as np
 
-from primer_fast.reference.case import Case
-
-DESCRIPTORS = False  # windows overlap and start anywhere: there is no second way to load them
+from primer_fast.reference.case import Case, Reference
 
 
 def _pair(value):
@@ -157,3 +155,14 @@ CASES = (
     _case("inception", "3 x 3 at stride 1 in an Inception block, batch 64", (64, 192, 28, 28), 3,
           stride=1, padding=1, layout="channels_last", production=True),
 )  # fmt: skip
+
+REFERENCE = Reference(
+    "max_pool2d",
+    max_pool2d,
+    max_pool2d_grad,
+    max_pool2d_magnitude,
+    flops,
+    bytes_moved,
+    CASES,
+    descriptors=False,  # windows overlap and start anywhere: there is one way to load them
+)

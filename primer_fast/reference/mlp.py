@@ -3,14 +3,14 @@
 The last layer has an activation of its own. Legend: M rows (all leading axes of input together), n_i width of layer i.
 """
 
-__all__ = ["CASES", "bytes_moved", "case", "flops", "mlp", "mlp_grad", "mlp_magnitude", "sizes", "values"]
+__all__ = ["CASES", "REFERENCE", "bytes_moved", "case", "flops", "mlp", "mlp_grad", "mlp_magnitude", "sizes", "values"]
 
 import math
 
 import numpy as np
 
 from primer_fast.reference.activation import activate, derivative
-from primer_fast.reference.case import Case, arguments
+from primer_fast.reference.case import Case, Reference, arguments
 
 
 def _rows(a):
@@ -144,3 +144,5 @@ CASES = (
     case("digits", "the digit MLP", 128, [784, 512, 256, 10], "relu", production=True),
     case("odd", "strides that no descriptor takes", 4095, [1023, 4095, 1023], "gelu", production=True),
 )  # fmt: skip
+
+REFERENCE = Reference("mlp", mlp, mlp_grad, mlp_magnitude, flops, bytes_moved, CASES, values=values)

@@ -6,7 +6,7 @@ Legend: B batch, H query heads, HK key heads, T queries, S keys, D and DV head d
 __all__ = [
     "CASES",
     "DRAWN",
-    "WITHOUT_GRADIENT",
+    "REFERENCE",
     "bytes_moved",
     "flops",
     "scaled_dot_product_attention",
@@ -22,9 +22,7 @@ import math
 
 import numpy as np
 
-from primer_fast.reference.case import Case
-
-WITHOUT_GRADIENT = ("attn_mask",)
+from primer_fast.reference.case import Case, Reference
 
 
 def _spread(numbers, ndim):
@@ -306,3 +304,16 @@ CASES = (
 DRAWN = (
     _case("dropout_2k", "heads of 128, dropout", 4, 16, 2048, 128, is_causal=True, dropout_p=0.1, production=True),
 )  # fmt: skip
+
+REFERENCE = Reference(
+    "scaled_dot_product_attention",
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_grad,
+    scaled_dot_product_attention_magnitude,
+    flops,
+    bytes_moved,
+    CASES,
+    drawn=DRAWN,
+    values=values,
+    without_gradient=("attn_mask",),
+)

@@ -59,10 +59,10 @@ def main(argv: list[str] | None = None) -> int:
             print(portfolio.text(job.todo, request.jobs, request.minutes))
             return 0
         todo = job.todo
-        print(f"{len(todo.sites)} buckets, {todo.candidates:,} candidates to compile, {todo.skipped} skipped")
+        print(f"{len(todo.decisions)} buckets, {todo.candidates:,} candidates to compile, {todo.skipped} skipped")
         print(portfolio.sentence(todo, request.jobs, request.minutes), flush=True)
 
-        def show(row: session.Row) -> None:
+        def show(row: session.DecisionResult) -> None:
             print(f"{job.seconds:4.0f} s  {report.line(row)}", flush=True)
 
         status = job.search(show)

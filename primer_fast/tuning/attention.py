@@ -14,7 +14,7 @@ from primer_fast.kernels.attention_settings import (
 )
 from primer_fast.kernels.launch import Chip, cdiv
 from primer_fast.kernels.tunable import Choice
-from primer_fast.tuning.space import Space, streaming
+from primer_fast.tuning.space import Space, seconds_to_move
 
 _CLOCK = 1.7e9  # of Hopper; ratios alone matter
 _EXPONENTIALS, _FUSED = 16, 128  # a cycle and processor
@@ -84,7 +84,9 @@ def estimate_decode(gpu: Chip, p: Decode, s: DecodeSettings) -> float:
     held = s.BLOCK_M * (s.BLOCK_N + p.DV) / (32 * s.num_warps)
     stages = max(s.num_stages - 1, 0.5)
     shared = s.num_stages * step
-    seconds = streaming(gpu, cache * tiles_m, p.heads * tiles_m * s.SPLITS, stages * step, s.num_warps, held, shared)
+    seconds = seconds_to_move(
+        gpu, cache * tiles_m, p.heads * tiles_m * s.SPLITS, stages * step, s.num_warps, held, shared
+    )
     if s.SPLITS > 1:  # the shares' sums, and a second launch
         seconds += 3e-6 + 8 * p.heads * p.rows * p.DV * s.SPLITS / (gpu.bandwidth * 1e12)
     return seconds

@@ -12,16 +12,16 @@ from primer_fast.proof.offline import Launch, offline
 from primer_fast.proof.production import end_with_parent
 from primer_fast.proof.resources import registers_and_spills
 from primer_fast.proof.targets import Target
-from primer_fast.tuning.problems import Candidate, Site, arrays_of, run
+from primer_fast.tuning.problems import Candidate, Decision, arrays_of, run
 from primer_fast.tuning.prune import Compiled
 
 LONGEST = 60.0  # seconds of waiting for one candidate: a compiler that dies takes its process along
 
 
-class Task(NamedTuple):
+class CandidateTask(NamedTuple):
     """One candidate of one problem, or with None for settings all launches of its unit."""
 
-    site: Site
+    decision: Decision
     settings: tuple | None
     gpu: Chip
     target: Target
@@ -33,15 +33,15 @@ def chip_of(target: Target) -> Chip:
         return chip()
 
 
-def compile_candidate(task: Task) -> Compiled:
+def compile_candidate(task: CandidateTask) -> Compiled:
     """Compile what is launched with a candidate; what goes wrong is its ``error``."""
     begin = time.perf_counter()
-    candidate = Candidate(task.site, task.settings)
+    candidate = Candidate(task.decision, task.settings)
     error = None
     wanted = candidate.owns if task.settings is not None else lambda kernel: True
     with offline(task.target, keep_going=True, wanted=wanted) as launches, assume_chip(task.gpu), watching(candidate):
         try:
-            run(task.site.unit, arrays_of(task.site.unit, "meta"))
+            run(task.decision.unit, arrays_of(task.decision.unit, "meta"))
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}".splitlines()[0]
     errors = [error, *(launch.error for launch in launches), None if launches else "nothing was launched"]
@@ -64,13 +64,13 @@ def _code(launch: Launch) -> str:
 class Compilers:
     """Tasks that are compiled in the order given."""
 
-    def __init__(self, pool, tasks: Iterable[Task]):
+    def __init__(self, pool, tasks: Iterable[CandidateTask]):
         self._results = {task[:2]: pool.apply_async(compile_candidate, (task,)) for task in tasks}
 
-    def result(self, site: Site, settings: tuple | None, seconds: float) -> Compiled:
+    def result(self, decision: Decision, settings: tuple | None, seconds: float) -> Compiled:
         """Wait for a candidate; TimeoutError past ``seconds``."""
         try:
-            return self._results.pop((site, settings)).get(max(0.0, min(seconds, LONGEST)))
+            return self._results.pop((decision, settings)).get(max(0.0, min(seconds, LONGEST)))
         except multiprocessing.TimeoutError:
             if seconds < LONGEST:
                 raise TimeoutError from None
@@ -102,7 +102,7 @@ class Workers:
         """The results of a function that processes can import, in the order of the items."""
         return self._started().map(function, items, chunksize=1)
 
-    def compile(self, tasks: Iterable[Task]) -> Compilers:
+    def compile(self, tasks: Iterable[CandidateTask]) -> Compilers:
         """Begin to compile; what is needed first comes first."""
         return Compilers(self._started(), tasks)
 

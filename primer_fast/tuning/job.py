@@ -10,7 +10,7 @@ import torch
 
 from primer_fast.backend import interpreting
 from primer_fast.bench import environment, units
-from primer_fast.bench import report as bench_report
+from primer_fast.bench.report import FAST, load
 from primer_fast.kernels.tunable import TUNED
 from primer_fast.tuning import report, session
 from primer_fast.tuning.compile import Workers
@@ -61,7 +61,7 @@ class Job:
         self.begin = time.monotonic()
         request.check()
         self.request, self.workers = request, workers
-        given = bench_report.load(request.report) if request.report else None
+        given = load(request.report, FAST) if request.report else None
         header = environment.describe("cuda" if torch.cuda.is_available() else "cpu", request.small)
         self.record = None if request.json is None else Record(request.json, header, request.resume)
         many = workers.jobs > 1 or interpreting  # a process that interprets kernels cannot look for problems itself
@@ -71,10 +71,10 @@ class Job:
         )  # fmt: skip
         self.rows = self.todo.rows()
 
-    def search(self, ended: Callable[[session.Row], object]) -> int:
+    def search(self, ended: Callable[[session.DecisionResult], object]) -> int:
         """Fill ``rows``; ``ended`` is called with each. The exit status of the command, see tuning/__main__.py."""
 
-        def write(row: session.Row) -> None:
+        def write(row: session.DecisionResult) -> None:
             if self.record is not None:
                 self.record.add(row, self.todo)
             ended(row)

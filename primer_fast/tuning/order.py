@@ -5,8 +5,8 @@ from pathlib import Path
 
 from primer_fast.bench import results
 from primer_fast.bench.op import FORWARD, OURS
-from primer_fast.bench.report import Report, Row
-from primer_fast.tuning.problems import Site
+from primer_fast.bench.report import OpRow, Report
+from primer_fast.tuning.problems import Decision
 
 _SETTINGS_CHANGE = ("share", "versus", "rate", "median_ms")  # not the host's time, nor memory
 Need = dict[tuple[str, str, str, bool], float]  # op, case, precision, backward -> factor
@@ -33,24 +33,24 @@ def needs(report: Report) -> Need:
     return found
 
 
-def _short(row: Row) -> float | None:
+def _short(row: OpRow) -> float | None:
     ratios = [t["ratio"] for t in row.targets if t["what"].split()[0] in _SETTINGS_CHANGE and t.get("ratio")]
     least = min(ratios or row.versus.values() or filter(None, [row.share]), default=None)
     return None if least is None else 1 / least
 
 
-def need_of(site: Site, needs: Need) -> float | None:
-    """The factor of the case that a site comes from; None where nothing is known."""
-    unit = site.unit
-    return needs.get((unit.op, unit.case, unit.precision, site.backward))
+def need_of(decision: Decision, needs: Need) -> float | None:
+    """The factor of the case that a decision comes from; None where nothing is known."""
+    unit = decision.unit
+    return needs.get((unit.op, unit.case, unit.precision, decision.backward))
 
 
-def by_need(found: Iterable[Site], needs: Need) -> list[Site]:
+def by_need(found: Iterable[Decision], needs: Need) -> list[Decision]:
     """Sites of cases that are short by the largest factor first; the others after them, in the order they came in.
 
     Within a case, choices marked ``late`` come last.
     """
     place: dict = {}
-    for site in found:
-        place.setdefault(site.unit, len(place))
+    for decision in found:
+        place.setdefault(decision.unit, len(place))
     return sorted(found, key=lambda s: (-max(need_of(s, needs) or 1.0, 1.0), place[s.unit], s.space.late))

@@ -22,7 +22,7 @@ from primer_fast.tuning.space import Space
 DEFAULT_PRECISIONS = ("bfloat16", "float32")  # float16 has bfloat16's buckets
 
 
-class Unit(NamedTuple):
+class TunedCase(NamedTuple):
     """An op's case in one precision of PRECISIONS: what is run in one go, forward and backward."""
 
     op: str
@@ -34,10 +34,10 @@ class Unit(NamedTuple):
         return " ".join(self[: 3 if self.provider == OURS else 4])
 
 
-class Site(NamedTuple):
+class Decision(NamedTuple):
     """One problem of one choice, and a unit that comes to it."""
 
-    unit: Unit
+    unit: TunedCase
     choice: str
     problem: tuple
     backward: bool = False  # whether it is met in the backward
@@ -59,7 +59,7 @@ class Site(NamedTuple):
         return f"{self.choice} {self.bucket}"
 
 
-def units(names: Iterable[str] = (), precisions: Iterable[str] = ()) -> list[Unit]:
+def units(names: Iterable[str] = (), precisions: Iterable[str] = ()) -> list[TunedCase]:
     """Units, the most important first: the first case of every op before the second of any, one precision at a time.
 
     Raises:
@@ -75,14 +75,14 @@ def units(names: Iterable[str] = (), precisions: Iterable[str] = ()) -> list[Uni
         for name in names
     ]
     rounds = [unit for row in zip_longest(*cases) for unit in row if unit is not None]
-    return [Unit(op, case, precision, provider) for precision in precisions for op, case, provider in rounds]
+    return [TunedCase(op, case, precision, provider) for precision in precisions for op, case, provider in rounds]
 
 
 def _own_providers(name: str) -> list[str]:
     return [provider for provider in ops.load(name).providers if provider.split(",")[0] == OURS]
 
 
-def arrays_of(unit: Unit, device: str) -> dict[str, Tensor]:
+def arrays_of(unit: TunedCase, device: str) -> dict[str, Tensor]:
     """The arrays of a unit's case, those with a gradient asking for it; on "meta" without memory."""
     op = ops.load(unit.op)
     case = case_of(unit)
@@ -93,13 +93,13 @@ def arrays_of(unit: Unit, device: str) -> dict[str, Tensor]:
     return made
 
 
-def case_of(unit: Unit) -> Case:
+def case_of(unit: TunedCase) -> Case:
     """The case that a unit names."""
     op = ops.load(unit.op)
     return next(case for case in (*op.gpu_cases, *op.cpu_cases) if case.name == unit.case)
 
 
-def caller(unit: Unit, arrays: dict[str, Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+def caller(unit: TunedCase, arrays: dict[str, Tensor]) -> Callable[[], tuple[Tensor, ...]]:
     """A call of forward and backward: the outputs, then the gradients. Upstream gradients are the same in every call.
 
     They are drawn at the first one, and are what the unit's dtype can hold, whatever the dtype of the arrays.
@@ -128,12 +128,12 @@ def caller(unit: Unit, arrays: dict[str, Tensor]) -> Callable[[], tuple[Tensor, 
     return call
 
 
-def run(unit: Unit, arrays: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def run(unit: TunedCase, arrays: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """One call; see ``caller``."""
     return caller(unit, arrays)()
 
 
-def by_torch(unit: Unit, arrays: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def by_torch(unit: TunedCase, arrays: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """What PyTorch's own op makes of the same numbers: of 16 bits in float32, of float32 in float64."""
     wide = torch.float64 if PRECISIONS[unit.precision].dtype == torch.float32 else torch.float32
     widened = {
@@ -146,37 +146,37 @@ def by_torch(unit: Unit, arrays: dict[str, Tensor]) -> tuple[Tensor, ...]:
 class Candidate:
     """Gives one problem the settings that are tried, and knows which launches are made with them."""
 
-    def __init__(self, site: Site, settings: tuple | None):
-        self.site, self.settings = site, settings
+    def __init__(self, decision: Decision, settings: tuple | None):
+        self.decision, self.settings = decision, settings
         self.met = self.active = False
 
     def __call__(self, choice, gpu: Chip, problem):
         """A watcher; see kernels/tunable.py."""
-        is_it = choice is self.site.space.choice and problem == self.site.problem
-        if is_it or choice.name not in self.site.space.inside:
+        is_it = choice is self.decision.space.choice and problem == self.decision.problem
+        if is_it or choice.name not in self.decision.space.inside:
             self.active = is_it and not self.met  # where it is met again, as for the next chunk, once is enough
         self.met = self.met or is_it
         return choice.chosen(gpu, problem) if not is_it else self.settings or choice.default(gpu, problem)
 
     def owns(self, kernel: str) -> bool:
         """Whether a launch that is made now is made with the settings."""
-        return self.active and kernel in self.site.space.kernels
+        return self.active and kernel in self.decision.space.kernels
 
 
-def sites_of(unit: Unit, gpu: Chip, target: Target) -> list[Site]:
+def decisions_of(unit: TunedCase, gpu: Chip, target: Target) -> list[Decision]:
     """The problems of a unit; none where its provider does not serve it."""
-    met: dict[Site, bool] = {}  # whether anything is launched for it
-    open_: list[Site] = []  # those that the next launch is made for
+    met: dict[Decision, bool] = {}  # whether anything is launched for it
+    open_: list[Decision] = []  # those that the next launch is made for
 
     def watch(choice, gpu, problem):
         while open_ and choice.name not in open_[-1].space.inside:
             open_.pop()
-        open_.append(Site(unit, choice.name, problem, torch._C._current_graph_task_id() != -1))
+        open_.append(Decision(unit, choice.name, problem, torch._C._current_graph_task_id() != -1))
         met.setdefault(open_[-1], False)
         return choice.chosen(gpu, problem)
 
     def launching(kernel):
-        met.update((site, True) for site in open_ if kernel in site.space.kernels)
+        met.update((decision, True) for decision in open_ if kernel in decision.space.kernels)
         return False
 
     with offline(target, wanted=launching), assume_chip(gpu), watching(watch):
@@ -184,12 +184,12 @@ def sites_of(unit: Unit, gpu: Chip, target: Target) -> list[Site]:
             run(unit, arrays_of(unit, "meta"))
         except NotAvailable:
             return []
-    return [site for site, launched in met.items() if launched]
+    return [decision for decision, launched in met.items() if launched]
 
 
-def distinct(found: Iterable[Site]) -> list[Site]:
-    """One site of each bucket, the first."""
-    firsts: dict[tuple[str, Bucket], Site] = {}
-    for site in found:
-        firsts.setdefault((site.choice, site.bucket), site)
+def distinct(found: Iterable[Decision]) -> list[Decision]:
+    """One decision of each bucket, the first."""
+    firsts: dict[tuple[str, Bucket], Decision] = {}
+    for decision in found:
+        firsts.setdefault((decision.choice, decision.bucket), decision)
     return list(firsts.values())

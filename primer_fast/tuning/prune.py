@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from primer_fast.kernels.launch import Chip
-from primer_fast.tuning.problems import Site
+from primer_fast.tuning.problems import Decision
 
 FACTOR = 1.5  # times the best estimate
 MOST = 10  # candidates that are compiled for a problem
@@ -33,13 +33,13 @@ class Pruned(NamedTuple):
     estimated: list[tuple]
 
 
-def prune(site: Site, gpu: Chip, factor: float = FACTOR, most: int = MOST) -> Pruned:
+def prune(decision: Decision, gpu: Chip, factor: float = FACTOR, most: int = MOST) -> Pruned:
     """What can be told without compiling."""
-    choice, problem = site.space.choice, site.problem
+    choice, problem = decision.space.choice, decision.problem
     default = choice.default(gpu, problem)
-    candidates = dict.fromkeys(site.space.candidates(gpu, problem))
+    candidates = dict.fromkeys(decision.space.candidates(gpu, problem))
     legal = [s for s in candidates if s == default or choice.fits(gpu, problem, s)]
-    seconds = {s: site.space.estimate(gpu, problem, s) for s in (default, *legal)}
+    seconds = {s: decision.space.estimate(gpu, problem, s) for s in (default, *legal)}
     return Pruned(len(candidates), len(legal), by_estimate(seconds, default, factor, most))
 
 

@@ -1,12 +1,11 @@
 """The file that a search writes beside kernels/tuned/<gpu>.json: what became of each problem, and what had no time."""
 
-from functools import partial
 from pathlib import Path
 
-from primer_fast.bench import stages, units
-from primer_fast.bench.stages import TUNE, Stage
+from primer_fast.bench import units
+from primer_fast.bench.report import TUNE, Report
 from primer_fast.tuning.order import need_of
-from primer_fast.tuning.session import Plan, Row
+from primer_fast.tuning.session import DecisionResult, SearchPlan
 
 
 class Record:
@@ -15,7 +14,7 @@ class Record:
     def __init__(self, path: Path, header: dict, resume: bool):
         self.path, self.header = path, header
         self.left_out: list[str] = []
-        before = units.resumed(path, partial(stages.load, kind=TUNE), header) if resume else None
+        before = units.resumed(path, TUNE, header) if resume else None
         self.rows: dict[str, dict] = {row["site"]: row for row in before.rows} if before else {}
 
     @property
@@ -28,29 +27,29 @@ class Record:
         """Whether a problem failed, in this process or an earlier one."""
         return any(row["status"].startswith("failed") for row in self.rows.values())
 
-    def add(self, row: Row, todo: Plan) -> None:
+    def add(self, row: DecisionResult, todo: SearchPlan) -> None:
         """Write a row that is done."""
-        self.rows[str(row.site)] = as_dict(row, todo)
+        self.rows[str(row.decision)] = as_dict(row, todo)
         self.save()
 
-    def close(self, todo: Plan) -> None:
+    def close(self, todo: SearchPlan) -> None:
         """Write what was left out."""
-        self.left_out = [str(site) for site in todo.sites if str(site) not in self.rows]
+        self.left_out = [str(decision) for decision in todo.decisions if str(decision) not in self.rows]
         self.save()
 
     def save(self) -> None:
-        Stage(TUNE, self.header, list(self.rows.values()), self.left_out).save(self.path)
+        Report(TUNE, self.header, list(self.rows.values()), self.left_out).save(self.path)
 
 
-def as_dict(row: Row, todo: Plan) -> dict:
+def as_dict(row: DecisionResult, todo: SearchPlan) -> dict:
     """``short``: by what factor the case misses its target. ``candidates``: how many were left after each stage."""
-    site, outcome = row.site, row.outcome
+    decision, outcome = row.decision, row.outcome
     return {
-        "site": str(site),
-        "op": site.unit.op,
-        "case": site.unit.case,
-        "precision": site.unit.precision,
-        "short": need_of(site, todo.needs),
+        "site": str(decision),
+        "op": decision.unit.op,
+        "case": decision.unit.case,
+        "precision": decision.unit.precision,
+        "short": need_of(decision, todo.needs),
         "status": row.status,
         "default": None if row.default is None else row.default._asdict(),
         "winner": None if outcome is None else outcome.settings._asdict(),

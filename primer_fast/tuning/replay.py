@@ -11,7 +11,7 @@ from triton.runtime.jit import JITFunction
 from primer_fast.backend import interpreting
 from primer_fast.bench.op import PRECISIONS
 from primer_fast.kernels.tunable import watching
-from primer_fast.tuning.problems import Candidate, Site, caller, run
+from primer_fast.tuning.problems import Candidate, Decision, caller, run
 
 _Kernel = InterpretedFunction if interpreting else JITFunction
 
@@ -39,7 +39,7 @@ def _recording(owns: Callable[[str], bool]) -> Iterator[list[Callable[[], object
 
 
 def launches_of(
-    site: Site, settings: tuple | None, arrays: dict[str, Tensor], want: tuple[Tensor, ...] | None = None
+    decision: Decision, settings: tuple | None, arrays: dict[str, Tensor], want: tuple[Tensor, ...] | None = None
 ) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
     """A function that makes the launches of one choice again, and the results of the whole run.
 
@@ -50,13 +50,13 @@ def launches_of(
     Raises:
         Wrong: they do not, by the benchmarks' tolerance for the precision.
     """
-    candidate = Candidate(site, settings)
+    candidate = Candidate(decision, settings)
     with watching(candidate), _recording(candidate.owns) as launches:
-        got = run(site.unit, arrays)
+        got = run(decision.unit, arrays)
     if not launches:
-        raise RuntimeError(f"nothing was launched for {site}")
+        raise RuntimeError(f"nothing was launched for {decision}")
     if want is not None:
-        _compare(got, want, PRECISIONS[site.unit.precision].tolerance)
+        _compare(got, want, PRECISIONS[decision.unit.precision].tolerance)
 
     def replay() -> None:
         for launch in launches:
@@ -66,14 +66,14 @@ def launches_of(
 
 
 def whole_call(
-    site: Site, settings: tuple, arrays: dict[str, Tensor], want: tuple[Tensor, ...]
+    decision: Decision, settings: tuple, arrays: dict[str, Tensor], want: tuple[Tensor, ...]
 ) -> Callable[[], object]:
     """A function that runs the whole op with one way of a choice: ways differ in more than kernels, in copies say.
 
     Raises:
         Wrong: its results are not ``want``, by the benchmarks' tolerance for the precision.
     """
-    candidate, call = Candidate(site, settings), caller(site.unit, arrays)
+    candidate, call = Candidate(decision, settings), caller(decision.unit, arrays)
 
     def again() -> tuple[Tensor, ...]:
         with watching(candidate):
@@ -81,8 +81,8 @@ def whole_call(
 
     got = again()
     if not candidate.met:
-        raise RuntimeError(f"{site} was not met")
-    _compare(got, want, PRECISIONS[site.unit.precision].tolerance)
+        raise RuntimeError(f"{decision} was not met")
+    _compare(got, want, PRECISIONS[decision.unit.precision].tolerance)
     return again
 
 

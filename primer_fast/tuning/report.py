@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 
-from primer_fast.tuning.session import Plan, Row
+from primer_fast.tuning.session import DecisionResult, SearchPlan
 
 COLUMNS = ("choice", "buckets", "candidates", "legal", "by estimate", "by compile")
 
 
-def counts(rows: Iterable[Row]) -> list[list[str]]:
+def counts(rows: Iterable[DecisionResult]) -> list[list[str]]:
     """A line for each choice and one for all; "by compile" has those that were reached, of how many."""
     lines: dict[str, list[int]] = {}
     for row in rows:
-        for name in (row.site.choice, "all"):
+        for name in (row.decision.choice, "all"):
             line = lines.setdefault(name, [0] * 6)
             reached = row.compiled is not None
             numbers = (1, row.candidates, row.legal, row.estimated, row.compiled or 0, row.estimated * reached)
@@ -38,16 +38,16 @@ def text(lines: list[list[str]]) -> str:
     )
 
 
-def line(row: Row) -> str:
+def line(row: DecisionResult) -> str:
     """One problem: what became of it."""
     stages = " > ".join("-" if n is None else str(n) for n in (row.candidates, row.legal, row.estimated, row.compiled))
     found = ""
     if row.outcome is not None and row.default is not None and row.outcome.settings != row.default:
         found = f"  {tuple(row.outcome.settings)} for {tuple(row.default)}"
-    return f"{row.site}  {stages}  {row.status}{found}"
+    return f"{row.decision}  {stages}  {row.status}{found}"
 
 
-def closing(todo: Plan, rows: list[Row], seconds: float, jobs: int) -> str:
+def closing(todo: SearchPlan, rows: list[DecisionResult], seconds: float, jobs: int) -> str:
     """How far it came, in a sentence or two."""
     reached = [row for row in rows if row.compiled is not None]
     timed = [row for row in rows if row.outcome is not None]

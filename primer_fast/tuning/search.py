@@ -14,7 +14,7 @@ _AGAIN = "the default again"
 Sampler = Callable[[], float]  # one call -> its milliseconds
 
 
-class Outcome(NamedTuple):
+class Fastest(NamedTuple):
     """The winner, which is the default where nothing beat it beyond noise; seconds of a call."""
 
     settings: Any  # hashable
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 def fastest(
     samplers: dict[Hashable, Sampler], default: Hashable, until: float, now: Callable[[], float] = time.monotonic
-) -> Outcome:
+) -> Fastest:
     """Time ``samplers``, the default among them, until the clock ``now`` says ``until`` or one is left.
 
     A sampler that raises is left behind; so is what there was no time for. The last comparison has samples of its own,
@@ -67,8 +67,8 @@ def fastest(
     if challenger in timings:
         gain = ratio(own, timings[challenger])
         if gain >= max(GAIN, 1 + 2 * noise):
-            return Outcome(challenger, timings[challenger].median_ms / 1e3, own.median_ms / 1e3, noise)
-    return Outcome(default, own.median_ms / 1e3, own.median_ms / 1e3, noise)
+            return Fastest(challenger, timings[challenger].median_ms / 1e3, own.median_ms / 1e3, noise)
+    return Fastest(default, own.median_ms / 1e3, own.median_ms / 1e3, noise)
 
 
 def _play(round_: dict, left: dict, default: Hashable, samples: dict) -> None:

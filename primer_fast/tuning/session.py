@@ -12,34 +12,34 @@ import torch
 
 from primer_fast.bench.report import Report
 from primer_fast.bench.timing import Clock, clock_for
-from primer_fast.bench.units import check_device, each, told
+from primer_fast.bench.units import check_device, each, one_line
 from primer_fast.kernels.launch import Chip, chip
 from primer_fast.kernels.tunable import TUNED
 from primer_fast.proof.targets import TARGETS, Target, target_of
 from primer_fast.tuning import order, prune, tuned_file
-from primer_fast.tuning.compile import LONGEST, Compilers, Task, Workers, chip_of
-from primer_fast.tuning.problems import Site, Unit, arrays_of, by_torch, distinct, sites_of, units
+from primer_fast.tuning.compile import LONGEST, CandidateTask, Compilers, Workers, chip_of
+from primer_fast.tuning.problems import Decision, TunedCase, arrays_of, by_torch, decisions_of, distinct, units
 from primer_fast.tuning.replay import launches_of, whole_call
-from primer_fast.tuning.search import Outcome, Sampler, fastest
+from primer_fast.tuning.search import Fastest, Sampler, fastest
 
 CLOSING = 10.0  # seconds kept for ending
 _FAIR = 4.0  # a problem may take this many times its even share of the time
 _PATIENCE = LONGEST + 60.0  # seconds after which a problem hangs; one waits for a compiler for LONGEST at most
-_SMALL = (Unit("linear", "primer", "float32"),)
+_SMALL = (TunedCase("linear", "primer", "float32"),)
 
 
 @dataclass
-class Row:
+class DecisionResult:
     """What became of one problem; counts of candidates, None for stages that it did not reach."""
 
-    site: Site
+    decision: Decision
     candidates: int
     legal: int
     estimated: int
     compiled: int | None = None
     compile_seconds: float = 0.0
     registers: int = 0  # the most of those left
-    outcome: Outcome | None = None
+    outcome: Fastest | None = None
     default: Any = None  # settings
     failure: str | None = None
 
@@ -63,36 +63,39 @@ class Row:
 
 
 @dataclass
-class Plan:
+class SearchPlan:
     """What there is to do, in this order."""
 
     gpu: Chip
     target: Target
-    sites: list[Site]
+    decisions: list[Decision]
     skipped: int  # problems whose buckets have an entry already
-    pruned: dict[Site, prune.Pruned]
+    pruned: dict[Decision, prune.Pruned]
     needs: order.Need = field(default_factory=dict)
 
     @property
-    def firsts(self) -> set[Site]:
+    def firsts(self) -> set[Decision]:
         """The first problem of each unit."""
-        return set({site.unit: site for site in reversed(self.sites)}.values())
+        return set({decision.unit: decision for decision in reversed(self.decisions)}.values())
 
     @property
     def candidates(self) -> int:
         """What is to be compiled."""
         return sum(len(pruned.estimated) for pruned in self.pruned.values())
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[DecisionResult]:
         """Of each problem what is known before the search."""
-        return [Row(site, *self.pruned[site][:2], len(self.pruned[site].estimated)) for site in self.sites]
+        return [
+            DecisionResult(decision, *self.pruned[decision][:2], len(self.pruned[decision].estimated))
+            for decision in self.decisions
+        ]
 
 
 def plan(
     ops: Iterable[str] = (), dtypes: Iterable[str] = (), *, target: str | None = None, out: Path = TUNED,
     again: bool = False, factor: float = prune.FACTOR, most: int = prune.MOST,
     report: Report | None = None, small: bool = False, workers: Workers | None = None,
-) -> Plan:  # fmt: skip
+) -> SearchPlan:  # fmt: skip
     """Find the problems and prune by what needs no compiler.
 
     Args:
@@ -117,19 +120,19 @@ def plan(
     report = report or order.newest(gpu.name)
     needs = order.needs(report) if report else {}
     map_ = workers.map if workers else lambda function, items: list(map(function, items))
-    found = map_(partial(sites_of, gpu=gpu, target=compiled_for), chosen)
-    every = distinct(order.by_need([site for of_unit in found for site in of_unit], needs))
+    found = map_(partial(decisions_of, gpu=gpu, target=compiled_for), chosen)
+    every = distinct(order.by_need([decision for of_unit in found for decision in of_unit], needs))
     if small:
-        every, most = [next(site for site in every if site.variants is kind) for kind in (True, False)], 3
+        every, most = [next(decision for decision in every if decision.variants is kind) for kind in (True, False)], 3
     done = {} if again else tuned_file.load(out / f"{gpu.name}.json")
-    left = [site for site in every if str(site.bucket) not in done.get(site.choice, {})]
+    left = [decision for decision in every if str(decision.bucket) not in done.get(decision.choice, {})]
     pruned = map_(partial(prune.prune, gpu=gpu, factor=factor, most=most), left)
-    return Plan(gpu, compiled_for, left, len(every) - len(left), dict(zip(left, pruned, strict=True)), needs)
+    return SearchPlan(gpu, compiled_for, left, len(every) - len(left), dict(zip(left, pruned, strict=True)), needs)
 
 
 def search(
-    todo: Plan, rows: list[Row], seconds: float, *, workers: Workers, out: Path | None = None,
-    ended: Callable[[Row], object] = lambda row: None, done: Iterable[str] = (), marker: Path | None = None,
+    todo: SearchPlan, rows: list[DecisionResult], seconds: float, *, workers: Workers, out: Path | None = None,
+    ended: Callable[[DecisionResult], object] = lambda row: None, done: Iterable[str] = (), marker: Path | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> None:  # fmt: skip
     """Fill the rows of a plan in turn, until the time is over.
@@ -146,68 +149,74 @@ def search(
         return
     end = now() + (seconds - CLOSING if seconds > 2 * CLOSING else seconds / 2)
     done = set(done)
-    by_name = {str(row.site): row for row in rows if str(row.site) not in done}
+    by_name = {str(row.decision): row for row in rows if str(row.decision) not in done}
     clock = None if out is None else clock_for("cuda")
     warmed = todo.firsts if out is not None else set()  # all of a unit's launches, for it is run to be timed
     compilers = workers.compile(
-        Task(row.site, s, todo.gpu, todo.target)
+        CandidateTask(row.decision, s, todo.gpu, todo.target)
         for row in by_name.values()
-        for s in (*todo.pruned[row.site].estimated, *([None] if row.site in warmed else []))
+        for s in (*todo.pruned[row.decision].estimated, *([None] if row.decision in warmed else []))
     )
     reached = 0
 
-    def work(site: Site) -> None:
+    def work(decision: Decision) -> None:
         nonlocal reached
-        work_on(by_name[str(site)], todo, compilers, clock, out, end, len(by_name) - reached, now)
+        work_on(by_name[str(decision)], todo, compilers, clock, out, end, len(by_name) - reached, now)
         reached += 1
-        ended(by_name[str(site)])
+        ended(by_name[str(decision)])
 
-    def fail(site: Site, reason: str) -> None:
-        by_name[str(site)].failure = f"failed: {reason}"
-        ended(by_name[str(site)])
+    def fail(decision: Decision, reason: str) -> None:
+        by_name[str(decision)].failure = f"failed: {reason}"
+        ended(by_name[str(decision)])
 
     with suppress(TimeoutError):  # what follows could not be compiled in time either
         each(
-            todo.sites, work, fail, done=done, marker=marker, budget=end - now(), patience=_PATIENCE, now=now
+            todo.decisions, work, fail, done=done, marker=marker, budget=end - now(), patience=_PATIENCE, now=now
         )  # fmt: skip
 
 
 def work_on(
-    row: Row, todo: Plan, compilers: Compilers, clock: Clock | None, out: Path | None, end: float, left: int,
+    row: DecisionResult,
+    todo: SearchPlan,
+    compilers: Compilers,
+    clock: Clock | None,
+    out: Path | None,
+    end: float,
+    left: int,
     now: Callable[[], float],
-) -> None:  # fmt: skip
+) -> None:
     """Compile, and with a clock time and write, one problem of those ``left``.
 
     Raises:
         TimeoutError: the time is over.
         DeviceLost: a launch left the GPU unusable.
     """
-    candidates = todo.pruned[row.site].estimated
+    candidates = todo.pruned[row.decision].estimated
     row.default = candidates[0]
-    compiled = [compilers.result(row.site, s, end - now()) for s in candidates]
+    compiled = [compilers.result(row.decision, s, end - now()) for s in candidates]
     kept = prune.by_compile(compiled, row.default, todo.target.shared_per_program)
     row.compiled = len(kept)
     row.compile_seconds = sum(c.seconds for c in compiled)
     row.registers = max(c.registers for c in compiled if c.settings in kept)
     if clock is None or out is None:
         return
-    if row.site in todo.firsts:
-        compilers.result(row.site, None, end - now())
+    if row.decision in todo.firsts:
+        compilers.result(row.decision, None, end - now())
     if now() >= end:
         raise TimeoutError
     until = min(end, now() + _FAIR * (end - now()) / left)
     try:
-        row.outcome = time_site(row.site, kept, clock, until, now)
+        row.outcome = time_decision(row.decision, kept, clock, until, now)
     except TimeoutError:
         row.failure = "not timed: its share of the time was over"
     except Unknown as error:
         row.failure = f"not timed: {error}"
     except Exception as error:  # of the default itself
-        row.failure = f"failed: {told(error)}"
-        check_device(told(error))
+        row.failure = f"failed: {one_line(error)}"
+        check_device(one_line(error))
     else:
         tuned_file.add(
-            out / f"{todo.gpu.name}.json", todo.gpu.name, row.site, tuned_file.entry(row.outcome, row.default)
+            out / f"{todo.gpu.name}.json", todo.gpu.name, row.decision, tuned_file.entry(row.outcome, row.default)
         )
 
 
@@ -215,7 +224,9 @@ class Unknown(RuntimeError):
     """What would be right cannot be told."""
 
 
-def time_site(site: Site, kept: list[tuple], clock: Clock, until: float, now: Callable[[], float]) -> Outcome:
+def time_decision(
+    decision: Decision, kept: list[tuple], clock: Clock, until: float, now: Callable[[], float]
+) -> Fastest:
     """The fastest of the settings, the first of which is the default. What is wrong is not timed.
 
     Settings must have the results of the default. Variants must have those of PyTorch's own op: one way says
@@ -230,18 +241,18 @@ def time_site(site: Site, kept: list[tuple], clock: Clock, until: float, now: Ca
     if torch.cuda.is_available():
         device = "cuda"
         torch.cuda.empty_cache()  # the last problem's tensors had other sizes
-    arrays = arrays_of(site.unit, device)
-    if site.variants:
+    arrays = arrays_of(decision.unit, device)
+    if decision.variants:
         try:
-            want = by_torch(site.unit, arrays)
+            want = by_torch(decision.unit, arrays)
         except torch.cuda.OutOfMemoryError as error:
             raise Unknown("PyTorch's own result does not fit the memory") from error
-        call: Callable[[tuple], Callable] = partial(whole_call, site, arrays=arrays, want=want)
+        call: Callable[[tuple], Callable] = partial(whole_call, decision, arrays=arrays, want=want)
         samplers: dict[Hashable, Sampler] = {kept[0]: clock.sampler(call(kept[0]))}
     else:
-        replay, want = launches_of(site, kept[0], arrays)
+        replay, want = launches_of(decision, kept[0], arrays)
         samplers = {kept[0]: clock.sampler(replay)}
-        call = lambda settings: launches_of(site, settings, arrays, want)[0]  # noqa: E731
+        call = lambda settings: launches_of(decision, settings, arrays, want)[0]  # noqa: E731
     refused = []
     for settings in kept[1:]:
         if now() >= until:

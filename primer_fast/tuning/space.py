@@ -22,7 +22,7 @@ class Space(NamedTuple):
     late: bool = False  # searched after the other choices of a case
 
 
-def streaming(
+def seconds_to_move(
     gpu: Chip, moved: float, programs: int, in_flight: float, warps: int, registers: float, shared: float = 0
 ) -> float:
     """Seconds to move so many bytes by programs that have ``in_flight`` bytes each on their way at a time.

@@ -2,15 +2,15 @@
 
 import datetime
 import json
-import os
 from pathlib import Path
 
 import torch
 import triton
 
+from primer_fast.bench.files import replace_text
 from primer_fast.kernels.tunable import read_tuned
-from primer_fast.tuning.problems import Site
-from primer_fast.tuning.search import Outcome
+from primer_fast.tuning.problems import Decision
+from primer_fast.tuning.search import Fastest
 
 
 def load(path: Path) -> dict[str, dict[str, dict]]:
@@ -28,20 +28,20 @@ def load(path: Path) -> dict[str, dict[str, dict]]:
         return {}
 
 
-def entry(outcome: Outcome, default: tuple) -> dict:
+def entry(outcome: Fastest, default: tuple) -> dict:
     """What is written of an outcome: no settings where the default was not beaten."""
     figures = {"seconds": float(f"{outcome.seconds:.4g}"), "default_seconds": float(f"{outcome.default_seconds:.4g}")}
     return figures if outcome.settings == default else outcome.settings._asdict() | figures
 
 
-def add(path: Path, gpu_name: str, site: Site, made: dict) -> None:
+def add(path: Path, gpu_name: str, decision: Decision, made: dict) -> None:
     """Add one entry to what the file holds now, under a temporary name that is then renamed.
 
     Raises:
         OSError: the file cannot be written; what was there is as before.
     """
     sections = load(path)
-    sections.setdefault(site.choice, {})[str(site.bucket)] = made
+    sections.setdefault(decision.choice, {})[str(decision.bucket)] = made
     content = {
         "gpu": gpu_name,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -49,10 +49,4 @@ def add(path: Path, gpu_name: str, site: Site, made: dict) -> None:
         "triton": triton.__version__,
         "settings": {name: dict(sorted(section.items())) for name, section in sorted(sections.items())},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_text(path, json.dumps(content, indent=1))

@@ -34,10 +34,10 @@ def test_every_target_of_a_gpu_that_names_a_case_is_on_the_agenda():
     first = {(e.op, case) for e in AGENDA for case in e.cases}
     for name in ops.names():
         op = ops.load(name)
-        for target in op.targets:
+        for target in op.goals:
             if target.metric in ("rate", "median_ms", "peak_mib"):
                 named = [case.name for case in op.gpu_cases if target.where(case)]
-                assert all((name, case) in first for case in named), (name, str(target))
+                assert all((name, case) in first for case in named), (name, target.goal.what)
 
 
 def test_on_a_cpu_the_order_is_that_of_the_declarations():

@@ -8,15 +8,15 @@ import pytest
 
 from primer_fast.bench import compile as command
 from primer_fast.bench import op as ops
-from primer_fast.bench.compile import Row, compile_all, units_of
-from primer_fast.proof.production import plan
+from primer_fast.bench.compile import CompiledTask, compile_all, units_of
+from primer_fast.proof.production import cases_to_compile
 
 
 def test_all_that_is_checked_or_timed_is_compiled():
     units = units_of("bfloat16")
     named = [(unit.op, unit.case.name) for unit in units]
     assert len(set(named)) == len(named)
-    assert set(named) >= {(unit.op, unit.case.name) for unit in plan()}
+    assert set(named) >= {(unit.op, unit.case.name) for unit in cases_to_compile()}
     assert set(named) >= {(name, case.name) for name in ops.names() for case in ops.load(name).gpu_cases}
     assert [unit.op for unit in units[: len(ops.names())]] == ops.names(), "the first case of every op first"
     assert len(units_of("float32", most=1)) == len(ops.names())
@@ -24,7 +24,7 @@ def test_all_that_is_checked_or_timed_is_compiled():
 
 def fine(name, seconds=0.0):
     time.sleep(seconds)
-    return Row(name, 2, [], seconds)
+    return CompiledTask(name, 2, [], seconds)
 
 
 def fails(name):
@@ -73,7 +73,10 @@ def test_the_file_is_whole_after_every_row(tmp_path, monkeypatch, capsys):
     path, seen = tmp_path / "compile.json", []
 
     def played(tasks, jobs, after, seconds):
-        for row in (Row("linear a bfloat16", 3, [], 1.0), Row("linear b bfloat16", 2, ["out of registers"], 1.0)):
+        for row in (
+            CompiledTask("linear a bfloat16", 3, [], 1.0),
+            CompiledTask("linear b bfloat16", 2, ["out of registers"], 1.0),
+        ):
             after(row)
             seen.append(json.loads(path.read_text())["launches"])
         return ["linear c bfloat16"]

@@ -44,12 +44,12 @@ def test_every_op_is_called_both_ways():
 
 def test_a_call_is_judged_in_bare_launches():
     timings = {OURS: Timing((0.010, 0.012, 0.011)), launchers.BARE: Timing((0.005, 0.004, 0.002))}
-    ours, bare = launchers._trials("launch of linear", "both ways", timings, BOTH_WAYS)
+    ours, bare = launchers._rows("launch of linear", "both ways", timings, BOTH_WAYS)
     (target,) = ours.targets
     assert target["value"] == pytest.approx(3.0) and target["met"] and bare.targets == []
     slower = {OURS: Timing((0.090,)), launchers.BARE: Timing((0.010,))}
     for goal in (FORWARD, BOTH_WAYS):
-        assert not launchers._trials("a", "b", slower, goal)[0].targets[0]["met"]
+        assert not launchers._rows("a", "b", slower, goal)[0].targets[0]["met"]
 
 
 def test_gpt2_calls_are_of_measured_ops():

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from primer_fast.bench import __main__ as command
-from primer_fast.bench import ceilings, measure, units
+from primer_fast.bench import ceilings, environment, measure, units
 from primer_fast.bench import op as ops
 from primer_fast.bench.__main__ import main, run
 from primer_fast.bench.agenda import planned
 from primer_fast.bench.ceilings import Ceilings
 from primer_fast.bench.measure import Group, measure_group, prepared, relative_error
-from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, Precision, Target
-from primer_fast.bench.report import Report, Row, load
+from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, OURS, Floor, Op, OpGoal, Precision
+from primer_fast.bench.report import FAST, OpRow, Report, load
 from primer_fast.bench.timing import WallClock
 from primer_fast.reference.case import Case
 
@@ -27,6 +27,7 @@ def plain(input, weight):
 def tiny_op(**providers):
     return Op(
         name="tiny",
+        draw=lambda op, *arguments: ops.random_arrays("linear", *arguments),
         providers={OURS: plain, EAGER: plain} | providers,
         gpu_cases=[CASE],
         cpu_cases=[CASE],
@@ -223,29 +224,29 @@ def test_upstream_gradients_are_random_and_the_same_for_all():
 
 class TestTargets:
     def row(self, **versus):
-        return Row(
+        return OpRow(
             "tiny", "tiny", "float32", FORWARD, OURS, median_ms=1, low_ms=1, high_ms=1, host_us=20, versus=versus
         )
 
     def found(self, target, row, pass_name=FORWARD, precision="float32"):
-        op = replace(tiny_op(), targets=[target])
-        return measure._targets(Group(op, CASE, precision, pass_name, "cuda"), row)
+        op = replace(tiny_op(), goals=[target])
+        return measure.targets(Group(op, CASE, precision, pass_name, "cuda"), row)
 
     def test_bounds(self):
         row = self.row(torch=1.2)
-        assert self.found(Target("versus torch", at_least=1.1), row)[0]["met"]
-        missed = self.found(Target("versus torch", at_least=1.3), row)
+        assert self.found(OpGoal("versus torch", at_least=1.1), row)[0]["met"]
+        missed = self.found(OpGoal("versus torch", at_least=1.3), row)
         ratio = pytest.approx(1.2 / 1.3)
         assert missed == [{"what": "versus torch >= 1.3", "value": 1.2, "met": False, "ratio": ratio}]
-        host = self.found(Target("host_us", at_most=25), row)
+        host = self.found(OpGoal("host_us", at_most=25), row)
         assert host == [{"what": "host_us <= 25", "value": 20, "met": True, "ratio": 1.25}]
 
     def test_asked_only_where_it_applies(self):
         row = self.row(torch=1.2)
-        assert not self.found(Target("versus somebody", at_least=1), row)
-        assert not self.found(Target("versus torch", at_least=1, passes=[FORWARD_BACKWARD]), row)
-        assert not self.found(Target("versus torch", at_least=1, precisions=["bfloat16"]), row)
-        assert not self.found(Target("versus torch", at_least=1, where=lambda case: False), row)
+        assert not self.found(OpGoal("versus somebody", at_least=1), row)
+        assert not self.found(OpGoal("versus torch", at_least=1, passes=[FORWARD_BACKWARD]), row)
+        assert not self.found(OpGoal("versus torch", at_least=1, precisions=["bfloat16"]), row)
+        assert not self.found(OpGoal("versus torch", at_least=1, where=lambda case: False), row)
 
 
 def test_what_is_compiled_beforehand_has_the_precision_of_the_measurement():
@@ -289,19 +290,19 @@ class TestRun:
 
     def test_budget_stops_before_a_group_that_would_not_fit(self):
         clock = iter([0.0, 0.0, 4.0, 4.0, 8.0, 8.0, 8.0]).__next__  # begin, then start and end of each group: 4 s
-        report, seen = Report({}), []
+        report, seen = Report(FAST, {}), []
         run(self.groups(), lambda g: [g.row(OURS, status="failed", reason="a test")], report, 10, seen.append, clock)
         assert len(report.rows) == len(seen) == 2
         assert report.left_out == ["tiny tiny, float32, forward", "tiny tiny, float32, forward+backward"]
 
     def test_without_a_budget_all_are_measured(self):
-        report = Report({})
+        report = Report(FAST, {})
         run(self.groups(), lambda g: [g.row(OURS, status="failed", reason="a test")], report)
         assert len(report.rows) == 4
         assert not report.left_out
 
     def test_a_broken_declaration_is_a_row(self):
-        report = Report({})
+        report = Report(FAST, {})
         run(self.groups(), lambda g: 1 // 0, report)
         assert {row.reason for row in report.rows} == {"ZeroDivisionError: integer division or modulo by zero"}
 
@@ -309,7 +310,7 @@ class TestRun:
         def lost(group):
             raise units.DeviceLost("AcceleratorError: illegal memory access")
 
-        report, seen = Report({}), []
+        report, seen = Report(FAST, {}), []
         with pytest.raises(units.DeviceLost):
             run(self.groups(), lost, report, None, seen.append)
         assert len(report.rows) == len(seen) == 1
@@ -317,7 +318,7 @@ class TestRun:
         assert len(report.left_out) == 3
 
     def test_the_next_process_goes_on_behind_what_was_tried(self):
-        report, measured = Report({}), []
+        report, measured = Report(FAST, {}), []
 
         def fails(group):
             measured.append(str(group))
@@ -331,12 +332,10 @@ class TestRun:
 
 def test_arrays_are_random_and_weights_scaled_by_fan_in():
     case = Case("c", "", {"input": (64, 256), "weight": (128, 256), "bias": (128,)})
-    arrays = ops.random_arrays(case, torch.float32, "cpu", torch.Generator().manual_seed(0))
+    arrays = ops.random_arrays("linear", case, torch.float32, "cpu", torch.Generator().manual_seed(0))
     assert arrays["input"].std() == pytest.approx(1, rel=0.05)
     assert arrays["weight"].std() == pytest.approx(1 / 16, rel=0.05)
     assert arrays["bias"].std() == pytest.approx(1, rel=0.3)
-    with pytest.raises(NotImplementedError, match="has layouts"):
-        ops.random_arrays(Case("c", "", {}, layouts={"input": "strided"}), torch.float32, "cpu", torch.Generator())
 
 
 def test_ceilings_are_measured_and_bound_the_time():
@@ -380,7 +379,8 @@ def test_command_on_the_cpu(monkeypatch, capsys, tmp_path):
 def quick_command(monkeypatch):
     monkeypatch.setattr("primer_fast.backend.interpreting", False)
     monkeypatch.setattr("primer_fast.backend.stand_in", None)
-    monkeypatch.setitem(ceilings._SIZES, "cpu", {"copy": 1 << 16, "float32": 64})
+    monkeypatch.setattr(ceilings, "measure", lambda *_, **__: LIMITS)
+    monkeypatch.setattr(environment, "commit", lambda: None)  # which git takes long to tell
     return ["linear", "--quick", "--dtype", "float32", "--no-compile", "--seconds-per-row", "0.001"]
 
 
@@ -445,3 +445,15 @@ def test_command_refuses_an_unknown_op(capsys):
         main(["nothing"])
     assert exit_.value.code == 2
     assert "no benchmark named nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ops.names())
+def test_arrays_are_those_of_the_case(name):
+    """On any device, and without memory, as where what is launched with them is compiled."""
+    op = ops.load(name)
+    case = op.cpu_cases[-1]
+    for device, generator in (("cpu", torch.Generator().manual_seed(0)), ("meta", None)):
+        arrays = op.arrays(case, torch.bfloat16, device, generator)
+        assert {array: tuple(t.shape) for array, t in arrays.items()} == case.shapes
+        assert {str(t.dtype)[6:] for array, t in arrays.items() if array in case.dtypes} == {*case.dtypes.values()}
+        assert all(t.dtype == torch.bfloat16 for array, t in arrays.items() if array not in case.dtypes)

@@ -12,6 +12,7 @@ import torch
 
 from primer_fast.bench import (
     dpo_step,
+    environment,
     generation,
     loss_head,
     models,
@@ -20,13 +21,12 @@ from primer_fast.bench import (
     rehearsal,
     to_accuracy,
     transformer_step,
-    trial,
     units,
 )
 from primer_fast.bench.goals import DECLARED
 from primer_fast.bench.op import OURS
+from primer_fast.bench.report import FAILED, NOT_AVAILABLE, OK, ProgramRow, load
 from primer_fast.bench.transformer_step import COMPILED, GRAPH, NANOGPT, NO_GRAPH, PLAIN, compare
-from primer_fast.bench.trial import FAILED, NOT_AVAILABLE, OK, Trial
 from primer_fast.data.drawn_digits import draw_digits
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import cuda_graphs
@@ -47,7 +47,7 @@ def gpu(plain_path, monkeypatch):
 
 
 def timed(name, provider=OURS):
-    made = Trial(name, "small", provider, unit="images")
+    made = ProgramRow(name, "small", provider, unit="images")
     made.time([1.0], [1.0], 5)
     return made
 
@@ -103,14 +103,14 @@ def test_ppo_with_cuda_graphs_and_without_has_equal_losses(gpu, monkeypatch, pay
 
 
 def test_dpo_at_another_rate_is_noticed(gpu, monkeypatch):
-    step, take_turns = dpo_step.plain_step, dpo_step.take_turns
+    step, compare_steps = dpo_step.plain_step, dpo_step.compare_steps
     monkeypatch.setattr(
         dpo_step,
         "plain_step",
         lambda model, batches, config: step(model, batches, dataclasses.replace(config, lr=10.0)),
     )
     longer = {"small": False, "compared": 4, "least": 1}  # the first loss is log 2 at any rate
-    monkeypatch.setattr(dpo_step, "take_turns", lambda *found, **options: take_turns(*found, **options | longer))
+    monkeypatch.setattr(dpo_step, "compare_steps", lambda *found, **options: compare_steps(*found, **options | longer))
     assert dpo_step.beside_plain("cuda", 0.0, True)[-1].status == "wrong"
 
 
@@ -126,7 +126,7 @@ def test_training_to_99_percent(gpu, monkeypatch):
 
 
 def test_how_far_training_came_is_said(plain_path):
-    trials = {name: Trial("mlp", "s", name) for name in (OURS, "a", "b", "c")}
+    trials = {name: ProgramRow("mlp", "s", name) for name in (OURS, "a", "b", "c")}
     results = {OURS: [(2.0, 0.995, 50), (3.0, 0.99, 50)], "a": [(1.0, 0.5, 80)], "b": [(1.0, 0.9, 99)], "c": []}
     trials["c"].status, trials["c"].reason = FAILED, "no memory"
     to_accuracy._fill_in(trials, results, 99, 10)
@@ -140,11 +140,11 @@ def test_every_program_of_a_gpu_ends_without_the_packages_it_may_lack(gpu, monke
         monkeypatch.setitem(sys.modules, package, None)
     path = tmp_path / "programs.json"
     assert models.main(["--all", "--small", "--device", "cuda", "--json", str(path)]) == 0, capsys.readouterr().out
-    found = trial.load(path)
+    found = load(path)
     assert set(found.header["done"]) == set(models.ON_GPU) and found.header["small"] and found.left_out == []
-    names = {"call" if t.name.startswith("call of ") else t.name for t in found.trials}
+    names = {"call" if t.name.startswith("call of ") else t.name for t in found.rows}
     assert {subject for subject, _ in DECLARED["cuda"]} <= names
-    missing = {t.provider: t.reason for t in found.trials if t.status == NOT_AVAILABLE}
+    missing = {t.provider: t.reason for t in found.rows if t.status == NOT_AVAILABLE}
     assert missing[generation.TRANSFORMERS] == "not installed: transformers or safetensors"
     assert "trl" in missing["TRL's PPOTrainer"]
     assert [p.name for p in tmp_path.iterdir()] == ["programs.json"]
@@ -154,6 +154,7 @@ def test_every_program_of_a_gpu_ends_without_the_packages_it_may_lack(gpu, monke
 def parts(gpu, monkeypatch):
     """Three parts that only say that they ran."""
     ran = []
+    monkeypatch.setattr(environment, "commit", lambda: None)  # which git takes long to tell
 
     def part(name):
         return lambda *options: ran.append(name) or [timed(name)]
@@ -167,13 +168,13 @@ def test_what_does_not_fit_the_budget_is_left_out_and_said(parts, tmp_path, caps
     path = tmp_path / "programs.json"
     arguments = ["a", "b", "c", "--device", "cuda", "--json", str(path)]
     assert models.main([*arguments, "--budget", "50"]) == 0
-    found = trial.load(path)
+    found = load(path)
     assert parts == ["a", "c"] and found.left_out == ["b"] and "b: no time was left" in capsys.readouterr().out
-    (row,) = [t for t in found.trials if t.name == "b"]
+    (row,) = [t for t in found.rows if t.name == "b"]
     assert (row.status, row.reason) == (NOT_AVAILABLE, models.NO_TIME)
     assert models.main([*arguments, "--resume"]) == 0
-    found = trial.load(path)
-    assert parts == ["a", "c", "b"] and found.left_out == [] and [t.name for t in found.trials] == ["a", "c", "b"]
+    found = load(path)
+    assert parts == ["a", "c", "b"] and found.left_out == [] and [t.name for t in found.rows] == ["a", "c", "b"]
 
 
 def test_what_another_code_measured_is_not_gone_on_with(parts, tmp_path):
@@ -196,9 +197,9 @@ def test_a_part_that_loses_the_gpu_costs_itself_alone(parts, monkeypatch, tmp_pa
     arguments = ["a", "b", "c", "--device", "cuda", "--json", str(tmp_path / "p.json"), "--resume"]
     assert models.main(arguments) == units.LOST
     assert models.main(arguments) == 1
-    found = trial.load(tmp_path / "p.json")
-    assert [(t.name, t.status) for t in found.trials] == [("a", OK), ("b", FAILED), ("c", OK)]
-    assert "the GPU was lost: illegal address" in found.trials[1].reason and parts == ["a", "c"]
+    found = load(tmp_path / "p.json")
+    assert [(t.name, t.status) for t in found.rows] == [("a", OK), ("b", FAILED), ("c", OK)]
+    assert "the GPU was lost: illegal address" in found.rows[1].reason and parts == ["a", "c"]
 
 
 def test_a_provider_that_loses_the_gpu_is_not_taken_for_one_that_fails(gpu, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from primer_fast.bench import estimate, keep, report, stages, summary, trial
+from primer_fast.bench import estimate, keep, report, summary
 from primer_fast.bench import op as ops
 from primer_fast.bench.environment import STAND_IN
 from primer_fast.bench.measure import Group
@@ -44,15 +44,15 @@ def test_every_stage_ends_and_leaves_its_file(tmp_path):
         *("compile.json", "right.json", "fast.json", "programs.json", "sanitizer.json"),
         *(summary.MEASURED.page, summary.MEASURED.log),
     }
-    compiled = stages.load(folder / "compile.json", stages.COMPILE)
+    compiled = report.load(folder / "compile.json", report.COMPILE)
     assert {row["what"].split()[0] for row in compiled.rows} >= {*ops.names()}
-    checks = stages.load(folder / "right.json", stages.RIGHT)
+    checks = report.load(folder / "right.json", report.RIGHT)
     assert {row["op"] for row in checks.rows if row["passed"]} >= {*ops.names()} and not checks.left_out
     assert {row["check"] for row in checks.rows} >= {"values", "graph", "threads", "streams", "bitwise", "layouts"}
     timed = report.load(folder / "fast.json")
     assert {row.op for row in timed.rows if row.status == "ok"} == {*ops.names()} and not timed.left_out
-    programs = trial.load(folder / "programs.json")
-    assert {t.name for t in programs.trials if t.status == trial.OK} >= {"gpt2", "dpo", "ppo", "generation"}
+    programs = report.load(folder / "programs.json")
+    assert {t.name for t in programs.rows if t.status == report.OK} >= {"gpt2", "dpo", "ppo", "generation"}
     page = (folder / summary.MEASURED.page).read_text()
     assert page.count(": passed, ") == 5 and "Nothing was wrong in what was checked." in page
     assert len(printed) < 12_000 and "## Targets" in printed
@@ -64,7 +64,7 @@ def test_every_stage_ends_and_leaves_its_file(tmp_path):
 def test_the_search_ends_and_leaves_its_files(tmp_path):
     folder, _ = run(tmp_path, "--only", "tune", "--minutes", "10")
     assert {path.name for path in folder.iterdir()} == {"tune.json", "tuned", *summary.TUNED}
-    tried = stages.load(folder / "tune.json", stages.TUNE)
+    tried = report.load(folder / "tune.json", report.TUNE)
     assert len(tried.rows) >= 2
     (tuned,) = (folder / "tuned").glob("*.json")
     assert read_tuned(tuned)["settings"]
@@ -88,7 +88,7 @@ def test_killed_in_the_middle_the_files_so_far_are_whole(tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert stages.load(folder / "right.json", stages.RIGHT).rows
+    assert report.load(folder / "right.json", report.RIGHT).rows
     assert (folder / summary.MEASURED.page).read_text().startswith("# ")
     assert (folder / "right.begun").exists(), "the next process would know what this one was at"
 

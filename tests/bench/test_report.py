@@ -1,119 +1,170 @@
+"""Every kind of file: read as it was written, refused where it cannot be; and what the tables show of it."""
+
 import json
+import math
 
 import pytest
+from made_folders import gpu_folder
+from made_reports import op_report, timed
 
 from primer_fast.bench import results, tables
-from primer_fast.bench.report import Report, Row, load
+from primer_fast.bench.op import EAGER, OURS
+from primer_fast.bench.report import (
+    COMPILE,
+    FAST,
+    KINDS,
+    PROGRAMS,
+    RIGHT,
+    SANITIZER,
+    TUNE,
+    Goal,
+    ProgramRow,
+    load,
+    parse,
+)
 
 
-def timed(provider="primer_fast", **figures):
-    figures = {"median_ms": 2.0, "low_ms": 1.9, "high_ms": 2.1, "samples": 9} | figures
-    return Row("linear", "square", "bfloat16", "forward", provider, **figures)
+@pytest.fixture
+def written(tmp_path):
+    """The path of a file of each kind."""
+    folder = gpu_folder(tmp_path / "gpu-out")
+    return {kind: folder / f"{kind}.json" for kind in KINDS}
 
 
-def a_report(**header):
-    header = {
-        "device": "A GPU",
-        "kind": "cuda",
-        "measures": "device time",
-        "date": "2026-01-02T03:04:05+00:00",
-        "torch": "2.13.0",
-        "triton": "3.7.1",
-        "python": "3.11",
-        "ceilings": {"copy_gbps": 3012.3, "tflops": {"bfloat16": 790.1}, "sizes": {}},
-    } | header
-    target = {"what": "versus torch.compile >= 1.1", "value": 1.05, "met": False}
-    rows = [
-        timed(host_us=18.25, rate=641.0, unit="TFLOP/s", share=0.81, noise=0.004, targets=[target]),
-        timed("torch", median_ms=2.5, low_ms=2.4, high_ms=2.6, versus={"torch.compile": 0.9}, exposed=True),
-        Row("linear", "square", "bfloat16", "forward", "peer", status="failed", reason="not installed: a|b"),
-    ]
-    return Report(header, rows, ["linear odd, tf32, forward"])
-
-
-def test_round_trip(tmp_path):
-    path = tmp_path / "new" / "folder" / "bench.json"
-    a_report().save(path)
-    assert load(path) == a_report()
-    assert [p.name for p in path.parent.iterdir()] == ["bench.json"]  # the temporary name is gone
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "bench.json"
-    a_report().save(path)
-    broken = a_report()
-    broken.rows[0].median_ms = float("nan")
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(written, kind, tmp_path):
+    found, copy = load(written[kind], kind), tmp_path / "new" / "copy.json"
+    assert found.kind == kind and found.rows
+    found.left_out = ["something"]
+    found.save(copy)
+    assert load(copy) == found and [p.name for p in copy.parent.iterdir()] == ["copy.json"], "no temporary name is left"
+    found.header["device"] = math.nan
     with pytest.raises(ValueError):
-        broken.save(path)
-    assert load(path) == a_report()
+        found.save(copy)
+    assert load(copy).header["device"] == "NVIDIA H200", "a failed write leaves the old file"
+    data = json.loads(copy.read_text())
+    assert parse({key: value for key, value in data.items() if key != "left_out"}, copy).left_out == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(schema=0), "schema must be 1; got 0"),
-        (lambda d: d.pop("rows"), "must have a header and rows"),
-        (lambda d: d["header"].pop("ceilings"), "missing ceilings"),
-        (lambda d: d["rows"][0].update(speed=1), "row 0 has unknown columns: speed"),
-        (lambda d: d["rows"][1].pop("provider"), "row 1 is not a row: .*provider"),
-        (lambda d: d["rows"][0].update(median_ms=None), "row 0 is ok, so it must have"),
-        (lambda d: d["rows"][0].update(median_ms=-1.0), "row 0 must have 0 < low_ms"),
-        (lambda d: d["rows"][0].update(high_ms=1.0), "row 0 must have 0 < low_ms"),
-        (lambda d: d["rows"][0].update(status="fine"), "row 0 must have a status of"),
-        (lambda d: d["rows"][2].update(reason=""), "row 2 is failed, so it must say why"),
+        (lambda data, rows: data.update(schema="none"), "schema must be .*; got 'none'"),
+        (lambda data, rows: data.update(schema=[]), "schema must be"),
+        (lambda data, rows: [data.pop(key, None) for key in ("rows", "trials")], "must have a header and "),
+        (lambda data, rows: data.update(header=5), "must have a header and "),
+        (lambda data, rows: data["header"].pop("device"), "header must have .*; missing device"),
+        (lambda data, rows: data.update(left_out=3), "left_out must be names; got 3"),
+        (lambda data, rows: data.update(left_out=[3]), "left_out must be names"),
+        (lambda data, rows: rows.append(5), r"row \d+ must have .*; missing 5"),
+        (lambda data, rows: rows.append({}), r"row \d+ must have .*; missing "),
     ],
 )
-def test_load_refuses(tmp_path, change, message):
-    path = tmp_path / "bench.json"
-    a_report().save(path)
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
+def test_a_file_of_another_form_is_refused(written, kind, change, message):
+    data = json.loads(written[kind].read_text())
+    change(data, data.get("rows", data.get("trials")))
+    written[kind].write_text(json.dumps(data))
     with pytest.raises(ValueError, match=message) as refused:
-        load(path)
-    assert str(path) in str(refused.value)
+        load(written[kind], kind)
+    assert str(written[kind]) in str(refused.value)
 
 
-@pytest.mark.parametrize("content", ["", '{"schema": 1, "rows": [', "[1, 2]"])
-def test_load_refuses_what_is_no_report(tmp_path, content):
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        *((kind, {"speed": 1}, "row 0 has unknown columns: speed") for kind in (FAST, PROGRAMS)),
+        *((kind, {"median_ms": None}, "row 0: it is ok, so it must have 0 < low_ms") for kind in (FAST, PROGRAMS)),
+        *((kind, {"median_ms": -1.0}, "row 0: it is ok, so it must have 0 < low_ms") for kind in (FAST, PROGRAMS)),
+        *((kind, {"high_ms": 1e-9}, "row 0: it is ok, so it must have 0 < low_ms") for kind in (FAST, PROGRAMS)),
+        *((kind, {"high_ms": "1"}, "row 0: high_ms must be a number or null; got '1'") for kind in (FAST, PROGRAMS)),
+        *((kind, {"status": "fine"}, "row 0: status must be one of") for kind in (FAST, PROGRAMS, SANITIZER)),
+        *((kind, {"status": "failed"}, "row 0: it is failed, so it must say why") for kind in (FAST, PROGRAMS)),
+        *((kind, {"targets": [{"what": "x"}]}, "row 0: a target must have") for kind in (FAST, PROGRAMS)),
+        (RIGHT, {"passed": "yes"}, "row 0: passed must be true, false or null; got 'yes'"),
+        (RIGHT, {"error": 3.0}, "row 0: it has passed, so its error must be within its budget; got 3.0 and 0.004"),
+        (RIGHT, {"budget": "4"}, "row 0: budget must be a number or null; got '4'"),
+        (SANITIZER, {"status": "passed", "errors": 2}, "does not go with errors 2"),
+        (SANITIZER, {"status": "errors", "errors": 0}, "does not go with errors 0"),
+        (SANITIZER, {"errors": "none"}, "row 0: errors must be a number or null"),
+        (TUNE, {"seconds": "1"}, "row 0: seconds must be a number or null"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused(written, kind, row, message):
+    data = json.loads(written[kind].read_text())
+    (data.get("rows") or data["trials"])[0] |= row
+    written[kind].write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message):
+        load(written[kind])
+
+
+def test_numbers_beside_the_rows_are_asked_for(written):
+    data = json.loads(written[COMPILE].read_text())
+    del data["seconds"]
+    with pytest.raises(ValueError, match="must have the numbers launches, seconds; got none for seconds"):
+        parse(data, "a file")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("content", ["", '{"schema": 1, "rows": [', "[1, 2]", '{"schema": 2}'])
+def test_what_is_no_report_is_refused(tmp_path, kind, content):
     path = tmp_path / "bench.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"bench\.json"):
-        load(path)
+    with pytest.raises(ValueError, match=r"bench\.json: (must be JSON|schema must be)"):
+        load(path, kind)
+
+
+def test_a_report_of_another_kind_is_refused(written):
+    with pytest.raises(ValueError, match="schema must be 'right 1'; got 'tune 1'"):
+        load(written[TUNE], RIGHT)
 
 
 def test_what_is_committed_can_be_read():
-    assert results.read().unreadable == {}
+    found = results.read()
+    assert found.unreadable == {} and found.programs
 
 
-def test_text_says_all_of_it():
-    page = tables.text(a_report())
-    for expected in [
-        "A GPU",
-        "copy 3012 GB/s; products in TFLOP/s: bfloat16 790.1",
-        "linear square, bfloat16, forward (noise 0.4%)",
-        "2.500*",
-        "641 TFLOP/s",
-        "81.0%",
-        "peer: failed, not timed: not installed: a|b",
-        "at most 0.4% apart",
-        "MISSED: linear square bfloat16 forward: versus torch.compile >= 1.1, is 1.05",
-        "left out for want of time:\n  linear odd, tf32, forward",
-    ]:
-        assert expected in page
+def test_figures_of_a_program_are_those_of_the_turns():
+    found = ProgramRow("nanogpt", "small", "nanoGPT", unit="tokens")
+    found.time((2.0, 1.0, 4.0), (1.0, 1.0, 1.0), 500)
+    assert (found.low_ms, found.median_ms, found.high_ms) == (1500, 2000, 3000)
+    assert found.samples == 3 and found.rate == 250
+    assert (found.versus_low, found.versus, found.versus_high) == (1.5, 2, 3)
+    found.time((2.0, 20.0, 2.0), (1.0, 10.0, 1.0), 500)
+    assert found.versus == 2, "a slow spell of both cancels"
 
 
-def test_columns_are_aligned_and_empty_ones_left_out():
-    heading, first, second = tables.group_text(a_report().rows).splitlines()[1:4]
-    assert len(heading) == len(first) == len(second)
-    assert "peak MiB" not in heading
-    assert "host us" in heading
+@pytest.mark.parametrize(
+    ("goal", "value", "met"),
+    [(Goal("", at_least=1.3), 1.3, True), (Goal("", at_least=1.3), 1.29, False), (Goal("", at_most=5), 5.1, False),
+     (Goal("", at_most=5), -2, True), (Goal("", at_least=1), math.nan, False)],
+)  # fmt: skip
+def test_a_goal_is_judged(goal, value, met):
+    assert goal.judged(value)["met"] is met
 
 
-def test_markdown_rows_have_the_columns_of_the_heading():
-    lines = [line for line in tables.markdown(a_report()).splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 3
-    assert {line.replace("\\|", "").count("|") for line in lines} == {lines[0].count("|")}
+def test_tables_show_every_row_and_what_is_missing():
+    report = op_report(3.0)
+    report.left_out = ["linear odd, tf32, forward"]
+    report.rows[1].exposed, report.rows[2].status, report.rows[2].reason = True, "failed", "not installed: a|b"
+    heading, *rows = tables.group_text(report.rows).splitlines()[1:]
+    assert len(rows) == 3 and len({len(line) for line in (heading, *rows[:2])}) == 1, "columns are aligned"
+    assert "host us" in heading and "error" not in heading, "a column without figures is left out"
+    assert rows[1].split()[:2] == [EAGER, "3.000*"] and "a|b" in rows[2]
+    lines = [line for line in tables.markdown(report).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 3 and len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    closing = "\n".join(tables.closing_lines(report))
+    assert "MISSED: linear square" in closing and "linear odd, tf32, forward" in closing
+    assert "2000 GB/s" in "\n".join(tables.header_lines(report))
+
+
+def test_lines_of_a_program_have_its_figures():
+    missed = timed(provider="nanoGPT", ratio=1.2, goal=Goal("goal", at_least=1.3), loss=3.25, loss_difference=5e-7)
+    absent = ProgramRow("nanogpt", "small", "TRL", status="not available", reason="no such thing")
+    heading, ours, theirs, other = tables.program_lines([timed(), missed, absent])
+    assert heading.split() == ["nanogpt:", "small"] and OURS in ours and "MISSED" not in ours
+    assert all(part in theirs for part in ("24 ms", "1.2 x our time", "3.25", "5.0e-07", "MISSED: goal"))
+    assert other.endswith("no such thing")
 
 
 @pytest.mark.parametrize(

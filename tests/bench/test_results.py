@@ -10,7 +10,7 @@ from primer_fast.bench import history, results, roofline, stages
 from primer_fast.bench import op as ops
 from primer_fast.bench.goals import CNN, DECLARED, NANOGPT
 from primer_fast.bench.op import OURS
-from primer_fast.bench.trial import Trial
+from primer_fast.bench.report import ProgramRow
 from primer_fast.bench.verdicts import MET, MISSED, NOT_MEASURED, readable, verdicts
 
 VERIFIED = {"op": "linear", "case": "square", "dtype": "float32", "passed": True}
@@ -32,7 +32,7 @@ def test_files_are_told_apart_by_what_is_in_them(tmp_path):
     (tmp_path / "offline" / "sm_90.json").write_text(json.dumps(table))
     found = results.read(tmp_path)
     assert [(f.path, f.machine) for f in found.ops] == [("h100/b.json", "h100"), ("h100/a.json", "h100")]
-    assert [f.path for f in found.trials] == ["cpu/c.json"] and found.trials[0].content == trials(timed())
+    assert [f.path for f in found.programs] == ["cpu/c.json"] and found.programs[0].content == trials(timed())
     assert found.verified == {"h100/verify.json": [VERIFIED]} and found.compiled == {"offline/sm_90.json": table}
     assert found.unreadable == {}
 
@@ -44,32 +44,11 @@ def test_stages_of_a_gpu_are_read_the_newest_last(tmp_path):
     (tmp_path / "nvidia_h200" / "old.json").write_text(json.dumps(old))
     found = results.read(tmp_path)
     assert found.unreadable == {}
-    kinds = [stage.content.kind for stage in found.stages]
-    assert kinds == ["right", "compile", "right", "sanitizer", "tune"], "by date"
+    kinds = [one.content.kind for one in found.reports]
+    assert kinds == ["right", "compile", "right", "fast", "programs", "sanitizer", "tune"], "by date"
     (newest,) = found.newest(stages.RIGHT)
     assert newest.path == "nvidia_h200/right.json" and newest.content.left_out == ["conv2d stem float32"]
     assert stages.failures(newest.content) == [] and found.newest(stages.COMPILE)[0].content.beside["launches"] == 608
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda data: data.pop("header"), "must have a header and rows"),
-        (lambda data: data["header"].pop("torch"), "missing torch"),
-        (lambda data: data["rows"].append("linear"), "row 3 must have"),
-        (lambda data: data["rows"][1].pop("passed"), "missing ['passed']"),
-        (lambda data: data["rows"][2].update(budget="4"), "row 2: budget must be a number or null; got '4'"),
-    ],
-)
-def test_a_stage_of_another_form_is_named(tmp_path, change, reason):
-    gpu_folder(tmp_path / "h200")
-    path = tmp_path / "h200" / "right.json"
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-    found = results.read(tmp_path)
-    assert list(found.unreadable) == ["h200/right.json"] and reason in found.unreadable["h200/right.json"]
-    assert len(found.stages) == 3
 
 
 def test_the_worst_is_the_nearest_to_its_budget():
@@ -100,7 +79,7 @@ def test_a_broken_file_is_named_and_hides_nothing(tmp_path, content):
     (tmp_path / "cpu" / "bad.json").write_text(content)
     found = results.read(tmp_path)
     assert list(found.unreadable) == ["cpu/bad.json"] and found.unreadable["cpu/bad.json"]
-    assert len(found.trials) == 1
+    assert len(found.programs) == 1
 
 
 def test_nothing_committed_is_nothing_measured(tmp_path):
@@ -114,7 +93,8 @@ def test_nothing_committed_is_nothing_measured(tmp_path):
 def test_targets_are_met_missed_or_not_measured_with_the_reason(tmp_path):
     report = trials(
         timed(), timed(provider="nanoGPT", ratio=1.1, goal=NANOGPT), timed("cnn"),
-        timed("cnn", "torch.nn", ratio=1.02, goal=CNN), Trial("dpo", "all", OURS, "failed", "no memory"),
+        timed("cnn", "torch.nn", ratio=1.02, goal=CNN),
+        ProgramRow("dpo", "all", OURS, status="failed", reason="no memory"),
     )  # fmt: skip
     report.save(tmp_path / "cpu" / "a.json")
     slow = row(case="other", ms=3.0, targets=[{"what": "versus torch.compile >= 1", "value": 0.8, "met": False}])
@@ -151,12 +131,12 @@ def test_a_missed_target_has_its_reason(tmp_path):
     assert find(judged, "cnn", CNN.what).reason == "", "it is met"
     (tmp_path / "reasons.json").write_text('{"nanogpt": "the products"}')
     found = results.read(tmp_path)
-    assert list(found.unreadable) == ["reasons.json"] and len(found.trials) == 1 and found.reasons == {}
+    assert list(found.unreadable) == ["reasons.json"] and len(found.programs) == 1 and found.reasons == {}
 
 
 def test_the_reasons_are_of_targets_that_there_are():
     declared = {(subject, goal.what) for goals in DECLARED.values() for subject, goal in goals}
-    declared |= {(name, str(target)) for name in ops.names() for target in ops.load(name).targets}
+    declared |= {(name, target.goal.what) for name in ops.names() for target in ops.load(name).goals}
     assert {(subject, what) for subject, of in results.read().reasons.items() for what in of} <= declared
 
 

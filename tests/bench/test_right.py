@@ -1,34 +1,35 @@
-import json
-import subprocess
-import sys
+import os
+import time
 from collections import Counter
 
 import pytest
 import torch
 from train.test_cuda_graphs import StandIn
 
-from primer_fast.bench import environment, recorded_step, right, stages, summary
-from primer_fast.bench.gpu import Outcome
-from primer_fast.bench.right import Unit, plan, rows_of
-from primer_fast.bench.stages import RIGHT, Stage
-from primer_fast.bench.units import DeviceLost
+from primer_fast.bench import environment, recorded_step, report, right, summary
+from primer_fast.bench.gpu import StageResult
+from primer_fast.bench.op import production
+from primer_fast.bench.report import RIGHT, SCHEMAS, Report
+from primer_fast.bench.right import Check, checks, rows_of
+from primer_fast.bench.units import LOST, DeviceLost
 from primer_fast.proof import on_gpu, verify
-from primer_fast.proof.native import Row
+from primer_fast.proof.native import CheckedTensor
 from primer_fast.reference.case import Case
+from primer_fast.reference.ops import OPS
 from primer_fast.train import cuda_graphs
 
-HEADER = dict.fromkeys(stages.HEADER_KEYS, "")
+HEADER = dict.fromkeys(SCHEMAS[RIGHT].header, "")
 
 
 def load(path):
-    return stages.load(path, RIGHT)
+    return report.load(path, RIGHT)
 
 
-UNIT = Unit("values", "linear", Case("some", "", {}), "float32")
+UNIT = Check("values", "linear", Case("some", "", {}), "float32")
 
 
 def test_the_order_is_that_of_importance():
-    units = plan()
+    units = checks()
     order = [(unit.check == "values", unit.dtype) for unit in units]
     dtypes = [dtype for is_values, dtype in order if is_values]
     assert dtypes == sorted(dtypes, key=["bfloat16", "float32", "float16"].index)
@@ -40,25 +41,25 @@ def test_the_order_is_that_of_importance():
 
 
 def test_every_production_case_in_every_dtype():
-    tried = Counter((unit.op, unit.case.name) for unit in plan() if unit.check == "values")
-    wanted = {(op, case.name) for op in verify.ops() for case in right.production_cases(op)}
+    tried = Counter((unit.op, unit.case.name) for unit in checks() if unit.check == "values")
+    wanted = {(op, case.name) for op in verify.ops() for case in production(OPS[op].cases)}
     assert tried.keys() == wanted and set(tried.values()) == {3}
 
 
 def test_every_op_has_every_check():
     for small in (True, False):
-        by_check = {check: {unit.op for unit in plan(small=small) if unit.check == check} for check in on_gpu.CHECKS}
+        by_check = {check: {unit.op for unit in checks(small=small) if unit.check == check} for check in on_gpu.CHECKS}
         assert by_check.pop("one pass") == {on_gpu.ATTENTION}
         assert by_check.pop("second GPU") == {"any"} or torch.cuda.device_count() > 1
         assert all(ops >= set(verify.ops()) for ops in by_check.values())
-        assert {unit.case.name for unit in plan(small=small) if unit.op == "training step"} == {*recorded_step.MODELS}
-    assert "training step" not in {unit.op for unit in plan(["linear"])}
+        assert {unit.case.name for unit in checks(small=small) if unit.op == "training step"} == {*recorded_step.MODELS}
+    assert "training step" not in {unit.op for unit in checks(["linear"])}
     with pytest.raises(ValueError, match=r"op must be one of .*linear.*; got linaer"):
-        plan(["linaer"])
+        checks(["linaer"])
 
 
 def test_the_estimate_leaves_room_in_a_hundred_seconds():
-    assert 20 < right.estimate(plan()) < 100
+    assert 20 < right.estimate(checks()) < 100
 
 
 def test_an_error_is_a_row(monkeypatch):
@@ -80,56 +81,49 @@ def test_an_error_is_a_row(monkeypatch):
         rows_of(UNIT, small=True)
 
 
-STAGES = """
-import os, sys, time
-from pathlib import Path
-from primer_fast.bench import right
-from primer_fast.proof import on_gpu
-from primer_fast.proof.native import Row
+def test_a_crash_and_a_hang_are_rows_and_the_next_process_goes_on(tmp_path, monkeypatch):
+    path, log = tmp_path / "right.json", tmp_path / "log"
 
-def check(op, case, dtype):
-    print("begun", case.name, flush=True)
-    if case.name == "crash":
-        os._exit(11)
-    if case.name == "hang":
-        time.sleep(1000)
-    return [Row("values", op, case.name, "float32", "output", 1.0, 2.0, 0.5, True, truth="float64")]
+    def check(op, case, dtype):
+        with log.open("a") as file:
+            file.write(f"{case.name}\n")
+        if case.name == "crash":
+            os._exit(11)
+        if case.name == "hang":
+            time.sleep(1000)
+        return [CheckedTensor("values", op, case.name, "float32", "output", 1.0, 2.0, 0.5, True, truth="float64")]
 
-right._PATIENCE = 2.0
-on_gpu.CHECKS["values"] = check
-right.plan = lambda *_: [right.Unit("values", "linear", right.Case(n, "", {}), "float32") for n in sys.argv[2].split()]
-right.estimate = lambda units: 0.0
-for more in ([], ["--resume"], ["--resume"], ["--resume"]):
-    sys.stdout.flush()
-    child = os.fork()  # the package is imported once
-    if child == 0:
-        os._exit(right.main(["--json", sys.argv[1], *more]))
-    print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-def test_a_crash_and_a_hang_are_rows_and_the_next_process_goes_on(tmp_path):
-    path = tmp_path / "right.json"
-    done = subprocess.run([sys.executable, "-c", STAGES, path, "first crash hang last"], capture_output=True, text=True)
-    said = done.stdout.splitlines()
-    assert [line for line in said if line.startswith(("begun", "status"))] == [
-        "begun first", "begun crash", "status 11", "begun hang", "status 3", "begun last", "status 1", "status 1"
-    ], done.stderr[-2000:]  # fmt: skip
-    report = load(path)
-    assert [(row["case"], row["passed"]) for row in report.rows] == [
+    units = [UNIT._replace(case=Case(name, "", {})) for name in ("first", "crash", "hang", "last")]
+    monkeypatch.setattr(right, "_PATIENCE", 2.0)
+    monkeypatch.setattr(right, "checks", lambda *_: units)
+    monkeypatch.setattr(right, "estimate", lambda units: 0.0)
+    monkeypatch.setitem(on_gpu.CHECKS, "values", check)
+    statuses = []
+    for more in ([], ["--resume"], ["--resume"], ["--resume"]):
+        child = os.fork()
+        if child == 0:
+            status = 70  # of what must not go on as another pytest
+            try:
+                status = right.main(["--json", str(path), *more])
+            finally:
+                os._exit(status)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert statuses == [11, LOST, 1, 1] and log.read_text().split() == ["first", "crash", "hang", "last"]
+    found = load(path)
+    assert [(row["case"], row["passed"]) for row in found.rows] == [
         ("first", True), ("crash", False), ("hang", False), ("last", True)
     ]  # fmt: skip
-    assert "process ended" in report.rows[1]["reason"] and "had not ended" in report.rows[2]["reason"]
-    assert report.left_out == [] and [p.name for p in tmp_path.iterdir()] == ["right.json"]
+    assert "process ended" in found.rows[1]["reason"] and "had not ended" in found.rows[2]["reason"]
+    assert found.left_out == [] and {p.name for p in tmp_path.iterdir()} == {"right.json", "log"}
 
 
 def test_what_has_no_time_is_left_out(tmp_path, monkeypatch, capsys):
-    row = Row("values", "linear", "some", "float32", "output", 0.5, 1.0, 0.5, True)
+    row = CheckedTensor("values", "linear", "some", "float32", "output", 0.5, 1.0, 0.5, True)
     monkeypatch.setattr(right, "rows_of", lambda unit, small: [row])
     path = tmp_path / "right.json"
     assert right.main(["linear", "--json", str(path), "--small", "--budget", "-1"]) == 0
-    report = load(path)
-    assert report.rows == [] and report.left_out == [str(unit) for unit in plan(["linear"], small=True)]
+    found = load(path)
+    assert found.rows == [] and found.left_out == [str(unit) for unit in checks(["linear"], small=True)]
     assert right.main(["linear", "--json", str(path), "--small"]) == 0
     printed = capsys.readouterr().out
     assert "ok     values linear primer_first bfloat16" in printed and "5.0e-01 of 1.0e+00" in printed
@@ -140,66 +134,25 @@ def test_what_has_no_time_is_left_out(tmp_path, monkeypatch, capsys):
 
 def test_the_worst_tensor_speaks_for_a_unit():
     rows = [
-        Row("values", "linear", "some", "float32", "output", 0.9, 1.0, 0.5, True),
-        Row("values", "linear", "some", "float32", "weight", 1.2, 1.0, 0.5, False),
-        Row("values", "linear", "some", "float32", "bias", 0.0, 0.0, 0.0, True),
+        CheckedTensor("values", "linear", "some", "float32", "output", 0.9, 1.0, 0.5, True),
+        CheckedTensor("values", "linear", "some", "float32", "weight", 1.2, 1.0, 0.5, False),
+        CheckedTensor("values", "linear", "some", "float32", "bias", 0.0, 0.0, 0.0, True),
     ]
     assert right.line(UNIT, rows).startswith("FAILED") and "weight" in right.line(UNIT, rows)
-    rows.append(Row("values", "linear", "some", "float32", "input", reason="no number"))
+    rows.append(CheckedTensor("values", "linear", "some", "float32", "input", reason="no number"))
     assert right.line(UNIT, rows).endswith("no number")
     assert right.line(UNIT, [UNIT.row("there is one GPU", passed=None)]).startswith("none")
 
 
-def test_a_file_is_read_as_it_was_written(tmp_path):
-    rows = [
-        Row("values", "linear", "one", "bfloat16", "output", 0.5, 1.0, 0.25, True, truth="float64", seconds=0.1),
-        Row("graph", "linear", "one", "bfloat16", reason="it had not ended"),
-        Row("second GPU", "any", "any", "bfloat16", passed=None, reason="there is one GPU"),
-    ]
-    written = Stage(RIGHT, HEADER, [row.as_dict() for row in rows], ["values linear two bfloat16"])
-    written.save(tmp_path / "right.json")
-    report = load(tmp_path / "right.json")
-    assert report == written
-    names = {"values linear one bfloat16", "graph linear one bfloat16", "second GPU any any bfloat16"}
-    assert right.tried(report.rows) == names
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"schema": "right 0"}, "schema must be one of right 1, .*; got 'right 0'"),
-        ({"schema": "tune 1", "rows": []}, "must be of the stage right; its schema is that of tune"),
-        ({"rows": None}, "must have a header and rows"),
-        ({"left_out": None}, "left_out must be names; got None"),
-        ({"header": {}}, "header must have .*; missing device"),
-        ({"rows": [5]}, "row 0 must have .*; missing .*5"),
-        ({"rows": [{"op": "linear"}]}, "row 0 must have .*; missing .*budget"),
-        ({"passed": "yes"}, "row 0: passed must be true, false or null; got 'yes'"),
-        ({"error": 3.0}, "row 0: it has passed, so its error must be within its budget; got 3.0 and 2.0"),
-    ],
-)
-def test_a_file_that_cannot_be_is_refused(change, message, tmp_path):
-    row = Row("values", "linear", "one", "bfloat16", "output", 1.0, 2.0, 0.5, True).as_dict()
-    data = {"schema": "right 1", "header": HEADER, "rows": [row], "left_out": []}
-    row |= {key: value for key, value in change.items() if key not in data}
-    path = tmp_path / "right.json"
-    path.write_text(json.dumps(data | {key: value for key, value in change.items() if key in data}))
-    with pytest.raises(ValueError, match=message):
-        load(path)
-    path.write_text("{")
-    with pytest.raises(ValueError, match="must be JSON"):
-        load(path)
-
-
 @pytest.mark.parametrize("change", [{"source": "another"}, {"device": "another"}, {"small": None}, None])
 def test_what_another_run_found_is_not_gone_on_with(change, tmp_path, monkeypatch, capsys):
-    row = Row("values", "linear", "some", "float32", "output", 0.5, 1.0, 0.5, True)
-    monkeypatch.setattr(right, "plan", lambda *_: [UNIT])
+    row = CheckedTensor("values", "linear", "some", "float32", "output", 0.5, 1.0, 0.5, True)
+    monkeypatch.setattr(right, "checks", lambda *_: [UNIT])
     monkeypatch.setattr(right, "estimate", lambda units: 0.0)
     monkeypatch.setattr(right, "rows_of", lambda unit, small: [row])
     path, tried = tmp_path / "right.json", row.as_dict() | {"reason": "of the other run"}
     header = environment.describe(verify.device(), small=True)
-    Stage(RIGHT, header | (change or {}), [tried]).save(path)
+    Report(RIGHT, header | (change or {}), [tried]).save(path)
     right.main(["--json", str(path), "--small", "--resume"])
     assert load(path).rows == ([row.as_dict()] if change else [tried])
     assert ("not resumed" in capsys.readouterr().err) == bool(change) and load(path).header["small"]
@@ -217,15 +170,15 @@ def test_recorded_steps_are_the_steps(works, plain_path, monkeypatch):
 
 
 def test_what_could_not_be_tried_is_not_wrong_in_the_summary(tmp_path):
-    rows = [Unit("second GPU", "any", Case("any", "", {}), "bfloat16").row("there is one GPU", passed=None)]
-    Stage(RIGHT, HEADER, [row.as_dict() for row in rows]).save(tmp_path / "right.json")
+    rows = [Check("second GPU", "any", Case("any", "", {}), "bfloat16").row("there is one GPU", passed=None)]
+    Report(RIGHT, HEADER, [row.as_dict() for row in rows]).save(tmp_path / "right.json")
     page = summary.text(
-        tmp_path, HEADER | {"commit": None, "cuda": "", "driver": None}, [Outcome("right", "passed", 1.0)]
+        tmp_path, HEADER | {"commit": None, "cuda": "", "driver": None}, [StageResult("right", "passed", 1.0)]
     )
     assert "Nothing was wrong" in page and "0 passed, 0 failed" in page
 
 
 def test_what_is_launched_here_is_compiled_beforehand():
-    known = {(op, case.name) for op in verify.ops() for case in right.production_cases(op)}
+    known = {(op, case.name) for op in verify.ops() for case in production(OPS[op].cases)}
     known |= {(op, case.name) for op, case in right.other_cases()}
-    assert {(unit.op, unit.case.name) for unit in plan() if unit.op in verify.ops()} <= known
+    assert {(unit.op, unit.case.name) for unit in checks() if unit.op in verify.ops()} <= known

@@ -35,7 +35,7 @@ def test_the_one_pass_backward_says_what_it_leaves_out(device):
 
 def test_arrays_are_those_of_the_case():
     case = next(case for case in bench.GPU_CASES if case.name == "bert")
-    arrays = bench.arrays(case, torch.bfloat16, "cpu", torch.Generator().manual_seed(0))
+    arrays = bench.OP.arrays(case, torch.bfloat16, "cpu", torch.Generator().manual_seed(0))
     assert {name: tuple(array.shape) for name, array in arrays.items()} == case.shapes
     lengths = arrays["key_lengths"]
     assert lengths.dtype == torch.int64 and lengths.min() >= 0 and lengths.max() <= 512 and len(lengths.unique()) > 2

@@ -3,16 +3,15 @@
 import pytest
 from made_reports import header, op_report, row, timed, trials
 
-from primer_fast.bench import scoreboard, stages, summary
+from primer_fast.bench import scoreboard, summary
 from primer_fast.bench.goals import NANOGPT
-from primer_fast.bench.gpu import Outcome
+from primer_fast.bench.gpu import StageResult
 from primer_fast.bench.op import FORWARD_BACKWARD, OURS
-from primer_fast.bench.report import judged
-from primer_fast.bench.trial import FAILED, Trial
+from primer_fast.bench.report import FAILED, Goal, ProgramRow, Report
 
 HEADER = header(driver=None, cuda="13.0", source="0123")
 STAGES = ("compile", "right", "fast", "programs", "sanitizer")
-OUTCOMES = tuple(Outcome(name, "passed", 9.0) for name in STAGES)
+OUTCOMES = tuple(StageResult(name, "passed", 9.0) for name in STAGES)
 
 
 def right(op="linear", error=1e-7, passed=True, **more):
@@ -21,7 +20,7 @@ def right(op="linear", error=1e-7, passed=True, **more):
 
 
 def write(folder, name, rows, **more):
-    stages.Stage(name, HEADER, rows, **more).save(folder / f"{name}.json")
+    Report(name, HEADER, rows, **more).save(folder / f"{name}.json")
 
 
 def compiled(folder, *rows):
@@ -50,34 +49,36 @@ def test_targets_then_what_was_wrong_then_what_had_no_time(folder):
 
 def test_a_target_stands_beside_its_figure_and_the_fastest_other(folder):
     fast = op_report()
-    fast.rows[0].targets = [{"what": "versus torch.compile >= 1", **judged(0.8, at_least=1)}]
+    fast.rows[0].targets = [Goal("versus torch.compile >= 1", at_least=1).judged(0.8)]
     fast.rows[1].error = fast.rows[2].error = 1e-3
-    rate = {"what": "rate >= 600", **judged(630.0, at_least=600)}
+    rate = Goal("rate >= 600", at_least=600).judged(630.0)
     fast.rows += [row(op="scaled_dot_product_attention", case="llama_16k", targets=[rate])]
     way = row(op="scaled_dot_product_attention", case="llama_16k", provider=f"{OURS}, another way", ms=0.1, error=1e-3)
     fast.rows.append(way)  # ours too, and no rival
-    backward = {"what": "median_ms <= 60", **judged(90.0, at_most=60)}
+    backward = Goal("median_ms <= 60", at_most=60).judged(90.0)
     fast.rows += [row(op="linear_cross_entropy", case="qwen", pass_name=FORWARD_BACKWARD, targets=[backward])]
-    lines = scoreboard.markdown(scoreboard.of_ops(fast)).splitlines()
+    lines = scoreboard.markdown(scoreboard.lines_of(fast)).splitlines()
     assert lines[2:] == [
         "| scaled_dot_product_attention llama_16k | rate (TFLOP/s) \u2265 600 | 630 | 1.05 | - |",
         "| linear_cross_entropy qwen, forward+backward | time (ms) \u2264 60 | 90.0 | **0.667** | - |",
         "| linear square | time of torch.compile over ours \u2265 1 | 0.800 | **0.800** "
         "| torch.compile: 2.50 ms, 160 TFLOP/s |",
     ], "the agenda's first"
-    (line,) = scoreboard.of_programs(trials(timed(ratio=1.4, goal=NANOGPT, provider="nanoGPT"), timed()))
+    (line,) = scoreboard.lines_of(trials(timed(ratio=1.4, goal=NANOGPT, provider="nanoGPT"), timed()))
     assert line.met and line.ratio == pytest.approx(1.4 / 1.3) and line.other == "nanoGPT: 28.0 ms"
 
 
 def test_what_was_wrong_the_gravest_first(folder):
     write(folder, "right", [right(), right(error=0.5, passed=False), right("conv2d", None, False, reason="hung")])
     op_report(2.0, row(case="slow", status="wrong", reason="off by 1")).save(folder / "fast.json")
-    trials(Trial("gpt2", "all", "primer_fast, CUDA graph", FAILED, "no capture")).save(folder / "programs.json")
+    trials(ProgramRow("gpt2", "all", "primer_fast, CUDA graph", status=FAILED, reason="no capture")).save(
+        folder / "programs.json"
+    )
     write(folder, "sanitizer", [{"tool": "racecheck", "status": "failed", "errors": 2, "lines": ["Race in x"]}])
     compiled(folder, {"what": "linear odd", "errors": ["out of registers"], "seconds": 1})
     statuses = ("failed: OutOfMemoryError: no memory", "failed: hung", "2.00 x")
     write(folder, "tune", [{"site": f"matmul {i}", "op": "linear", "status": s} for i, s in enumerate(statuses)])
-    page = summary.text(folder, HEADER, [*OUTCOMES, Outcome("tune", "passed", 9.0)])
+    page = summary.text(folder, HEADER, [*OUTCOMES, StageResult("tune", "passed", 9.0)])
     wrong = page.split("## Wrong")[1].split("## No time")[0].strip().splitlines()
     assert wrong == [
         "- linear square bfloat16 output values: error 0.5, budget 0.0001",
@@ -92,7 +93,10 @@ def test_what_was_wrong_the_gravest_first(folder):
 
 def test_what_had_no_time(folder):
     write(folder, "right", [], left_out=["linear square float16", "linear odd float16"])
-    stopped = (Outcome("right", "stopped after 90 s", 90.0), Outcome("fast", "not started: no time was left", 0.0))
+    stopped = (
+        StageResult("right", "stopped after 90 s", 90.0),
+        StageResult("fast", "not started: no time was left", 0.0),
+    )
     page = summary.text(folder, HEADER, stopped)
     left = page.split("## No time")[1].split("\n\n")[1].splitlines()
     assert left == [

@@ -1,7 +1,8 @@
 """Every unit is tried once, whatever one of them does to its process."""
 
-import subprocess
-import sys
+import os
+import signal
+import time
 
 import pytest
 import torch
@@ -83,31 +84,37 @@ def test_an_interrupt_leaves_the_rest(played):
     assert not played.marker.exists()
 
 
-CODE = """
-import sys, time
-from pathlib import Path
-from primer_fast.bench import units
-def work(unit):
-    if unit == "b":
-        {what}
-    print(unit, flush=True)
-units.each("abc", work, lambda *failure: print(*failure, flush=True), marker=Path(sys.argv[1]), patience=1.0)
-"""
+def forked(work, folder):
+    """Call ``work(say)`` in a copy of this process -> its exit status, and the lines that it said."""
+    path = folder / "lines"
+    child = os.fork()
+    if child == 0:
+        try:
+            with path.open("w") as file:
+                work(lambda *words: print(*words, file=file, flush=True))
+        finally:
+            os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status, path.read_text().splitlines()
 
 
 @pytest.mark.parametrize(
-    ("what", "status", "then"),
+    ("ends", "status", "then"),
     [
-        ("time.sleep(1000)", LOST, "a\nb it had not ended after 1 s\n"),
-        ("import os; os.kill(os.getpid(), 11)", -11, "a\n"),
+        (lambda: time.sleep(1000), LOST, ["a", "b it had not ended after 1 s"]),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), -signal.SIGKILL, ["a"]),
     ],
+    ids=["hangs", "crashes"],
 )
-def test_a_unit_that_hangs_or_crashes_costs_itself_alone(tmp_path, what, status, then):
+def test_a_unit_that_hangs_or_crashes_costs_itself_alone(tmp_path, ends, status, then):
     marker = tmp_path / "stage.begun"
-    command = [sys.executable, "-c", CODE.format(what=what), str(marker)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (status, then)
-    assert marker.exists() == (status == -11), "where nobody could say so, the marker does"
+
+    def process(say):
+        work = lambda unit: ends() if unit == "b" else say(unit)  # noqa: E731
+        units.each("abc", work, lambda *failure: say(*failure), marker=marker, patience=1.0)
+
+    assert forked(process, tmp_path) == (status, then)
+    assert marker.exists() == (status != LOST), "where nobody could say so, the marker does"
 
 
 def test_a_unit_that_would_take_too_long_by_its_estimate_is_passed_over(played):
@@ -125,17 +132,11 @@ def test_a_gpu_that_takes_no_more_work_is_lost(monkeypatch):
         assert str(lost.value) == said
 
 
-LEAVING = """
-import atexit, os, sys
-from primer_fast.bench import units
-atexit.register(lambda: os._exit(134))
-print("said")
-units.leave(int(sys.argv[1]))
-"""
-
-
-@pytest.mark.parametrize(("status", "seen"), [(LOST, LOST), (1, 134)])
-def test_a_lost_gpu_cannot_change_the_exit_status(status, seen):
-    """What ends the interpreter's shutdown with another status has no turn; what was printed is not lost."""
-    done = subprocess.run([sys.executable, "-c", LEAVING, str(status)], capture_output=True, text=True)
-    assert done.returncode == seen and (done.stdout == "said\n" or status != LOST)
+def test_a_lost_gpu_cannot_change_the_exit_status(monkeypatch):
+    """The interpreter's shutdown, which takes down what is on the GPU, has no turn then."""
+    ended = []
+    monkeypatch.setattr(units.os, "_exit", ended.append)
+    for status in (LOST, 1):
+        with pytest.raises(SystemExit) as left:
+            units.leave(status)
+        assert left.value.code == status and ended == [LOST]

@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from primer_fast.bench import dpo, models, nanogpt, ppo_step, supervised_step, transformer_step, trial, wrappers
+from primer_fast.bench import models, nanogpt, ppo_step, supervised_step, transformer_step, trl_step, wrappers
 from primer_fast.bench.goals import CALL_US
 from primer_fast.bench.loss_head import loss_head
 from primer_fast.bench.op import EAGER, OURS
 from primer_fast.bench.peers import CHUNKED, NotAvailable
+from primer_fast.bench.report import ProgramRow, load
 from primer_fast.bench.timing import Timing
 from primer_fast.bench.transformer_step import COMPILED, FUSED, NANOGPT, OURS_COMPILED, PLAIN, compare, nanogpt_step
-from primer_fast.bench.trial import Trial
 from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train.language_model import LanguageModelConfig
@@ -131,7 +131,7 @@ def test_calls_that_are_compared_compute_the_same():
 
 
 def test_trl_without_its_ppo_trainer_is_said():
-    with pytest.raises(NotAvailable, match=r"trl .*(PPOTrainer|installed)"):
+    with pytest.raises(NotAvailable, match="trl"):
         ppo_step.theirs()
 
 
@@ -144,9 +144,9 @@ def test_a_ppo_step():
 
 def test_a_dpo_step_beside_trl():
     pytest.importorskip("trl")
-    shape = dpo.Shape(vocab=40, width=16, layers=1, heads=2, pairs=2, prompt=4, completion=4)
-    trials = dpo.trials(steps=3, shape=shape)
-    assert [t.provider for t in trials] == [OURS, dpo.TRL] * 2 and len({t.setting for t in trials}) == 2
+    shape = trl_step.Sizes(vocab=40, width=16, layers=1, heads=2, pairs=2, prompt=4, completion=4)
+    trials = trl_step.beside_trl(steps=3, shape=shape)
+    assert [t.provider for t in trials] == [OURS, trl_step.TRL] * 2 and len({t.setting for t in trials}) == 2
     for ours, theirs in (trials[:2], trials[2:]):
         assert theirs.loss_difference < 1e-4 and ours.samples == theirs.samples == 1
         assert theirs.targets[0]["value"] == theirs.versus and ours.targets == []
@@ -154,7 +154,7 @@ def test_a_dpo_step_beside_trl():
 
 def test_the_command_keeps_what_it_measured(monkeypatch, tmp_path, capsys):
     def good(device, seconds, with_compile, small):
-        made = Trial("mlp", f"{device} {seconds} {with_compile}", OURS, unit="images")
+        made = ProgramRow("mlp", f"{device} {seconds} {with_compile}", OURS, unit="images")
         made.time([1.0], [1.0], 5)
         return [made]
 
@@ -165,9 +165,9 @@ def test_the_command_keeps_what_it_measured(monkeypatch, tmp_path, capsys):
     path = tmp_path / "trials.json"
     arguments = ["mlp", "cnn", "--device", "cpu", "--seconds", "2", "--no-compile", "--json", str(path)]
     assert models.main(arguments) == 1
-    found = trial.load(path)
+    found = load(path)
     assert found.header["command"].endswith(" ".join(arguments)) and found.header["load_before"] >= 0
-    assert [(t.setting, t.status, t.reason) for t in found.trials] == [
+    assert [(t.setting, t.status, t.reason) for t in found.rows] == [
         ("cpu 2.0 False", "ok", ""), ("all", "failed", "RuntimeError: no luck")
     ]  # fmt: skip
     printed = capsys.readouterr().out

@@ -4,7 +4,6 @@ Launches are counted, not compiled: what is asked here is what the launchers do 
 """
 
 import contextlib
-import importlib
 import json
 import sys
 
@@ -18,8 +17,9 @@ from citizenship.no_host_sync import HostSync, NoHostSync
 from primer_fast import functional
 from primer_fast.proof.inputs import allocate
 from primer_fast.proof.offline import offline
-from primer_fast.proof.verify import differentiable, ops
+from primer_fast.proof.verify import ops
 from primer_fast.reference.case import arguments
+from primer_fast.reference.ops import OPS
 
 
 def both_ways(op, case):
@@ -27,7 +27,7 @@ def both_ways(op, case):
     for name, shape in case.shapes.items():
         dtype = getattr(torch, case.dtypes[name]) if name in case.dtypes else torch.bfloat16
         inputs[name] = allocate(shape, case.layouts.get(name), dtype, "meta")
-        inputs[name].requires_grad_(name in differentiable(op, case))
+        inputs[name].requires_grad_(name in OPS[op].differentiable(case))
     leaves = [t for t in inputs.values() if t.requires_grad]
     with NoHostSync():
         outputs = getattr(functional, op)(**arguments(inputs), **case.options)
@@ -53,7 +53,7 @@ with offline("sm_90"):
             launches[op] += 1
 
         JITFunction.run = count
-        for case in importlib.import_module(f"primer_fast.reference.{op}").CASES:
+        for case in OPS[op].cases:
             try:
                 both_ways(op, case)
             except Exception as error:

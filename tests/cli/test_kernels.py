@@ -11,7 +11,7 @@ pytest.importorskip("rich", reason="`primer-fast kernels` needs primer-fast[cli]
 from primer_fast import backend
 from primer_fast.cli import kernels
 from primer_fast.proof.hot_loop import HotLoop
-from primer_fast.proof.production import Row, Unit
+from primer_fast.proof.production import CaseOnTarget, CompiledLaunch
 from primer_fast.proof.resources import Resources
 
 GOOD = Resources(
@@ -29,7 +29,7 @@ TILE = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "SPLITS": 3, "ACTIVATION"
 def row(direction, resources, error=None, epilogue=None):
     unit = ("linear", "square_4096", "bfloat16", "sm_90")
     serialized = None if resources is None else resources.serialized
-    return Row(*unit, direction, "_matmul_kernel", 1536, TILE, 8, 4, resources, error, serialized, epilogue)
+    return CompiledLaunch(*unit, direction, "_matmul_kernel", 1536, TILE, 8, 4, resources, error, serialized, epilogue)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def compiled(monkeypatch):
     rows = [row("forward", GOOD, epilogue=31.84), row("backward", SPILLING)]
 
     def compile_units(units, jobs):
-        assert all(isinstance(unit, Unit) for unit in units) and jobs == 2
+        assert all(isinstance(unit, CaseOnTarget) for unit in units) and jobs == 2
         for _ in units:
             yield list(rows)
 

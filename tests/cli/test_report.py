@@ -11,8 +11,7 @@ from made_reports import op_report, row, timed, trials
 from primer_fast.bench import results
 from primer_fast.bench.goals import CNN, NANOGPT
 from primer_fast.bench.op import EAGER, FORWARD_BACKWARD, OURS
-from primer_fast.bench.report import Row
-from primer_fast.bench.trial import Trial
+from primer_fast.bench.report import OpRow, ProgramRow
 from primer_fast.cli import main, report, report_plots
 from primer_fast.cli.report_grid import figure, grid
 
@@ -83,7 +82,7 @@ def test_nothing_measured_is_said_and_no_figure_is_shown(folder):
 
 
 def fill(folder):
-    peer = Row(
+    peer = OpRow(
         "linear", "square", "bfloat16", "forward", "a peer", status="not available", reason="needs <b>two</b> & x"
     )
     backward = row(ms=5.0, pass_name=FORWARD_BACKWARD, versus={EAGER: 1.5})
@@ -97,7 +96,7 @@ def fill(folder):
     trials(
         timed(peak_mib=30.0), timed(provider="nanoGPT", ratio=1.1, goal=NANOGPT, loss_difference=4e-7, peak_mib=33.0),
         timed("cnn"), timed("cnn", "torch.nn", ratio=1.02, goal=CNN),
-        Trial("ppo", "all", "TRL's", "not available", "no <such> trainer"),
+        ProgramRow("ppo", "all", "TRL's", status="not available", reason="no <such> trainer"),
     ).save(folder / "cpu" / "a.json")  # fmt: skip
     verified = [{"op": "linear", "case": "a", "dtype": "float32", "passed": passed} for passed in (True, True, False)]
     (folder / "h100" / "verify.json").write_text(json.dumps(verified))
@@ -301,7 +300,7 @@ def test_programs_are_coloured_by_their_targets(tmp_path, monkeypatch):
     drawn = Axes(monkeypatch)
     comparison = [
         timed(), timed(provider="missed", ratio=1.1, goal=NANOGPT), timed(provider="met", ratio=1.5, goal=NANOGPT),
-        timed(provider="none", ratio=0.5), Trial("nanogpt", "small", "broken", "failed", "x"),
+        timed(provider="none", ratio=0.5), ProgramRow("nanogpt", "small", "broken", status="failed", reason="x"),
     ]  # fmt: skip
     assert report_plots.programs(tmp_path / "a.png", [comparison], ["GPT"], "title")
     (axes,) = drawn.panels().values()

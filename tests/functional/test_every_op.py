@@ -20,7 +20,7 @@ SOME_WAYS = not torch.cuda.is_available()  # `primer-fast verify` takes all in t
 def units():
     """Every case in every dtype. In the interpreter each takes one of the ways to load operands, by turns."""
     chosen = {}
-    for unit in verify.plan():
+    for unit in verify.cases_to_verify():
         chosen.setdefault((unit.op, unit.case.name, unit.dtype), []).append(unit)
     for turn, ways in enumerate(chosen.values()):
         yield from ways[turn % len(ways) :][:1] if SOME_WAYS else ways

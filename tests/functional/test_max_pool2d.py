@@ -15,13 +15,14 @@ from primer_fast.kernels.max_pool2d import max_pool2d_bwd, max_pool2d_fwd, posit
 from primer_fast.kernels.tile_settings import TileSettings, tile_settings
 from primer_fast.proof import verify
 from primer_fast.proof.inputs import allocate
+from primer_fast.reference.ops import OPS
 
 LAYOUTS = [None, "channels_last"]
 
 
 def test_one_way_to_load_is_verified_once():
-    assert not verify.loads_by_descriptors("max_pool2d") and verify.loads_by_descriptors("linear")
-    assert {unit.path for unit in verify.plan(["max_pool2d"])} == {None}
+    assert not OPS["max_pool2d"].descriptors and OPS["linear"].descriptors
+    assert {unit.path for unit in verify.cases_to_verify(["max_pool2d"])} == {None}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

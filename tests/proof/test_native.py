@@ -1,6 +1,5 @@
 """Real sizes are judged without NumPy: here that judgement is judged, on small sizes, by NumPy's."""
 
-import importlib
 import math
 
 import numpy as np
@@ -14,6 +13,7 @@ from primer_fast.proof.native import ATTENTION
 from primer_fast.proof.numerics import exact
 from primer_fast.proof.on_gpu import case_named, usual_case
 from primer_fast.reference.case import arguments
+from primer_fast.reference.ops import OPS
 
 CASES = {
     "linear": ("edges_aligned", "no_bias", "vector", "no_rows"),
@@ -37,22 +37,22 @@ def few_rows(monkeypatch):
 
 @pytest.mark.parametrize(("op", "name"), [(op, name) for op, names in CASES.items() for name in names])
 def test_truth_and_magnitudes_are_the_references(op, name, few_rows):
-    case, reference = case_named(op, name), importlib.import_module(f"primer_fast.reference.{op}")
+    case, reference = case_named(op, name), OPS[op]
     arrays = native.draw(op, case, torch.bfloat16, "cpu")
     got, upstream = native.run(op, case, arrays, plain=True)
     found = native.truth(op, case, arrays, upstream, torch.float64)
     plain = arguments({name: t.numpy() if name in case.dtypes else exact(t) for name, t in arrays.items()})
-    outputs = getattr(reference, op)(**plain, **case.options)
-    want = dict(zip(native.outputs_of(op), outputs if isinstance(outputs, tuple) else (outputs,), strict=False))
+    outputs = reference.function(**plain, **case.options)
+    want = dict(zip(reference.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=False))
     dy = tuple(map(exact, upstream))
     dy = dy if len(dy) > 1 else dy[0]
-    want |= getattr(reference, f"{op}_grad")(dy, **plain, **case.options)
+    want |= reference.gradient(dy, **plain, **case.options)
     assert found.keys() == want.keys() == got.keys()
     for result, value in want.items():
         np.testing.assert_allclose(found[result].numpy(), value, rtol=1e-9, atol=1e-9, err_msg=result)
     floats = {name: t.float() if t.is_floating_point() else t for name, t in arrays.items()}
     sums = terms.magnitudes(op, floats, tuple(t.float() for t in upstream), case.options)
-    absolute = getattr(reference, f"{op}_magnitude")(dy, **plain, **case.options)
+    absolute = reference.magnitude(dy, **plain, **case.options)
     for result in want:
         assert float(sums[result]) == pytest.approx(absolute[result], rel=1e-4, abs=1e-30), result
 
@@ -66,9 +66,9 @@ def test_every_op_has_cases_here():
 def test_kernels_pass(op, dtype):
     case = usual_case(op, small=True)
     rows = native.check(op, case, dtype)
-    names = native.outputs_of(op)
+    names = OPS[op].outputs
     assert rows[0].tensor == "output"
-    assert [row.tensor for row in rows if row.tensor not in names] == verify.differentiable(op, case)
+    assert [row.tensor for row in rows if row.tensor not in names] == OPS[op].differentiable(case)
     assert all(row.passed and row.error <= row.budget and not row.reason for row in rows), rows
     assert {row.truth for row in rows} == {"float64"}
 
@@ -77,7 +77,7 @@ def test_kernels_pass(op, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("op", verify.ops())
 def test_the_verdict_is_that_of_verify(op, dtype, factor, monkeypatch):
-    plain = getattr(importlib.import_module(f"primer_fast.functional.{op}"), f"{op}_plain")
+    plain = verify.plain(op)
 
     def scaled(**arguments):
         y = plain(**arguments)

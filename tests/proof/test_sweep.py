@@ -19,14 +19,14 @@ def test_sixty_launches_compile_fit_and_spill_nothing():
 
 
 DECODE = """
-from primer_fast.proof.sweep import Case, Unit, results
+from primer_fast.proof.sweep import Case, CaseOnTarget, results
 for dtype, D, T, mask in (
     ("float32", 16, 1, False), ("float32", 80, 4, True), ("float32", 192, 1, False), ("float16", 64, 1, True)
 ):
     shapes = {"query": (2, 8, T, D), "key": (2, 1, 4097, D), "value": (2, 1, 4097, D)}
     shapes |= {"attn_mask": (2, 1, T, 4097)} if mask else {}
     case = Case("decode", "", shapes, {"is_causal": False, "enable_gqa": True}, {}, False, {}, False)
-    for result in results(Unit("scaled_dot_product_attention", case, dtype, "sm_90")):
+    for result in results(CaseOnTarget("scaled_dot_product_attention", case, dtype, "sm_90")):
         print(result.kernel, result.spill_bytes, result.failure)
 """
 
@@ -70,16 +70,16 @@ def test_a_draw_is_the_same_again():
 @pytest.mark.parametrize("spilled, failure", [(0, None), (16, None), (17, "spills 17 bytes per thread")])
 def test_what_fails(spilled, failure):
     unit = sweep.draw(0, 0)._replace(dtype="float16")
-    assert sweep.Result(unit, "_k", {}, spilled).failure == failure
-    assert sweep.Result(unit, "_k", {}, 0, "does not compile").failure == "does not compile"
-    assert "waits" in sweep.Result(unit, "_k", {}, 0, serialized=True).failure
-    assert sweep.Result(unit._replace(dtype="float32"), "_k", {}, 0, serialized=True).failure is None
+    assert sweep.SweptLaunch(unit, "_k", {}, spilled).failure == failure
+    assert sweep.SweptLaunch(unit, "_k", {}, 0, "does not compile").failure == "does not compile"
+    assert "waits" in sweep.SweptLaunch(unit, "_k", {}, 0, serialized=True).failure
+    assert sweep.SweptLaunch(unit._replace(dtype="float32"), "_k", {}, 0, serialized=True).failure is None
 
 
 def test_a_failure_comes_with_the_line_that_repeats_it(monkeypatch, capsys):
     def results(unit):
-        yield sweep.Result(unit, "_k", {"BLOCK": 64}, error="PTXASError: too large")
-        yield sweep.Result(unit, "_k", {"BLOCK": 32}, spill_bytes=8)
+        yield sweep.SweptLaunch(unit, "_k", {"BLOCK": 64}, error="PTXASError: too large")
+        yield sweep.SweptLaunch(unit, "_k", {"BLOCK": 32}, spill_bytes=8)
 
     monkeypatch.setattr(sweep, "results", results)
     assert sweep.main(["--seed", "5", "--launches", "3"]) == 1

@@ -17,7 +17,7 @@ def wrong_linear(monkeypatch):
 
 
 def one_case():
-    return verify.plan(["linear"], ["float32"], ["edges_aligned"])
+    return verify.cases_to_verify(["linear"], ["float32"], ["primer_first"])
 
 
 def test_a_right_kernel_passes_with_every_tensor_named():
@@ -47,7 +47,7 @@ def test_the_plan_names_what_it_does_not_know():
         ({"case_names": ["nothing"]}, "case must be one of .*; got nothing"),
     ):
         with pytest.raises(ValueError, match=message):
-            verify.plan(**{"names": ["linear"], **wrong})
+            verify.cases_to_verify(**{"names": ["linear"], **wrong})
 
 
 def test_inputs_are_the_same_at_every_call():

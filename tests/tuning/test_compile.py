@@ -26,16 +26,16 @@ def seen():
 
 
 def test_problems_are_one_of_each_bucket(seen):
-    assert len(seen["sites"]) == len(set(seen["sites"])) and seen["units"] == ["linear", "max_pool2d"]
-    assert "matmul 4096x4096x4096 item2 passes1 desc1 vector1 wide1 fused0 double1 count1" in seen["sites"]
-    assert "max_pool2d_backward 262144x64 item2 reads9" in seen["sites"], "rows are cells, of 2 x 2 pixels"
-    assert sum(site.startswith("max_pool2d") for site in seen["sites"]) >= 6
+    assert len(seen["decisions"]) == len(set(seen["decisions"])) and seen["units"] == ["linear", "max_pool2d"]
+    assert "matmul 4096x4096x4096 item2 passes1 desc1 vector1 wide1 fused0 double1 count1" in seen["decisions"]
+    assert "max_pool2d_backward 262144x64 item2 reads9" in seen["decisions"], "rows are cells, of 2 x 2 pixels"
+    assert sum(decision.startswith("max_pool2d") for decision in seen["decisions"]) >= 6
 
 
 def test_gradients_arrive_in_the_layout_of_the_output(seen):
     """As they do in a network of channels_last: all products can move by descriptors; y and dx are of one bucket."""
-    assert [site.split()[0] for site in seen["convolution"]] == ["conv2d_gather", "conv2d_weight"]
-    assert all("desc1" in site for site in seen["convolution"])
+    assert [decision.split()[0] for decision in seen["convolution"]] == ["conv2d_gather", "conv2d_weight"]
+    assert all("desc1" in decision for decision in seen["convolution"])
 
 
 def test_processes_compile_and_look_for_problems_where_this_one_interprets(seen):

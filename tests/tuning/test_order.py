@@ -9,26 +9,26 @@ import torch
 
 from primer_fast.bench import units
 from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD
-from primer_fast.bench.report import Report, judged
+from primer_fast.bench.report import FAST, Goal, Report
 from primer_fast.kernels.launch import CHIPS, Product
 from primer_fast.kernels.tunable import Variant
 from primer_fast.proof.targets import TARGETS
 from primer_fast.tuning import __main__ as tuning_main
 from primer_fast.tuning import order, portfolio, prune, search, session
 from primer_fast.tuning.__main__ import main
-from primer_fast.tuning.problems import Site, Unit
+from primer_fast.tuning.problems import Decision, TunedCase
 from primer_fast.tuning.prune import Compiled
-from primer_fast.tuning.search import Outcome
+from primer_fast.tuning.search import Fastest
 
 H100 = CHIPS["sm_90"]
 
 
-def site(case, K, backward=False, choice="matmul"):
-    return Site(Unit("linear", case, "bfloat16"), choice, Product(64, 64, K, 2), backward)
+def decision(case, K, backward=False, choice="matmul"):
+    return Decision(TunedCase("linear", case, "bfloat16"), choice, Product(64, 64, K, 2), backward)
 
 
 def target(metric, sign, bound, value):
-    return {"what": f"{metric} {sign} {bound}"} | judged(value, **{"at_least" if sign == ">=" else "at_most": bound})
+    return Goal(f"{metric} {sign} {bound}", **{"at_least" if sign == ">=" else "at_most": bound}).judged(value)
 
 
 def case(name, pass_name, *targets, **more):
@@ -51,8 +51,8 @@ def test_cases_furthest_below_target_come_first():
     assert needs["linear", "slower", "bfloat16", True] == pytest.approx(2.2)
     assert ("linear", "slow", "bfloat16", True) not in needs, "nothing is known of the backward"
     every = [
-        site("unknown", 32), site("met", 64), site("slow", 128), site("slow", 256, True), site("slower", 512),
-        site("slower", 1024, True), site("late", 2048), site("without", 4096),
+        decision("unknown", 32), decision("met", 64), decision("slow", 128), decision("slow", 256, True),
+        decision("slower", 512), decision("slower", 1024, True), decision("late", 2048), decision("without", 4096),
     ]  # fmt: skip
     found = [(s.unit.case, s.backward) for s in order.by_need(every, needs)]
     assert found == [
@@ -60,15 +60,15 @@ def test_cases_furthest_below_target_come_first():
         ("met", False), ("slow", True),
     ]  # fmt: skip
     assert order.by_need(every, {}) == every, "without a report the order of the cases stays"
-    assert order.needs(Report(made_reports.header(), [made_reports.row(case="share", ms=4.0)])) == {
+    assert order.needs(Report(FAST, made_reports.header(), [made_reports.row(case="share", ms=4.0)])) == {
         ("linear", "share", "bfloat16", False): 5.0
     }
 
 
 def test_of_one_case_the_least_likely_to_gain_comes_last():
-    operands = site("a", 32, choice="matmul_operands")
-    later = site("a", 64)
-    assert order.by_need([operands, later, site("b", 128)], {}) == [later, operands, site("b", 128)]
+    operands = decision("a", 32, choice="matmul_operands")
+    later = decision("a", 64)
+    assert order.by_need([operands, later, decision("b", 128)], {}) == [later, operands, decision("b", 128)]
 
 
 def test_the_newest_report_of_this_gpu_is_taken(tmp_path):
@@ -91,7 +91,7 @@ def test_calls_are_those_that_the_search_makes():
         assert portfolio.calls(count) == len(made)
 
 
-SITES = [site("square_512", 64 * n) for n in (1, 2, 4, 8)]
+DECISIONS = [decision("square_512", 64 * n) for n in (1, 2, 4, 8)]
 
 
 @pytest.fixture
@@ -106,20 +106,22 @@ def played(monkeypatch):
             list(tasks)
             return self
 
-        def result(self, site, settings, seconds):
+        def result(self, decision, settings, seconds):
             return Compiled(settings, code=str(settings))
 
     def plan(*_, **__):
-        todo = session.Plan(H100, TARGETS["sm_90"], SITES, 0, {s: prune.prune(s, H100, most=3) for s in SITES})
+        todo = session.SearchPlan(
+            H100, TARGETS["sm_90"], DECISIONS, 0, {s: prune.prune(s, H100, most=3) for s in DECISIONS}
+        )
         todo.needs["linear", "square_512", "bfloat16", False] = 2.5
         return todo
 
-    def time_site(site, kept, *_):
-        problems.get(site, lambda: None)()
-        return Outcome(kept[-1], 1e-4, 2e-4, 0.01, len(kept), ("(1,): Wrong: result 0",))
+    def time_decision(decision, kept, *_):
+        problems.get(decision, lambda: None)()
+        return Fastest(kept[-1], 1e-4, 2e-4, 0.01, len(kept), ("(1,): Wrong: result 0",))
 
     monkeypatch.setattr(session, "plan", plan)
-    monkeypatch.setattr(session, "time_site", time_site)
+    monkeypatch.setattr(session, "time_decision", time_decision)
     monkeypatch.setattr(session, "clock_for", lambda device: "a clock")
 
     @contextmanager
@@ -140,7 +142,7 @@ def test_what_became_of_each_problem_is_written(played, tmp_path, capsys):
     status, content = called(tmp_path, "--minutes", "4")
     assert status == 0 and content["schema"] == "tune 1" and content["left_out"] == []
     assert {"torch", "source"} <= set(content["header"]) and [r["site"] for r in content["rows"]] == list(
-        map(str, SITES)
+        map(str, DECISIONS)
     )
     first = content["rows"][0]
     assert first["short"] == 2.5 and first["status"] == "2.00 x" and first["seconds"] == 1e-4
@@ -149,47 +151,49 @@ def test_what_became_of_each_problem_is_written(played, tmp_path, capsys):
     assert first["refused"] == ["(1,): Wrong: result 0"]
     assert "by estimate 4 of 4 problems fit into 4 minutes" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "tuned" / "h100.json").read_text())["settings"]["matmul"]) == {
-        str(s.bucket) for s in SITES
+        str(s.bucket) for s in DECISIONS
     }
 
 
 def test_the_estimate_alone_searches_nothing(played, tmp_path, capsys):
-    played.update({s: lambda: 1 / 0 for s in SITES})
+    played.update({s: lambda: 1 / 0 for s in DECISIONS})
     assert main(["--estimate", "--minutes", "4", "--jobs", "15", "--out", str(tmp_path / "tuned")]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == "h100: by estimate 4 of 4 problems fit into 4 minutes with 15 compiling processes"
     assert [float(line.split()[0]) for line in lines[1:]] == sorted(float(line.split()[0]) for line in lines[1:])
-    assert len(lines) == 1 + len(SITES) and not (tmp_path / "tuned").exists()
+    assert len(lines) == 1 + len(DECISIONS) and not (tmp_path / "tuned").exists()
 
 
 def test_what_had_no_time_is_named_and_gone_on_with(played, tmp_path):
     status, content = called(tmp_path, "--budget", "0")
-    assert status == 0 and content["rows"] == [] and content["left_out"] == list(map(str, SITES))
+    assert status == 0 and content["rows"] == [] and content["left_out"] == list(map(str, DECISIONS))
 
     def interrupt():
         raise KeyboardInterrupt
 
-    played[SITES[1]] = interrupt
+    played[DECISIONS[1]] = interrupt
     status, content = called(tmp_path, "--resume")
-    assert [r["site"] for r in content["rows"]] == [str(SITES[0])] and content["left_out"] == list(map(str, SITES[1:]))
+    assert [r["site"] for r in content["rows"]] == [str(DECISIONS[0])] and content["left_out"] == list(
+        map(str, DECISIONS[1:])
+    )
     tried = []
-    played.update({s: lambda s=s: tried.append(s) for s in SITES})
+    played.update({s: lambda s=s: tried.append(s) for s in DECISIONS})
     status, content = called(tmp_path, "--resume")
-    assert tried == SITES[1:] and len(content["rows"]) == 4 and content["left_out"] == [] and status == 0
+    assert tried == DECISIONS[1:] and len(content["rows"]) == 4 and content["left_out"] == [] and status == 0
 
 
 def test_a_lost_gpu_costs_one_problem(played, tmp_path, monkeypatch):
     def lose():
         raise RuntimeError("an illegal access")
 
-    played[SITES[1]] = lose
+    played[DECISIONS[1]] = lose
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_initialized", lambda: True)
         patch.setattr(torch.cuda, "synchronize", lose)
         status, content = called(tmp_path)
     assert status == units.LOST and len(content["rows"]) == 2
     assert content["rows"][1]["status"] == "failed: the GPU was lost: RuntimeError: an illegal access"
-    del played[SITES[1]]
+    del played[DECISIONS[1]]
     status, content = called(tmp_path, "--resume")
     assert status == 1, "an earlier process failed in one"
     assert [r["status"] for r in content["rows"]] == ["2.00 x", content["rows"][1]["status"], "2.00 x", "2.00 x"]
@@ -201,7 +205,7 @@ def test_the_command_says_that_the_gpu_was_lost(played, tmp_path, monkeypatch, c
     def lose():
         raise RuntimeError("an illegal memory access was encountered")
 
-    played[SITES[1]] = lose
+    played[DECISIONS[1]] = lose
     monkeypatch.setattr(tune, "Workers", tuning_main.Workers)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lose)
@@ -212,25 +216,23 @@ def test_the_command_says_that_the_gpu_was_lost(played, tmp_path, monkeypatch, c
 def test_a_process_that_was_killed_costs_one_problem(played, tmp_path):
     """The marker is what it leaves."""
     called(tmp_path, "--budget", "0")
-    (tmp_path / "tune.begun").write_text(str(SITES[0]))
+    (tmp_path / "tune.begun").write_text(str(DECISIONS[0]))
     status, content = called(tmp_path, "--resume")
     assert status == 1 and content["rows"][0]["status"] == "failed: the process ended while it was at work"
     assert [r["status"] for r in content["rows"][1:]] == ["2.00 x"] * 3
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [("{", "must be JSON"), ('{"schema": "tune 0"}', "schema must be one of")]
-)
+@pytest.mark.parametrize(("content", "message"), [("{", "must be JSON"), ('{"schema": "tune 0"}', "schema must be")])
 def test_only_its_own_files_are_gone_on_with(played, tmp_path, content, message, capsys):
     (tmp_path / "tune.json").write_text(content)
     status, found = called(tmp_path, "--resume")
     said = capsys.readouterr().err
-    assert status == 0 and len(found["rows"]) == len(SITES) and "not resumed" in said and message in said
+    assert status == 0 and len(found["rows"]) == len(DECISIONS) and "not resumed" in said and message in said
 
 
 def test_what_another_run_found_is_not_gone_on_with(played, tmp_path, capsys):
     called(tmp_path)
-    (tmp_path / "tune.begun").write_text(str(SITES[0]))
+    (tmp_path / "tune.begun").write_text(str(DECISIONS[0]))
     status, found = called(tmp_path, "--resume", "--small")
     assert status == 0 and found["header"]["small"] and [r["status"] for r in found["rows"]] == ["2.00 x"] * 4
     assert "other code or other sizes" in capsys.readouterr().err
@@ -243,4 +245,6 @@ def test_wrong_calls(played, tmp_path, capsys):
 
 
 def test_a_way_is_written_by_its_name():
-    assert session.Row(SITES[0], 2, 2, 2, default=Variant("fused")).default._asdict() == {"variant": "fused"}
+    assert session.DecisionResult(DECISIONS[0], 2, 2, 2, default=Variant("fused")).default._asdict() == {
+        "variant": "fused"
+    }

@@ -6,12 +6,12 @@ from tuning.problems import PROBLEMS
 from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
 from primer_fast.kernels.tunable import Variant
 from primer_fast.tuning import prune
-from primer_fast.tuning.problems import Site, Unit
+from primer_fast.tuning.problems import Decision, TunedCase
 from primer_fast.tuning.prune import Compiled, by_compile, by_estimate
 from primer_fast.tuning.registry import SPACES
 
 H100, A100 = CHIPS["sm_90"], CHIPS["sm_80"]
-UNIT = Unit("linear", "square_4096", "bfloat16")
+UNIT = TunedCase("linear", "square_4096", "bfloat16")
 SQUARE = Product(4096, 4096, 4096, 2, descriptors=True)
 
 
@@ -21,9 +21,9 @@ def test_the_default_comes_first_and_all_fit(name, chip):
     problem, mine = PROBLEMS[name]
     if chip is A100 and getattr(problem, "descriptors", False):
         problem = problem._replace(descriptors=False)
-    site, choice = Site(UNIT, name, problem), SPACES[name].choice
-    pruned = prune.prune(site, chip)
-    if site.variants:
+    decision, choice = Decision(UNIT, name, problem), SPACES[name].choice
+    pruned = prune.prune(decision, chip)
+    if decision.variants:
         fitting = {Variant(name) for name, fits in choice.ways.items() if fits(chip, problem)}
         assert set(pruned.estimated) == fitting and pruned.estimated[0] == choice.default(chip, problem)
         return
@@ -64,7 +64,7 @@ def test_registers_are_respected():
 
 def test_the_estimate_prefers_what_is_known_to_be_fast():
     """cuBLAS and CUTLASS take 128 x 256 for large squares; no tile of 16 columns is within reach of it."""
-    kept = prune.prune(Site(UNIT, "matmul", SQUARE._replace(M=8192, N=8192, K=8192)), H100).estimated
+    kept = prune.prune(Decision(UNIT, "matmul", SQUARE._replace(M=8192, N=8192, K=8192)), H100).estimated
     assert kept[0][:2] == (128, 256) and all(s.BLOCK_M * s.BLOCK_N >= 64 * 128 for s in kept)
 
 

@@ -9,36 +9,36 @@ from primer_fast.bench.timing import WallClock
 from primer_fast.kernels.launch import MatmulSettings, chip
 from primer_fast.kernels.tunable import watching
 from primer_fast.tuning import replay, session
-from primer_fast.tuning.problems import Site, Unit, arrays_of, run, units
+from primer_fast.tuning.problems import Decision, TunedCase, arrays_of, run, units
 from primer_fast.tuning.replay import Wrong, launches_of
 
-UNIT = Unit("linear", "primer", "float32")
+UNIT = TunedCase("linear", "primer", "float32")
 SMALL = MatmulSettings(64, 32, 32, 4, 2)
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the small cases are the CPU's")
 
 
 @pytest.fixture
-def sites(device):
+def decisions(device):
     """The problems of settings that the small case comes to: the forward's, then the backward's."""
     met = []
 
     def watch(choice, gpu, problem):
-        met.append(Site(UNIT, choice.name, problem))
+        met.append(Decision(UNIT, choice.name, problem))
         return choice.chosen(gpu, problem)
 
     with watching(watch):
         run(UNIT, arrays_of(UNIT, "cpu"))
-    return [site for site in met if not site.variants]
+    return [decision for decision in met if not decision.variants]
 
 
-def test_launches_are_made_again_with_the_settings(sites, monkeypatch):
+def test_launches_are_made_again_with_the_settings(decisions, monkeypatch):
     grids = []
     usual = replay._Kernel.run
     monkeypatch.setattr(
         replay._Kernel, "run", lambda self, *a, grid, **o: grids.append((grid, a)) or usual(self, *a, grid=grid, **o)
     )
-    again, got = launches_of(sites[0], SMALL, arrays_of(UNIT, "cpu"))
-    assert len(sites) == 3 and len(grids) == 3, "the whole op runs once"
+    again, got = launches_of(decisions[0], SMALL, arrays_of(UNIT, "cpu"))
+    assert len(decisions) == 3 and len(grids) == 3, "the whole op runs once"
     again()
     assert len(grids) == 4, "of which one launch is the choice's"
     _, arguments = grids[-1]
@@ -51,9 +51,9 @@ def test_launches_are_made_again_with_the_settings(sites, monkeypatch):
     assert replay._Kernel.run is not usual
 
 
-def test_the_rest_of_the_op_keeps_its_settings(sites):
+def test_the_rest_of_the_op_keeps_its_settings(decisions):
     """The backward's problem is tried; the forward's launch is not made again."""
-    again, _ = launches_of(sites[1], SMALL, arrays_of(UNIT, "cpu"))
+    again, _ = launches_of(decisions[1], SMALL, arrays_of(UNIT, "cpu"))
     with replay._recording(lambda kernel: True) as made:
         again()
     assert made == [], "what is made again does not pass through the recorder, which would see the whole op"
@@ -61,35 +61,35 @@ def test_the_rest_of_the_op_keeps_its_settings(sites):
     usual = replay._Kernel.run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay._Kernel, "run", lambda self, *a, **o: grids.append(a[-7:-4]) or usual(self, *a, **o))
-        launches_of(sites[1], SMALL, arrays_of(UNIT, "cpu"))
+        launches_of(decisions[1], SMALL, arrays_of(UNIT, "cpu"))
     assert [blocks == SMALL[:3] for blocks in grids] == [False, True, False]
 
 
-def test_results_are_compared_with_the_defaults(sites):
+def test_results_are_compared_with_the_defaults(decisions):
     arrays = arrays_of(UNIT, "cpu")
-    _, want = launches_of(sites[0], None, arrays)
-    launches_of(sites[0], SMALL, arrays, want)
+    _, want = launches_of(decisions[0], None, arrays)
+    launches_of(decisions[0], SMALL, arrays, want)
     for wrong in (want[1] * 1.01, want[1] * float("nan")):
         with pytest.raises(Wrong, match="result 1 is off"):
-            launches_of(sites[0], SMALL, arrays, (want[0], wrong, *want[2:]))
+            launches_of(decisions[0], SMALL, arrays, (want[0], wrong, *want[2:]))
 
 
-def test_a_problem_that_is_not_met_is_an_error(sites):
-    other = sites[0]._replace(problem=sites[0].problem._replace(M=77))
+def test_a_problem_that_is_not_met_is_an_error(decisions):
+    other = decisions[0]._replace(problem=decisions[0].problem._replace(M=77))
     with pytest.raises(RuntimeError, match="nothing was launched"):
         launches_of(other, SMALL, arrays_of(UNIT, "cpu"))
 
 
-def test_a_problem_is_timed_from_end_to_end(sites):
+def test_a_problem_is_timed_from_end_to_end(decisions):
     """By the wall, in the interpreter."""
-    default = sites[0].space.choice.default(chip(), sites[0].problem)
-    found = session.time_site(sites[0], [default, SMALL], WallClock(), time.monotonic() + 60, time.monotonic)
+    default = decisions[0].space.choice.default(chip(), decisions[0].problem)
+    found = session.time_decision(decisions[0], [default, SMALL], WallClock(), time.monotonic() + 60, time.monotonic)
     assert found.settings in (default, SMALL) and 0 < found.seconds <= found.default_seconds
 
 
-def test_candidates_that_are_wrong_are_not_timed(sites, monkeypatch):
+def test_candidates_that_are_wrong_are_not_timed(decisions, monkeypatch):
     """The launcher is made to compute something else with the other settings, and to be fast at it."""
-    default = sites[0].space.choice.default(chip(), sites[0].problem)
+    default = decisions[0].space.choice.default(chip(), decisions[0].problem)
     true_run = session.launches_of.__globals__["run"]
 
     def wrong_run(unit, arrays):
@@ -100,9 +100,9 @@ def test_candidates_that_are_wrong_are_not_timed(sites, monkeypatch):
     monkeypatch.setitem(session.launches_of.__globals__, "run", wrong_run)
     made = session.launches_of
 
-    def launches(site, settings, *rest):
+    def launches(decision, settings, *rest):
         tried.extend([settings] if settings != default else [])
-        return made(site, settings, *rest)
+        return made(decision, settings, *rest)
 
     monkeypatch.setattr(session, "launches_of", launches)
     clocked = []
@@ -112,7 +112,7 @@ def test_candidates_that_are_wrong_are_not_timed(sites, monkeypatch):
             clocked.append(function)
             return lambda: 1.0
 
-    found = session.time_site(sites[0], [default, SMALL], Clock(), time.monotonic() + 60, time.monotonic)
+    found = session.time_decision(decisions[0], [default, SMALL], Clock(), time.monotonic() + 60, time.monotonic)
     assert found.settings == default and len(clocked) == 1 and tried == [SMALL]
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from primer_fast.tuning.search import FINAL, Outcome, fastest
+from primer_fast.tuning.search import FINAL, Fastest, fastest
 
 
 class Machine:
@@ -30,7 +30,7 @@ class Machine:
 def test_the_fastest_is_found_and_the_slow_are_left_behind():
     machine = Machine()
     found = machine.fastest({"default": 10, "b": 9, "c": 30, "fast": 7, "d": 40, "e": 20, "f": 50})
-    assert found == Outcome("fast", 0.007, 0.010, 0.0)
+    assert found == Fastest("fast", 0.007, 0.010, 0.0)
     calls = {name: machine.calls.count(name) for name in ("default", *"bcdef", "fast")}
     assert calls["c"] == calls["d"] == calls["f"] == 1 + 2, "a warm-up and the first stage"
     assert calls["e"] == 1 + 2 + 3 and calls["b"] == 1 + 2 + 3 + 5
@@ -53,7 +53,7 @@ def test_a_gain_too_small_to_matter_is_none():
 
 
 def test_the_default_alone_is_timed():
-    assert Machine().fastest({"default": 2.0}) == Outcome("default", 0.002, 0.002, 0.0)
+    assert Machine().fastest({"default": 2.0}) == Fastest("default", 0.002, 0.002, 0.0)
 
 
 def test_it_ends_in_time():

@@ -9,13 +9,13 @@ from primer_fast.bench.units import DeviceLost
 from primer_fast.kernels.launch import CHIPS, Product, matmul_settings
 from primer_fast.proof.targets import TARGETS
 from primer_fast.tuning import prune, report, session, tuned_file
-from primer_fast.tuning.problems import Site, Unit
+from primer_fast.tuning.problems import Decision, TunedCase
 from primer_fast.tuning.prune import Compiled
-from primer_fast.tuning.search import Outcome
+from primer_fast.tuning.search import Fastest
 
 H100 = CHIPS["sm_90"]
-UNIT = Unit("linear", "square_1024", "bfloat16")
-SITES = [Site(UNIT, "matmul", Product(1024, 1024, 1024 * n, 2, descriptors=True)) for n in (1, 2, 4, 8, 16)]
+UNIT = TunedCase("linear", "square_1024", "bfloat16")
+DECISIONS = [Decision(UNIT, "matmul", Product(1024, 1024, 1024 * n, 2, descriptors=True)) for n in (1, 2, 4, 8, 16)]
 
 
 class Time:
@@ -24,23 +24,23 @@ class Time:
     def __init__(self, monkeypatch):
         self.seconds, self.timed = 0.0, []
         monkeypatch.setattr(session, "clock_for", lambda device: "a clock")
-        monkeypatch.setattr(session, "time_site", self.time_site)
+        monkeypatch.setattr(session, "time_decision", self.time_decision)
 
     def compile(self, tasks):
         self.tasks = list(tasks)
         return self
 
-    def result(self, site, settings, seconds):
+    def result(self, decision, settings, seconds):
         if seconds < 1:
             raise TimeoutError
         self.seconds += 1
         return Compiled(settings, code=str(settings), seconds=1.0, registers=99)
 
-    def time_site(self, site, kept, clock, until, now):
+    def time_decision(self, decision, kept, clock, until, now):
         assert clock == "a clock" and until > self.seconds
-        self.timed.append(site)
+        self.timed.append(decision)
         self.seconds += 10
-        return Outcome(kept[-1], 1e-4, 2e-4, 0.01)
+        return Fastest(kept[-1], 1e-4, 2e-4, 0.01)
 
     def now(self):
         return self.seconds
@@ -59,19 +59,23 @@ def searched(todo, seconds, played, **options):
     return rows
 
 
-def planned(sites=SITES):
-    return session.Plan(
-        H100, TARGETS["sm_90"], list(sites), 0, {site: prune.prune(site, H100, most=5) for site in sites}
+def planned(decisions=DECISIONS):
+    return session.SearchPlan(
+        H100,
+        TARGETS["sm_90"],
+        list(decisions),
+        0,
+        {decision: prune.prune(decision, H100, most=5) for decision in decisions},
     )
 
 
 def test_it_stops_in_time_and_has_written_what_it_found(played, tuned, tmp_path):
     rows = searched(planned(), 61, played, out=tmp_path)
-    assert [row.site for row in rows] == SITES and played.timed == SITES[:3]
+    assert [row.decision for row in rows] == DECISIONS and played.timed == DECISIONS[:3]
     assert played.seconds <= 61
     assert [row.outcome is not None for row in rows] == [True] * 3 + [False] * 2
     written = tuned_file.load(tmp_path / "h100.json")["matmul"]
-    assert set(written) == {str(site.bucket) for site in SITES[:3]}
+    assert set(written) == {str(decision.bucket) for decision in DECISIONS[:3]}
     assert all(row["default_seconds"] == 2 * row["seconds"] for row in written.values())
     assert [row.status for row in rows][2:] == ["2.00 x", "not compiled", "not compiled"]
 
@@ -80,10 +84,12 @@ def test_all_candidates_are_compiled_in_order_of_importance(played, tmp_path):
     todo = planned()
     searched(todo, 1e6, played, out=tmp_path)
     candidates = [task for task in played.tasks if task.settings is not None]
-    assert [task.site for task in candidates] == [site for site in SITES for _ in todo.pruned[site].estimated]
-    assert all(task.settings in todo.pruned[task.site].estimated for task in candidates)
+    assert [task.decision for task in candidates] == [
+        decision for decision in DECISIONS for _ in todo.pruned[decision].estimated
+    ]
+    assert all(task.settings in todo.pruned[task.decision].estimated for task in candidates)
     (whole,) = (task for task in played.tasks if task.settings is None)
-    assert whole.site == SITES[0], "the unit is compiled whole before its first problem is timed"
+    assert whole.decision == DECISIONS[0], "the unit is compiled whole before its first problem is timed"
 
 
 def test_without_a_folder_nothing_is_timed(played, tmp_path, monkeypatch):
@@ -102,16 +108,16 @@ def test_a_default_that_fails_is_said_and_nothing_is_written(played, tmp_path, m
     def fail(*_):
         raise RuntimeError("misaligned address\nmore of it")
 
-    monkeypatch.setattr(session, "time_site", fail)
-    rows = searched(planned(SITES[:1]), 1e6, played, out=tmp_path)
+    monkeypatch.setattr(session, "time_decision", fail)
+    rows = searched(planned(DECISIONS[:1]), 1e6, played, out=tmp_path)
     assert rows[0].status == "failed: RuntimeError: misaligned address" and not list(tmp_path.iterdir())
 
 
 def test_a_lost_gpu_ends_the_search(played, tmp_path, monkeypatch):
-    def lose(site, *_):
+    def lose(decision, *_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(session, "time_site", lose)
+    monkeypatch.setattr(session, "time_decision", lose)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: lose(None))
     rows = searched(planned(), 1e6, played, out=tmp_path)
@@ -120,13 +126,13 @@ def test_a_lost_gpu_ends_the_search(played, tmp_path, monkeypatch):
 
 
 def test_a_problem_without_time_for_it_does_not_end_the_search(played, tmp_path, monkeypatch):
-    def late(site, *_):
-        if site == SITES[0]:
+    def late(decision, *_):
+        if decision == DECISIONS[0]:
             raise TimeoutError
-        return Outcome(matmul_settings.default(H100, site.problem), 1e-4, 1e-4, 0.01)
+        return Fastest(matmul_settings.default(H100, decision.problem), 1e-4, 1e-4, 0.01)
 
-    monkeypatch.setattr(session, "time_site", late)
-    rows = searched(planned(SITES[:2]), 1e6, played, out=tmp_path)
+    monkeypatch.setattr(session, "time_decision", late)
+    rows = searched(planned(DECISIONS[:2]), 1e6, played, out=tmp_path)
     assert [row.status for row in rows] == ["not timed: its share of the time was over", "default"]
     assert list(tuned_file.load(tmp_path / "h100.json")["matmul"].values()) == [
         {"seconds": 1e-4, "default_seconds": 1e-4}
@@ -136,11 +142,11 @@ def test_a_problem_without_time_for_it_does_not_end_the_search(played, tmp_path,
 def test_buckets_that_stand_there_are_skipped(played, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(session, "chip", lambda: H100)
-    monkeypatch.setattr(session, "sites_of", lambda unit, gpu, target: SITES)
-    searched(planned(SITES[:2]), 1e6, played, out=tmp_path)
+    monkeypatch.setattr(session, "decisions_of", lambda unit, gpu, target: DECISIONS)
+    searched(planned(DECISIONS[:2]), 1e6, played, out=tmp_path)
     todo = session.plan(["linear"], out=tmp_path)
-    assert todo.sites == SITES[2:] and todo.skipped == 2 and todo.target == TARGETS["sm_90"]
-    assert session.plan(["linear"], out=tmp_path, again=True).sites == SITES
+    assert todo.decisions == DECISIONS[2:] and todo.skipped == 2 and todo.target == TARGETS["sm_90"]
+    assert session.plan(["linear"], out=tmp_path, again=True).decisions == DECISIONS
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from primer_fast.kernels.prepass import prepass
 from primer_fast.kernels.tunable import Variant, watching
 from primer_fast.proof import verify
 from primer_fast.tuning import session
-from primer_fast.tuning.problems import Site, Unit, arrays_of, by_torch, caller
+from primer_fast.tuning.problems import Decision, TunedCase, arrays_of, by_torch, caller
 from primer_fast.tuning.replay import Wrong, whole_call
 
 H100 = CHIPS["sm_90"]
-UNIT = Unit("linear", "primer", "float32")
-SITE = Site(UNIT, "linear_backward", linear_prepass.Activated(5, 3, 2, 4, 3), backward=True)
+UNIT = TunedCase("linear", "primer", "float32")
+DECISION = Decision(UNIT, "linear_backward", linear_prepass.Activated(5, 3, 2, 4, 3), backward=True)
 FUSED, PREPASS = Variant("fused"), Variant("prepass")
 CASES = {case.name: case for case in verify.cases("linear", False)}
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the small cases are the CPU's")
@@ -140,7 +140,7 @@ class Clock:
 
 
 def timed(kept, clock):
-    return session.time_site(SITE, kept, clock, 1e9, lambda: 0.0)
+    return session.time_decision(DECISION, kept, clock, 1e9, lambda: 0.0)
 
 
 @without_gpu
@@ -172,7 +172,7 @@ def test_a_wrong_default_does_not_make_others_wrong(monkeypatch):
     monkeypatch.setattr(linear, "prepass", lambda *a: tuple(1.01 * t for t in right(*a)))
     with pytest.raises(Wrong, match="result 1"):
         timed([PREPASS, FUSED], Clock())
-    assert whole_call(SITE, FUSED, arrays, want)
+    assert whole_call(DECISION, FUSED, arrays, want)
 
 
 @without_gpu

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from primer_fast.bench import turns
+from primer_fast.bench import training_steps
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import NotAvailable
-from primer_fast.bench.trial import Goal, TrialReport
-from primer_fast.bench.turns import COMPARED, take_turns
+from primer_fast.bench.report import PROGRAMS, Goal, Report
+from primer_fast.bench.training_steps import COMPARED, compare_steps
 
 LOSSES = [3.0, 2.0, 1.5, 1.25, 1.2, 1.1]
 
@@ -32,13 +32,13 @@ def program(losses=LOSSES, work=20_000, log=None):
 def raced(**steps):
     options = {"work": 10, "unit": "tokens", "seconds": 0.001, "device": "cpu"}
     options |= {key: steps.pop(key) for key in ("goals", "tolerance") if key in steps}
-    found = take_turns("n", "s", {OURS: program()} | steps, **options)
-    return {trial.provider: trial for trial in found}
+    found = compare_steps("n", "s", {OURS: program()} | steps, **options)
+    return {row.provider: row for row in found}
 
 
 def test_a_loss_of_ours_that_is_no_number_is_said(plain_path):
     with pytest.raises(RuntimeError, match="a loss of ours is no number"):
-        take_turns(
+        compare_steps(
             "n", "s", {OURS: program([float("nan")]), "peer": program()}, work=1, unit="u", seconds=0.0, device="cpu"
         )
 
@@ -48,7 +48,7 @@ def test_a_loss_that_becomes_no_number_while_it_is_timed_is_wrong_and_can_be_wri
     assert found["peer"].status == "wrong" and found["peer"].reason == "a loss is no number"
     assert found["peer"].loss is None and found["peer"].loss_difference is None and not found["peer"].targets
     assert found[OURS].status == "ok"
-    TrialReport({}, list(found.values())).save(tmp_path / "trials.json")
+    Report(PROGRAMS, {}, list(found.values())).save(tmp_path / "trials.json")
 
 
 def test_programs_of_equal_losses_are_timed(plain_path):
@@ -110,9 +110,9 @@ def test_where_ours_fails_there_is_nothing_to_compare():
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        take_turns("n", "s", {OURS: make}, work=1, unit="x", seconds=0.001, device="cpu")
+        compare_steps("n", "s", {OURS: make}, work=1, unit="x", seconds=0.001, device="cpu")
 
 
 def test_apart():
-    assert turns._apart([1.0, 2.0], [1.0, 2.5, 9.0]) == 0.5
-    assert turns._apart([1.0, float("nan")], [1.0, 1.0]) != 0
+    assert training_steps._apart([1.0, 2.0], [1.0, 2.5, 9.0]) == 0.5
+    assert training_steps._apart([1.0, float("nan")], [1.0, 1.0]) != 0

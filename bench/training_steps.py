@@ -10,15 +10,15 @@ from torch import Tensor
 from primer_fast.bench.memory import peak_bytes
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import failure
+from primer_fast.bench.report import OK, WRONG, Goal, ProgramRow
 from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, time_interleaved
-from primer_fast.bench.trial import OK, WRONG, Goal, Trial
 from primer_fast.train.cuda_graphs import WARM_UP
 
 COMPARED = 4  # steps whose losses must agree before anything is timed
 Step = Callable[[], Tensor]  # one optimizer step on the program's next batch -> () its loss
 
 
-def take_turns(
+def compare_steps(
     name: str,
     setting: str,
     steps: Mapping[str, Callable[[], Step]],  # by provider, ours among them: makes the program; may raise
@@ -32,15 +32,15 @@ def take_turns(
     compared: int = COMPARED,  # steps whose losses are compared
     least: int = MIN_ROUNDS,  # rounds that are timed however long they take
     small: bool = False,  # as few steps as it takes to see each program run, ours up to the replay of a CUDA graph
-) -> list[Trial]:
-    """A trial for each provider. Every step of every provider sees the same batch as the same step of ours.
+) -> list[ProgramRow]:
+    """A row for each provider. Every step of every provider sees the same batch as the same step of ours.
 
     Raises:
         Exception: ours failed; whatever it raised.
         DeviceLost: a provider left the GPU unusable.
     """
     goals, clock = goals or {}, _QueueClock(0.0 if small else 50.0) if device == "cuda" else WallClock()
-    trials = {provider: Trial(name, setting, provider, unit=unit) for provider in steps}
+    rows = {provider: ProgramRow(name, setting, provider, unit=unit) for provider in steps}
     running: dict[str, Callable[[], None]] = {}
     losses: dict[str, list[float | Tensor]] = {provider: [] for provider in steps}
     for provider in sorted(steps, key=lambda provider: provider != OURS):
@@ -56,34 +56,34 @@ def take_turns(
                 raise RuntimeError("a loss of ours is no number")
             scale = max(abs(loss) for loss in ours)
             if not apart <= tolerance * scale:
-                trials[provider].status = WRONG
-                trials[provider].reason = f"losses of the first {count} steps are {apart:.2g} apart from ours"
+                rows[provider].status = WRONG
+                rows[provider].reason = f"losses of the first {count} steps are {apart:.2g} apart from ours"
                 continue
-            trials[provider].peak_mib = _mib(peak)
+            rows[provider].peak_mib = _mib(peak)
             running[provider] = run
         except Exception as error:
             if provider == OURS:
                 raise
-            trials[provider].status, trials[provider].reason = failure(error, device)
+            rows[provider].status, rows[provider].reason = failure(error, device)
     timings = time_interleaved(running, clock, seconds, 1 if small else least)
     if isinstance(timings[OURS], Exception):
         raise timings[OURS]
     ours = _numbers(losses[OURS])
     for provider, timing in timings.items():
-        trial = trials[provider]
+        row = rows[provider]
         if not isinstance(timing, Timing):
-            trial.status, trial.reason, trial.peak_mib = *failure(timing, device), None
+            row.status, row.reason, row.peak_mib = *failure(timing, device), None
             continue
-        trial.time([ms / 1e3 for ms in timing.samples], [ms / 1e3 for ms in timings[OURS].samples], work)
+        row.time([ms / 1e3 for ms in timing.samples], [ms / 1e3 for ms in timings[OURS].samples], work)
         found = _numbers(losses[provider])
-        trial.loss, trial.loss_difference = found[-1], None if provider == OURS else _apart(found, ours)
+        row.loss, row.loss_difference = found[-1], None if provider == OURS else _apart(found, ours)
         if not all(map(math.isfinite, found)):  # which JSON cannot say
-            trial.status, trial.reason, trial.loss = WRONG, "a loss is no number", None
-        if not math.isfinite(trial.loss_difference or 0.0):
-            trial.loss_difference = None
-        if provider in goals and trial.status == OK:
-            trial.targets.append(goals[provider].judged(trial.versus))
-    return list(trials.values())
+            row.status, row.reason, row.loss = WRONG, "a loss is no number", None
+        if not math.isfinite(row.loss_difference or 0.0):
+            row.loss_difference = None
+        if provider in goals and row.status == OK:
+            row.targets.append(goals[provider].judged(row.versus))
+    return list(rows.values())
 
 
 class _QueueClock(WallClock):

@@ -9,7 +9,7 @@ from primer_fast.kernels.embedding import Runs, RunSettings
 from primer_fast.kernels.launch import Chip, cdiv
 from primer_fast.kernels.layer_norm_settings import Rows, RowSettings, backward_choice, forward_choice
 from primer_fast.kernels.tile_settings import Grid, TileSettings, idle
-from primer_fast.tuning.space import Space, streaming
+from primer_fast.tuning.space import Space, seconds_to_move
 
 
 def row_candidates(gpu: Chip, p: Rows) -> Iterator[RowSettings]:
@@ -24,7 +24,7 @@ def estimate_rows(gpu: Chip, p: Rows, s: RowSettings) -> float:
     held = tile / (32 * s.num_warps)
     reads = (p.arrays / 2) * tile * p.itemsize
     moved = p.rows * p.N * p.arrays * p.itemsize
-    seconds = streaming(gpu, moved, cdiv(p.rows, s.BLOCK_ROWS), reads, s.num_warps, held * p.arrays / 2)
+    seconds = seconds_to_move(gpu, moved, cdiv(p.rows, s.BLOCK_ROWS), reads, s.num_warps, held * p.arrays / 2)
     return seconds * (1.0 if s.BLOCK_N >= p.N else 1.3)  # the second read comes from L2
 
 
@@ -50,7 +50,7 @@ def estimate_walk(gpu: Chip, p: Rows, s: RowSettings) -> float:
     reads = (p.arrays - 1) * tile * p.itemsize
     moved = p.rows * p.N * p.arrays * p.itemsize + sums * 2 * p.N * 8
     shared = (s.STAGES - 1) * reads
-    return streaming(gpu, moved, programs, reads * max(s.STAGES - 1, 0.5), s.num_warps, held * 5, shared)
+    return seconds_to_move(gpu, moved, programs, reads * max(s.STAGES - 1, 0.5), s.num_warps, held * 5, shared)
 
 
 def tile_candidates(gpu: Chip, p: Grid) -> Iterator[TileSettings]:
@@ -68,7 +68,7 @@ def estimate_tiles(gpu: Chip, p: Grid, s: TileSettings) -> float:
     programs = cdiv(p.rows, s.BLOCK_ROWS) * cdiv(p.cols, s.BLOCK_COLS)
     in_flight = tile * p.itemsize * min(p.reads, 4) * (1 - idle(p.cols, s.BLOCK_COLS))
     moved = 2 * p.rows * p.cols * p.itemsize
-    return streaming(gpu, moved, programs, in_flight, s.num_warps, 4 * held) * (16 / width) ** 0.25
+    return seconds_to_move(gpu, moved, programs, in_flight, s.num_warps, 4 * held) * (16 / width) ** 0.25
 
 
 def run_candidates(gpu: Chip, p: Runs) -> Iterator[RunSettings]:
@@ -81,7 +81,7 @@ def estimate_runs(gpu: Chip, p: Runs, s: RunSettings) -> float:
     chunks = cdiv(p.indices, s.CHUNK)
     programs = chunks * cdiv(p.cols, s.BLOCK_COLS)
     moved = 2 * p.indices * p.cols * p.itemsize + 8 * chunks * p.cols
-    return streaming(gpu, moved, programs, tile * p.itemsize, 1, tile * p.itemsize / 4 / 32)
+    return seconds_to_move(gpu, moved, programs, tile * p.itemsize, 1, tile * p.itemsize / 4 / 32)
 
 
 def depthwise_candidates(gpu: Chip, p: Depthwise) -> Iterator[DepthwiseSettings]:
@@ -95,10 +95,10 @@ def estimate_depthwise(gpu: Chip, p: Depthwise, s: DepthwiseSettings) -> float:
     held = tile / (32 * s.num_warps)
     programs = cdiv(p.pixels, s.BLOCK_P) * cdiv(p.channels, s.BLOCK_C)
     moved = 2 * p.pixels * p.channels * p.itemsize
-    return streaming(gpu, moved, programs, tile * p.itemsize * 2, s.num_warps, 3 * held)
+    return seconds_to_move(gpu, moved, programs, tile * p.itemsize * 2, s.num_warps, 3 * held)
 
 
-STREAMS = (
+MEMORY_BOUND = (
     Space(forward_choice, ("_forward_kernel",), row_candidates, estimate_rows),
     Space(
         backward_choice, ("_backward_kernel", "_long_rows_kernel", "_add_rows_kernel"), walk_candidates, estimate_walk

@@ -1,13 +1,10 @@
-"""python -m primer_fast.bench.dpo: a DPO step of ours beside one of TRL's DPOTrainer, in turns, on this CPU.
+"""A DPO step of ours beside one of TRL's DPOTrainer, one after the other.
 
 The same GPT-2-shaped model, pairs, loss and optimizer; TRL with the reference model in every step, as it comes, or with
 its log-probabilities computed beforehand, as ours are. A step is data collation, forward, backward and update.
 """
 
-import argparse
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -18,8 +15,8 @@ import torch
 
 from primer_fast.bench import goals, memory
 from primer_fast.bench.op import OURS
+from primer_fast.bench.report import ProgramRow
 from primer_fast.bench.timing import wait
-from primer_fast.bench.trial import Trial
 from primer_fast.data.completions import encode_pairs
 from primer_fast.data.preferences import Preference
 from primer_fast.models.pretrained import load_gpt2
@@ -33,7 +30,9 @@ SKIPPED = 2  # first steps, which allocate; the memory of the second is what is 
 
 
 @dataclass(frozen=True)
-class Shape:
+class Sizes:
+    """Of the model and of a step's pairs."""
+
     vocab: int = 50257
     width: int = 128
     layers: int = 4
@@ -43,7 +42,7 @@ class Shape:
     completion: int = 32  # tokens at most
 
 
-def make_pairs(shape: Shape, count: int) -> list[Preference]:
+def make_texts(shape: Sizes, count: int) -> list[Preference]:
     """Texts of numbers, a word a token: any vocabulary is covered."""
     draw = torch.Generator().manual_seed(0)
 
@@ -56,7 +55,7 @@ def make_pairs(shape: Shape, count: int) -> list[Preference]:
     return [Preference(words(shape.prompt), " " + words(length()), " " + words(length())) for _ in range(count)]
 
 
-def compare(shape: Shape, steps: int, precomputed: bool, device: str = "cpu") -> dict:
+def steps_of_both(shape: Sizes, steps: int, precomputed: bool, device: str = "cpu") -> dict:
     """Seconds of each step of both, in turns, their peak memory (bytes) in the second, and losses (ours, TRL's).
 
     Raises:
@@ -67,7 +66,7 @@ def compare(shape: Shape, steps: int, precomputed: bool, device: str = "cpu") ->
     import transformers
     import trl
 
-    pairs = make_pairs(shape, shape.pairs * steps)
+    pairs = make_texts(shape, shape.pairs * steps)
     vocab = {"<end>": END, "<pad>": PAD} | {str(i): i for i in range(2, shape.vocab)}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<pad>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -136,24 +135,11 @@ def compare(shape: Shape, steps: int, precomputed: bool, device: str = "cpu") ->
     return {"seconds": seconds, "peaks": peaks, "losses": losses, "trl": trl.__version__}
 
 
-def summary(measured: dict, precomputed: bool) -> dict:
-    """Medians, the ratio of the turns and the largest distance of the losses."""
-    seconds = {name: times[min(SKIPPED, len(times) - 1) :] for name, times in measured["seconds"].items()}
-    return {
-        "reference": "precomputed in both" if precomputed else "in every step of TRL's",
-        "ours_ms": 1e3 * statistics.median(seconds["ours"]),
-        "trl_ms": 1e3 * statistics.median(seconds["trl"]),
-        "ratio": statistics.median(t / o for o, t in zip(seconds["ours"], seconds["trl"], strict=True)),
-        "largest_loss_difference": max(abs(a - b) for a, b in measured["losses"]),
-        "trl": measured["trl"],
-    }
-
-
-def trials(steps: int = 6, shape: Shape | None = None, device: str = "cpu") -> list[Trial]:
-    """The same as trials: TRL as it comes, and with the reference's log-probabilities precomputed in both."""
-    shape, found = shape or Shape(), []
+def beside_trl(steps: int = 6, shape: Sizes | None = None, device: str = "cpu") -> list[ProgramRow]:
+    """Rows with TRL as it comes, and with the reference's log-probabilities precomputed in both."""
+    shape, found = shape or Sizes(), []
     for precomputed in (False, True):
-        measured = compare(shape, steps, precomputed, device)
+        measured = steps_of_both(shape, steps, precomputed, device)
         setting = (
             f"{shape.layers} layers, width {shape.width}, vocabulary {shape.vocab:,}, {shape.pairs} pairs of "
             f"{shape.prompt} + {shape.completion} tokens, TRL {measured['trl']}, reference "
@@ -162,28 +148,12 @@ def trials(steps: int = 6, shape: Shape | None = None, device: str = "cpu") -> l
         seconds = {name: times[min(SKIPPED, len(times) - 1) :] for name, times in measured["seconds"].items()}
         apart = max(abs(a - b) for a, b in measured["losses"])
         for key, provider, column in (("ours", OURS, 0), ("trl", TRL, 1)):
-            trial = Trial("dpo", setting, provider, unit="pairs", loss=measured["losses"][-1][column])
-            trial.time(seconds[key], seconds["ours"], shape.pairs)
+            row = ProgramRow("dpo", setting, provider, unit="pairs", loss=measured["losses"][-1][column])
+            row.time(seconds[key], seconds["ours"], shape.pairs)
             peak = measured["peaks"].get(key)
-            trial.peak_mib = None if peak is None else peak / 2**20
-            found.append(trial)
+            row.peak_mib = None if peak is None else peak / 2**20
+            found.append(row)
         found[-1].loss_difference = apart
         equal = apart <= (1e-3 if device == "cpu" else 2e-2)
         found[-1].targets.append(goals.DPO.judged(found[-1].versus) | ({} if equal else {"met": False}))
     return found
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.dpo", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12)
-    for name, default in Shape().__dict__.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = vars(parser.parse_args(argv))
-    steps = options.pop("steps")
-    for precomputed in (False, True):
-        print(json.dumps(summary(compare(Shape(**options), steps, precomputed), precomputed)), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
