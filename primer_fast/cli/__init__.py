@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from primer_fast import __version__
-from primer_fast.cli import interruption, terminal
+from primer_fast.cli import errors, interruption, terminal, threads  # noqa: F401, threads before any command: see there
 
 COMMANDS = {  # words on the command line -> module, what it does
     ("verify",): ("verify", "compare every kernel with its NumPy reference"),
@@ -66,18 +66,25 @@ def _command(argv: list[str]) -> int:
         return 0
     for words, (module, _) in COMMANDS.items():
         if tuple(argv[: len(words)]) == words:
-            rest = argv[len(words) :]
-            try:
-                if HELP.intersection(rest) and (status := _helped(module, rest)) is not None:
-                    return status
-                command = importlib.import_module(f"primer_fast.cli.{module}")
-            except ModuleNotFoundError as error:
-                if error.name is None or error.name.startswith("primer_fast"):
-                    raise
-                print(f"primer-fast needs the package {error.name}: pip install 'primer-fast[cli]'", file=sys.stderr)
-                return 2
-            return command.main(rest)
+            return _run(" ".join(words), module, argv[len(words) :])
     return _unknown(argv)
+
+
+def _run(name: str, module: str, argv: list[str]) -> int:
+    """Run the command of that name, or print its help; -> exit status."""
+    try:
+        if HELP.intersection(argv) and (status := _helped(module, argv)) is not None:
+            return status
+        command = importlib.import_module(f"primer_fast.cli.{module}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("primer_fast"):
+            raise
+        print(f"primer-fast needs the package {error.name}: pip install 'primer-fast[cli]'", file=sys.stderr)
+        return 2
+    try:
+        return command.main(argv)
+    except errors.EXPECTED as error:
+        return errors.report_end(name, error, hint=getattr(command, "WHEN_INTERRUPTED", ""))
 
 
 def _helped(module: str, argv: list[str]) -> int | None:

@@ -1,9 +1,5 @@
 """primer-fast demo: verify the kernels, train the primer's models, write one page with what came out."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
 import dataclasses
 import json
 import os
@@ -22,7 +18,6 @@ from primer_fast.cli import (
     demo_align,
     demo_cnn,
     demo_gpt,
-    interruption,
     page,
     show_attention,
     show_convolution,
@@ -56,18 +51,11 @@ RUNS = (  # folder, command, data
 GPT_STEPS = 750
 
 
+WHEN_INTERRUPTED = "; run the demo again to start anew"
+
+
 def main(argv: list[str]) -> int:
-    try:
-        options = parse(argv)
-        return run(options)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt as stop:
-        print("interrupted; run the demo again to start anew", file=sys.stderr)
-        return interruption.status(stop)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"primer-fast demo: {error}", file=sys.stderr)
-        return 2
+    return run(parse(argv))
 
 
 def run(options: Options) -> int:

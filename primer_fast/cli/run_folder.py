@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 import primer_fast
+from primer_fast.cli.errors import WriteError as WriteError
 
 fcntl: Any  # None where there is none
 try:
@@ -42,10 +43,6 @@ _REMEDIES: dict[int | None, str] = {
     errno.ENOENT: "its folder is gone; choose another --out",
     errno.ENOTDIR: "a part of this path is a file; choose another --out",
 }  # fmt: skip
-
-
-class WriteError(OSError):
-    """A file of a run cannot be written; the message names it and says why and what to do."""
 
 
 class RunFolder:

@@ -1,17 +1,12 @@
 """primer-fast sample: text that a trained transformer writes."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
 import os
-import sys
 from pathlib import Path
 
 import torch
 
-from primer_fast.cli import checkpoint, interruption
-from primer_fast.cli.errors import one_line, sizes_that_fit
+from primer_fast.cli import checkpoint
+from primer_fast.cli.errors import sizes_that_fit
 from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, read_shape
 from primer_fast.cli.options.sample import Options, parse
 from primer_fast.cli.run_folder import RunFolder, load_weights, read_safetensors
@@ -25,22 +20,13 @@ BYTES_OF_A_TOKEN = 64  # that is drawn: in tensors of int64, then in a list and 
 
 
 def main(argv: list[str]) -> int:
-    try:
-        options = parse(argv)
-        with sizes_that_fit():
-            texts = run(options)
-        for text in texts:
-            print(text)
-            if options.count > 1:
-                print("-" * 40)
-    except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt as stop:
-        print("interrupted", file=sys.stderr)
-        return interruption.status(stop)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"primer-fast sample: {one_line(error)}", file=sys.stderr)
-        return 2
+    options = parse(argv)
+    with sizes_that_fit():
+        texts = run(options)
+    for text in texts:
+        print(text)
+        if options.count > 1:
+            print("-" * 40)
     return 0
 
 

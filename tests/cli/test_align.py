@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast.cli import align, align_data, align_measure, demo_align, pair_accuracy, sample
+from primer_fast.cli import align, align_data, align_measure, demo_align, main, pair_accuracy, sample
 from primer_fast.cli.align_measure import Difference, Mean, Measured, Samples
 from primer_fast.cli.console import Display
 from primer_fast.data.completions import encode_pairs
@@ -40,7 +40,7 @@ def lexicon(monkeypatch):
 
 def test_words(lexicon, tmp_path, capsys):
     out = tmp_path / "run"
-    assert align.main([*TINY, "--out", str(out)]) == 0
+    assert main(["align", *TINY, "--out", str(out)]) == 0
     for name in ("frontier.png", "samples.png", "curves.png"):
         assert matplotlib.image.imread(out / name).shape[1] > 500
     page, printed = (out / "index.html").read_text(), capsys.readouterr().out
@@ -57,12 +57,14 @@ def test_words(lexicon, tmp_path, capsys):
     ]
     options = sample.Options(run=out / "dpo-2", tokens=10, line=True, temperature=1.0, count=3)
     assert all(text.isalpha() or not text for text in sample.run(options))
-    assert align.main([*TINY, "--out", str(out), "--ppo.steps", "1", "--betas", "1"]) == 0, "replaces a run of its own"
+    assert main(["align", *TINY, "--out", str(out), "--ppo.steps", "1", "--betas", "1"]) == 0, (
+        "replaces a run of its own"
+    )
 
 
 def test_what_is_not_its_own_is_kept(lexicon, tmp_path, capsys):
     (tmp_path / "letter.txt").write_text("dear")
-    assert align.main([*TINY, "--out", str(tmp_path)]) == 2
+    assert main(["align", *TINY, "--out", str(tmp_path)]) == 2
     assert "not the folder of a run" in capsys.readouterr().err and (tmp_path / "letter.txt").exists()
 
 
@@ -75,7 +77,7 @@ def test_sentences(tmp_path, capsys):
     (tmp_path / "rated.tsv").write_text("id\tmean_rating\ttext\n" + "\n".join(rows) + "\n")
     (tmp_path / "text.txt").write_text("the film is one of them. " * 40)
     argv = [*TINY, "--ratings", str(tmp_path / "rated.tsv"), "--text", str(tmp_path / "text.txt"), "--context", "32"]
-    assert align.main([*argv, "--language.steps", "4", "--out", str(tmp_path / "run")]) == 0
+    assert main(["align", *argv, "--language.steps", "4", "--out", str(tmp_path / "run")]) == 0
     page = (tmp_path / "run" / "index.html").read_text()
     assert "No one has rated these sentences" in page and "mean human rating of" not in page
     assert "the film is" in page
@@ -85,7 +87,7 @@ def test_preferences_of_a_file(tmp_path):
     rows = [{"prompt": f"say {i} ", "chosen": "good", "rejected": "bad"} for i in range(20)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = [*TINY, "--preferences", str(tmp_path / "pairs.jsonl"), "--context", "16", "--out", str(tmp_path / "run")]
-    assert align.main(argv) == 0
+    assert main(["align", *argv]) == 0
     assert "No one has rated these completions" in (tmp_path / "run" / "index.html").read_text()
 
 
@@ -101,7 +103,7 @@ CALLS = {
 @pytest.mark.parametrize("case", CALLS)
 def test_wrong_call(case, lexicon, tmp_path, capsys):
     argv, message = CALLS[case]
-    assert align.main([*TINY, *argv, "--out", str(tmp_path / "run")]) == 2
+    assert main(["align", *TINY, *argv, "--out", str(tmp_path / "run")]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 

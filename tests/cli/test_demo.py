@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from primer_fast.cli import demo, demo_align, page, tasks, train_cnn, train_gpt, train_mlp
+from primer_fast.cli import demo, demo_align, main, page, tasks, train_cnn, train_gpt, train_mlp
 from primer_fast.proof import verify
 
 pytestmark = pytest.mark.usefixtures("plain_path")
@@ -64,7 +64,7 @@ class Outline(html.parser.HTMLParser):
 
 
 def test_demo_writes_one_self_contained_page(short, tmp_path, monkeypatch, capsys):
-    assert demo.main(["--out", str(tmp_path)]) == 0
+    assert main(["demo", "--out", str(tmp_path)]) == 0
     source = (tmp_path / "index.html").read_text()
     outline = Outline()
     outline.feed(source)
@@ -83,7 +83,7 @@ def test_demo_writes_one_self_contained_page(short, tmp_path, monkeypatch, capsy
 
     # Again over the same folder, with a verification that fails: the page says so, and so does the exit status.
     monkeypatch.setattr(demo, "VERIFIED", ("no_such_op",))
-    assert demo.main(["--out", str(tmp_path)]) == 1
+    assert main(["demo", "--out", str(tmp_path)]) == 1
     assert "verification failed" in capsys.readouterr().err
     assert 'class="number bad"' in (tmp_path / "index.html").read_text()
 

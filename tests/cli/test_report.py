@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from made_folders import changed, gpu_folder, tune_row, wrong_row
@@ -260,7 +261,8 @@ def test_a_wrong_call(arguments, capsys):
 
 def test_kernels_can_be_compiled_on_the_spot(folder, monkeypatch):
     needs = {"op": "conv2d", "case": "a", "dtype": "bfloat16", "target": "sm_90", "kernel": "_now", "resources": None}
-    monkeypatch.setattr(report, "compiled", lambda jobs: {"triton": "3", "torch": "2", "rows": [needs]})
+    row = SimpleNamespace(as_dict=lambda: needs)
+    monkeypatch.setattr(report.kernels, "compile_rows", lambda units, jobs: [row] * bool(units and jobs == 2))
     assert made(folder, "--compile").row("conv2d", "now")
 
 
