@@ -7,24 +7,17 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from primer_fast.cli.align_data import Material
 from primer_fast.cli.align_folder import CHECKPOINTS, Stage
-from primer_fast.cli.align_measure import (
-    Difference,
-    Mean,
-    Measured,
-    Point,
-    Samples,
-    best_possible,
-    write,
-)
+from primer_fast.cli.align_measure import Difference, Mean, Measured, Point, Samples, best_possible, write
 from primer_fast.cli.console import Display
 from primer_fast.cli.interruption import Interruption
+from primer_fast.cli.options.align import Options
 from primer_fast.cli.pair_accuracy import Accuracy, reward_accuracy
 from primer_fast.cli.run_folder import write_text
 from primer_fast.cli.terminal import OutputClosed
@@ -36,9 +29,6 @@ from primer_fast.train import dpo, language_model, ppo, sft
 from primer_fast.train import reward as reward_modelling
 from primer_fast.train.common import TrainState
 from primer_fast.train.scoring import reward_of_model
-
-if TYPE_CHECKING:
-    from primer_fast.cli.options.align import Options
 
 SEED_OF_POINTS, SEED_OF_SAMPLES = 1, 2
 SECONDS = "seconds.json"
@@ -58,7 +48,7 @@ class Aligned:
 class Result:
     """All that the report says."""
 
-    options: "Options"
+    options: Options
     material: Material
     pretraining: list[dict[str, float]]  # metrics
     reward_rows: list[dict[str, float]]
@@ -109,7 +99,7 @@ class Result:
         }  # fmt: skip
 
 
-def align(material: Material, options: "Options", display: Display) -> Result:
+def align(material: Material, options: Options, display: Display) -> Result:
     """All stages, in order; PPO and every DPO start from the same pretrained policy."""
     clock, seconds = time.perf_counter(), _seconds_before(options)
 
@@ -148,7 +138,7 @@ def align(material: Material, options: "Options", display: Display) -> Result:
     )  # fmt: skip
 
 
-def _seconds_before(options: "Options") -> dict[str, float]:
+def _seconds_before(options: Options) -> dict[str, float]:
     """The time of stages in the calls that this one goes on from; of a stage that was stopped, nothing."""
     path = options.out / SECONDS
     try:
@@ -158,31 +148,20 @@ def _seconds_before(options: "Options") -> dict[str, float]:
 
 
 class Stages:
-    def __init__(self, material: Material, options: "Options", display: Display):
+    def __init__(self, material: Material, options: Options, display: Display):
         self.material, self.options, self.display = material, options, display
         self.stop: BaseException | None = None  # what to end by once the stage is finished
 
     def pretrain(self, model: Transformer) -> tuple[Transformer, list[dict]]:
         """On running text where there is some, then on the completions; ratings play no part."""
-        rows = []
-        if self.material.running_text is not None:
-            stage, language = self._stage("text"), dataclasses.replace(self.options.language, seed=self.options.seed)
-            if stage.finished(model) is None:
-                state = language_model.start(model, language)
-                stage.begin(state)
-                train = functools.partial(language_model.train, state, self.material.running_text, language)
-                self._train("pretrain on text", stage, state, train, language.steps, "train/loss")
-                self._finish(stage, model, {})
-            rows += stage.run.rows()
-        stage, corpus = self._stage("language"), self.material.corpus
-        if stage.finished(model) is None:
-            config = dataclasses.replace(self.options.sft, seed=self.options.seed)
-            state, steps = sft.start(model, config), sft.total_steps(len(corpus), config)
-            stage.begin(state)
-            train = functools.partial(sft.train, state, corpus, config)
-            self._train("pretrain on completions", stage, state, train, steps, "loss")
-            self._finish(stage, model, {})
-        rows += stage.run.rows()
+        rows, text, corpus = [], self.material.running_text, self.material.corpus
+        if text is not None:
+            language = dataclasses.replace(self.options.language, seed=self.options.seed)
+            steps = language.steps
+            rows += self._learn("pretrain on text", "text", model, language_model, text, language, steps, "train/loss")
+        config = dataclasses.replace(self.options.sft, seed=self.options.seed)
+        steps = sft.total_steps(len(corpus), config)
+        rows += self._learn("pretrain on completions", "language", model, sft, corpus, config, steps, "loss")
         return model.eval().requires_grad_(False), rows
 
     def learn_reward(self, language: Transformer) -> tuple[RewardModel, list[dict], Accuracy]:
@@ -190,17 +169,29 @@ class Stages:
         config, pairs = dataclasses.replace(self.options.reward, seed=self.options.seed), self.material.train_pairs
         torch.manual_seed(self.options.seed)
         model = RewardModel.from_language_model(language).requires_grad_(True).to(next(language.parameters()).device)
-        stage = self._stage("reward")
-        if stage.finished(model) is None:
-            state, steps = reward_modelling.start(model, config), reward_modelling.total_steps(len(pairs), config)
-            stage.begin(state)
-            train = functools.partial(reward_modelling.train, state, pairs, config)
-            self._train("reward model", stage, state, train, steps, "loss")
+        steps = reward_modelling.total_steps(len(pairs), config)
+
+        def scale() -> None:
             model.requires_grad_(False)
             model.normalise(reward_modelling.score(model, pairs.stacked()))
-            self._finish(stage, model, {})
+
+        rows = self._learn("reward model", "reward", model, reward_modelling, pairs, config, steps, "loss", scale)
         model.requires_grad_(False)
-        return model, stage.run.rows(), reward_accuracy(model, self.material.test_pairs, self.options.seed)
+        return model, rows, reward_accuracy(model, self.material.test_pairs, self.options.seed)
+
+    def _learn(
+        self, name: str, folder: str, model: Transformer | RewardModel, procedure: ModuleType, data, config, steps: int,
+        key: str, then: Callable[[], None] = lambda: None,
+    ) -> list[dict]:  # fmt: skip
+        """Train ``model`` by a module of primer_fast.train, unless that is done, ``then`` the rest; its metrics."""
+        stage = self._stage(folder)
+        if stage.finished(model) is None:
+            state = procedure.start(model, config)
+            stage.begin(state)
+            self._train(name, stage, state, functools.partial(procedure.train, state, data, config), steps, key)
+            then()
+            self._finish(stage, model, {})
+        return stage.run.rows()
 
     def ppo(self, language: Transformer, reward: RewardModel) -> Aligned:
         config = dataclasses.replace(

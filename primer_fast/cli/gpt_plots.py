@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, TEST, TRAIN, picture
+from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, TEST, TRAIN, curve, picture
 
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "←", "": "∅"}
 KINDS = (  # what a token begins with, its colour
@@ -39,14 +39,10 @@ def curves(path: Path, rows: list[dict], title: str, unit: str) -> None:
     with picture(path, 9, 3.8, title) as figure:
         loss, rate = figure.subplots(1, 2, width_ratios=(3, 2))
         for key, colour, name in (("train/loss", TRAIN, "training"), ("validation/loss", TEST, "validation")):
-            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-            if points:
-                last = f"{name}, {points[-1][1]:.3f} at the end"
-                marker = "o" if key == "validation/loss" or len(points) == 1 else None
-                loss.plot(*zip(*points, strict=True), color=colour, label=last, marker=marker, ms=3.5, lw=1.4)
+            curve(loss, rows, key, colour, name + ", {:.3f} at the end", dots=key == "validation/loss")
         loss.set(xlabel="optimizer step", ylabel=f"mean loss (nats per {unit})")
         loss.legend(loc="upper right")
-        rate.plot([row["step"] for row in rows], [row["train/learning_rate"] for row in rows], color=MUTED, lw=1.4)
+        curve(rate, rows, "train/learning_rate", MUTED, "")
         rate.set(xlabel="optimizer step", ylabel="learning rate")
         rate.set_ylim(bottom=0)
         rate.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

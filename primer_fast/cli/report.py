@@ -8,7 +8,7 @@ from pathlib import Path
 from primer_fast.bench import results
 from primer_fast.bench.environment import commit
 from primer_fast.bench.verdicts import verdicts
-from primer_fast.cli import kernels, report_page, report_pictures
+from primer_fast.cli import kernels, report_page, report_plots
 from primer_fast.cli.options.report import parse
 from primer_fast.cli.run_folder import write_text
 from primer_fast.proof.production import plan
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.pictures or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = report_pictures.pictures(found, folder)
+        drawn = report_plots.pictures(found, folder)
         write_text(options.out, report_page.page_of(found, verdicts(found), drawn, commit()))
     for name, reason in found.unreadable.items():
         print(f"not readable: {name}: {reason}", file=sys.stderr)

@@ -5,7 +5,7 @@ from html import escape
 from primer_fast.bench import stages
 from primer_fast.bench.results import Found, Results
 from primer_fast.cli import page
-from primer_fast.cli.report_grid import NONE, Cell, figure, grid
+from primer_fast.cli.page import NONE, Cell, figure, grid
 
 MOST_FAILURES, MOST_WORST, MOST_TUNED = 50, 8, 40  # rows of each table
 

