@@ -1,6 +1,6 @@
 """Put our modules in the place of torch's, in a model that exists, and torch's in the place of ours again."""
 
-__all__ = ["Left", "Report", "Swapped", "replace_modules", "restore_modules"]
+__all__ = ["Left", "ModuleReport", "Swapped", "replace_modules", "restore_modules"]
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +49,7 @@ class Left(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report:
+class ModuleReport:
     """What ``replace_modules`` did; ``str`` makes a table of it."""
 
     swapped: tuple[Swapped, ...]
@@ -91,7 +91,7 @@ def replace_modules(
     attention: bool = True,
     include: Iterable[type | str] | None = None,
     exclude: Iterable[type | str] = (),
-) -> Report:
+) -> ModuleReport:
     """Let torch's modules in ``model`` compute with our kernels, in place.
 
     ``Linear``, ``Conv2d``, ``MaxPool2d``, ``LayerNorm``, ``Embedding`` and ``MultiheadAttention`` of ``torch.nn``
@@ -158,7 +158,7 @@ def replace_modules(
             results.append(Left(position.name, type(position.module).__name__, reason))
     swapped = tuple(r for r in results if isinstance(r, Swapped))
     left = tuple(r for r in results if isinstance(r, Left))
-    return Report(swapped, left, _hints(model), tuple(undo))
+    return ModuleReport(swapped, left, _hints(model), tuple(undo))
 
 
 class _Position(NamedTuple):
@@ -277,7 +277,7 @@ def _title(kind):
     return "linear, weight transposed" if issubclass(kind, TransposedLinear) else f"primer_fast.nn.{kind.__name__}"
 
 
-def restore_modules(model: torch.nn.Module) -> Report:
+def restore_modules(model: torch.nn.Module) -> ModuleReport:
     """Make the modules of ours in ``model`` torch's again, in place: for tools that look modules up by exact type.
 
     It needs no report of ``replace_modules``, so it also serves models that were loaded, copied, or written with
@@ -307,7 +307,7 @@ def restore_modules(model: torch.nn.Module) -> Report:
             undo.append(step.undo)
         else:
             left.append(Left(step.name, step.before.__name__, step.left))
-    return Report(tuple(swapped), tuple(left), _undo=tuple(undo))
+    return ModuleReport(tuple(swapped), tuple(left), _undo=tuple(undo))
 
 
 def _title_restored(kind):

@@ -8,7 +8,7 @@ import torch
 
 from primer_fast.cli import align_data, align_folder, align_plots, align_report, terminal
 from primer_fast.cli.align_data import Material
-from primer_fast.cli.align_stages import Result, align
+from primer_fast.cli.align_stages import Alignment, align
 from primer_fast.cli.console import Display
 from primer_fast.cli.errors import sizes_that_fit
 from primer_fast.cli.options.align import LEXICON, MATERIAL, Options, parse, to_json
@@ -49,7 +49,7 @@ def load_material(options: Options) -> Material:
     return align_data.words(load_lexicon(), **rated, **shared)
 
 
-def run(options: Options, display: Display) -> Result:
+def run(options: Options, display: Display) -> Alignment:
     """Everything, into the folder ``out``.
 
     Raises:
@@ -76,7 +76,7 @@ def run(options: Options, display: Display) -> Result:
     return result
 
 
-def _report(options: Options, result: Result, began: float) -> None:
+def _report(options: Options, result: Alignment, began: float) -> None:
     seconds = max(time.perf_counter() - began, sum(result.seconds.values()))  # of all calls, where there were several
     write_text(options.out / "results.json", json.dumps(result.to_json(), indent=2) + "\n")
     with writing(options.out):

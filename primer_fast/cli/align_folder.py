@@ -19,7 +19,7 @@ CHECKPOINTS = 5  # of a stage
 KEPT, NOTES = "kept.", "notes"
 
 
-class Stage:
+class StageFolder:
     """The folder ``name`` in ``out``: metrics and checkpoints while it trains, then weights and what was found.
 
     Raises (any method):

@@ -183,7 +183,7 @@ def plausible_by_chance(material: Material, count: int = 5000, seed: int = 0) ->
 
 
 @dataclass(frozen=True)
-class Point:
+class PathPoint:
     """A policy on the way, in the plane of KL and reward."""
 
     step: int
@@ -191,7 +191,7 @@ class Point:
     reward: Mean
 
     @classmethod
-    def from_json(cls, values: dict) -> "Point":
+    def from_json(cls, values: dict) -> "PathPoint":
         """Inverse of ``dataclasses.asdict``."""
         return cls(values["step"], Mean(**values["kl"]), Mean(**values["reward"]))
 

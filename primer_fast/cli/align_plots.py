@@ -5,21 +5,21 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from primer_fast.cli.align_stages import Result
+from primer_fast.cli.align_stages import Alignment
 from primer_fast.cli.plots import INK, MUTED, TEST, TRAIN, curve, picture
 
 DPO_COLOURS = (TEST, "#6d28d9", "#0f766e", "#a16207", "#be185d")  # of its betas; PPO is TRAIN
 DPO_MARKERS = "s^Dvo"
 
 
-def draw(folder: Path, result: Result) -> None:
+def draw(folder: Path, result: Alignment) -> None:
     """frontier.png, samples.png, curves.png."""
     frontier(folder / "frontier.png", result)
     histograms(folder / "samples.png", result)
     curves(folder / "curves.png", result)
 
 
-def frontier(path: Path, result: Result) -> None:
+def frontier(path: Path, result: Alignment) -> None:
     """The way of each policy in the plane of KL and reward, the most that can be had, the budget."""
     with picture(path, 8.6, 4.6) as figure:
         axes = figure.subplots()
@@ -48,7 +48,7 @@ def frontier(path: Path, result: Result) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
-def histograms(path: Path, result: Result) -> None:
+def histograms(path: Path, result: Alignment) -> None:
     """Of each policy's samples: human ratings where there are any, else the rewards."""
     ratings = result.material.ratings
     values = [
@@ -74,7 +74,7 @@ def histograms(path: Path, result: Result) -> None:
         cells[0].yaxis.set_major_formatter(PercentFormatter(1))
 
 
-def curves(path: Path, result: Result) -> None:
+def curves(path: Path, result: Alignment) -> None:
     """Every stage against its steps."""
     with picture(path, 9.6, 6.4) as figure:
         ((first, accuracy), (reward, margins)) = figure.subplots(2, 2)

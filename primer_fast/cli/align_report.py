@@ -6,7 +6,7 @@ from pathlib import Path
 from primer_fast import __version__
 from primer_fast.cli import page
 from primer_fast.cli.align_measure import Measured, plausible_by_chance
-from primer_fast.cli.align_stages import Result
+from primer_fast.cli.align_stages import Alignment
 
 SHOWN = 24  # samples of each policy
 RATING = "mean human rating of sampled known words"
@@ -30,7 +30,7 @@ DEFINITIONS = {  # HTML
 }
 
 
-def summary(result: Result) -> str:
+def summary(result: Alignment) -> str:
     """The results in a few lines."""
     lines = [f"reward model: {result.accuracy} of held-out texts in the right order"]
     for policy in result.policies[1:]:
@@ -41,7 +41,7 @@ def summary(result: Result) -> str:
     return "\n".join(lines)
 
 
-def page_of(folder: Path, result: Result, seconds: float) -> str:
+def page_of(folder: Path, result: Alignment, seconds: float) -> str:
     material = result.material
     subtitle = f"primer_fast {__version__}; made in {seconds:.0f} s by `primer-fast align`"
     sections = [_results(result), _definitions(), _data(result), _reward_model(result), _frontier(folder, result)]
@@ -50,7 +50,7 @@ def page_of(folder: Path, result: Result, seconds: float) -> str:
     return page.page("Learning what people prefer: PPO and DPO", subtitle, *sections)
 
 
-def _results(result: Result) -> str:
+def _results(result: Alignment) -> str:
     parts = [
         page.text(
             f"A transformer learns {result.material.name}, then what people think of them, once through a reward model "
@@ -73,7 +73,7 @@ def _definitions() -> str:
     return page.section("Definitions", f"<table>{rows}</table>")
 
 
-def _data(result: Result) -> str:
+def _data(result: Alignment) -> str:
     material, options = result.material, result.options
     if material.ratings:
         words = (
@@ -94,7 +94,7 @@ def _data(result: Result) -> str:
     return page.section("The data", page.text(words))
 
 
-def _reward_model(result: Result) -> str:
+def _reward_model(result: Alignment) -> str:
     parts = [page.number(str(result.accuracy), result.accuracy.interval[0] > 0.5)]
     if result.material.ratings:
         parts.append(
@@ -107,7 +107,7 @@ def _reward_model(result: Result) -> str:
     return page.section("Reward model", *parts)
 
 
-def _frontier(folder: Path, result: Result) -> str:
+def _frontier(folder: Path, result: Alignment) -> str:
     rows = [
         (p.name, str(p.reward), str(p.kl), f"{p.ended:.1%}", f"{p.distinct:.0%}", f"{len(p.samples):,}")
         for p in _every(result)
@@ -131,11 +131,11 @@ def _frontier(folder: Path, result: Result) -> str:
     )  # fmt: skip
 
 
-def _every(result: Result) -> list[Measured]:
+def _every(result: Alignment) -> list[Measured]:
     return [result.before, result.ppo.measured, *(policy.measured for policy in result.dpo.values())]
 
 
-def _human(folder: Path, result: Result) -> str:
+def _human(folder: Path, result: Alignment) -> str:
     rated = [(p, p.known, p.known_held_out) for p in _every(result) if p.known and p.known_held_out]
 
     def gain(policy: Measured, what: str) -> str:
@@ -170,7 +170,7 @@ def _human(folder: Path, result: Result) -> str:
     )
 
 
-def _unrated(folder: Path, result: Result) -> str:
+def _unrated(folder: Path, result: Alignment) -> str:
     rows = [(p.name, str(p.reward), str(result.gain(p, "reward"))) for p in result.policies[1:]]
     return page.section(
         "What the reward model thinks of what it writes",
@@ -184,7 +184,7 @@ def _unrated(folder: Path, result: Result) -> str:
     )
 
 
-def _samples(result: Result) -> str:
+def _samples(result: Alignment) -> str:
     ratings = result.material.ratings
 
     def cell(policy: Measured, i: int) -> str:
@@ -206,7 +206,7 @@ def _samples(result: Result) -> str:
     )  # fmt: skip
 
 
-def _curves(folder: Path, result: Result, seconds: float) -> str:
+def _curves(folder: Path, result: Alignment, seconds: float) -> str:
     rows = [(name, f"{value:.0f} s") for name, value in result.seconds.items()]
     return page.section(
         "How it learned",
@@ -215,7 +215,7 @@ def _curves(folder: Path, result: Result, seconds: float) -> str:
     )
 
 
-def _limits(result: Result) -> str:
+def _limits(result: Alignment) -> str:
     words = [
         "The model knows letters, not meanings: what it prefers beyond the texts trained on comes from shared forms.",
         "The reward is the reward model's; the further a policy goes, the less it says about people.",
@@ -228,7 +228,7 @@ def _limits(result: Result) -> str:
     return page.section("What this does not show", *map(page.text, words))
 
 
-def _on(result: Result) -> str:
+def _on(result: Alignment) -> str:
     out = result.options.out
     prompt = "" if result.material.ratings else f" --prompt {shlex.quote(result.before.samples.prompts[0])}"
     more = f"{prompt} --line --temperature 1 --count 10"

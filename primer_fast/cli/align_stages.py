@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from primer_fast.cli.align_data import Material
-from primer_fast.cli.align_folder import CHECKPOINTS, Stage
-from primer_fast.cli.align_measure import Difference, Mean, Measured, Point, Samples, best_possible, write
+from primer_fast.cli.align_folder import CHECKPOINTS, StageFolder
+from primer_fast.cli.align_measure import Difference, Mean, Measured, PathPoint, Samples, best_possible, write
 from primer_fast.cli.console import Display
 from primer_fast.cli.interruption import Interruption
 from primer_fast.cli.options.align import Options
@@ -39,13 +39,13 @@ class Aligned:
     """A policy after training, what it is worth, and its way there."""
 
     measured: Measured
-    path: list[Point]
+    path: list[PathPoint]
     rows: list[dict[str, float]]  # its metrics
     in_budget: bool  # it ended by itself; else the KL budget ended it
 
 
 @dataclass(frozen=True)
-class Result:
+class Alignment:
     """All that the report says."""
 
     options: Options
@@ -99,7 +99,7 @@ class Result:
         }  # fmt: skip
 
 
-def align(material: Material, options: Options, display: Display) -> Result:
+def align(material: Material, options: Options, display: Display) -> Alignment:
     """All stages, in order; PPO and every DPO start from the same pretrained policy."""
     clock, seconds = time.perf_counter(), _seconds_before(options)
 
@@ -132,7 +132,7 @@ def align(material: Material, options: Options, display: Display) -> Result:
     lap("PPO")
     after_dpo = {beta: stages.dpo(language, reward, beta) for beta in options.betas}
     lap("DPO")
-    return Result(
+    return Alignment(
         options, material, pretraining, reward_rows, accuracy, before, after_ppo, after_dpo,
         best_possible(samples), seconds,
     )  # fmt: skip
@@ -231,7 +231,7 @@ class Stages:
     ) -> Aligned:  # fmt: skip
         """Train; measure now and then; where the KL reaches the budget go back to the measurement before and end."""
         options, device, stage = self.options, next(policy.parameters()).device, self._stage(folder)
-        path: list[Point] = []
+        path: list[PathPoint] = []
         kept: dict[str, Tensor] = {}
         spent, due = False, 0.0
         found = stage.finished(policy)
@@ -241,7 +241,7 @@ class Stages:
         def measure(step: int) -> bool:
             nonlocal kept
             samples = self._write(policy, language, reward, options.point_samples, SEED_OF_POINTS)
-            point = Point(step, Mean.of(samples.kl), Mean.of(samples.rewards))
+            point = PathPoint(step, Mean.of(samples.kl), Mean.of(samples.rewards))
             if point.kl.interval[1] > options.kl_budget:
                 return True
             path.append(point)
@@ -254,7 +254,7 @@ class Stages:
             due = steps / options.points
         else:
             kept, notes = before
-            path, due = [Point.from_json(point) for point in notes["path"]], notes["due"]
+            path, due = [PathPoint.from_json(point) for point in notes["path"]], notes["due"]
 
         def watched(should_stop):
             nonlocal spent, due
@@ -272,12 +272,12 @@ class Stages:
         self._finish(stage, policy, notes_now())
         return self._measured(name, stage, policy, language, reward, notes_now())
 
-    def _measured(self, name: str, stage: Stage, policy: Transformer, language, reward, notes: dict) -> Aligned:
+    def _measured(self, name: str, stage: StageFolder, policy: Transformer, language, reward, notes: dict) -> Aligned:
         policy.eval().requires_grad_(False)
         samples = self._write(policy, language, reward, self.options.samples, SEED_OF_SAMPLES)
         measured = Measured.of(name, samples, self.material)
         self.display.print(f"{name}: reward {measured.reward}, KL {measured.kl} nats")
-        path = [Point.from_json(point) for point in notes["path"]]
+        path = [PathPoint.from_json(point) for point in notes["path"]]
         return Aligned(measured, path, stage.run.rows(), notes["in_budget"])
 
     def _write(self, policy, language, reward, count: int, stream: int) -> Samples:
@@ -286,12 +286,12 @@ class Stages:
             seed=self.options.seed + stream,
         )  # fmt: skip
 
-    def _stage(self, folder: str) -> Stage:
-        return Stage(self.options.out, folder, resume=self.options.resume)
+    def _stage(self, folder: str) -> StageFolder:
+        return StageFolder(self.options.out, folder, resume=self.options.resume)
 
     def _train(
-        self, name: str, stage: Stage, state: TrainState, train: Callable[..., Iterator[dict]], steps: int, key: str,
-        besides: Callable[[], tuple[dict, dict]] = lambda: ({}, {}),
+        self, name: str, stage: StageFolder, state: TrainState, train: Callable[..., Iterator[dict]], steps: int,
+        key: str, besides: Callable[[], tuple[dict, dict]] = lambda: ({}, {}),
     ) -> None:  # fmt: skip
         """Run a training to its end, with a progress bar, and its metrics and checkpoints in its folder.
 
@@ -315,7 +315,7 @@ class Stages:
                     stage.save(state, *besides())
                     raise self.stop
 
-    def _finish(self, stage: Stage, model: Transformer | RewardModel, notes: dict) -> None:
+    def _finish(self, stage: StageFolder, model: Transformer | RewardModel, notes: dict) -> None:
         stage.finish(model, self.material.tokenizer, notes)
         if self.stop:
             raise self.stop

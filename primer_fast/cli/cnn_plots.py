@@ -76,8 +76,8 @@ def _mosaic(axes: Axes, tiles: np.ndarray, columns: int, colours, low: float, hi
     height = tiles.shape[1] / tiles.shape[2]
     for i, tile in enumerate(tiles):
         x, y = i % columns * STEP, -(i // columns) * height * STEP
-        place = (x, x + 1, y - height, y)
-        drawn = axes.imshow(tile, cmap=colours, vmin=low, vmax=high, extent=place, interpolation="nearest")
+        extent = (x, x + 1, y - height, y)
+        drawn = axes.imshow(tile, cmap=colours, vmin=low, vmax=high, extent=extent, interpolation="nearest")
         axes.add_patch(Rectangle((x, y - height), 1, height, fill=False, edgecolor=MUTED, linewidth=0.5))
     lines = -(-len(tiles) // columns)
     axes.set(xlim=(-0.02, COLUMNS * STEP), ylim=(-(lines - 1) * height * STEP - height - 0.02, 0.02), anchor="W")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from primer_fast.cli import page
 from primer_fast.cli.align_report import RATING
-from primer_fast.cli.align_stages import Result
+from primer_fast.cli.align_stages import Alignment
 from primer_fast.cli.training import Outcome
 from primer_fast.models.cnn import CNN
 from primer_fast.models.transformer import Transformer
@@ -181,7 +181,7 @@ def gpt(attention: Path, text: Outcome[Transformer]) -> page.Chapter:
     return page.Chapter(title, text.result, html)
 
 
-def rlhf(folder: Path, result: Result) -> page.Chapter:
+def rlhf(folder: Path, result: Alignment) -> page.Chapter:
     """Reward model and PPO of `primer-fast align` on words, in short; ``folder`` holds its pictures and own page."""
     title, gain = "RLHF: a reward model and PPO", result.gain(result.ppo.measured, "known")
     found = f"{RATING} {gain} against before"
@@ -210,7 +210,7 @@ def rlhf(folder: Path, result: Result) -> page.Chapter:
     return page.Chapter(title, found, html, gain.is_gain and result.accuracy.interval[0] > 0.5)
 
 
-def dpo(folder: Path, result: Result) -> page.Chapter:
+def dpo(folder: Path, result: Alignment) -> page.Chapter:
     """DPO of the same run, and what all policies write."""
     title, policy = "DPO: preferences without a reward model", result.dpo[result.best_beta].measured
     gain = result.gain(policy, "known")

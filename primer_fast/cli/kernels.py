@@ -80,8 +80,8 @@ def _show(rows: list[Row], console: Console) -> None:
         console.print(_table(list(group), target, dtype, op))
     failed = [row for row in rows if row.error]
     for row in failed:
-        place = " ".join((row.target, row.dtype, row.op, row.case, row.direction, row.kernel))
-        console.print(f"{place}: {row.error}", style="red", markup=False, soft_wrap=True)
+        launch = " ".join((row.target, row.dtype, row.op, row.case, row.direction, row.kernel))
+        console.print(f"{launch}: {row.error}", style="red", markup=False, soft_wrap=True)
     spilling = sum(row.resources is not None and row.resources.spills for row in rows)
     console.print(_LEGEND, style="dim", markup=False)
     console.print(

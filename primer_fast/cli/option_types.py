@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 
-def misfit(options: type, values: dict[str, Any]) -> str | None:
+def wrong_field(options: type, values: dict[str, Any]) -> str | None:
     """What is wrong with the first of ``values`` that is not of its field's type; None where all are."""
     hints = typing.get_type_hints(options)
     for field in fields(options):

@@ -30,7 +30,7 @@ W_V = [[0.5, -0.6, 0.3, 0.9], [0.7, 0.4, -0.2, 0.1], [-0.1, 0.8, 0.6, -0.5], [0.
 
 
 @dataclass(frozen=True)
-class Example:
+class AttentionExample:
     """Matrices of the example, as the library computes them; a line for each of T words, d = d_k columns."""
 
     embedding: Tensor  # (T, d) E[tokens]
@@ -45,7 +45,7 @@ class Example:
     normed: Tensor  # (T, d) LayerNorm(attended + x)
 
 
-def compute() -> Example:
+def compute() -> AttentionExample:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     table, w_q, w_k, w_v = (torch.tensor(rows, device=device) for rows in (EMBEDDING, W_Q, W_K, W_V))
     tokens = torch.tensor([VOCABULARY.index(word) for word in WORDS], device=device)
@@ -59,14 +59,14 @@ def compute() -> Example:
     weights, attended = (_attention(query, key, rows) for rows in (unit, value))
     normed = F.layer_norm(attended, width, residual=x)
     results = F.embedding(tokens, table), position, x, query, key, value, scores, weights, attended, normed
-    return Example(*(t.cpu() for t in results))
+    return AttentionExample(*(t.cpu() for t in results))
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # (T, d), (T, d), (T, e) -> (T, e)
     return F.scaled_dot_product_attention(query[None, None], key[None, None], value[None, None], is_causal=True)[0, 0]
 
 
-def report(example: Example, console: Console) -> None:
+def report(example: AttentionExample, console: Console) -> None:
     """The example in the terminal, a step of the layer after the other."""
 
     def say(text: str) -> None:
@@ -131,7 +131,7 @@ def tables(*named: tuple[str, Tensor], names: tuple[str, ...] = WORDS) -> Table:
     return worked_example.side_by_side(*texts, lines=names)
 
 
-def draw(path: Path, example: Example) -> None:
+def draw(path: Path, example: AttentionExample) -> None:
     """The layer from left to right: what comes in, queries, keys, values; scores, weights, answers, what goes out."""
     panels = [
         ("$X = E$[tokens] + $P$", example.x), ("$Q = X W_Q$", example.query), ("$K = X W_K$", example.key),

@@ -34,7 +34,7 @@ CONVOLUTION, POOLING = "#b45309", "#6d28d9"  # frames: the window and its number
 
 
 @dataclass(frozen=True)
-class Example:
+class ConvolutionExample:
     """Matrices of the example, as the library computes them."""
 
     image: Tensor  # (H, W)
@@ -48,16 +48,16 @@ class Example:
         return self.image[line : line + len(self.kernel), column : column + len(self.kernel)]
 
 
-def compute() -> Example:
+def compute() -> ConvolutionExample:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     image, kernel = (torch.tensor(rows, dtype=torch.float32, device=device) for rows in (IMAGE, KERNEL))
     x, w = image[None], kernel[None, None]  # (C, H, W), (O, C, R, S)
     rectified = F.conv2d(x, w, activation="relu")
     results = F.conv2d(x, w)[0], rectified[0], F.max_pool2d(rectified, POOL, POOL_STRIDE)[0]
-    return Example(*(t.cpu() for t in (image, kernel, *results)))
+    return ConvolutionExample(*(t.cpu() for t in (image, kernel, *results)))
 
 
-def report(example: Example, console: Console) -> None:
+def report(example: ConvolutionExample, console: Console) -> None:
     """The example in the terminal: the matrices, a line per output number, what ReLU and max-pool make of them."""
     console.print('A "0" of 5 x 5 pixels (1 is ink) and the kernel for horizontal edges:\n')
     console.print(worked_example.side_by_side(("image", matrix(example.image)), ("kernel", matrix(example.kernel))))
@@ -102,7 +102,7 @@ def products(patch: Tensor, kernel: Tensor) -> str:
     return " +\n".join(lines) + "  "
 
 
-def draw(path: Path, example: Example) -> None:
+def draw(path: Path, example: ConvolutionExample) -> None:
     """Image, kernel, result, ReLU and max-pool with their numbers; one window of each kind and its number framed."""
     panels = [
         ('image: a "0"', example.image), ("kernel", example.kernel), ("convolved", example.convolved),

@@ -9,7 +9,7 @@ import torch
 from cli import soak
 
 from primer_fast.cli import align, align_stages, main, sample
-from primer_fast.cli.align_folder import Stage
+from primer_fast.cli.align_folder import StageFolder
 from primer_fast.cli.options import align as options
 from primer_fast.cli.run_folder import RunFolder
 from primer_fast.data.preferences import RatedText
@@ -181,17 +181,17 @@ def test_a_gradient_that_is_not_finite(tiny, whole, monkeypatch, capsys):
 def test_a_stage_keeps_what_it_is_given(tmp_path):
     config = SupervisedConfig(steps=4, optimizer="sgd")
     state = supervised.start(MLP(MLPConfig((2, 3, 2))), config)
-    stage = Stage(tmp_path, "ppo", resume=True)
+    stage = StageFolder(tmp_path, "ppo", resume=True)
     assert stage.finished(state.model) is None and stage.begin(state) is None
     state.step = 3
     stage.save(state, {"w": torch.ones(2)}, {"due": 0.1})
     other = supervised.start(MLP(MLPConfig((2, 3, 2))), config)
-    kept, notes = Stage(tmp_path, "ppo", resume=True).begin(other)
+    kept, notes = StageFolder(tmp_path, "ppo", resume=True).begin(other)
     assert other.step == 3 and kept["w"].tolist() == [1, 1] and notes == {"due": 0.1}
-    assert Stage(tmp_path, "ppo", resume=False).begin(other) is None, "anew"
+    assert StageFolder(tmp_path, "ppo", resume=False).begin(other) is None, "anew"
     stage.finish(state.model, ByteTokenizer(), {"in_budget": False})
-    assert Stage(tmp_path, "ppo", resume=True).finished(other.model) == {"in_budget": False}
-    assert Stage(tmp_path, "ppo", resume=False).finished(other.model) is None
+    assert StageFolder(tmp_path, "ppo", resume=True).finished(other.model) == {"in_budget": False}
+    assert StageFolder(tmp_path, "ppo", resume=False).finished(other.model) is None
 
 
 def test_a_stage_can_be_sampled_from_before_the_others_are_done(tiny, monkeypatch, capsys):
