@@ -50,11 +50,8 @@ def test_words(lexicon, tmp_path, capsys):
     results = json.loads((out / "results.json").read_text())
     assert set(results["after"]) == {"ppo", "dpo beta 0.5", "dpo beta 2"} and results["before"]["samples"] == 60
     assert abs(results["before"]["kl"]["mean"]) < 1e-9 and results["before"]["kl"]["count"] == 60
-    assert [row["step"] for row in map(json.loads, (out / "ppo" / "metrics.jsonl").read_text().splitlines())] == [
-        1,
-        2,
-        3,
-    ]
+    rows = map(json.loads, (out / "ppo" / "metrics.jsonl").read_text().splitlines())
+    assert [row["step"] for row in rows] == [1, 2, 3]
     options = sample.Options(run=out / "dpo-2", tokens=10, line=True, temperature=1.0, count=3)
     assert all(text.isalpha() or not text for text in sample.run(options))
     assert main(["align", *TINY, "--out", str(out), "--ppo.steps", "1", "--betas", "1"]) == 0, (
@@ -222,11 +219,8 @@ def test_known_words_are_counted_apart_where_they_were_held_out():
     texts = [held, learned, learned, "qqq"]
     samples = Samples([""] * 4, texts, np.ones(4), np.arange(4.0), np.zeros(4))
     found = Measured.of("x", samples, material)
-    assert (
-        found.known.count == 3
-        and found.known_held_out.count == 1
-        and found.known_held_out.mean == material.ratings[held]
-    )
+    assert found.known.count == 3 and found.known_held_out.count == 1
+    assert found.known_held_out.mean == material.ratings[held]
     assert (found.words, found.words_held_out) == (2, 1)
     assert found.plausible == 0.75 and found.distinct == 0.75 and found.kl.mean == 1.5
 

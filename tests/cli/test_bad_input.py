@@ -41,6 +41,8 @@ CALLS = {  # suffix -> commands that read such a file
     "tsv": ("train dpo --model base --out o --data", "align --out o --ratings"),
 }
 
+PPO = "train ppo --prompts prompts.txt --model base --max-new-tokens 4 --out o --reward"
+
 
 def of(name):
     """The content of a file beside the run."""
@@ -200,20 +202,7 @@ def test_a_damaged_model(name, folder, capsys):
 
 
 def test_another_model_is_no_reward_model(folder, capsys):
-    argv = [
-        "train",
-        "ppo",
-        "--prompts",
-        "prompts.txt",
-        "--model",
-        "base",
-        "--reward",
-        "base",
-        "--max-new-tokens",
-        "4",
-        "--out",
-        "o",
-    ]
+    argv = [*PPO.split(), "base"]
     assert "base: not the weights of a reward model (Missing key(s) in state_dict: " in refused(argv, capsys)
 
 
@@ -223,20 +212,7 @@ def test_a_module_of_rewards(code, folder, monkeypatch, capsys):
     (folder / "broken_rewards.py").write_text(code)
     __import__("importlib").invalidate_caches()
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)
-    argv = [
-        "train",
-        "ppo",
-        "--prompts",
-        "prompts.txt",
-        "--model",
-        "base",
-        "--reward",
-        "broken_rewards:f",
-        "--max-new-tokens",
-        "4",
-        "--out",
-        "o",
-    ]
+    argv = [*PPO.split(), "broken_rewards:f"]
     message = refused(argv, capsys)
     assert "--reward broken_rewards:f: " in message and REWARDS[code] in message
 

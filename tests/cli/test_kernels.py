@@ -104,7 +104,6 @@ def test_targets_and_dtypes_multiply(compiled, capsys):
         (["--jobs", "0"], "jobs must be at least 1; got 0"),
         (["--json", "no/such/folder/k.json"], "json must be a file in a folder that exists; got no/such/folder/k.json"),
         (["--json", "."], "json must be a file in a folder that exists; got ."),
-        (["--tagret", "sm_90"], "--tagret"),
     ],
 )
 def test_refusals(argv, message, capsys):
@@ -116,8 +115,3 @@ def test_refuses_an_interpreting_process(monkeypatch, capsys):
     monkeypatch.setattr(backend, "interpreting", True)
     assert main(["kernels", *ONE]) == 2
     assert "TRITON_INTERPRET=1 was set when Triton was imported" in capsys.readouterr().err
-
-
-def test_help(capsys):
-    assert main(["kernels", "--help"]) == 0
-    assert "--target" in capsys.readouterr().out

@@ -88,16 +88,3 @@ def test_the_picture_carries_the_numbers(plain_path, tmp_path, monkeypatch):
     np.testing.assert_allclose(shown[:16], want["x"].flatten(), atol=0.006)
     np.testing.assert_allclose(shown[-16:], want["normed"].flatten(), atol=0.006)
     np.testing.assert_allclose(shown[5 * 16 : 6 * 16], want["weights"].flatten(), atol=0.006)
-
-
-@pytest.mark.parametrize("argv, message", [(["--speed", "9"], "--speed"), (["--out"], "--out")], ids=str)
-def test_wrong_option(argv, message, capsys):
-    assert main(["show", "attention", *argv]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err + captured.out
-
-
-def test_a_picture_that_cannot_be_written_is_named(plain_path, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert main(["show", "attention", "--out", str(tmp_path / "file" / "a.png")]) == 2
-    assert "primer-fast show attention: " in capsys.readouterr().err

@@ -2,7 +2,6 @@ import re
 
 import matplotlib.axes
 import matplotlib.image
-import pytest
 import torch
 
 from primer_fast import backend
@@ -52,16 +51,3 @@ def test_the_picture_carries_the_numbers(plain_path, tmp_path, monkeypatch):
     matrices = (example.image, example.kernel, example.convolved, example.rectified, example.pooled)
     numbers = [str(int(v)) for t in matrices for v in t.flatten()]
     assert [word for word in written if re.fullmatch(r"-?\d+", word)] == numbers
-
-
-@pytest.mark.parametrize("argv, message", [(["--speed", "9"], "--speed"), (["--out"], "--out")], ids=str)
-def test_wrong_option(argv, message, capsys):
-    assert main(["show", "convolution", *argv]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err + captured.out
-
-
-def test_a_picture_that_cannot_be_written_is_named(plain_path, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert main(["show", "convolution", "--out", str(tmp_path / "file" / "a.png")]) == 2
-    assert "primer-fast show convolution: " in capsys.readouterr().err
