@@ -74,7 +74,7 @@ class ModuleReport:
 
 
 def _table_of(rows: Iterable[tuple[tuple[str, str], str]]) -> Iterator[str]:
-    """Rows of one kind and outcome share a line, which names the first."""
+    """Lines of a table; rows of the same kind and outcome share one, which names the first of them."""
     groups: dict[tuple[str, str], list[str]] = {}
     for group, name in rows:
         groups.setdefault(group, []).append(name or "the model")
@@ -172,7 +172,7 @@ class _Position(NamedTuple):
 
 
 def _walk(module, name="", around=()) -> Iterator[_Position]:
-    """Every module, as often as it has names, but what is in modules that must not be changed."""
+    """Every module, once for each of its names, except those inside modules that must not be changed."""
     position = _Position(name, module, around)
     yield position
     if closed(module) is None and type(module) not in (torch.nn.MultiheadAttention, nn.MultiheadAttention):
@@ -208,12 +208,12 @@ def _matches(position, wanted):
 
 
 def _become(module, kind) -> Callable[[], None]:
-    """-> what undoes it"""
+    """Make the module one of class ``kind``; -> what undoes that."""
     return become(module, kind, {"activation": None} if kind in (nn.Linear, nn.Conv2d) else {})
 
 
 def _pairs(parent, chosen) -> list[tuple]:
-    """Products, the activations after them and what those compute, if ``parent`` can and shall run both as one."""
+    """(product, activation, its name) for all that ``parent`` calls in turn and may run in one kernel."""
     if isinstance(parent, Chain) or "forward" in parent.__dict__ or not any(map(activation_of, parent.children())):
         return []
     found = ((a, b, fused_activation(a, b)) for a, b in pairwise(children_in_order(parent) or []))
@@ -222,7 +222,7 @@ def _pairs(parent, chosen) -> list[tuple]:
 
 
 def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
-    """The attention of transformers' models, those that are in no other."""
+    """Set our attention in transformers' models, those that are not part of another."""
     base = _transformers_models()
     results: list[Swapped | Left] = []
     for name, model, around in walked:
@@ -250,7 +250,7 @@ def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
 
 
 def _called(walked) -> list[Swapped | Left]:
-    """Attention that a module calls as a function."""
+    """What is said of modules that call attention as a function."""
     found = {id(p.module): (p, attention_called(p.module)) for p in reversed(walked) if closed(p.module) is None}
     rows = ((p.name, f"attention of {type(p.module).__name__}", why) for p, why in reversed(found.values()) if why)
     return [Left(*row) for row in rows]

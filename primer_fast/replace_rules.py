@@ -50,7 +50,7 @@ _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"
 
 
 def target_of(module) -> type | None:
-    """The class of ours for a module of exactly one of torch's."""
+    """The class of ours for a module whose type is exactly one of torch's that we replace; else None."""
     kind: type = type(module)
     if isinstance(module, Derived):
         return None
@@ -97,7 +97,7 @@ def refusal(module) -> str | None:
 
 
 def why_left(module, parent, chosen, fuse_activations) -> str | None:
-    """None: it is ours, or has nothing of its own to compute."""
+    """Why a module was left as it is; None where it is ours, or computes nothing itself."""
     ours = isinstance(module, Derived) and not isinstance(module, KnownActivation)
     if ours or isinstance(module, torch.nn.Identity) or type(module) in OURS.values():
         return None
@@ -138,7 +138,7 @@ def _why_apart(parent, activation, wanted):
 
 
 def attention_called(module: torch.nn.Module) -> str | None:
-    """Why the attention that the module's class calls as a function is torch's still; None where it calls none."""
+    """What to do about attention that the module's class calls as a function of torch; None where it calls none."""
     for kind in type(module).__mro__:
         for function in filter(_is_theirs, vars(kind).values()):
             if reason := _calls_torchs(function):
@@ -163,7 +163,7 @@ def _calls_torchs(function, helpers=True):
 
 
 def _globals_used(code: CodeType, names: dict) -> Iterator[tuple[object, bool]]:
-    """What code refers to: globals (True), and what it finds in modules, ``torch.nn.functional.relu`` (False)."""
+    """The values that code uses: of globals, with True, and of attributes of modules, as torch.relu, with False."""
     value: object = None
     for step in dis.get_instructions(code):
         if step.opname == "LOAD_GLOBAL":
@@ -186,7 +186,7 @@ def takes_implementations(model: torch.nn.Module) -> bool:
 
 
 def has_attention(model: torch.nn.Module) -> bool:
-    """Whether there is a class named for it."""
+    """Whether the class of any module has attention in its name."""
     return any("attention" in type(module).__name__.lower() for module in model.modules())
 
 

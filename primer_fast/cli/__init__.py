@@ -30,7 +30,7 @@ HELP = {"-h", "--help"}
 
 
 def usage(first: str | None = None) -> str:
-    """Of all commands, or of those whose first word is ``first``."""
+    """The list of all commands, or of those whose first word is ``first``, and how to call them."""
     shown = {" ".join(words): what for words, (_, what) in COMMANDS.items() if first in (None, words[0])}
     width = max(map(len, shown))
     lines = [f"  {name:{width}}  {what}" for name, what in shown.items()]
@@ -88,7 +88,7 @@ def _run(name: str, module: str, argv: list[str]) -> int:
 
 
 def _helped(module: str, argv: list[str]) -> int | None:
-    """Print the help of a command, before anything else of it is imported; None: the call is not for its help."""
+    """Print the help of a command without importing the command; None where the call does not ask for help."""
     options = importlib.import_module(f"primer_fast.cli.options.{module}")
     with terminal.first_of_machine():
         try:
@@ -103,7 +103,7 @@ def _helped(module: str, argv: list[str]) -> int | None:
 
 
 def _unknown(argv: list[str]) -> int:
-    """Say which commands there are, of those that the call may mean; -> exit status."""
+    """Say that there is no such command, and list those that there are; -> exit status."""
     if argv[0] in {words[0] for words in COMMANDS}:
         if argv[1:2] and argv[1] in HELP:
             print(usage(argv[0]))
@@ -119,7 +119,7 @@ def _unknown(argv: list[str]) -> int:
 
 
 def _meant(argv: list[str], names: list[str]) -> str:
-    """The one of ``names`` that is nearest to the first words of the call, as a question; empty where none is near."""
+    """The question whether the nearest of ``names`` was meant; empty where none is near the first words of the call."""
     near: dict[str, float] = {}
     for name in names:
         right, called, last = f"{argv[0]} ", " ".join(argv[: name.count(" ") + 1]).lower(), name.rpartition(" ")[2]

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
 
 
 def load_material(options: Options) -> Material:
-    """Errors as the readers of the files raise them."""
+    """Read what the options name; errors are those that the readers of the files raise."""
     shared: dict[str, Any] = {"held_out": options.held_out, "seed": options.seed}
     texts: dict[str, Any] = {"tokenizer": options.tokenizer, "context": options.context}
     rated: dict[str, Any] = {"pairs": options.pairs, "minimum_gap": options.minimum_gap}
@@ -50,7 +50,7 @@ def load_material(options: Options) -> Material:
 
 
 def run(options: Options, display: Display) -> Alignment:
-    """Everything, into the folder ``out``.
+    """Run every stage, and write everything into the folder ``out``.
 
     Raises:
         ValueError, OSError: what the options name cannot be used; says what and why.

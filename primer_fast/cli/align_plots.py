@@ -13,14 +13,14 @@ DPO_MARKERS = "s^Dvo"
 
 
 def draw(folder: Path, result: Alignment) -> None:
-    """frontier.png, samples.png, curves.png."""
+    """Draw frontier.png, samples.png and curves.png into the folder."""
     frontier(folder / "frontier.png", result)
     histograms(folder / "samples.png", result)
     curves(folder / "curves.png", result)
 
 
 def frontier(path: Path, result: Alignment) -> None:
-    """The way of each policy in the plane of KL and reward, the most that can be had, the budget."""
+    """Reward against KL: each policy during its training and at its end, the most that is possible, the budget."""
     with picture(path, 8.6, 4.6) as figure:
         axes = figure.subplots()
         budget = result.options.kl_budget
@@ -49,7 +49,7 @@ def frontier(path: Path, result: Alignment) -> None:
 
 
 def histograms(path: Path, result: Alignment) -> None:
-    """Of each policy's samples: human ratings where there are any, else the rewards."""
+    """How the samples of each policy are rated: by people where ratings are known, else by the reward model."""
     ratings = result.material.ratings
     values = [
         np.array([ratings[t] for t in p.samples.texts if t in ratings]) if ratings else p.samples.rewards
@@ -75,7 +75,7 @@ def histograms(path: Path, result: Alignment) -> None:
 
 
 def curves(path: Path, result: Alignment) -> None:
-    """Every stage against its steps."""
+    """The metrics of every stage against its steps."""
     with picture(path, 9.6, 6.4) as figure:
         ((first, accuracy), (reward, margins)) = figure.subplots(2, 2)
         on_text = [row for row in result.pretraining if "train/loss" in row]

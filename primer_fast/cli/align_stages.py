@@ -36,7 +36,7 @@ SECONDS = "seconds.json"
 
 @dataclass(frozen=True)
 class Aligned:
-    """A policy after training, what it is worth, and its way there."""
+    """A policy after its training: how it was measured then and on the way."""
 
     measured: Measured
     path: list[PathPoint]
@@ -46,7 +46,7 @@ class Aligned:
 
 @dataclass(frozen=True)
 class Alignment:
-    """All that the report says."""
+    """The result of all stages: what the report is made of."""
 
     options: Options
     material: Material
@@ -70,7 +70,7 @@ class Alignment:
         return [self.before, self.ppo.measured, self.dpo[self.best_beta].measured]
 
     def gain(self, after: Measured, what: str) -> Difference:
-        """Of ``what`` ("reward", "known", "known_held_out") against the policy before."""
+        """By how much ``what`` ("reward", "known", "known_held_out") is higher than before the alignment."""
         return Difference(getattr(self.before, what), getattr(after, what))
 
     def to_json(self) -> dict:
@@ -139,7 +139,7 @@ def align(material: Material, options: Options, display: Display) -> Alignment:
 
 
 def _seconds_before(options: Options) -> dict[str, float]:
-    """The time of stages in the calls that this one goes on from; of a stage that was stopped, nothing."""
+    """Seconds of the stages that earlier calls of a resumed run finished."""
     path = options.out / SECONDS
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if options.resume and path.exists() else {}
@@ -183,7 +183,10 @@ class Stages:
         self, name: str, folder: str, model: Transformer | RewardModel, procedure: ModuleType, data, config, steps: int,
         key: str, then: Callable[[], None] = lambda: None,
     ) -> list[dict]:  # fmt: skip
-        """Train ``model`` by a module of primer_fast.train, unless that is done, ``then`` the rest; its metrics."""
+        """Train ``model`` by ``procedure``, a module of primer_fast.train, and call ``then``; -> metrics.
+
+        Of a stage that an earlier call has finished the weights are loaded instead.
+        """
         stage = self._stage(folder)
         if stage.finished(model) is None:
             state = procedure.start(model, config)
@@ -229,7 +232,7 @@ class Stages:
         self, name: str, folder: str, state: TrainState, policy: Transformer, language: Transformer,
         reward: RewardModel, train: Callable[[Callable[[], bool]], Iterator[dict]], steps: int, key: str,
     ) -> Aligned:  # fmt: skip
-        """Train; measure now and then; where the KL reaches the budget go back to the measurement before and end."""
+        """Train and measure; once the KL exceeds the budget go back to the last measurement within it, and end."""
         options, device, stage = self.options, next(policy.parameters()).device, self._stage(folder)
         path: list[PathPoint] = []
         kept: dict[str, Tensor] = {}

@@ -44,7 +44,7 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer]:
 
 
 def _matched(model: Transformer, file: Path) -> tuple[Transformer, Tokenizer]:
-    """The model with the tokenizer of a file; ids that this has no token for will never be drawn."""
+    """The model and the tokenizer in ``file``; the model never draws an id for which the tokenizer has no token."""
     tokenizer = tokenizers.load(file)
     try:
         model.exclude(tokenizers.without_token(tokenizer, model.config.vocab))
@@ -103,7 +103,7 @@ def load_reward(source: str, tokenizer: Tokenizer) -> Reward:
 
 
 def load_reward_model(folder: Path, tokenizer: Tokenizer) -> RewardModel:
-    """Errors as ``load_reward``."""
+    """The reward model in a folder; raises ValueError as ``load_reward`` does."""
     try:
         model = RewardModel(read_shape(folder / SHAPE))
     except (OSError, ValueError) as error:

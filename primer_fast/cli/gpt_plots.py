@@ -22,7 +22,7 @@ POSITIONS, DIMENSIONS = 128, 128  # the most that are drawn
 
 
 def visible(token: str) -> str:
-    """A token as one can see it."""
+    """A token with visible signs for white space, and for characters that the font lacks."""
     if token in SIGNS:
         return SIGNS[token]
     return "".join(SIGNS.get(c) or (c if c.isprintable() and _font().get_char_index(ord(c)) else "�") for c in token)
@@ -52,7 +52,7 @@ def curves(path: Path, rows: list[dict], title: str, unit: str) -> None:
 
 
 def attention(path: Path, weights: Sequence[np.ndarray], names: list[str], title: str) -> None:
-    """A map (T, T) for every head of every layer, weights (H, T, T): a line per query, its weights over the keys."""
+    """A map for every head of each layer's weights (H, T, T): a line per query shows its weights of the keys."""
     weights = [layer[:HEADS] for layer in weights[:HEADS]]
     lines, columns = len(weights), max(map(len, weights))
     side = max(1.8, 0.13 * len(names))

@@ -51,7 +51,7 @@ def _marked(words: str) -> str:
 
 
 def number(words: str, good: bool = True) -> str:
-    """The result that a section is about."""
+    """The result that a section is about, in large letters."""
     return f'<p class="number{"" if good else " bad"}">{escape(words)}</p>'
 
 
@@ -124,7 +124,7 @@ def section(title: str, *parts: str, level: int = 2) -> str:
 
 
 def anchor(title: str) -> str:
-    """What ``#...`` of a link to the section of that title is."""
+    """The name by which a link reaches the section of that title."""
     return re.sub(r"\W+", "-", title.lower()).strip("-")
 
 

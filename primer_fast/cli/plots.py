@@ -77,7 +77,7 @@ def curves(path: Path, rows: list[dict], title: str) -> None:
 
 
 def _floor_of(values: list[float]) -> float:
-    """Where the accuracy axis starts: low enough for nine values in ten, so that the end of the curve can be read."""
+    """Where the accuracy axis starts: nine values in ten lie above, and the end of the curve can be read."""
     return 5 * np.floor((np.quantile(values, 0.1) - 5) / 5)
 
 

@@ -18,7 +18,7 @@ def failures(results: Results) -> list[str]:
 
 
 def not_kept(results: Results) -> list[str]:
-    """What was measured and is not committed, since it rests on an op that was not right."""
+    """What was measured and is not committed, since the op measured gave wrong results."""
     every = [*results.ops, *results.trials, *results.newest(stages.TUNE)]
     return [
         f"{found.path}: {name}: {why}"
@@ -108,7 +108,7 @@ def _tuned(row: dict) -> tuple[Cell, ...]:
 
 
 def _gain(row: dict) -> float:
-    """Time of the settings before over that of those found; 0 where nothing was timed."""
+    """How many times faster the settings found are than those before; 0 where nothing was timed."""
     return row["default_seconds"] / row["seconds"] if row.get("seconds") and row.get("default_seconds") else 0.0
 
 

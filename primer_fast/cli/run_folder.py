@@ -138,7 +138,7 @@ class RunFolder:
         write_text(self.config, json.dumps(content, indent=2) + "\n")
 
     def is_new(self) -> bool:
-        """Whether nothing is there, or what a run has left that was killed before it had begun."""
+        """Whether the folder holds nothing, or only what a run leaves that is killed before it has begun."""
         leftovers = {self.lock.name, self.config.name + TEMPORARY}
         return not self.path.is_dir() or all(file.name in leftovers for file in self.path.iterdir())
 

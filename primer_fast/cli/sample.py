@@ -82,7 +82,7 @@ def memory() -> int | None:
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> list[int]:
-    """The tokens of ``prompt``; of an empty one what stands before a text: a stop token, a line end, the first."""
+    """The tokens of ``prompt``. An empty one becomes a stop token, else a line end, else the first token there is."""
     try:
         tokens = tokenizer.encode(prompt)
     except ValueError as error:

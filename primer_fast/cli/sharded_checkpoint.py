@@ -54,7 +54,7 @@ def save(folder: Path, state: TrainState, config: dict, epoch: float) -> None:
 
 
 def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What ``train.common.unpack`` takes: whole tensors, or of what a sharded ``state`` has a part of, that part.
+    """The tensors and metadata of a checkpoint; of a tensor that is sharded in ``state``, this process's part.
 
     Raises:
         ValueError: a file is missing or damaged; names the folder.

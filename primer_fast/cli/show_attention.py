@@ -67,7 +67,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # (T, d), 
 
 
 def report(example: AttentionExample, console: Console) -> None:
-    """The example in the terminal, a step of the layer after the other."""
+    """Print the example to the terminal, one step of the layer after another."""
 
     def say(text: str) -> None:
         console.print(text, markup=False)
@@ -111,7 +111,7 @@ def report(example: AttentionExample, console: Console) -> None:
 
 
 def number(value: Tensor | float) -> str:
-    """Two digits after the point."""
+    """A number with two digits after the point."""
     value = float(value)
     return "-inf" if value == -math.inf else f"{value:.2f}".replace("-0.00", "0.00")
 
