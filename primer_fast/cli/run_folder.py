@@ -231,12 +231,17 @@ def write_bytes(path: Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()  # a full disk has better use for it
             raise
-        if os.name == "posix":  # the rename itself reaches the disk with the folder
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        flush_names(path.parent)
+
+
+def flush_names(folder: Path) -> None:
+    """Bring the names of the files in ``folder`` to the disk, where a renaming is not with the file itself."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,16 @@ def digits_folder(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    """A folder with data of every kind, and with ``base``, a small transformer; made once for a file of tests."""
+    from cli import soak
+
+    folder = tmp_path_factory.mktemp("base")
+    with soak.base_in(folder):
+        return folder
+
+
 @pytest.fixture
 def refused(capsys):
     """``refused(call)``: the one line that a call ends with, which is wrong; -> the line."""

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from cli import soak
 
 from primer_fast.cli import main, sample
 from primer_fast.cli.errors import SizeError, one_line, sizes_that_fit
@@ -39,20 +38,12 @@ def test_other_errors_stay_what_they_are(error):
     assert one_line(ValueError("a\n   b\n\nc  d\udcff")) == "a b c  d\\udcff"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder with a small model and data."""
-    folder = tmp_path_factory.mktemp("made")
-    with soak.base_in(folder):
-        return folder
-
-
 @pytest.fixture
-def folder(made, monkeypatch, plain_path):
-    monkeypatch.chdir(made)
-    monkeypatch.syspath_prepend(str(made))
-    yield made
-    shutil.rmtree(made / "o", ignore_errors=True)
+def folder(base_folder, monkeypatch, plain_path):
+    monkeypatch.chdir(base_folder)
+    monkeypatch.syspath_prepend(str(base_folder))
+    yield base_folder
+    shutil.rmtree(base_folder / "o", ignore_errors=True)
 
 
 GPT = "train gpt --data words.txt --layers 1 --heads 2 --context 8 --steps 1 --sample-tokens 0 --overwrite --out o"
