@@ -63,7 +63,7 @@ def _summary(folder: Path) -> Summary:
 
 
 def _read_verified(found: Summary, text: str) -> None:
-    for row in json.loads(text):
+    for row in json.loads(text)["rows"]:
         found.verified += 1
         found.worst_share = max(found.worst_share, row["error"] / row["budget"] if row["budget"] else 0.0)
         if not row["passed"]:
@@ -72,7 +72,7 @@ def _read_verified(found: Summary, text: str) -> None:
 
 def _read_compiled(found: Summary, text: str) -> None:
     counts: dict[tuple[str, str, str], int] = {}
-    for row in json.loads(text):
+    for row in json.loads(text)["rows"]:
         place = (row["op"], row["case"], row["direction"])
         counts[place] = counts.get(place, 0) + 1
         if row["error"]:

@@ -61,7 +61,7 @@ def activation_of(module) -> str | None:
 
 
 class Derived:
-    """In front of a module's own class, in a class made for both: see ``derived``."""
+    """Base of the mixins that ``derived`` puts in front of a module's own class."""
 
     _attributes: ClassVar[tuple[str, ...]] = ()  # that it adds to an instance
 
@@ -72,7 +72,7 @@ class Derived:
 
 @cache
 def derived(mixin: type, kind: type) -> type:
-    """The class ``mixin`` + ``kind``, known by ``kind``'s name: an instance of ``kind`` can be made one in place."""
+    """The class that derives from ``mixin`` and ``kind``, with ``kind``'s name; a ``kind`` can be made one in place."""
     members: dict[str, Any] = {
         "__module__": kind.__module__, "__qualname__": kind.__qualname__, "_class_before": kind,
         "__annotations__": getattr(kind, "__annotations__", {}),  # by which TorchScript knows attributes' types
@@ -86,7 +86,7 @@ def _rebuild(mixin, kind):
 
 
 class KnownActivation(Derived):
-    """An activation of somebody's own that was found to compute one of ours, which ``_primer_fast_computes`` names."""
+    """An activation of another author's class that computes one of ours; ``_primer_fast_computes`` names that."""
 
     _attributes = ("_primer_fast_computes",)
     _primer_fast_computes: str
@@ -110,7 +110,7 @@ _PRODUCTS = (nn.Linear.forward, nn.Conv2d.forward, TransposedLinear.forward)
 
 
 def fused_activation(module, following) -> str | None:
-    """The activation with which calling ``module`` alone gives what calling ``following`` after it gives, or None."""
+    """The activation that ``following`` computes, if ``module`` can compute it in the same kernel; else None."""
     if getattr(type(module), "forward", None) not in _PRODUCTS or module.activation is not None:
         return None
     name = activation_of(following)
@@ -132,7 +132,7 @@ class Chain(Derived):
 
 
 def _in_turn(own):
-    """The ``forward`` of a Chain in the place of the module's ``own``.
+    """The ``forward`` of a Chain, which takes the place of ``own``, the module's.
 
     It wraps that, so that TorchScript compiles the module's own, and torch.fx and torch.export see its arguments.
     """
@@ -153,7 +153,7 @@ def _in_turn(own):
 
 
 def children_in_order(module) -> list | None:
-    """What ``module.forward`` calls, one after another on its argument; None where it is not known to do just that."""
+    """The children that ``module.forward`` calls one after another; None where it is not known to do just that."""
     order = module._order if isinstance(module, Chain) else _order_of(type(module))
     if order is None:
         return None

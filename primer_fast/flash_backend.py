@@ -15,7 +15,7 @@ from primer_fast.kernels.scaled_dot_product_attention import Band, Scoring, atte
 
 
 class Override:
-    """Overridden operators; ``remove`` brings torch's back."""
+    """Operators of torch that ours stand in for, until ``remove`` is called."""
 
     def __init__(self, library: Library):
         self.library = library
@@ -25,7 +25,7 @@ class Override:
 
 
 def override(device: str = "CUDA") -> Override:
-    """Override them for tensors of a dispatch key."""
+    """Put our attention in the place of torch's flash operators, for tensors of the dispatch key ``device``."""
     library = Library("aten", "IMPL", device)
     library.impl("_scaled_dot_product_flash_attention", _forward, device)
     library.impl("_scaled_dot_product_flash_attention_backward", _backward, device)
@@ -33,7 +33,7 @@ def override(device: str = "CUDA") -> Override:
 
 
 def _forward(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
-    """-> output, lse (natural logarithm), no lengths twice, T, S, state of the generator in two parts, no weights."""
+    """What torch's operator returns: output, logsumexp, None twice, T, S, the generator's state in two, no weights."""
     if return_debug_mask:
         raise NotImplementedError("primer_fast: weights are never in memory; set return_debug_mask=False")
     seed = torch.randint(2**62, (2,), device=query.device) if dropout_p > 0 else query.new_empty(2, dtype=torch.int64)
@@ -70,7 +70,7 @@ def _rules(query, key, is_causal, dropout_p, seed, scale):
 
 
 def _rows(*tensors):
-    """The last axis adjacent in memory."""
+    """Each tensor with its last axis adjacent in memory; copied where it is not."""
     return (t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in tensors)
 
 

@@ -3,11 +3,11 @@
 The interpreter keeps bfloat16 values as uint16 bits and computes on those bits: sums, products, compares and
 ``tl.dot`` of bfloat16 are meaningless numbers, and casts to bfloat16 truncate. It also never fires
 ``tl.device_assert``, multiplies in full float32 where tensor cores read TF32, lets NaN through ``tl.maximum`` and sums
-16-bit floats more exactly than a GPU does. ``mend()`` replaces the methods at fault, here and, for memory, in
-interpreter_memory.py. Known to work with Triton 3.6 to 3.9.
+16-bit floats more exactly than a GPU does. It dereferences whatever address a kernel computes, so that a dropped mask
+reads a neighbour's memory and passes. ``mend()`` _replaces the methods at fault. Known to work with Triton 3.6 to 3.9.
 """
 
-__all__ = ["BUILDER", "is_bfloat16", "mend", "narrow", "narrow_values", "replaces", "widen", "widen_bits"]
+__all__ = ["mend"]
 
 import dataclasses
 import functools
@@ -16,17 +16,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 import triton
 import triton.language as tl
+from triton._C.libtriton import interpreter as raw_memory
 from triton._C.libtriton import ir
 from triton.runtime import interpreter as runtime
 from triton.runtime.interpreter import TensorHandle
 
-BUILDER = "InterpreterBuilder"  # the class whose methods carry out what a kernel calls
+_BUILDER = "InterpreterBuilder"  # the class whose methods carry out what a kernel calls
 _replacements: dict[tuple[str, str], Callable] = {}  # (class, method) -> function from the method to its replacement
 
 
-def replaces(owner: str, *methods: str):
+def _replaces(owner: str, *methods: str):
     """The decorated function takes the method that was there and returns the one that takes its place."""
 
     def register(replace):
@@ -42,9 +44,7 @@ def mend() -> None:
     Raises:
         RuntimeError: this version of Triton lacks what is replaced here, or still gets bfloat16 wrong afterwards.
     """
-    from primer_fast import interpreter_memory  # registers its replacements
-
-    builder: Any = getattr(runtime, BUILDER, None)
+    builder: Any = getattr(runtime, _BUILDER, None)
     if getattr(builder, "mended_by_primer_fast", False):
         return
     try:  # tl.device_assert, and the overflow checks of int32 arithmetic that stand on it, are off by default
@@ -63,8 +63,8 @@ def mend() -> None:
     runtime.interpreter_builder.options = options
     runtime._patch_lang_tensor = _counted(runtime._patch_lang_tensor)
     # What is missing altogether: bfloat16 constants, and descriptor.atomic_add.
-    builder.get_bf16 = lambda self, value: narrow(np.array([value], np.float32))
-    builder.create_descriptor_reduce = interpreter_memory.descriptor_reduce
+    builder.get_bf16 = lambda self, value: _narrow(np.array([value], np.float32))
+    builder.create_descriptor_reduce = _descriptor_reduce
     _check(runtime.interpreter_builder)
     builder.mended_by_primer_fast = True
 
@@ -72,7 +72,7 @@ def mend() -> None:
 _running = threading.RLock()
 
 
-@replaces("GridExecutor", "__call__")
+@_replaces("GridExecutor", "__call__")
 def _one_at_a_time(original):
     """While a kernel runs, what ``tl`` means is another for the whole process; kernels come from several threads."""
 
@@ -97,7 +97,7 @@ def _check(builder) -> None:
         return TensorHandle(np.array([values], np.float32), tl.float32)
 
     def bfloat16(*values):
-        return narrow(np.array([values]))
+        return _narrow(np.array([values]))
 
     got_and_want = {
         "cast": (builder.create_fp_trunc(float32(1 / 3), tl.bfloat16), 0x3EAB),
@@ -115,12 +115,12 @@ def _check(builder) -> None:
 # bfloat16 bits and the float32 values they stand for
 
 
-def widen_bits(bits: np.ndarray) -> np.ndarray:
+def _widen_bits(bits: np.ndarray) -> np.ndarray:
     """uint16 bits of bfloat16 -> the same values as float32."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def narrow_values(values: np.ndarray) -> np.ndarray:
+def _narrow_values(values: np.ndarray) -> np.ndarray:
     """Numbers -> uint16 bits of the nearest bfloat16, ties to even; rounded once, from int32 and float64 too."""
     values = np.asarray(values)
     if values.dtype not in (np.float32, np.float16):
@@ -149,46 +149,46 @@ def _counted(original):
     return patch
 
 
-def is_bfloat16(operand) -> bool:
+def _is_bfloat16(operand) -> bool:
     return isinstance(operand, TensorHandle) and operand.dtype.scalar == tl.bfloat16
 
 
-def widen(operand):
+def _widen(operand):
     """A bfloat16 handle -> float32; anything else as it is."""
-    return TensorHandle(widen_bits(operand.data), tl.float32) if is_bfloat16(operand) else operand
+    return TensorHandle(_widen_bits(operand.data), tl.float32) if _is_bfloat16(operand) else operand
 
 
-def narrow(values: np.ndarray) -> TensorHandle:
-    return TensorHandle(narrow_values(values), tl.bfloat16)
+def _narrow(values: np.ndarray) -> TensorHandle:
+    return TensorHandle(_narrow_values(values), tl.bfloat16)
 
 
 # What is replaced, and why
 
 
-@replaces(BUILDER, "unary_op", "binary_op", "ternary_op", "create_erf", "create_rsqrt")
+@_replaces(_BUILDER, "unary_op", "binary_op", "ternary_op", "create_erf", "create_rsqrt")
 def _elementwise(original):
     """One operation in float32, rounded once, is the operation in bfloat16."""
 
     def elementwise(self, *operands):
         with np.errstate(all="ignore"):  # infinities and NaN are values like others
             if operands[-1] is np.where or not any(
-                map(is_bfloat16, operands)
+                map(_is_bfloat16, operands)
             ):  # a choice moves bits, whatever they are
                 return original(self, *operands)
-            result = original(self, *map(widen, operands))
-        return result if result.data.dtype == np.bool_ else narrow(result.data)
+            result = original(self, *map(_widen, operands))
+        return result if result.data.dtype == np.bool_ else _narrow(result.data)
 
     return elementwise
 
 
-@replaces(BUILDER, "create_fma")
+@_replaces(_BUILDER, "create_fma")
 def _fma(original):
     """A fused multiply-add rounds once: the two-sum keeps what float64 loses, an odd last bit carries it on."""
 
     def fma(self, x, y, z):
-        if not is_bfloat16(z):
+        if not _is_bfloat16(z):
             return original(self, x, y, z)
-        x, y, z = (widen_bits(operand.data).astype(np.float64) for operand in (x, y, z))
+        x, y, z = (_widen_bits(operand.data).astype(np.float64) for operand in (x, y, z))
         with np.errstate(invalid="ignore"):
             product = x * y  # exact
             total = product + z
@@ -196,29 +196,29 @@ def _fma(original):
             error = (product - (total - rest)) + (z - rest)  # total + error == product + z
             error = np.where(np.isfinite(total), error, 0)
             cut = np.where(error * total < 0, np.nextafter(total, 0), total)
-        return narrow((cut.view(np.uint64) | (error != 0)).view(np.float64))
+        return _narrow((cut.view(np.uint64) | (error != 0)).view(np.float64))
 
     return fma
 
 
-@replaces(BUILDER, "cast_impl")
+@_replaces(_BUILDER, "cast_impl")
 def _cast(original):
     """Casts to bfloat16 truncated."""
 
     def cast_impl(self, src, dst_type):
         if dst_type.scalar == tl.bfloat16:
-            return src if is_bfloat16(src) else narrow(src.data)
-        return original(self, widen(src), dst_type)
+            return src if _is_bfloat16(src) else _narrow(src.data)
+        return original(self, _widen(src), dst_type)
 
     return cast_impl
 
 
-@replaces(BUILDER, "create_dot")
+@_replaces(_BUILDER, "create_dot")
 def _dot(original):
     """Products of bfloat16 are exact in float32; those in TF32 see the upper 19 bits of each factor."""
 
     def create_dot(self, a, b, acc, input_precision, *rest):
-        a, b = widen(a), widen(b)
+        a, b = _widen(a), _widen(b)
         if input_precision == ir.INPUT_PRECISION.TF32 and a.dtype.scalar == tl.float32:
             a, b = (TensorHandle(_as_tf32(operand.data), tl.float32) for operand in (a, b))
         return original(self, a, b, acc, input_precision, *rest)
@@ -230,19 +230,19 @@ def _as_tf32(values: np.ndarray) -> np.ndarray:
     return (values.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
-@replaces(BUILDER, "create_maxnumf")
+@_replaces(_BUILDER, "create_maxnumf")
 def _maximum(original):
     """tl.maximum drops NaN on a GPU unless told otherwise."""
     return lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmax)
 
 
-@replaces(BUILDER, "create_minnumf")
+@_replaces(_BUILDER, "create_minnumf")
 def _minimum(original):
     """As tl.maximum."""
     return lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmin)
 
 
-@replaces(BUILDER, "create_clampf")
+@_replaces(_BUILDER, "create_clampf")
 def _clamp(original):
     """As tl.maximum."""
 
@@ -254,7 +254,7 @@ def _clamp(original):
     return create_clampf
 
 
-@replaces("ReduceOps", "sum")
+@_replaces("ReduceOps", "sum")
 def _sum(original):
     """A compiled sum of 16-bit floats is a tree that rounds at every addition; NumPy's adds in float32."""
 
@@ -267,7 +267,7 @@ def _sum(original):
         while len(data) > 1:  # a power of two, as every axis of a block
             low, high = np.split(data, 2)
             if input.dtype == tl.bfloat16:
-                data = narrow_values(widen_bits(low) + widen_bits(high))
+                data = _narrow_values(_widen_bits(low) + _widen_bits(high))
             else:
                 data = low + high
         return self.to_tensor(data.reshape(kept) if self.keep_dims else data[0], input.dtype)
@@ -275,7 +275,7 @@ def _sum(original):
     return total
 
 
-@replaces("ReduceOps", "min_max")
+@_replaces("ReduceOps", "min_max")
 def _min_max(original):
     """The order of the bits is not the order of the values."""
 
@@ -283,11 +283,11 @@ def _min_max(original):
         values = input[0] if isinstance(input, tuple) else input
         if values.dtype != tl.bfloat16:
             return original(self, input, *reductions, **options)
-        result = original(self, self.to_tensor(widen_bits(values.handle.data), tl.float32), *reductions, **options)
+        result = original(self, self.to_tensor(_widen_bits(values.handle.data), tl.float32), *reductions, **options)
         parts = result if isinstance(result, tuple) else (result,)
         for part in parts:
             if part.dtype == tl.float32:  # the value; the index stays as it is
-                part.handle = narrow(part.handle.data)
+                part.handle = _narrow(part.handle.data)
                 part.dtype = tl.bfloat16
                 part.type = tl.block_type(tl.bfloat16, part.shape) if part.type.is_block() else tl.bfloat16
         return result
@@ -295,7 +295,7 @@ def _min_max(original):
     return min_max
 
 
-@replaces("ScanOps", "cumsum", "cumprod")
+@_replaces("ScanOps", "cumsum", "cumprod")
 def _scan(original):
     """NumPy would add and multiply the bits; the general scan goes through the operations above."""
 
@@ -303,3 +303,114 @@ def _scan(original):
         return original(self, input) if input.dtype != tl.bfloat16 else self.generic_scan((input,))
 
     return scan
+
+
+# Memory: only the tensor arguments of a launch may be touched, and atomics know bfloat16
+
+# (first byte, byte past the last, name) of each tensor argument of the launch under way
+_extents: list[tuple[int, int, str]] = []
+
+
+@_replaces("GridExecutor", "_init_args_hst")
+def _remember_extents(original):
+    """The arguments as the kernel sees them."""
+
+    def init_args_host(self, args, kwargs):
+        args, kwargs = original(self, args, kwargs)
+        named = {**dict(zip(self.arg_names, args, strict=False)), **kwargs}
+        _extents[:] = [extent for name, arg in named.items() for extent in _extents_of(arg, name)]
+        return args, kwargs
+
+    return init_args_host
+
+
+def _extents_of(arg, name: str) -> list[tuple[int, int, str]]:
+    if isinstance(arg, tuple):
+        return [extent for part in arg for extent in _extents_of(part, name)]
+    if not isinstance(arg, torch.Tensor):  # a tensor descriptor or a reinterpreted tensor; else a number
+        return _extents_of(arg.base, name) if hasattr(arg, "base") else []
+    if arg.numel() == 0:
+        return []
+    last = sum((size - 1) * stride for size, stride in zip(arg.shape, arg.stride(), strict=True))
+    return [(arg.data_ptr(), arg.data_ptr() + (last + 1) * arg.element_size(), name)]
+
+
+def _check_addresses(access: str, pointers, mask) -> None:
+    mask = np.asarray(mask.data, dtype=bool)  # of a handle, or of the array itself
+    addresses = pointers.data if mask.all() else np.broadcast_to(pointers.data, mask.shape)[mask]
+    if addresses.size == 0:
+        return
+    size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+    first, last = int(addresses.min()), int(addresses.max())
+    if any(start <= first and last + size <= end for start, end, _ in _extents):
+        return  # the common case: one access lies in one tensor
+    inside = np.zeros(addresses.shape, dtype=bool)
+    for start, end, _ in _extents:
+        inside |= (addresses >= np.uint64(start)) & (addresses <= np.uint64(end - size))
+    if inside.all():
+        return
+    address = int(addresses[~inside].flat[0])
+    beyond = [(max(start - address, address + size - end), name) for start, end, name in _extents]
+    nearest = "; the launch has no tensor" if not beyond else ", the first by {} bytes from {}".format(*min(beyond))
+    raise IndexError(f"{access}: {(~inside).sum()} of {inside.size} addresses lie outside the arguments{nearest}")
+
+
+def _as_bool(mask):
+    """A mask as Triton 3.9 wants it: ``&`` of a mask and a number that is 0 or 1 is an integer in its interpreter."""
+    data = getattr(mask, "data", None)
+    return TensorHandle(data != 0, tl.int1) if isinstance(data, np.ndarray) and data.dtype != np.bool_ else mask
+
+
+@_replaces(_BUILDER, "create_masked_load")
+def _load(original):
+    """A GPU reads what is there, or faults; never what the author meant."""
+
+    def create_masked_load(self, pointers, mask, *rest, **options):
+        _check_addresses("load", pointers, mask)
+        return original(self, pointers, _as_bool(mask), *rest, **options)
+
+    return create_masked_load
+
+
+@_replaces(_BUILDER, "create_masked_store")
+def _store(original):
+    """As a load, and it would corrupt this process."""
+
+    def create_masked_store(self, pointers, value, mask, *rest, **options):
+        _check_addresses("store", pointers, mask)
+        return original(self, pointers, value, _as_bool(mask), *rest, **options)
+
+    return create_masked_store
+
+
+@_replaces(_BUILDER, "create_atomic_rmw")
+def _atomic(original):
+    """There was no addition for bfloat16; two lanes may share an address, so one lane after the other."""
+
+    def create_atomic_rmw(self, op, pointers, value, mask, *rest):
+        _check_addresses("atomic", pointers, mask)
+        if not _is_bfloat16(value):
+            return original(self, op, pointers, value, mask, *rest)
+        if op != ir.ATOMIC_OP.FADD:
+            raise NotImplementedError(f"interpreter: atomic {op} of bfloat16")
+        addresses, values, mask = np.broadcast_arrays(pointers.data, _widen_bits(value.data), mask.data)
+        before = np.zeros(addresses.shape, dtype=np.uint16)
+        one, nothing = np.ones(1, dtype=bool), np.zeros(1, dtype=np.uint16)
+        for lane in zip(*np.nonzero(mask), strict=True):
+            address = addresses[lane].reshape(1)
+            old = raw_memory.load(address, one, nothing, np.dtype(np.uint16))
+            raw_memory.store(address, _narrow_values(_widen_bits(old) + values[lane]), one)
+            before[lane] = old[0]
+        return TensorHandle(before, tl.bfloat16)
+
+    return create_atomic_rmw
+
+
+def _descriptor_reduce(self, kind, descriptor, value, offsets):
+    """``descriptor.atomic_add``, which the interpreter lacks and the compiler has."""
+    if kind != ir.DESCRIPTOR_REDUCE_KIND.ADD:
+        raise NotImplementedError(f"interpreter: descriptor reduction {kind}")
+    pointers, mask = descriptor.materialize_pointers(offsets)
+    op = ir.ATOMIC_OP.FADD if value.dtype.scalar.is_floating() else ir.ATOMIC_OP.ADD
+    mask = mask if isinstance(mask, TensorHandle) else TensorHandle(mask, tl.int1)  # a handle since Triton 3.9
+    self.create_atomic_rmw(op, pointers, value, mask, ir.MEM_SEMANTIC.RELAXED, None)

@@ -11,7 +11,7 @@ __all__ = ["lazy"]
 def lazy(
     package: str, places: Mapping[str, Iterable[str]], unlisted: Iterable[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` (PEP 562) of a package whose ``__all__`` holds every name.
+    """``__getattr__`` and ``__dir__`` (PEP 562) for a package that lists every name in its ``__all__``.
 
     Args:
         places: modules in the package, and the names that are found in them. All other names are modules themselves.

@@ -71,12 +71,12 @@ class KnownLayerNorm(Derived):
 
 
 def named_as_layer_norm(module: torch.nn.Module) -> bool:
-    """Whether a reader would take it for one."""
+    """Whether its class is, or is named as, a layer norm."""
     return isinstance(module, torch.nn.LayerNorm) or "layernorm" in type(module).__name__.lower().replace("_", "")
 
 
 def named_as_activation(module: torch.nn.Module) -> bool:
-    """Whether a reader would take it for one."""
+    """Whether its class is named as an activation."""
     name = type(module).__name__.lower()
     return name in ("act", "mish") or any(part in name for part in _ACTIVATION_NAMES)
 
@@ -103,7 +103,7 @@ def known_layer_norm(module: torch.nn.Module) -> NormCall | None:
 
 
 def _can_be_run(module):
-    """One input, and nothing that running it could change."""
+    """Whether the module takes one input and has no children or buffers that running it could change."""
     kind = type(module)
     if kind.__module__.startswith(("torch.", "primer_fast.")) or module._modules or module._buffers:
         return False
@@ -131,7 +131,10 @@ class _Calls(TorchFunctionMode):
 
 
 def _run(module, x, training, autocast):
-    """-> result, calls; None where it failed. A shallow copy runs: its parameters are the same, what it sets is not."""
+    """The result of ``forward`` and the calls that it made; None where it failed.
+
+    A shallow copy runs, which shares the parameters: what ``forward`` sets on the module is set on the copy.
+    """
     module = copy.copy(module)
     module.training = training
     device = x.device.type
@@ -179,7 +182,7 @@ def _arguments(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_
 
 
 def _same_view(t, wanted, base):
-    """Whether ``t`` is ``wanted``, a view of ``base``, or another view of the same."""
+    """Whether ``t`` shows the same elements in the same order as ``wanted``, a view of ``base``."""
     return (
         isinstance(t, Tensor)
         and t.untyped_storage()._cdata == base.untyped_storage()._cdata

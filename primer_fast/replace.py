@@ -1,10 +1,12 @@
-"""Put our modules in the place of torch's, in a model that exists."""
+"""Put our modules in the place of torch's, in a model that exists, and torch's in the place of ours again."""
 
-__all__ = ["replace_modules"]
+__all__ = ["Left", "ModuleReport", "Swapped", "replace_modules", "restore_modules"]
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,11 +15,73 @@ import torch
 from primer_fast import nn
 from primer_fast.attention import NAME, register_attention
 from primer_fast.chain import Chain, TransposedLinear, activation_of, children_in_order, derived, fused_activation
-from primer_fast.nn.exact_types import become
+from primer_fast.nn.exact_types import become, step_back
 from primer_fast.recognise import KnownLayerNorm
-from primer_fast.replace_hints import attention_called, has_attention, loss_head, takes_implementations
-from primer_fast.replace_report import Left, Report, Swapped
-from primer_fast.replace_rules import UNWANTED, closed, recognised, refusal, target_of, why_left
+from primer_fast.replace_rules import (
+    UNWANTED,
+    attention_called,
+    closed,
+    has_attention,
+    loss_head,
+    recognised,
+    refusal,
+    takes_implementations,
+    target_of,
+    why_left,
+)
+
+
+class Swapped(NamedTuple):
+    """A module that is ours now."""
+
+    name: str  # in the model; "" is the model
+    before: str
+    after: str
+    activation: str | None = None  # which the same kernel computes
+
+
+class Left(NamedTuple):
+    """A module that is not."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """What ``replace_modules`` did; ``str`` makes a table of it."""
+
+    swapped: tuple[Swapped, ...]
+    left: tuple[Left, ...]
+    hints: tuple[str, ...] = ()  # what the caller can do beside
+    _undo: tuple[Callable[[], None], ...] = field(default=(), repr=False, compare=False)
+
+    def restore(self) -> None:
+        """Bring the modules back that were there before, with what their parameters hold by now."""
+        for undo in reversed(self._undo):
+            undo()
+
+    def __str__(self) -> str:
+        lines = [f"swapped {len(self.swapped)}"]
+        lines += _table_of(
+            ((s.before if s.activation is None else f"{s.before} + {s.activation}", s.after), s.name)
+            for s in self.swapped
+        )
+        lines.append(f"left {len(self.left)}")
+        lines += _table_of(((kind, reason), name) for name, kind, reason in self.left)
+        return "\n".join([*lines, *(f"hint: {hint}" for hint in self.hints)])
+
+
+def _table_of(rows: Iterable[tuple[tuple[str, str], str]]) -> Iterator[str]:
+    """Lines of a table; rows of the same kind and outcome share one, which names the first of them."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for group, name in rows:
+        groups.setdefault(group, []).append(name or "the model")
+    widths = [max((len(group[i]) for group in groups), default=0) for i in (0, 1)]
+    for (kind, outcome), names in groups.items():
+        more = f", {len(names) - 1} more" if len(names) > 1 else ""
+        yield f"{len(names):>6}  {kind:<{widths[0]}}  {outcome:<{widths[1]}}  {names[0]}{more}"
 
 
 def replace_modules(
@@ -27,7 +91,7 @@ def replace_modules(
     attention: bool = True,
     include: Iterable[type | str] | None = None,
     exclude: Iterable[type | str] = (),
-) -> Report:
+) -> ModuleReport:
     """Let torch's modules in ``model`` compute with our kernels, in place.
 
     ``Linear``, ``Conv2d``, ``MaxPool2d``, ``LayerNorm``, ``Embedding`` and ``MultiheadAttention`` of ``torch.nn``
@@ -59,8 +123,8 @@ def replace_modules(
     walked = list(_walk(model))
     chosen = _chosen(walked, include, exclude)
     undo, replaced = [], {}  # id of a module -> type before, type after
-    for place in walked:
-        module, target = place.module, target_of(place.module)
+    for position in walked:
+        module, target = position.module, target_of(position.module)
         if target and id(module) in chosen and id(module) not in replaced and refusal(module) is None:
             replaced[id(module)] = type(module), target
             undo.append(_become(module, target))
@@ -71,50 +135,50 @@ def replace_modules(
     fused: dict[int, str] = {}  # id of a product -> activation
     absorbed = set()  # ids of a parent and of an activation in it
     if fuse_activations:
-        for place in walked:
-            if id(place.module) in chosen and (pairs := _pairs(place.module, chosen)):
-                kind: type = type(place.module)
-                undo.append(_become(place.module, derived(Chain, kind)))
+        for position in walked:
+            if id(position.module) in chosen and (pairs := _pairs(position.module, chosen)):
+                kind: type = type(position.module)
+                undo.append(_become(position.module, derived(Chain, kind)))
                 fused |= {id(product): name for product, _, name in pairs}
-                order = children_in_order(place.module) or []
+                order = children_in_order(position.module) or []
                 for _, activation, _ in pairs:
                     if order.count(activation) == sum(activation is other for _, other, _ in pairs):
-                        absorbed.add((id(place.module), id(activation)))
+                        absorbed.add((id(position.module), id(activation)))
     results = _attend(walked, chosen, attention, undo) + _called(walked)
     seen = set()
-    for place in walked:
-        one = id(place.module)
-        if one in seen or (id(place.parent), one) in absorbed:
+    for position in walked:
+        one = id(position.module)
+        if one in seen or (id(position.parent), one) in absorbed:
             continue
         seen.add(one)
         if one in replaced or one in fused:
-            before, after = replaced.get(one, (type(place.module),) * 2)
-            results.append(Swapped(place.name, before.__name__, _title(after), fused.get(one)))
-        elif reason := why_left(place.module, place.parent, one in chosen, fuse_activations):
-            results.append(Left(place.name, type(place.module).__name__, reason))
+            before, after = replaced.get(one, (type(position.module),) * 2)
+            results.append(Swapped(position.name, before.__name__, _title(after), fused.get(one)))
+        elif reason := why_left(position.module, position.parent, one in chosen, fuse_activations):
+            results.append(Left(position.name, type(position.module).__name__, reason))
     swapped = tuple(r for r in results if isinstance(r, Swapped))
     left = tuple(r for r in results if isinstance(r, Left))
-    return Report(swapped, left, _hints(model), tuple(undo))
+    return ModuleReport(swapped, left, _hints(model), tuple(undo))
 
 
-class _Place(NamedTuple):
+class _Position(NamedTuple):
     name: str
     module: torch.nn.Module
-    around: tuple["_Place", ...]  # from the model to the parent
+    around: tuple["_Position", ...]  # from the model to the parent
 
     @property
     def parent(self):
         return self.around[-1].module if self.around else None
 
 
-def _walk(module, name="", around=()) -> Iterator[_Place]:
-    """Every module, as often as it has names, but what is in modules that must not be changed."""
-    place = _Place(name, module, around)
-    yield place
+def _walk(module, name="", around=()) -> Iterator[_Position]:
+    """Every module, once for each of its names, except those inside modules that must not be changed."""
+    position = _Position(name, module, around)
+    yield position
     if closed(module) is None and type(module) not in (torch.nn.MultiheadAttention, nn.MultiheadAttention):
         for child_name, child in module._modules.items():
             if child is not None:
-                yield from _walk(child, f"{name}.{child_name}" if name else child_name, (*around, place))
+                yield from _walk(child, f"{name}.{child_name}" if name else child_name, (*around, position))
 
 
 def _chosen(walked, include, exclude) -> set[int]:
@@ -135,21 +199,21 @@ def _wanted(argument, wanted, walked):
     return wanted
 
 
-def _matches(place, wanted):
+def _matches(position, wanted):
     return any(
         fnmatchcase(p.name, one) if isinstance(one, str) else isinstance(p.module, one)
-        for p in (*place.around, place)
+        for p in (*position.around, position)
         for one in wanted
     )
 
 
 def _become(module, kind) -> Callable[[], None]:
-    """-> what undoes it"""
+    """Make the module one of class ``kind``; -> what undoes that."""
     return become(module, kind, {"activation": None} if kind in (nn.Linear, nn.Conv2d) else {})
 
 
 def _pairs(parent, chosen) -> list[tuple]:
-    """Products, the activations after them and what those compute, if ``parent`` can and shall run both as one."""
+    """(product, activation, its name) for all that ``parent`` calls in turn and may run in one kernel."""
     if isinstance(parent, Chain) or "forward" in parent.__dict__ or not any(map(activation_of, parent.children())):
         return []
     found = ((a, b, fused_activation(a, b)) for a, b in pairwise(children_in_order(parent) or []))
@@ -158,8 +222,8 @@ def _pairs(parent, chosen) -> list[tuple]:
 
 
 def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
-    """The attention of transformers' models, those that are in no other."""
-    base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
+    """Set our attention in transformers' models, those that are not part of another."""
+    base = _transformers_models()
     results: list[Swapped | Left] = []
     for name, model, around in walked:
         if not isinstance(model, base) or any(isinstance(p.module, base) for p in around):
@@ -186,7 +250,7 @@ def _attend(walked, chosen, wanted, undo) -> list[Swapped | Left]:
 
 
 def _called(walked) -> list[Swapped | Left]:
-    """Attention that a module calls as a function."""
+    """What is said of modules that call attention as a function."""
     found = {id(p.module): (p, attention_called(p.module)) for p in reversed(walked) if closed(p.module) is None}
     rows = ((p.name, f"attention of {type(p.module).__name__}", why) for p, why in reversed(found.values()) if why)
     return [Left(*row) for row in rows]
@@ -201,7 +265,50 @@ def _hints(model):
     return (f"{call} makes the loss of {name} without its logits in memory",)
 
 
+def _transformers_models():
+    """The class of transformers' models, or nothing that a model could be an instance of."""
+    return getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
+
+
 def _title(kind):
+    """What a class of ours is called in a report."""
     if issubclass(kind, KnownLayerNorm):
         return "primer_fast.functional.layer_norm"
     return "linear, weight transposed" if issubclass(kind, TransposedLinear) else f"primer_fast.nn.{kind.__name__}"
+
+
+def restore_modules(model: torch.nn.Module) -> ModuleReport:
+    """Make the modules of ours in ``model`` torch's again, in place: for tools that look modules up by exact type.
+
+    It needs no report of ``replace_modules``, so it also serves models that were loaded, copied, or written with
+    ``primer_fast.nn``. The modules remain the objects that they were, with their parameters, hooks and mode. Attention
+    of transformers' models goes back to "sdpa". What torch's module would compute otherwise is left: a product with an
+    activation of its own, and subclasses.
+
+    Returns:
+        What is torch's now, and what was left and why.
+
+    Raises:
+        TypeError: ``model`` is no module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"restore_modules: model must be a torch.nn.Module; got {type(model).__name__}")
+    swapped, left = [], []
+    undo: list[Callable[[], None]] = []
+    base = _transformers_models()
+    for name, module in model.named_modules():
+        if isinstance(module, base) and module.config._attn_implementation == NAME:
+            module.set_attn_implementation("sdpa")
+            swapped.append(Swapped(name, f"attention: {NAME}", "attention: sdpa"))
+            undo.append(partial(module.set_attn_implementation, NAME))
+    for step in step_back(model):
+        if step.left is None:
+            swapped.append(Swapped(step.name, step.before.__name__, _title_restored(type(step.module))))
+            undo.append(step.undo)
+        else:
+            left.append(Left(step.name, step.before.__name__, step.left))
+    return ModuleReport(tuple(swapped), tuple(left), _undo=tuple(undo))
+
+
+def _title_restored(kind):
+    return f"torch.nn.{kind.__name__}" if kind.__module__.startswith("torch.nn.") else kind.__qualname__

@@ -1,6 +1,21 @@
-"""Which modules ours can stand for, and why the others are left."""
+"""Which modules ours can stand for, why the others are left, and what only the caller of a model can change."""
 
-__all__ = ["UNWANTED", "closed", "recognised", "refusal", "target_of", "why_left"]
+__all__ = [
+    "UNWANTED",
+    "attention_called",
+    "closed",
+    "has_attention",
+    "loss_head",
+    "recognised",
+    "refusal",
+    "takes_implementations",
+    "target_of",
+    "why_left",
+]
+
+import dis
+from collections.abc import Iterator
+from types import CodeType, FunctionType, ModuleType
 
 import torch
 
@@ -30,11 +45,12 @@ _UNBUILT = {  # attributes, and the arguments that they come from
 }
 UNWANTED = "not asked for"
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)  # with nothing in them, here
+_ATTEND = "scaled_dot_product_attention"
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
 
 def target_of(module) -> type | None:
-    """The class of ours for a module of exactly one of torch's."""
+    """The class of ours for a module whose type is exactly one of torch's that we replace; else None."""
     kind: type = type(module)
     if isinstance(module, Derived):
         return None
@@ -81,7 +97,7 @@ def refusal(module) -> str | None:
 
 
 def why_left(module, parent, chosen, fuse_activations) -> str | None:
-    """None: it is ours, or has nothing of its own to compute."""
+    """Why a module was left as it is; None where it is ours, or computes nothing itself."""
     ours = isinstance(module, Derived) and not isinstance(module, KnownActivation)
     if ours or isinstance(module, torch.nn.Identity) or type(module) in OURS.values():
         return None
@@ -119,3 +135,67 @@ def _why_apart(parent, activation, wanted):
             why = "hooks keep it apart from" if hasattr(before, "activated") else "it follows"
             return f"{why} {type(before).__name__}"
     return None if isinstance(parent, Chain) else UNWANTED
+
+
+def attention_called(module: torch.nn.Module) -> str | None:
+    """What to do about attention that the module's class calls as a function of torch; None where it calls none."""
+    for kind in type(module).__mro__:
+        for function in filter(_is_theirs, vars(kind).values()):
+            if reason := _calls_torchs(function):
+                return reason
+    return None
+
+
+def _is_theirs(value):
+    return isinstance(value, FunctionType) and not value.__module__.startswith(("torch.", "primer_fast."))
+
+
+def _calls_torchs(function, helpers=True):
+    attend = torch._C._nn.scaled_dot_product_attention
+    for value, by_name in _globals_used(function.__code__, function.__globals__):
+        if value is attend and by_name:
+            return f"{function.__module__} imports {_ATTEND} by name, which primer_fast.sdpa() does not reach"
+        if value is attend:
+            return f"`with primer_fast.sdpa():` around the model's calls sends its {_ATTEND} to ours"
+        if helpers and _is_theirs(value) and (reason := _calls_torchs(value, helpers=False)):
+            return reason
+    return None
+
+
+def _globals_used(code: CodeType, names: dict) -> Iterator[tuple[object, bool]]:
+    """The values that code uses: of globals, with True, and of attributes of modules, as torch.relu, with False."""
+    value: object = None
+    for step in dis.get_instructions(code):
+        if step.opname == "LOAD_GLOBAL":
+            value = names.get(step.argval)
+            yield value, True
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(value, ModuleType):
+            value = getattr(value, step.argval, None)
+            yield value, False
+        elif step.opname not in ("PUSH_NULL", "CACHE", "EXTENDED_ARG"):
+            value = None
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _globals_used(constant, names)
+
+
+def takes_implementations(model: torch.nn.Module) -> bool:
+    """Whether a model of transformers lets its attention be chosen; one without attention does not."""
+    flags = ("_supports_sdpa", "_supports_attention_backend", "_supports_flash_attn")
+    return any(getattr(model, flag, False) for flag in flags)
+
+
+def has_attention(model: torch.nn.Module) -> bool:
+    """Whether the class of any module has attention in its name."""
+    return any("attention" in type(module).__name__.lower() for module in model.modules())
+
+
+def loss_head(model: torch.nn.Module) -> tuple[str, torch.nn.Linear] | None:
+    """The layer that makes logits over a vocabulary, and its name: the last one as wide as a table of embeddings."""
+    tables = {(m.num_embeddings, m.embedding_dim) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    found = None
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and getattr(module, "activation", None) is None and name:
+            of_tokens = (module.out_features, module.in_features) in tables or name.rpartition(".")[2] == "lm_head"
+            found = (name, module) if of_tokens else found
+    return found

@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from primer_fast import __version__
-from primer_fast.cli import interruption, terminal
+from primer_fast.cli import errors, interruption, terminal, threads  # noqa: F401, threads before any command: see there
 
 COMMANDS = {  # words on the command line -> module, what it does
     ("verify",): ("verify", "compare every kernel with its NumPy reference"),
@@ -30,7 +30,7 @@ HELP = {"-h", "--help"}
 
 
 def usage(first: str | None = None) -> str:
-    """Of all commands, or of those whose first word is ``first``."""
+    """The list of all commands, or of those whose first word is ``first``, and how to call them."""
     shown = {" ".join(words): what for words, (_, what) in COMMANDS.items() if first in (None, words[0])}
     width = max(map(len, shown))
     lines = [f"  {name:{width}}  {what}" for name, what in shown.items()]
@@ -66,22 +66,29 @@ def _command(argv: list[str]) -> int:
         return 0
     for words, (module, _) in COMMANDS.items():
         if tuple(argv[: len(words)]) == words:
-            rest = argv[len(words) :]
-            try:
-                if HELP.intersection(rest) and (status := _helped(module, rest)) is not None:
-                    return status
-                command = importlib.import_module(f"primer_fast.cli.{module}")
-            except ModuleNotFoundError as error:
-                if error.name is None or error.name.startswith("primer_fast"):
-                    raise
-                print(f"primer-fast needs the package {error.name}: pip install 'primer-fast[cli]'", file=sys.stderr)
-                return 2
-            return command.main(rest)
+            return _run(" ".join(words), module, argv[len(words) :])
     return _unknown(argv)
 
 
+def _run(name: str, module: str, argv: list[str]) -> int:
+    """Run the command of that name, or print its help; -> exit status."""
+    try:
+        if HELP.intersection(argv) and (status := _helped(module, argv)) is not None:
+            return status
+        command = importlib.import_module(f"primer_fast.cli.{module}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("primer_fast"):
+            raise
+        print(f"primer-fast needs the package {error.name}: pip install 'primer-fast[cli]'", file=sys.stderr)
+        return 2
+    try:
+        return command.main(argv)
+    except errors.EXPECTED as error:
+        return errors.report_end(name, error, hint=getattr(command, "WHEN_INTERRUPTED", ""))
+
+
 def _helped(module: str, argv: list[str]) -> int | None:
-    """Print the help of a command, before anything else of it is imported; None: the call is not for its help."""
+    """Print the help of a command without importing the command; None where the call does not ask for help."""
     options = importlib.import_module(f"primer_fast.cli.options.{module}")
     with terminal.first_of_machine():
         try:
@@ -96,7 +103,7 @@ def _helped(module: str, argv: list[str]) -> int | None:
 
 
 def _unknown(argv: list[str]) -> int:
-    """Say which commands there are, of those that the call may mean; -> exit status."""
+    """Say that there is no such command, and list those that there are; -> exit status."""
     if argv[0] in {words[0] for words in COMMANDS}:
         if argv[1:2] and argv[1] in HELP:
             print(usage(argv[0]))
@@ -112,7 +119,7 @@ def _unknown(argv: list[str]) -> int:
 
 
 def _meant(argv: list[str], names: list[str]) -> str:
-    """The one of ``names`` that is nearest to the first words of the call, as a question; empty where none is near."""
+    """The question whether the nearest of ``names`` was meant; empty where none is near the first words of the call."""
     near: dict[str, float] = {}
     for name in names:
         right, called, last = f"{argv[0]} ", " ".join(argv[: name.count(" ") + 1]).lower(), name.rpartition(" ")[2]

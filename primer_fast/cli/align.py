@@ -1,51 +1,36 @@
 """primer-fast align: a language model learns what people prefer, by PPO and by DPO, on words or on your texts."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
 import json
-import sys
 import time
 from typing import Any
 
 import torch
 
-from primer_fast.cli import align_data, align_folder, align_plots, align_report, interruption, terminal
+from primer_fast.cli import align_data, align_folder, align_plots, align_report, terminal
 from primer_fast.cli.align_data import Material
-from primer_fast.cli.align_stages import Result, align
+from primer_fast.cli.align_stages import Alignment, align
 from primer_fast.cli.console import Display
-from primer_fast.cli.errors import one_line, sizes_that_fit
+from primer_fast.cli.errors import sizes_that_fit
 from primer_fast.cli.options.align import LEXICON, MATERIAL, Options, parse, to_json
-from primer_fast.cli.run_folder import RunFolder, WriteError, write_text, writing
+from primer_fast.cli.run_folder import RunFolder, write_text, writing
 from primer_fast.data.preferences import load_lexicon, read_preferences, read_ratings
 from primer_fast.data.text import load_text
 
+WHEN_INTERRUPTED = "; --resume goes on, without it the command starts anew"
+
 
 def main(argv: list[str]) -> int:
-    try:
-        options = parse(argv)
-        with Display() as display:
-            with sizes_that_fit():
-                result = run(options, display)
-            display.print(align_report.summary(result))
-            display.print(f"open {(options.out / 'index.html').resolve()}")
-        return terminal.CLOSED if display.closed else 0
-    except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt as stop:
-        print("interrupted; --resume goes on, without it the command starts anew", file=sys.stderr)
-        return interruption.status(stop)
-    except (FloatingPointError, WriteError) as error:
-        print(f"primer-fast align: {one_line(error)}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"primer-fast align: {one_line(error)}", file=sys.stderr)
-        return 2
+    options = parse(argv)
+    with Display() as display:
+        with sizes_that_fit():
+            result = run(options, display)
+        display.print(align_report.summary(result))
+        display.print(f"open {(options.out / 'index.html').resolve()}")
+    return terminal.CLOSED if display.closed else 0
 
 
 def load_material(options: Options) -> Material:
-    """Errors as the readers of the files raise them."""
+    """Read what the options name; errors are those that the readers of the files raise."""
     shared: dict[str, Any] = {"held_out": options.held_out, "seed": options.seed}
     texts: dict[str, Any] = {"tokenizer": options.tokenizer, "context": options.context}
     rated: dict[str, Any] = {"pairs": options.pairs, "minimum_gap": options.minimum_gap}
@@ -64,8 +49,8 @@ def load_material(options: Options) -> Material:
     return align_data.words(load_lexicon(), **rated, **shared)
 
 
-def run(options: Options, display: Display) -> Result:
-    """Everything, into the folder ``out``.
+def run(options: Options, display: Display) -> Alignment:
+    """Run every stage, and write everything into the folder ``out``.
 
     Raises:
         ValueError, OSError: what the options name cannot be used; says what and why.
@@ -91,7 +76,7 @@ def run(options: Options, display: Display) -> Result:
     return result
 
 
-def _report(options: Options, result: Result, began: float) -> None:
+def _report(options: Options, result: Alignment, began: float) -> None:
     seconds = max(time.perf_counter() - began, sum(result.seconds.values()))  # of all calls, where there were several
     write_text(options.out / "results.json", json.dumps(result.to_json(), indent=2) + "\n")
     with writing(options.out):

@@ -114,26 +114,26 @@ def pairs(
 
 
 def _cut(sentence: str) -> tuple[str, str]:
-    """(prompt, completion): the first words, and the rest with the space before it."""
+    """Split a sentence into a prompt, its first words, and a completion, the rest with the space before it."""
     prompt = " ".join(sentence.split(" ")[:PROMPT_WORDS])
     return prompt, sentence[len(prompt) :]
 
 
 def _prompts(texts: Sequence[str], tokenizer: Tokenizer, end: int, context: int) -> list[Tensor]:
-    """Each once, without those that fill more than a third of the context if there are others."""
+    """The tokens of each different prompt; long ones, of over a third of the context, only where all are long."""
     prompts = [torch.tensor(tokenizer.encode(text) or [end]) for text in dict.fromkeys(texts)]
     return [p for p in prompts if 3 * len(p) <= context] or prompts
 
 
 def _prompted(name, unit, train, test, pair_texts, running_text, tokenizer_name, context) -> Material:
-    """Texts as (prompt, completion), pairs as (chosen, rejected, margin) of such."""
+    """The material of texts, each a (prompt, completion), and of pairs (chosen, rejected, margin) of such texts."""
     tokenizer = tokenizers.make(tokenizer_name, "".join(p + c for p, c in (*train, *test)) + (running_text or "") + END)
     end = tokenizers.line_end(tokenizer)
     if end is None:
         raise ValueError("--tokenizer must have a token for the end of a line, which ends a completion")
 
     def fit(prompt: str, completion: str) -> tuple[list[int], list[int]]:
-        """As tokens: with the end, or without one where the context ends first."""
+        """The tokens of both; the completion ends with the end token, unless the context is full before."""
         before = tokenizer.encode(prompt) or [end]
         if len(before) >= context:
             raise ValueError(f"a prompt must leave room in the context of {context} tokens; got {prompt!r}")

@@ -19,7 +19,7 @@ CHECKPOINTS = 5  # of a stage
 KEPT, NOTES = "kept.", "notes"
 
 
-class Stage:
+class StageFolder:
     """The folder ``name`` in ``out``: metrics and checkpoints while it trains, then weights and what was found.
 
     Raises (any method):
@@ -42,7 +42,7 @@ class Stage:
         return json.loads(metadata[NOTES])
 
     def begin(self, state: TrainState) -> tuple[dict[str, Tensor], dict] | None:
-        """Go on from the checkpoint, if there is one: its kept tensors and notes; else None, and the folder is new."""
+        """Go on from the checkpoint: its kept tensors and notes. Without one begin the folder anew and return None."""
         if not (self.resume and self.run.checkpoint.exists()):
             self.run.begin({}, overwrite=True)
             return None
@@ -56,7 +56,7 @@ class Stage:
         return {name.removeprefix(KEPT): t for name, t in tensors.items() if name.startswith(KEPT)}, notes
 
     def save(self, state: TrainState, kept: dict[str, Tensor], notes: dict) -> None:
-        """A checkpoint of ``state``, with tensors and notes that go on from there too."""
+        """Write a checkpoint of ``state``, with tensors and notes that ``begin`` gives back."""
         tensors, metadata = pack(state, {}, 0.0)
         tensors |= {KEPT + name: t.detach().to("cpu", copy=True).contiguous() for name, t in kept.items()}
         self.run.save_checkpoint(tensors, metadata | {NOTES: json.dumps(notes)})

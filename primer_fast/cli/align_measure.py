@@ -49,7 +49,10 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two means of independent samples: B.L. Welch's standard error, with the normal quantile (samples are many)."""
+    """The difference of two means of independent samples, with B.L. Welch's standard error.
+
+    Its interval is of the normal distribution, since there are many samples.
+    """
 
     before: Mean
     after: Mean
@@ -68,7 +71,7 @@ class Difference:
 
     @property
     def p(self) -> float:
-        """Two-sided: how often a difference this large would come of chance alone."""
+        """How often chance alone gives a difference this large, in either direction."""
         return math.erfc(abs(self.mean) / self.error / math.sqrt(2)) if self.error > 0 else math.nan
 
     def to_json(self) -> dict | None:
@@ -89,7 +92,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Samples:
-    """Completions that a policy wrote, one row of everything each."""
+    """Completions that a policy wrote; each field has one entry for each of them."""
 
     prompts: list[str]
     texts: list[str]
@@ -132,7 +135,7 @@ def write(
 
 @dataclass(frozen=True)
 class Measured:
-    """A policy in figures, from its samples."""
+    """What the samples of a policy say of it, in figures."""
 
     name: str
     samples: Samples
@@ -183,21 +186,21 @@ def plausible_by_chance(material: Material, count: int = 5000, seed: int = 0) ->
 
 
 @dataclass(frozen=True)
-class Point:
-    """A policy on the way, in the plane of KL and reward."""
+class PathPoint:
+    """A policy as it was measured during its training."""
 
     step: int
     kl: Mean
     reward: Mean
 
     @classmethod
-    def from_json(cls, values: dict) -> "Point":
+    def from_json(cls, values: dict) -> "PathPoint":
         """Inverse of ``dataclasses.asdict``."""
         return cls(values["step"], Mean(**values["kl"]), Mean(**values["reward"]))
 
 
 def best_possible(samples: Samples) -> list[tuple[float, float]]:
-    """(KL, reward) of pi*(y) = pi_ref(y) exp(r(y) / beta) / Z for ever smaller beta: no policy has more for its KL.
+    """The most reward that a policy can have at a KL, as points (KL, reward): pi*(y) = pi_ref(y) exp(r(y) / beta) / Z.
 
     Estimated by giving the reference's own samples the weights exp(r / beta), as far as enough of them still count.
     """

@@ -5,22 +5,22 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from primer_fast.cli.align_stages import Result
-from primer_fast.cli.plots import INK, MUTED, TEST, TRAIN, picture
+from primer_fast.cli.align_stages import Alignment
+from primer_fast.cli.plots import INK, MUTED, TEST, TRAIN, curve, picture
 
 DPO_COLOURS = (TEST, "#6d28d9", "#0f766e", "#a16207", "#be185d")  # of its betas; PPO is TRAIN
 DPO_MARKERS = "s^Dvo"
 
 
-def draw(folder: Path, result: Result) -> None:
-    """frontier.png, samples.png, curves.png."""
+def draw(folder: Path, result: Alignment) -> None:
+    """Draw frontier.png, samples.png and curves.png into the folder."""
     frontier(folder / "frontier.png", result)
     histograms(folder / "samples.png", result)
     curves(folder / "curves.png", result)
 
 
-def frontier(path: Path, result: Result) -> None:
-    """The way of each policy in the plane of KL and reward, the most that can be had, the budget."""
+def frontier(path: Path, result: Alignment) -> None:
+    """Reward against KL: each policy during its training and at its end, the most that is possible, the budget."""
     with picture(path, 8.6, 4.6) as figure:
         axes = figure.subplots()
         budget = result.options.kl_budget
@@ -48,8 +48,8 @@ def frontier(path: Path, result: Result) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
-def histograms(path: Path, result: Result) -> None:
-    """Of each policy's samples: human ratings where there are any, else the rewards."""
+def histograms(path: Path, result: Alignment) -> None:
+    """How the samples of each policy are rated: by people where ratings are known, else by the reward model."""
     ratings = result.material.ratings
     values = [
         np.array([ratings[t] for t in p.samples.texts if t in ratings]) if ratings else p.samples.rewards
@@ -74,51 +74,42 @@ def histograms(path: Path, result: Result) -> None:
         cells[0].yaxis.set_major_formatter(PercentFormatter(1))
 
 
-def curves(path: Path, result: Result) -> None:
-    """Every stage against its steps."""
+def curves(path: Path, result: Alignment) -> None:
+    """The metrics of every stage against its steps."""
     with picture(path, 9.6, 6.4) as figure:
         ((first, accuracy), (reward, margins)) = figure.subplots(2, 2)
-        offset = 0.0
-        for key, colour, name in (("train/loss", MUTED, "on running text"), ("loss", TRAIN, "on completions")):
-            rows = [row for row in result.pretraining if key in row]
-            if rows:
-                steps = [offset + row["step"] for row in rows]
-                first.plot(steps, [row[key] for row in rows], color=colour, lw=1.4, label=name)
-                offset = steps[-1]
+        on_text = [row for row in result.pretraining if "train/loss" in row]
+        steps = on_text[-1]["step"] if on_text else 0
+        on_completions = [row | {"step": steps + row["step"]} for row in result.pretraining if "loss" in row]
+        curve(first, on_text, "train/loss", MUTED, "on running text")
+        curve(first, on_completions, "loss", TRAIN, "on completions")
         token = {"characters": "character", "bytes": "byte"}.get(result.material.tokenizer.name, "token")
         first.set(title="Pretraining", xlabel="optimizer step", ylabel=f"loss (nats per {token})")
         if result.material.running_text is not None:
             first.legend(loc="upper right")
 
-        rows = result.reward_rows
-        steps = [row["step"] for row in rows]
-        accuracy.plot(steps, [row["accuracy"] for row in rows], color=TRAIN, lw=1.4, label="pairs trained on")
+        curve(accuracy, result.reward_rows, "accuracy", TRAIN, "pairs trained on")
         low, high = result.accuracy.interval
         share = result.accuracy.share
         accuracy.errorbar(
-            steps[-1], share, yerr=[[share - low], [high - share]], color=TEST, marker="o", capsize=3,
-            label=f"held-out pairs, {share:.1%}",
+            result.reward_rows[-1]["step"], share, yerr=[[share - low], [high - share]], color=TEST, marker="o",
+            capsize=3, label=f"held-out pairs, {share:.1%}",
         )  # fmt: skip
         accuracy.axhline(0.5, color=MUTED, ls=":", lw=1, label="chance")
         accuracy.set(title="Reward model", xlabel="optimizer step", ylabel="pairs in the right order")
-        accuracy.yaxis.set_major_formatter(PercentFormatter(1))
         accuracy.legend(loc="best", fontsize=9)
 
-        rows = result.ppo.rows
-        steps = [row["step"] for row in rows]
-        reward.plot(steps, [row["objective/scores"] for row in rows], color=TRAIN, lw=1.4, label="score")
-        reward.plot(steps, [row["objective/kl"] for row in rows], color=TEST, lw=1.4, label="KL (nats)")
+        curve(reward, result.ppo.rows, "objective/scores", TRAIN, "score")
+        curve(reward, result.ppo.rows, "objective/kl", TEST, "KL (nats)")
         reward.set(title="PPO", xlabel="rollout", ylabel=f"mean over the {result.material.unit}s of a rollout")
         reward.legend(loc="best")
 
         for i, (beta, policy) in enumerate(result.dpo.items()):
-            values = [row["rewards/accuracies"] for row in policy.rows]
-            margins.plot(
-                [row["step"] for row in policy.rows], values, color=DPO_COLOURS[i % 5], lw=1.4, label=f"beta {beta:g}"
-            )
+            curve(margins, policy.rows, "rewards/accuracies", DPO_COLOURS[i % 5], f"beta {beta:g}")
         margins.set(title="DPO", xlabel="optimizer step", ylabel="pairs moved the right way")
-        margins.yaxis.set_major_formatter(PercentFormatter(1))
         margins.legend(loc="lower right")
+        for axes in (accuracy, margins):
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
         for axes in (first, accuracy, reward, margins):
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.margins(x=0.03)

@@ -7,24 +7,17 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from primer_fast.cli.align_data import Material
-from primer_fast.cli.align_folder import CHECKPOINTS, Stage
-from primer_fast.cli.align_measure import (
-    Difference,
-    Mean,
-    Measured,
-    Point,
-    Samples,
-    best_possible,
-    write,
-)
+from primer_fast.cli.align_folder import CHECKPOINTS, StageFolder
+from primer_fast.cli.align_measure import Difference, Mean, Measured, PathPoint, Samples, best_possible, write
 from primer_fast.cli.console import Display
 from primer_fast.cli.interruption import Interruption
+from primer_fast.cli.options.align import Options
 from primer_fast.cli.pair_accuracy import Accuracy, reward_accuracy
 from primer_fast.cli.run_folder import write_text
 from primer_fast.cli.terminal import OutputClosed
@@ -37,28 +30,25 @@ from primer_fast.train import reward as reward_modelling
 from primer_fast.train.common import TrainState
 from primer_fast.train.scoring import reward_of_model
 
-if TYPE_CHECKING:
-    from primer_fast.cli.options.align import Options
-
 SEED_OF_POINTS, SEED_OF_SAMPLES = 1, 2
 SECONDS = "seconds.json"
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A policy after training, what it is worth, and its way there."""
+    """A policy after its training: how it was measured then and on the way."""
 
     measured: Measured
-    path: list[Point]
+    path: list[PathPoint]
     rows: list[dict[str, float]]  # its metrics
     in_budget: bool  # it ended by itself; else the KL budget ended it
 
 
 @dataclass(frozen=True)
-class Result:
-    """All that the report says."""
+class Alignment:
+    """The result of all stages: what the report is made of."""
 
-    options: "Options"
+    options: Options
     material: Material
     pretraining: list[dict[str, float]]  # metrics
     reward_rows: list[dict[str, float]]
@@ -80,7 +70,7 @@ class Result:
         return [self.before, self.ppo.measured, self.dpo[self.best_beta].measured]
 
     def gain(self, after: Measured, what: str) -> Difference:
-        """Of ``what`` ("reward", "known", "known_held_out") against the policy before."""
+        """By how much ``what`` ("reward", "known", "known_held_out") is higher than before the alignment."""
         return Difference(getattr(self.before, what), getattr(after, what))
 
     def to_json(self) -> dict:
@@ -109,7 +99,7 @@ class Result:
         }  # fmt: skip
 
 
-def align(material: Material, options: "Options", display: Display) -> Result:
+def align(material: Material, options: Options, display: Display) -> Alignment:
     """All stages, in order; PPO and every DPO start from the same pretrained policy."""
     clock, seconds = time.perf_counter(), _seconds_before(options)
 
@@ -142,14 +132,14 @@ def align(material: Material, options: "Options", display: Display) -> Result:
     lap("PPO")
     after_dpo = {beta: stages.dpo(language, reward, beta) for beta in options.betas}
     lap("DPO")
-    return Result(
+    return Alignment(
         options, material, pretraining, reward_rows, accuracy, before, after_ppo, after_dpo,
         best_possible(samples), seconds,
     )  # fmt: skip
 
 
-def _seconds_before(options: "Options") -> dict[str, float]:
-    """The time of stages in the calls that this one goes on from; of a stage that was stopped, nothing."""
+def _seconds_before(options: Options) -> dict[str, float]:
+    """Seconds of the stages that earlier calls of a resumed run finished."""
     path = options.out / SECONDS
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if options.resume and path.exists() else {}
@@ -158,31 +148,20 @@ def _seconds_before(options: "Options") -> dict[str, float]:
 
 
 class Stages:
-    def __init__(self, material: Material, options: "Options", display: Display):
+    def __init__(self, material: Material, options: Options, display: Display):
         self.material, self.options, self.display = material, options, display
         self.stop: BaseException | None = None  # what to end by once the stage is finished
 
     def pretrain(self, model: Transformer) -> tuple[Transformer, list[dict]]:
         """On running text where there is some, then on the completions; ratings play no part."""
-        rows = []
-        if self.material.running_text is not None:
-            stage, language = self._stage("text"), dataclasses.replace(self.options.language, seed=self.options.seed)
-            if stage.finished(model) is None:
-                state = language_model.start(model, language)
-                stage.begin(state)
-                train = functools.partial(language_model.train, state, self.material.running_text, language)
-                self._train("pretrain on text", stage, state, train, language.steps, "train/loss")
-                self._finish(stage, model, {})
-            rows += stage.run.rows()
-        stage, corpus = self._stage("language"), self.material.corpus
-        if stage.finished(model) is None:
-            config = dataclasses.replace(self.options.sft, seed=self.options.seed)
-            state, steps = sft.start(model, config), sft.total_steps(len(corpus), config)
-            stage.begin(state)
-            train = functools.partial(sft.train, state, corpus, config)
-            self._train("pretrain on completions", stage, state, train, steps, "loss")
-            self._finish(stage, model, {})
-        rows += stage.run.rows()
+        rows, text, corpus = [], self.material.running_text, self.material.corpus
+        if text is not None:
+            language = dataclasses.replace(self.options.language, seed=self.options.seed)
+            steps = language.steps
+            rows += self._learn("pretrain on text", "text", model, language_model, text, language, steps, "train/loss")
+        config = dataclasses.replace(self.options.sft, seed=self.options.seed)
+        steps = sft.total_steps(len(corpus), config)
+        rows += self._learn("pretrain on completions", "language", model, sft, corpus, config, steps, "loss")
         return model.eval().requires_grad_(False), rows
 
     def learn_reward(self, language: Transformer) -> tuple[RewardModel, list[dict], Accuracy]:
@@ -190,17 +169,32 @@ class Stages:
         config, pairs = dataclasses.replace(self.options.reward, seed=self.options.seed), self.material.train_pairs
         torch.manual_seed(self.options.seed)
         model = RewardModel.from_language_model(language).requires_grad_(True).to(next(language.parameters()).device)
-        stage = self._stage("reward")
-        if stage.finished(model) is None:
-            state, steps = reward_modelling.start(model, config), reward_modelling.total_steps(len(pairs), config)
-            stage.begin(state)
-            train = functools.partial(reward_modelling.train, state, pairs, config)
-            self._train("reward model", stage, state, train, steps, "loss")
+        steps = reward_modelling.total_steps(len(pairs), config)
+
+        def scale() -> None:
             model.requires_grad_(False)
             model.normalise(reward_modelling.score(model, pairs.stacked()))
-            self._finish(stage, model, {})
+
+        rows = self._learn("reward model", "reward", model, reward_modelling, pairs, config, steps, "loss", scale)
         model.requires_grad_(False)
-        return model, stage.run.rows(), reward_accuracy(model, self.material.test_pairs, self.options.seed)
+        return model, rows, reward_accuracy(model, self.material.test_pairs, self.options.seed)
+
+    def _learn(
+        self, name: str, folder: str, model: Transformer | RewardModel, procedure: ModuleType, data, config, steps: int,
+        key: str, then: Callable[[], None] = lambda: None,
+    ) -> list[dict]:  # fmt: skip
+        """Train ``model`` by ``procedure``, a module of primer_fast.train, and call ``then``; -> metrics.
+
+        Of a stage that an earlier call has finished the weights are loaded instead.
+        """
+        stage = self._stage(folder)
+        if stage.finished(model) is None:
+            state = procedure.start(model, config)
+            stage.begin(state)
+            self._train(name, stage, state, functools.partial(procedure.train, state, data, config), steps, key)
+            then()
+            self._finish(stage, model, {})
+        return stage.run.rows()
 
     def ppo(self, language: Transformer, reward: RewardModel) -> Aligned:
         config = dataclasses.replace(
@@ -238,9 +232,9 @@ class Stages:
         self, name: str, folder: str, state: TrainState, policy: Transformer, language: Transformer,
         reward: RewardModel, train: Callable[[Callable[[], bool]], Iterator[dict]], steps: int, key: str,
     ) -> Aligned:  # fmt: skip
-        """Train; measure now and then; where the KL reaches the budget go back to the measurement before and end."""
+        """Train and measure; once the KL exceeds the budget go back to the last measurement within it, and end."""
         options, device, stage = self.options, next(policy.parameters()).device, self._stage(folder)
-        path: list[Point] = []
+        path: list[PathPoint] = []
         kept: dict[str, Tensor] = {}
         spent, due = False, 0.0
         found = stage.finished(policy)
@@ -250,7 +244,7 @@ class Stages:
         def measure(step: int) -> bool:
             nonlocal kept
             samples = self._write(policy, language, reward, options.point_samples, SEED_OF_POINTS)
-            point = Point(step, Mean.of(samples.kl), Mean.of(samples.rewards))
+            point = PathPoint(step, Mean.of(samples.kl), Mean.of(samples.rewards))
             if point.kl.interval[1] > options.kl_budget:
                 return True
             path.append(point)
@@ -263,7 +257,7 @@ class Stages:
             due = steps / options.points
         else:
             kept, notes = before
-            path, due = [Point.from_json(point) for point in notes["path"]], notes["due"]
+            path, due = [PathPoint.from_json(point) for point in notes["path"]], notes["due"]
 
         def watched(should_stop):
             nonlocal spent, due
@@ -281,12 +275,12 @@ class Stages:
         self._finish(stage, policy, notes_now())
         return self._measured(name, stage, policy, language, reward, notes_now())
 
-    def _measured(self, name: str, stage: Stage, policy: Transformer, language, reward, notes: dict) -> Aligned:
+    def _measured(self, name: str, stage: StageFolder, policy: Transformer, language, reward, notes: dict) -> Aligned:
         policy.eval().requires_grad_(False)
         samples = self._write(policy, language, reward, self.options.samples, SEED_OF_SAMPLES)
         measured = Measured.of(name, samples, self.material)
         self.display.print(f"{name}: reward {measured.reward}, KL {measured.kl} nats")
-        path = [Point.from_json(point) for point in notes["path"]]
+        path = [PathPoint.from_json(point) for point in notes["path"]]
         return Aligned(measured, path, stage.run.rows(), notes["in_budget"])
 
     def _write(self, policy, language, reward, count: int, stream: int) -> Samples:
@@ -295,12 +289,12 @@ class Stages:
             seed=self.options.seed + stream,
         )  # fmt: skip
 
-    def _stage(self, folder: str) -> Stage:
-        return Stage(self.options.out, folder, resume=self.options.resume)
+    def _stage(self, folder: str) -> StageFolder:
+        return StageFolder(self.options.out, folder, resume=self.options.resume)
 
     def _train(
-        self, name: str, stage: Stage, state: TrainState, train: Callable[..., Iterator[dict]], steps: int, key: str,
-        besides: Callable[[], tuple[dict, dict]] = lambda: ({}, {}),
+        self, name: str, stage: StageFolder, state: TrainState, train: Callable[..., Iterator[dict]], steps: int,
+        key: str, besides: Callable[[], tuple[dict, dict]] = lambda: ({}, {}),
     ) -> None:  # fmt: skip
         """Run a training to its end, with a progress bar, and its metrics and checkpoints in its folder.
 
@@ -324,7 +318,7 @@ class Stages:
                     stage.save(state, *besides())
                     raise self.stop
 
-    def _finish(self, stage: Stage, model: Transformer | RewardModel, notes: dict) -> None:
+    def _finish(self, stage: StageFolder, model: Transformer | RewardModel, notes: dict) -> None:
         stage.finish(model, self.material.tokenizer, notes)
         if self.stop:
             raise self.stop

@@ -1,17 +1,56 @@
-"""What a procedure on completions starts from: a policy and its tokenizer, a reward, both of finished runs."""
+"""What a command takes from earlier runs: a transformer with its tokenizer, a reward."""
 
 import importlib
-import json
 import sys
 from pathlib import Path
 
-from primer_fast.cli.run_folder import load_weights, read_safetensors
-from primer_fast.cli.sample import load
+from primer_fast.cli import checkpoint
+from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, read_shape
+from primer_fast.cli.run_folder import RunFolder, load_weights, read_safetensors
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
+from primer_fast.models.pretrained import load_gpt2
 from primer_fast.models.reward import RewardModel
-from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.models.transformer import Transformer
 from primer_fast.train.scoring import Reward, reward_of_lists, reward_of_model
+
+
+def load(folder: Path) -> tuple[Transformer, Tokenizer]:
+    """Model and tokenizer of a run, finished or with a checkpoint, or of a Hugging Face GPT-2 folder.
+
+    Raises:
+        ValueError: neither of these; the message names the file and says what is wrong.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; it should be that of a run of `primer-fast train gpt`")
+    shape = folder / SHAPE
+    if not shape.exists():
+        config = folder / "config.json"
+        if config.is_file() and "model_type" in config.read_text(encoding="utf-8", errors="replace"):
+            return _matched(load_gpt2(folder), folder / TOKENIZER)
+        raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
+    model = Transformer(read_shape(shape))
+    run = RunFolder(folder, "train gpt")
+    file: Path | None
+    if run.weights.exists():
+        file, (tensors, _) = run.weights, read_safetensors(run.weights)
+    elif (file := checkpoint.last(run)) is not None:
+        tensors, _ = checkpoint.load(file)
+        tensors = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    else:
+        raise ValueError(f"{folder}: no weights yet: the run has neither {run.weights.name} nor {run.checkpoint.name}")
+    load_weights(model, tensors, f"{file}: not the weights of the transformer in {shape.name}")
+    return _matched(model, folder / TOKENIZER)
+
+
+def _matched(model: Transformer, file: Path) -> tuple[Transformer, Tokenizer]:
+    """The model and the tokenizer in ``file``; the model never draws an id for which the tokenizer has no token."""
+    tokenizer = tokenizers.load(file)
+    try:
+        model.exclude(tokenizers.without_token(tokenizer, model.config.vocab))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return model, tokenizer
 
 
 def load_policy(folder: str) -> tuple[Transformer, Tokenizer, int]:
@@ -64,17 +103,16 @@ def load_reward(source: str, tokenizer: Tokenizer) -> Reward:
 
 
 def load_reward_model(folder: Path, tokenizer: Tokenizer) -> RewardModel:
-    """Errors as ``load_reward``."""
+    """The reward model in a folder; raises ValueError as ``load_reward`` does."""
     try:
-        shape = TransformerConfig(**json.loads((folder / "transformer.json").read_text(encoding="utf-8")))
-        model = RewardModel(shape)
-    except (OSError, TypeError, ValueError, RecursionError) as error:
+        model = RewardModel(read_shape(folder / SHAPE))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: not the folder of a reward model ({error})") from error
-    theirs = tokenizers.load(folder / "tokenizer.json")
+    theirs = tokenizers.load(folder / TOKENIZER)
     if theirs.to_json() != tokenizer.to_json():
         raise ValueError(f"{folder}: the reward model must have the policy's tokenizer; got another one")
     try:
-        tokenizers.check_fits(theirs, shape.vocab)
+        tokenizers.check_fits(theirs, model.config.vocab)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     tensors, _ = read_safetensors(folder / "model.safetensors")

@@ -25,13 +25,13 @@ def save(folder: RunFolder, state: TrainState, options: dict, epoch: float) -> N
 
 
 def last(folder: RunFolder) -> Path | None:
-    """What a run can go on from; the later one where it ended between writing one and removing the other."""
+    """The checkpoint to go on from. There are two where a run ended before it removed the older one: then the newer."""
     paths = [path for path in (folder.checkpoint, sharded_checkpoint.newest(folder.path)) if path and path.exists()]
     return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What ``train.common.pack`` gave; of what ``state`` has a part of, that part.
+    """The tensors and metadata of a checkpoint; of a tensor that is sharded in ``state``, this process's part.
 
     Raises:
         ValueError: the checkpoint is damaged; names it.

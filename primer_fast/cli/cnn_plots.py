@@ -18,7 +18,7 @@ INCHES = 0.58  # width of a tile
 
 
 def kernels(path: Path, weights: list[np.ndarray], title: str) -> None:
-    """Kernels (O, C, K, K) of each convolution: the first's side by side, of a later one a line per output channel."""
+    """The kernels (O, C, K, K) of each convolution; those over several channels in a line for each output channel."""
     with _lines(path, title, [_line_count(w) for w in weights]) as (figure, places):
         for i, (axes, w) in enumerate(zip(places, weights, strict=True), 1):
             heading = f"convolution {i}: {w.shape[0]} kernels over {w.shape[1]} input {_plural('channel', w.shape[1])}"
@@ -42,7 +42,7 @@ def _line_count(w: np.ndarray) -> int:
 
 
 def feature_maps(path: Path, maps: dict[str, np.ndarray], probability: np.ndarray, truth: int, title: str) -> None:
-    """Maps (C, H, W) of one image by layer, the first 32 of each, and the probability (classes,) that ends the way."""
+    """The first 32 maps of each layer, (C, H, W), for one image, and the probabilities (classes,) that come of them."""
     with _lines(path, title, [min(2, -(-len(m) // COLUMNS)) for m in maps.values()], last=1.7) as (_, places):
         for axes, (name, images) in zip(places, maps.items(), strict=False):
             count, height, width = images.shape
@@ -76,8 +76,8 @@ def _mosaic(axes: Axes, tiles: np.ndarray, columns: int, colours, low: float, hi
     height = tiles.shape[1] / tiles.shape[2]
     for i, tile in enumerate(tiles):
         x, y = i % columns * STEP, -(i // columns) * height * STEP
-        place = (x, x + 1, y - height, y)
-        drawn = axes.imshow(tile, cmap=colours, vmin=low, vmax=high, extent=place, interpolation="nearest")
+        extent = (x, x + 1, y - height, y)
+        drawn = axes.imshow(tile, cmap=colours, vmin=low, vmax=high, extent=extent, interpolation="nearest")
         axes.add_patch(Rectangle((x, y - height), 1, height, fill=False, edgecolor=MUTED, linewidth=0.5))
     lines = -(-len(tiles) // columns)
     axes.set(xlim=(-0.02, COLUMNS * STEP), ylim=(-(lines - 1) * height * STEP - height - 0.02, 0.02), anchor="W")

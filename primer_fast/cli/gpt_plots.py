@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, TEST, TRAIN, picture
+from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, TEST, TRAIN, curve, picture
 
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "←", "": "∅"}
 KINDS = (  # what a token begins with, its colour
@@ -22,7 +22,7 @@ POSITIONS, DIMENSIONS = 128, 128  # the most that are drawn
 
 
 def visible(token: str) -> str:
-    """A token as one can see it."""
+    """A token with visible signs for white space, and for characters that the font lacks."""
     if token in SIGNS:
         return SIGNS[token]
     return "".join(SIGNS.get(c) or (c if c.isprintable() and _font().get_char_index(ord(c)) else "�") for c in token)
@@ -39,14 +39,10 @@ def curves(path: Path, rows: list[dict], title: str, unit: str) -> None:
     with picture(path, 9, 3.8, title) as figure:
         loss, rate = figure.subplots(1, 2, width_ratios=(3, 2))
         for key, colour, name in (("train/loss", TRAIN, "training"), ("validation/loss", TEST, "validation")):
-            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-            if points:
-                last = f"{name}, {points[-1][1]:.3f} at the end"
-                marker = "o" if key == "validation/loss" or len(points) == 1 else None
-                loss.plot(*zip(*points, strict=True), color=colour, label=last, marker=marker, ms=3.5, lw=1.4)
+            curve(loss, rows, key, colour, name + ", {:.3f} at the end", dots=key == "validation/loss")
         loss.set(xlabel="optimizer step", ylabel=f"mean loss (nats per {unit})")
         loss.legend(loc="upper right")
-        rate.plot([row["step"] for row in rows], [row["train/learning_rate"] for row in rows], color=MUTED, lw=1.4)
+        curve(rate, rows, "train/learning_rate", MUTED, "")
         rate.set(xlabel="optimizer step", ylabel="learning rate")
         rate.set_ylim(bottom=0)
         rate.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -56,7 +52,7 @@ def curves(path: Path, rows: list[dict], title: str, unit: str) -> None:
 
 
 def attention(path: Path, weights: Sequence[np.ndarray], names: list[str], title: str) -> None:
-    """A map (T, T) for every head of every layer, weights (H, T, T): a line per query, its weights over the keys."""
+    """A map for every head of each layer's weights (H, T, T): a line per query shows its weights of the keys."""
     weights = [layer[:HEADS] for layer in weights[:HEADS]]
     lines, columns = len(weights), max(map(len, weights))
     side = max(1.8, 0.13 * len(names))

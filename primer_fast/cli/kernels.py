@@ -3,7 +3,6 @@
 import datetime
 import json
 import shlex
-import sys
 from collections import Counter
 from itertools import groupby
 
@@ -16,6 +15,7 @@ from rich.table import Table
 from primer_fast import __version__
 from primer_fast.bench.environment import commit
 from primer_fast.cli.console import Display
+from primer_fast.cli.errors import refused_calls
 from primer_fast.cli.options.kernels import parse
 from primer_fast.cli.run_folder import write_text
 from primer_fast.proof.hot_loop import HotLoop
@@ -36,40 +36,38 @@ async: 16 bytes to shared memory · 16B: 16 bytes by registers · small: fewer t
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; 0 if everything compiled, 1 if something did not, 2 for a wrong call."""
-    try:
-        options = parse(argv)
-    except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
-        return leave.code if isinstance(leave.code, int) else 2
-    try:
-        if options.jobs < 1:
-            raise ValueError(f"kernels: jobs must be at least 1; got {options.jobs}")
-        if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-            raise ValueError(f"kernels: json must be a file in a folder that exists; got {options.json}")
-        units = cases_to_compile(options.ops, options.case, options.dtype, options.target)
-        rows = _compile(units, options.jobs)
-    except (ValueError, RuntimeError) as error:
-        print(f"primer-fast {error}", file=sys.stderr)
-        return 2
+    """Run the command; 0 if everything compiled, 1 if something did not."""
+    options = parse(argv)
+    if options.jobs < 1:
+        raise ValueError(f"jobs must be at least 1; got {options.jobs}")
+    if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
+        raise ValueError(f"json must be a file in a folder that exists; got {options.json}")
+    rows = compile_rows(cases_to_compile(options.ops, options.case, options.dtype, options.target), options.jobs)
     console = Console(highlight=False)
     console.width = console.width if console.is_terminal else _WIDTH
     _show(rows, console)
     if options.json is not None:
-        content = {**described(argv), "rows": [row.as_dict() for row in rows]}
+        command = shlex.join(["primer-fast", "kernels", *argv])
+        content = {**described(), "command": command, "rows": [row.as_dict() for row in rows]}
         write_text(options.json, json.dumps(content, indent=1) + "\n")
     return 1 if any(row.error for row in rows) else 0
 
 
-def described(argv: list[str]) -> dict:
-    """What made a table: versions, date, commit and command."""
+def described() -> dict:
+    """What made a table: versions, date and commit."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     versions = {"primer_fast": __version__, "triton": triton.__version__, "torch": torch.__version__}
-    return {**versions, "date": now, "commit": commit(), "command": shlex.join(["primer-fast", "kernels", *argv])}
+    return {**versions, "date": now, "commit": commit()}
 
 
-def _compile(units: list[CaseOnTarget], jobs: int) -> list[CompiledLaunch]:
+def compile_rows(units: list[CaseOnTarget], jobs: int) -> list[CompiledLaunch]:
+    """Compile in ``jobs`` processes, with a progress bar.
+
+    Raises:
+        ValueError: this process interprets kernels, and cannot compile any.
+    """
     rows = []
-    with Display(Console(stderr=True, highlight=False)) as display:
+    with refused_calls(), Display(Console(stderr=True, highlight=False)) as display:
         advance = display.task("compiling", total=len(units))
         for done, (unit, compiled) in enumerate(zip(units, compile_units(units, jobs), strict=True), 1):
             rows.extend(compiled)
@@ -82,8 +80,8 @@ def _show(rows: list[CompiledLaunch], console: Console) -> None:
         console.print(_table(list(group), target, dtype, op))
     failed = [row for row in rows if row.error]
     for row in failed:
-        place = " ".join((row.target, row.dtype, row.op, row.case, row.direction, row.kernel))
-        console.print(f"{place}: {row.error}", style="red", markup=False, soft_wrap=True)
+        launch = " ".join((row.target, row.dtype, row.op, row.case, row.direction, row.kernel))
+        console.print(f"{launch}: {row.error}", style="red", markup=False, soft_wrap=True)
     spilling = sum(row.resources is not None and row.resources.spills for row in rows)
     console.print(_LEGEND, style="dim", markup=False)
     console.print(

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 
-def misfit(options: type, values: dict[str, Any]) -> str | None:
+def wrong_field(options: type, values: dict[str, Any]) -> str | None:
     """What is wrong with the first of ``values`` that is not of its field's type; None where all are."""
     hints = typing.get_type_hints(options)
     for field in fields(options):
@@ -16,7 +16,7 @@ def misfit(options: type, values: dict[str, Any]) -> str | None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """As dataclasses of options use them: str, int, float, bool, None, Literal, tuples and unions of these."""
+    """Whether ``value`` is of type ``hint``: str, int, float, bool, None, Literal, or a tuple or union of these."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return fits(value, arguments[0])

@@ -2,10 +2,13 @@
 
 import base64
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
+
+from primer_fast.bench import tables
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2430; --muted: #5b6472; --line: #d9dde3; --code: #f4f5f7; --paper: #fff; }
@@ -26,8 +29,15 @@ th, td { text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px sol
 td.n, th.n { text-align: right; } p code, td code { background: var(--code); padding: .1rem .3rem; border-radius: 4px; }
 a { color: inherit; } .bad { color: #d9480f; font-weight: 600; }
 """  # noqa: E501
-
-
+WIDE = """
+.scroll { overflow-x: auto; } .scroll table { white-space: nowrap; } details { margin: .6rem 0; }
+summary { cursor: pointer; } .met { color: #2b8a3e; font-weight: 600; } .none { color: var(--muted); }
+td.ours { font-weight: 600; } tr.title td { padding-top: 1rem; color: var(--muted); white-space: normal; }
+td.wide { white-space: normal; min-width: 12rem; }
+body { max-width: 72rem; } li { margin: .3rem 0; }
+"""  # besides, for a page of wide tables
+Cell = str | tuple[str, str]  # text, or text and the class that it is shown in
+NONE = "\u2013"
 _NUMBER = re.compile(r"[+\-\u2212]?\.?\d")
 
 
@@ -41,7 +51,7 @@ def _marked(words: str) -> str:
 
 
 def number(words: str, good: bool = True) -> str:
-    """The result that a section is about."""
+    """The result that a section is about, in large letters."""
     return f'<p class="number{"" if good else " bad"}">{escape(words)}</p>'
 
 
@@ -67,17 +77,46 @@ def side_by_side(*figures: str) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
     """Numbers to the right, everything else to the left."""
     rows = [list(row) for row in rows]
-    numeric = [all(_NUMBER.match(str(row[i])) for row in rows) for i in range(len(head))]
+    right = [all(_NUMBER.match(str(row[i])) for row in rows) for i in range(len(head))]
+    return f"<table>{_row('th', head, right)}{''.join(_row('td', row, right) for row in rows)}</table>"
 
-    def line(cells: Sequence, tag: str) -> str:
-        marks = (' class="n"' if n else "" for n in numeric)
-        return (
-            "<tr>"
-            + "".join(f"<{tag}{m}>{_marked(str(c))}</{tag}>" for m, c in zip(marks, cells, strict=True))
-            + "</tr>"
-        )
 
-    return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+def grid(
+    head: Sequence[str], rows: Iterable[Sequence[Cell]], *, left: int = 1, titles: Mapping[int, str] | None = None
+) -> str:
+    """A wide table whose first ``left`` columns are words and whose others are figures.
+
+    A row that is short of cells ends in words over the columns left; ``titles`` stand in lines of their own before the
+    rows of those numbers.
+    """
+    right = [i >= left for i in range(len(head))]
+    lines = [_row("th", head, right)]
+    for number, row in enumerate(rows):
+        if titles and number in titles:
+            lines.append(f'<tr class="title"><td colspan="{len(head)}">{_marked(titles[number])}</td></tr>')
+        lines.append(_row("td", row, right))
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def _row(tag: str, row: Sequence[Cell], right: Sequence[bool]) -> str:
+    """A line of a table; in columns that are ``right`` stand figures, and the last cell fills the columns left over."""
+    cells = []
+    for i, cell in enumerate(row):
+        content, shown = cell if isinstance(cell, tuple) else (cell, "")
+        over = len(right) - i if i == len(row) - 1 else 1
+        classes = " ".join(filter(None, ["n" if right[i] and over == 1 else "", shown]))
+        attributes = f' class="{classes}"' * bool(classes) + f' colspan="{over}"' * (over > 1)
+        cells.append(f"<{tag}{attributes}>{_marked(str(content))}</{tag}>")
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """``digits`` significant digits without an exponent, thousands apart; a dash for none."""
+    return NONE if value is None else format(Decimal(tables.number(value, digits)), ",f")
+
+
+def percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.0f} %"
 
 
 def section(title: str, *parts: str, level: int = 2) -> str:
@@ -85,7 +124,7 @@ def section(title: str, *parts: str, level: int = 2) -> str:
 
 
 def anchor(title: str) -> str:
-    """What ``#...`` of a link to the section of that title is."""
+    """The name by which a link reaches the section of that title."""
     return re.sub(r"\W+", "-", title.lower()).strip("-")
 
 
@@ -108,7 +147,10 @@ def contents(chapters: Iterable[Chapter]) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def page(title: str, subtitle: str, *sections: str) -> str:
+def page(title: str, subtitle: str, *sections: str, style: str = "") -> str:
+    """The whole page; ``style`` is CSS besides that of every page."""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     body = f'<h1>{escape(title)}</h1><p class="muted">{_marked(subtitle)}</p>{"".join(sections)}'
-    return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}{style}</style></head><body>{body}</body></html>\n'
+    )

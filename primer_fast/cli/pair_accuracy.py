@@ -35,7 +35,7 @@ class Accuracy:
 
 
 def accuracy_of(right: Tensor, pairs: CompletionPairs, seed: int = 0) -> Accuracy:  # (N,) bool
-    """Of judgements on pairs that were not trained on."""
+    """The accuracy of judgements: whether each pair, which was not trained on, is in the right order."""
     both, met = pairs.stacked(), right.cpu().numpy()
     rows = zip(both.tokens.tolist(), both.lengths.tolist(), strict=True)
     _, ids = np.unique([" ".join(map(str, row[:length])) for row, length in rows], return_inverse=True)
@@ -54,6 +54,6 @@ def accuracy_of(right: Tensor, pairs: CompletionPairs, seed: int = 0) -> Accurac
 
 
 def reward_accuracy(model: RewardModel, pairs: CompletionPairs, seed: int = 0) -> Accuracy:
-    """Of a reward model; equal rewards are wrong."""
+    """The accuracy of a reward model on pairs; where both rewards are equal it is wrong."""
     chosen, rejected = score(model, pairs.stacked()).chunk(2)
     return accuracy_of(chosen > rejected, pairs, seed)

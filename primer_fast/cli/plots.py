@@ -18,21 +18,35 @@ STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "axes.labelcolor": INK,
     "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": GRID, "legend.frameon": False, "figure.dpi": 110, "figure.constrained_layout.use": True,
+    "grid.color": GRID, "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
 BLUES = LinearSegmentedColormap.from_list("blues", ["#ffffff", "#c6dbef", TRAIN])
 SIDES = LinearSegmentedColormap.from_list("sides", [TEST, "#fde8d8", "#ffffff", "#d6e6f4", TRAIN])
 
 
 @contextmanager
-def picture(path: Path, width: float, height: float, title: str | None = None) -> Iterator[Figure]:
+def picture(path: Path, width: float, height: float, title: str | None = None, dpi: int = 110) -> Iterator[Figure]:
     """A figure of so many inches in the style of all, which is written to ``path`` at the end."""
-    with rc_context(STYLE):
+    with rc_context(STYLE | {"figure.dpi": dpi}):
         figure = Figure(figsize=(width, height))
         if title is not None:
             figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         yield figure
         figure.savefig(path)
+
+
+def curve(
+    axes: Axes, rows: list[dict], key: str, colour: str, label: str, *, x: str = "step", scale: float = 1, dots=False
+) -> None:
+    """Metric ``key`` against ``x`` in the rows that have it; nothing where none has.
+
+    ``{}`` in the label stands for the last value.
+    """
+    points = [(row[x], scale * row[key]) for row in rows if row.get(key) is not None]
+    if points:
+        marker = "o" if dots or len(points) == 1 else None
+        label = label.format(points[-1][1])
+        axes.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker, ms=3.5, lw=1.4)
 
 
 def frame(axes: Axes) -> None:
@@ -48,10 +62,7 @@ def curves(path: Path, rows: list[dict], title: str) -> None:
         loss, accuracy = figure.subplots(1, 2)
         for axes, key, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
             for part, colour, name in (("train", TRAIN, "training"), ("test", TEST, "test")):
-                points = [(r["epoch"], scale * r[f"{part}/{key}"]) for r in rows if r.get(f"{part}/{key}") is not None]
-                if points:
-                    marker = "o" if part == "test" else None
-                    axes.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker, ms=3.5, lw=1.4)
+                curve(axes, rows, f"{part}/{key}", colour, name, x="epoch", scale=scale, dots=part == "test")
             axes.set_xlabel("epoch (passes over the training data)")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.margins(x=0.02)
@@ -66,7 +77,7 @@ def curves(path: Path, rows: list[dict], title: str) -> None:
 
 
 def _floor_of(values: list[float]) -> float:
-    """Where the accuracy axis starts: low enough for nine values in ten, so that the end of the curve can be read."""
+    """Where the accuracy axis starts: nine values in ten lie above, and the end of the curve can be read."""
     return 5 * np.floor((np.quantile(values, 0.1) - 5) / 5)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from primer_fast.cli.plots import MUTED, TEST, TRAIN, picture
+from primer_fast.cli.plots import MUTED, TEST, TRAIN, curve, picture
 
 NAMES = {  # of metrics, where the last part of the key does not say it
     "objective/scores": "score", "objective/rlhf_reward": "score less KL penalty",
@@ -18,11 +18,7 @@ def curves(path: Path, rows: list[dict], title: str, panels: list[tuple[str, tup
     with picture(path, 3.6 * len(panels) + 0.4, 3.6, title) as figure:
         for axes, (label, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for key, colour in zip(keys, (TRAIN, TEST, MUTED), strict=False):
-                points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-                if points:
-                    name = NAMES.get(key, key.split("/")[-1])
-                    marker = "o" if len(points) == 1 else None
-                    axes.plot(*zip(*points, strict=True), color=colour, label=name, lw=1.4, marker=marker, ms=3.5)
+                curve(axes, rows, key, colour, NAMES.get(key, key.split("/")[-1]))
             axes.set(xlabel=step, ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

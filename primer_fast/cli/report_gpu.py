@@ -6,7 +6,7 @@ from primer_fast.bench import stages
 from primer_fast.bench.report import Report
 from primer_fast.bench.results import Found, Results
 from primer_fast.cli import page
-from primer_fast.cli.report_grid import NONE, Cell, figure, grid
+from primer_fast.cli.page import NONE, Cell, figure, grid
 
 MOST_FAILURES, MOST_WORST, MOST_TUNED = 50, 8, 40  # rows of each table
 
@@ -19,7 +19,7 @@ def failures(results: Results) -> list[str]:
 
 
 def not_kept(results: Results) -> list[str]:
-    """What was measured and is not committed, since it rests on an op that was not right."""
+    """What was measured and is not committed, since the op measured gave wrong results."""
     every = [*results.ops, *results.programs, *results.newest(stages.TUNE)]
     return [
         f"{found.path}: {name}: {why}"
@@ -109,7 +109,7 @@ def _tuned(row: dict) -> tuple[Cell, ...]:
 
 
 def _gain(row: dict) -> float:
-    """Time of the settings before over that of those found; 0 where nothing was timed."""
+    """How many times faster the settings found are than those before; 0 where nothing was timed."""
     return row["default_seconds"] / row["seconds"] if row.get("seconds") and row.get("default_seconds") else 0.0
 
 

@@ -11,8 +11,8 @@ from primer_fast.bench.results import Found, Results
 from primer_fast.bench.tables import LEGEND
 from primer_fast.bench.verdicts import KINDS, MISSED, NOT_MEASURED, Verdict, newest_ops, newest_programs, readable
 from primer_fast.cli import page, report_gpu
-from primer_fast.cli.report_grid import NONE, STYLE, Cell, figure, grid, percent
-from primer_fast.cli.report_pictures import program, runs_of_ops
+from primer_fast.cli.page import NONE, Cell, figure, grid, percent
+from primer_fast.cli.report_plots import program, runs_of_ops
 
 MOST_CHANGES, MOST_MISSED = 12, 8  # rows of the history's table, lines at the top
 
@@ -30,8 +30,7 @@ def page_of(results: Results, judged: list[Verdict], drawn: dict[str, Path], com
         _ops(results, drawn), _history(results, drawn), report_gpu.others(results), _verified(results),
         _compiled(results), _sources(results), _not_measured(results, judged),
     ]  # fmt: skip
-    whole = page.page("primer_fast: what was measured", subtitle, *filter(None, sections))
-    return whole.replace("</style>", f"{STYLE}</style>", 1)
+    return page.page("primer_fast: what was measured", subtitle, *filter(None, sections), style=page.WIDE)
 
 
 def _in_short(results: Results, judged: list[Verdict]) -> str:
@@ -234,8 +233,8 @@ def _verified(results: Results) -> str:
         rows.append((name, ", ".join(dict.fromkeys(row["dtype"] for row in found)), f"{len(found) - failed:,}",
                      (f"{failed:,}", "bad" if failed else "")))  # fmt: skip
     head = ("file", "dtypes", "within budget", "over budget")
-    note = "Each kernel's output and gradients against NumPy in float64, as `primer-fast verify` does."
-    return page.section("Verified", page.text(note.replace("`", "")), grid(head, rows, left=2))
+    note = "Each kernel's output and gradients against NumPy in float64, as primer-fast verify does."
+    return page.section("Verified", page.text(note), grid(head, rows, left=2))
 
 
 def _compiled(results: Results) -> str:

@@ -1,28 +1,92 @@
-"""Pictures of what was measured: rooflines, other providers beside ours, whole programs, history."""
+"""The pictures of `primer-fast report`: rooflines, other providers beside ours, whole programs, history."""
 
 import math
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, OURS
+from primer_fast.bench import history as bench_history
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, OURS
 from primer_fast.bench.report import OK, ProgramRow, Report
+from primer_fast.bench.results import Results
 from primer_fast.bench.roofline import attainable, points, ridge
-from primer_fast.cli.plots import INK, MUTED, STYLE, TEST, TRAIN
+from primer_fast.bench.verdicts import newest_ops, newest_programs
+from primer_fast.cli.plots import INK, MUTED, TEST, TRAIN, picture
 
-STYLE = STYLE | {"figure.dpi": 150}
+DPI = 150
 OTHERS = ("#7a5195", "#2a9d8f", "#b5893a", "#c2457c", "#4c6a92", "#6b8e23")  # peers, after eager and torch.compile
 FIXED = {OURS: (TRAIN, "o"), EAGER: (MUTED, "s"), COMPILED: (TEST, "^")}
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
-
-
+PROGRAMS = {
+    "mlp": "MLP training step", "cnn": "CNN training step", "nanogpt": "GPT training step",
+    "gpt2": "GPT-2 124M training step", "dpo": "DPO step", "ppo": "PPO step", "generation": "text generation",
+    "loss_head": "loss head", "call": "call of an op",
+}  # fmt: skip
 PEER = "other providers"  # in the roofline, where each would have too few points to be told apart
+
+
+def pictures(results: Results, folder: Path) -> dict[str, Path]:
+    """Draw what there is to draw into ``folder``; by key, the files made."""
+    made = {}
+
+    def drawn(key: str, name: str, draw, *arguments) -> None:
+        path = folder / f"{name}.png"
+        if draw(path, *arguments):
+            made[key] = path
+
+    newest = newest_programs(results)
+    for machine in dict.fromkeys(machine for machine, _, _ in newest):
+        mine = [comparison for (where, _, _), (_, comparison) in newest.items() if where == machine]
+        kept = [comparison for comparison in mine if not comparison[0].name.startswith("call of ")]
+        header = next(found.content.header for (where, _, _), (found, _) in newest.items() if where == machine)
+        title = f"Whole programs beside ours, {header['device']}"
+        drawn(f"programs {machine}", f"programs-{machine}", programs, kept, _labels(kept), title)
+    for found in newest_ops(results):
+        report, where = found.content, found.machine
+        device = report.header["device"]
+        for precision in report.header["ceilings"]["tflops"]:
+            drawn(f"roofline {found.path} {precision}", f"roofline-{where}-{precision}", roofline, report,
+                  precision, f"{precision} on {device}")  # fmt: skip
+            for pass_name in (FORWARD, FORWARD_BACKWARD):
+                drawn(
+                    f"speedups {found.path} {precision} {pass_name}",
+                    f"speedups-{where}-{precision}-{pass_name.replace('+', '-')}", speedups, report,
+                    precision, pass_name, f"Others beside ours, {pass_name}, {precision}, {device}",
+                )  # fmt: skip
+    for machine, reports in runs_of_ops(results).items():
+        series = bench_history.relative_times(reports)
+        title = f"Our time on {reports[-1].header['device']}, run by run"
+        drawn(f"history {machine}", f"history-{machine}", history, series, title,
+              "time over that of the first run (lower is faster)")  # fmt: skip
+    return made
+
+
+def program(name: str) -> str:
+    """What a comparison of that name is called on the page."""
+    return PROGRAMS.get(name, name)
+
+
+def _labels(comparisons: list[list[ProgramRow]]) -> list[str]:
+    """Each comparison's name, with what tells it from others of that name."""
+    names = [comparison[0].name for comparison in comparisons]
+    labels = []
+    for comparison, name in zip(comparisons, names, strict=True):
+        twins = [other[0].setting.split(", ") for other in comparisons if other[0].name == name]
+        own = [part for part in comparison[0].setting.split(", ") if any(part not in twin for twin in twins)]
+        labels.append(", ".join([program(name), *own]))
+    return labels
+
+
+def runs_of_ops(results: Results) -> dict[str, list[Report]]:
+    """By machine, the reports of ops where there is more than one, oldest first."""
+    runs: dict[str, list[Report]] = {}
+    for found in results.ops:
+        runs.setdefault(found.machine, []).append(found.content)
+    return {machine: reports for machine, reports in runs.items() if len(reports) > 1}
 
 
 def marks_of(providers: list[str]) -> dict[str, tuple[str, str]]:
@@ -43,9 +107,7 @@ def roofline(path: Path, report: Report, precision: str, title: str) -> bool:
     rows = math.ceil(len(ops) / columns)
     low = min(min(point.intensity for point in found), ridge(copy, product)) / 2
     high = max(max(point.intensity for point in found), ridge(copy, product)) * 2
-    with rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * columns, 3.3 * rows + 0.9))
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    with picture(path, 5.2 * columns, 3.3 * rows + 0.9, title, DPI) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).flat
         for op, axes in zip(ops, panels, strict=False):
             roof = [low, ridge(copy, product), high]
@@ -67,7 +129,6 @@ def roofline(path: Path, report: Report, precision: str, title: str) -> bool:
         ceiling = f"ceilings: copy {copy:,.0f} GB/s, product {product:,.3g} TFLOP/s ({precision})"
         marks.append(Line2D([], [], color=INK, lw=1.3, label=ceiling))
         figure.legend(handles=marks, loc="outside lower left", ncols=5, fontsize=9, frameon=False)
-        figure.savefig(path)
     return True
 
 
@@ -86,8 +147,7 @@ def speedups(path: Path, report: Report, precision: str, pass_name: str, title: 
     if not rows:
         return False
     kinds = marks_of([name for row in rows for name in row.versus])
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9, 1.7 + 0.24 * len(rows)))
+    with picture(path, 9, 1.7 + 0.24 * len(rows), dpi=DPI) as figure:
         axes = figure.subplots()
         axes.axvline(1, color=INK, lw=1.2)
         for y, row in enumerate(rows):
@@ -100,7 +160,6 @@ def speedups(path: Path, report: Report, precision: str, pass_name: str, title: 
         shown = [name for name in kinds if any(name in row.versus for row in rows)]
         marks = [_mark(name, *kinds[name]) for name in shown]
         figure.legend(handles=marks, loc="outside lower left", ncols=4, fontsize=9)
-        figure.savefig(path)
     return True
 
 
@@ -120,8 +179,7 @@ def programs(path: Path, comparisons: list[list[ProgramRow]], labels: list[str],
     ]
     if not drawn:
         return False
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9, 1.3 + 0.46 * len(drawn)))
+    with picture(path, 9, 1.3 + 0.46 * len(drawn), dpi=DPI) as figure:
         axes = figure.subplots()
         axes.axvline(1, color=INK, lw=1.2)
         for y, (_, trial) in enumerate(drawn):
@@ -138,7 +196,6 @@ def programs(path: Path, comparisons: list[list[ProgramRow]], labels: list[str],
             "its time over ours (times; to the right of 1 ours is faster)\n"
             "blue: a target, met; orange: a target, missed; grey: no target\nlines: quartiles of the turns"
         )
-        figure.savefig(path)
     return True
 
 
@@ -147,8 +204,7 @@ def history(path: Path, series: dict[str, list[tuple[str, float]]], title: str, 
     series = {name: runs for name, runs in series.items() if len(runs) > 1}
     if not series:
         return False
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9, 3.8))
+    with picture(path, 9, 3.8, dpi=DPI) as figure:
         axes = figure.subplots()
         axes.axhline(1, color=INK, lw=1)
         shades = [TRAIN, TEST, *OTHERS, MUTED]
@@ -164,5 +220,4 @@ def history(path: Path, series: dict[str, list[tuple[str, float]]], title: str, 
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         axes.set(title=title, ylabel=ylabel, xlabel="date of the run (UTC)")
         figure.legend(loc="outside right upper", fontsize=8.5)
-        figure.savefig(path)
     return True

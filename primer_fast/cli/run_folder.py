@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 import primer_fast
+from primer_fast.cli.errors import WriteError as WriteError
 
 fcntl: Any  # None where there is none
 try:
@@ -42,10 +43,6 @@ _REMEDIES: dict[int | None, str] = {
     errno.ENOENT: "its folder is gone; choose another --out",
     errno.ENOTDIR: "a part of this path is a file; choose another --out",
 }  # fmt: skip
-
-
-class WriteError(OSError):
-    """A file of a run cannot be written; the message names it and says why and what to do."""
 
 
 class RunFolder:
@@ -141,7 +138,7 @@ class RunFolder:
         write_text(self.config, json.dumps(content, indent=2) + "\n")
 
     def is_new(self) -> bool:
-        """Whether nothing is there, or what a run has left that was killed before it had begun."""
+        """Whether the folder holds nothing, or only what a run leaves that is killed before it has begun."""
         leftovers = {self.lock.name, self.config.name + TEMPORARY}
         return not self.path.is_dir() or all(file.name in leftovers for file in self.path.iterdir())
 
@@ -234,12 +231,17 @@ def write_bytes(path: Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()  # a full disk has better use for it
             raise
-        if os.name == "posix":  # the rename itself reaches the disk with the folder
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        flush_names(path.parent)
+
+
+def flush_names(folder: Path) -> None:
+    """Bring the names of the files in ``folder`` to the disk, where a renaming is not with the file itself."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

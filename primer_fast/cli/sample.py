@@ -1,46 +1,28 @@
 """primer-fast sample: text that a trained transformer writes."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
 import os
-import sys
-from pathlib import Path
 
 import torch
 
-from primer_fast.cli import checkpoint, interruption
-from primer_fast.cli.errors import one_line, sizes_that_fit
-from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, read_shape
+from primer_fast.cli.base_run import load
+from primer_fast.cli.errors import sizes_that_fit
 from primer_fast.cli.options.sample import Options, parse
-from primer_fast.cli.run_folder import RunFolder, load_weights, read_safetensors
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.generation import generate
-from primer_fast.models.pretrained import load_gpt2
-from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.models.transformer import TransformerConfig
 
 BYTES_OF_A_TOKEN = 64  # that is drawn: in tensors of int64, then in a list and in the text
 
 
 def main(argv: list[str]) -> int:
-    try:
-        options = parse(argv)
-        with sizes_that_fit():
-            texts = run(options)
-        for text in texts:
-            print(text)
-            if options.count > 1:
-                print("-" * 40)
-    except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt as stop:
-        print("interrupted", file=sys.stderr)
-        return interruption.status(stop)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"primer-fast sample: {one_line(error)}", file=sys.stderr)
-        return 2
+    options = parse(argv)
+    with sizes_that_fit():
+        texts = run(options)
+    for text in texts:
+        print(text)
+        if options.count > 1:
+            print("-" * 40)
     return 0
 
 
@@ -100,7 +82,7 @@ def memory() -> int | None:
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> list[int]:
-    """The tokens of ``prompt``; of an empty one what stands before a text: a stop token, a line end, the first."""
+    """The tokens of ``prompt``. An empty one becomes a stop token, else a line end, else the first token there is."""
     try:
         tokens = tokenizer.encode(prompt)
     except ValueError as error:
@@ -113,41 +95,3 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> list[int]:
         return [tokenizer.stop_tokens[0]]
     end = tokenizers.line_end(tokenizer)
     return [min(tokenizer.token_ids()) if end is None else end]
-
-
-def load(folder: Path) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer of a run, finished or with a checkpoint, or of a Hugging Face GPT-2 folder.
-
-    Raises:
-        ValueError: neither of these; the message names the file and says what is wrong.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; it should be that of a run of `primer-fast train gpt`")
-    shape = folder / SHAPE
-    if not shape.exists():
-        config = folder / "config.json"
-        if config.is_file() and "model_type" in config.read_text(encoding="utf-8", errors="replace"):
-            return _matched(load_gpt2(folder), folder / TOKENIZER)
-        raise ValueError(f"{folder}: not the folder of a run of `primer-fast train gpt`: it has no {shape.name}")
-    model = Transformer(read_shape(shape))
-    run = RunFolder(folder, "train gpt")
-    file: Path | None
-    if run.weights.exists():
-        file, (tensors, _) = run.weights, read_safetensors(run.weights)
-    elif (file := checkpoint.last(run)) is not None:
-        tensors, _ = checkpoint.load(file)
-        tensors = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    else:
-        raise ValueError(f"{folder}: no weights yet: the run has neither {run.weights.name} nor {run.checkpoint.name}")
-    load_weights(model, tensors, f"{file}: not the weights of the transformer in {shape.name}")
-    return _matched(model, folder / TOKENIZER)
-
-
-def _matched(model: Transformer, file: Path) -> tuple[Transformer, Tokenizer]:
-    """The model with the tokenizer of a file; ids that this has no token for will never be drawn."""
-    tokenizer = tokenizers.load(file)
-    try:
-        model.exclude(tokenizers.without_token(tokenizer, model.config.vocab))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    return model, tokenizer

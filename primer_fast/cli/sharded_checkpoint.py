@@ -16,7 +16,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from primer_fast.cli.run_folder import sharded_checkpoints, write_text
+from primer_fast.cli.run_folder import flush_names, sharded_checkpoints, write_text
 from primer_fast.train.common import TrainState, random_states, state_metadata, state_tensors
 from primer_fast.train.distributed import is_sharded
 
@@ -47,14 +47,14 @@ def save(folder: Path, state: TrainState, config: dict, epoch: float) -> None:
     def seal() -> None:
         write_text(temporary / STATE, json.dumps(metadata) + "\n")
         os.replace(temporary, path)
-        _flush_names(folder)  # before what it replaces goes
+        flush_names(folder)  # before what it replaces goes
         remove(folder, but=path)
 
     state.world.first(seal)
 
 
 def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What ``train.common.unpack`` takes: whole tensors, or of what a sharded ``state`` has a part of, that part.
+    """The tensors and metadata of a checkpoint; of a tensor that is sharded in ``state``, this process's part.
 
     Raises:
         ValueError: a file is missing or damaged; names the folder.
@@ -95,15 +95,6 @@ def remove(folder: Path, but: Path | None = None) -> None:
     for path in (*sharded_checkpoints(folder), folder / PARTIAL):
         if path != but:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _flush_names(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _make_empty(path: Path) -> None:

@@ -1,16 +1,11 @@
 """primer-fast show attention: "What is your name" through one layer of causal attention, every number worked out."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -18,7 +13,7 @@ from torch import Tensor
 from primer_fast import functional as F
 from primer_fast.cli import worked_example
 from primer_fast.cli.options.show_attention import parse
-from primer_fast.cli.plots import BLUES, INK, MUTED, SIDES, frame, picture
+from primer_fast.cli.plots import BLUES, INK, SIDES, picture
 from primer_fast.models.transformer import sinusoids
 
 WORDS = ("What", "is", "your", "name")
@@ -35,7 +30,7 @@ W_V = [[0.5, -0.6, 0.3, 0.9], [0.7, 0.4, -0.2, 0.1], [-0.1, 0.8, 0.6, -0.5], [0.
 
 
 @dataclass(frozen=True)
-class Example:
+class AttentionExample:
     """Matrices of the example, as the library computes them; a line for each of T words, d = d_k columns."""
 
     embedding: Tensor  # (T, d) E[tokens]
@@ -50,7 +45,7 @@ class Example:
     normed: Tensor  # (T, d) LayerNorm(attended + x)
 
 
-def compute() -> Example:
+def compute() -> AttentionExample:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     table, w_q, w_k, w_v = (torch.tensor(rows, device=device) for rows in (EMBEDDING, W_Q, W_K, W_V))
     tokens = torch.tensor([VOCABULARY.index(word) for word in WORDS], device=device)
@@ -64,15 +59,15 @@ def compute() -> Example:
     weights, attended = (_attention(query, key, rows) for rows in (unit, value))
     normed = F.layer_norm(attended, width, residual=x)
     results = F.embedding(tokens, table), position, x, query, key, value, scores, weights, attended, normed
-    return Example(*(t.cpu() for t in results))
+    return AttentionExample(*(t.cpu() for t in results))
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # (T, d), (T, d), (T, e) -> (T, e)
     return F.scaled_dot_product_attention(query[None, None], key[None, None], value[None, None], is_causal=True)[0, 0]
 
 
-def report(example: Example, console: Console) -> None:
-    """The example in the terminal, a step of the layer after the other."""
+def report(example: AttentionExample, console: Console) -> None:
+    """Print the example to the terminal, one step of the layer after another."""
 
     def say(text: str) -> None:
         console.print(text, markup=False)
@@ -84,7 +79,7 @@ def report(example: Example, console: Console) -> None:
     console.print(tables(("E[tokens]", example.embedding), ("P", example.position), ("X", example.x)))
     say("2. Three products make queries, keys and values:  Q = X W_Q,  K = X W_K,  V = X W_V  with")
     matrices = ((name, torch.tensor(rows)) for name, rows in (("W_Q", W_Q), ("W_K", W_K), ("W_V", W_V)))
-    console.print(tables(*matrices, names=None))
+    console.print(tables(*matrices, names=()))
     console.print(tables(("Q", example.query), ("K", example.key), ("V", example.value)))
     last, width = len(WORDS) - 1, example.query.shape[1]
     say(f"3. The score of a query and a key is their product over the square root of d_k = {width} columns:")
@@ -116,7 +111,7 @@ def report(example: Example, console: Console) -> None:
 
 
 def number(value: Tensor | float) -> str:
-    """Two digits after the point."""
+    """A number with two digits after the point."""
     value = float(value)
     return "-inf" if value == -math.inf else f"{value:.2f}".replace("-0.00", "0.00")
 
@@ -130,19 +125,13 @@ def masked(scores: Tensor) -> Tensor:  # (T, T) -> (T, T)
     return scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
 
 
-def tables(*named: tuple[str, Tensor], names: tuple[str, ...] | None = WORDS) -> Table:
+def tables(*named: tuple[str, Tensor], names: tuple[str, ...] = WORDS) -> Table:
     """Matrices side by side under their names, and the words before their lines."""
-    table = Table(box=box.SIMPLE_HEAD)
-    if names:
-        table.add_column("", no_wrap=True, justify="right")
-    for name, _ in named:
-        table.add_column(name, no_wrap=True)
-    cells = ["\n".join(" ".join(f"{number(v):>5}" for v in row) for row in t) for _, t in named]
-    table.add_row(*(["\n".join(names)] if names else []), *cells)
-    return table
+    texts = ((name, "\n".join(" ".join(f"{number(v):>5}" for v in row) for row in t)) for name, t in named)
+    return worked_example.side_by_side(*texts, lines=names)
 
 
-def draw(path: Path, example: Example) -> None:
+def draw(path: Path, example: AttentionExample) -> None:
     """The layer from left to right: what comes in, queries, keys, values; scores, weights, answers, what goes out."""
     panels = [
         ("$X = E$[tokens] + $P$", example.x), ("$Q = X W_Q$", example.query), ("$K = X W_K$", example.key),
@@ -156,26 +145,18 @@ def draw(path: Path, example: Example) -> None:
 
 
 def _numbers(axes: Axes, t: Tensor, name: str, keys: bool) -> None:
-    """A matrix as coloured cells with their numbers, a line per word; columns are words too where they are ``keys``."""
-    finite = t.masked_fill(t == -math.inf, math.nan)
+    """A matrix with its numbers, a line per word; columns are words too where they are ``keys``."""
     if name[1] == "A":
-        axes.imshow(finite.numpy(), cmap=BLUES, vmin=0, vmax=1.6)  # lighter than the darkest, for dark numbers on it
+        colours: dict = {"cmap": BLUES, "vmin": 0, "vmax": 1.6}  # lighter than the darkest, for dark numbers on it
     else:
-        bound = 1.5 * finite.nan_to_num().abs().max().item()
-        axes.imshow(finite.numpy(), cmap=SIDES, vmin=-bound, vmax=bound)
-    for i, row in enumerate(t.tolist()):
-        for j, value in enumerate(row):
-            colour = MUTED if value == -math.inf else INK
-            axes.text(j, i, number(value), ha="center", va="center", color=colour, size=11)
+        bound = 1.5 * t.nan_to_num(neginf=0.0).abs().max().item()
+        colours = {"cmap": SIDES, "vmin": -bound, "vmax": bound}
+    worked_example.draw_numbers(axes, t, number, 11, **colours)
     axes.set_yticks(range(len(WORDS)), WORDS, color=INK)
     axes.set_xticks(range(len(WORDS)) if keys else [], WORDS if keys else [], color=INK)
     axes.tick_params(length=0)
     axes.set_title(name, fontsize=11, loc="center")
-    frame(axes)
-
-
-COMMAND = worked_example.Command("attention", parse, compute, report, draw, columns=96)
 
 
 def main(argv: list[str]) -> int:
-    return worked_example.main(COMMAND, argv)
+    return worked_example.show(parse(argv).out, compute(), report, draw, columns=96)

@@ -1,9 +1,5 @@
 """primer-fast show convolution: a 5 x 5 "0", a kernel that answers to horizontal edges, every number worked out."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +14,7 @@ from torch import Tensor
 from primer_fast import functional as F
 from primer_fast.cli import worked_example
 from primer_fast.cli.options.show_convolution import parse
-from primer_fast.cli.plots import INK, SIDES, frame, picture
+from primer_fast.cli.plots import SIDES, picture
 
 IMAGE = [  # a "0": 1 where there is ink
     [0, 1, 1, 1, 0],
@@ -38,7 +34,7 @@ CONVOLUTION, POOLING = "#b45309", "#6d28d9"  # frames: the window and its number
 
 
 @dataclass(frozen=True)
-class Example:
+class ConvolutionExample:
     """Matrices of the example, as the library computes them."""
 
     image: Tensor  # (H, W)
@@ -52,22 +48,20 @@ class Example:
         return self.image[line : line + len(self.kernel), column : column + len(self.kernel)]
 
 
-def compute() -> Example:
+def compute() -> ConvolutionExample:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     image, kernel = (torch.tensor(rows, dtype=torch.float32, device=device) for rows in (IMAGE, KERNEL))
     x, w = image[None], kernel[None, None]  # (C, H, W), (O, C, R, S)
     rectified = F.conv2d(x, w, activation="relu")
     results = F.conv2d(x, w)[0], rectified[0], F.max_pool2d(rectified, POOL, POOL_STRIDE)[0]
-    return Example(*(t.cpu() for t in (image, kernel, *results)))
+    return ConvolutionExample(*(t.cpu() for t in (image, kernel, *results)))
 
 
-def report(example: Example, console: Console) -> None:
+def report(example: ConvolutionExample, console: Console) -> None:
     """The example in the terminal: the matrices, a line per output number, what ReLU and max-pool make of them."""
     console.print('A "0" of 5 x 5 pixels (1 is ink) and the kernel for horizontal edges:\n')
-    console.print(_beside(("image", matrix(example.image)), ("kernel", matrix(example.kernel))))
-    console.print(
-        "The kernel slides over the image; each number is the sum of patch times kernel, place by place:\n",
-    )
+    console.print(worked_example.side_by_side(("image", matrix(example.image)), ("kernel", matrix(example.kernel))))
+    console.print("The kernel slides over the image; each number is the sum of patch times kernel, place by place:\n")
     table = Table(box=box.SIMPLE_HEAD, show_lines=True)
     table.add_column("line, column", justify="center", no_wrap=True)
     for name in ("patch", "kernel", "products"):
@@ -80,10 +74,10 @@ def report(example: Example, console: Console) -> None:
             table.add_row(f"{line}, {column}", *cells, f"\n= {number(value)}")
     console.print(table)
     console.print(
-        f"ReLU keeps what is positive; max-pool the largest of each {POOL} x {POOL}, moved by {POOL_STRIDE}:\n",
+        f"ReLU keeps what is positive; max-pool the largest of each {POOL} x {POOL}, moved by {POOL_STRIDE}:\n"
     )
     results = ("convolved", example.convolved), ("ReLU", example.rectified), ("max-pool", example.pooled)
-    console.print(_beside(*((name, matrix(t)) for name, t in results)))
+    console.print(worked_example.side_by_side(*((name, matrix(t)) for name, t in results)))
     console.print(
         "A number is positive where the line above has more ink than the line below, negative where it has less: the\n"
         "top and bottom of the 0 answer with opposite signs; its upright sides, the same above and below, with 0.\n",
@@ -108,15 +102,7 @@ def products(patch: Tensor, kernel: Tensor) -> str:
     return " +\n".join(lines) + "  "
 
 
-def _beside(*named: tuple[str, str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for name, _ in named:
-        table.add_column(name, no_wrap=True)
-    table.add_row(*(text for _, text in named))
-    return table
-
-
-def draw(path: Path, example: Example) -> None:
+def draw(path: Path, example: ConvolutionExample) -> None:
     """Image, kernel, result, ReLU and max-pool with their numbers; one window of each kind and its number framed."""
     panels = [
         ('image: a "0"', example.image), ("kernel", example.kernel), ("convolved", example.convolved),
@@ -129,9 +115,13 @@ def draw(path: Path, example: Example) -> None:
     with picture(path, 12, 3.5, f'Horizontal edges of a "0"; {working}') as figure:
         widths = [t.shape[1] for _, t in panels]
         axes = figure.subplots(1, len(panels), width_ratios=widths)
-        for place, (name, t), sign in zip(axes, panels, ("", "*", "=", "→", "→"), strict=True):
-            _numbers(place, t, name)
-            place.text(-0.16 * 5 / t.shape[1], 0.5, sign, transform=place.transAxes, ha="center", va="center", size=20)
+        for panel, (name, t), sign in zip(axes, panels, ("", "*", "=", "→", "→"), strict=True):
+            bound = max(3.0, t.abs().max().item()) * 1.3  # lighter than the darkest colour, so that numbers can be read
+            worked_example.draw_numbers(panel, t, number, 13, cmap=SIDES, vmin=-bound, vmax=bound)
+            panel.set(xticks=[], yticks=[])
+            shape = "" if "x" in name else f", {t.shape[0]} x {t.shape[1]}"
+            panel.set_title(name + shape, fontsize=10, loc="center")
+            panel.text(-0.16 * 5 / t.shape[1], 0.5, sign, transform=panel.transAxes, ha="center", va="center", size=20)
         size = len(example.kernel)
         _frame(axes[0], line, column, size, CONVOLUTION)
         _frame(axes[1], 0, 0, size, CONVOLUTION)
@@ -140,25 +130,11 @@ def draw(path: Path, example: Example) -> None:
         _frame(axes[4], 0, 0, 1, POOLING)
 
 
-def _numbers(axes: Axes, t: Tensor, name: str) -> None:
-    """A matrix as coloured cells with their numbers."""
-    bound = max(3.0, t.abs().max().item()) * 1.3  # lighter than the darkest colour, so that dark numbers can be read
-    axes.imshow(t.numpy(), cmap=SIDES, vmin=-bound, vmax=bound)
-    for (i, j), value in zip(torch.cartesian_prod(*map(torch.arange, t.shape)).tolist(), t.flatten(), strict=True):
-        axes.text(j, i, number(value), ha="center", va="center", color=INK, size=13)
-    axes.set(xticks=[], yticks=[])
-    axes.set_title(f"{name}, {t.shape[0]} x {t.shape[1]}" if "x" not in name else name, fontsize=10, loc="center")
-    frame(axes)
-
-
 def _frame(axes: Axes, line: int, column: int, size: int, colour: str) -> None:
     axes.add_patch(
         Rectangle((column - 0.5, line - 0.5), size, size, fill=False, edgecolor=colour, linewidth=3, clip_on=False)
     )
 
 
-COMMAND = worked_example.Command("convolution", parse, compute, report, draw, columns=80)
-
-
 def main(argv: list[str]) -> int:
-    return worked_example.main(COMMAND, argv)
+    return worked_example.show(parse(argv).out, compute(), report, draw, columns=80)

@@ -17,7 +17,7 @@ class OutputClosed(SystemExit):
 
 
 class _Output:
-    """A text stream, but for writes after its reader has gone: they raise OutputClosed."""
+    """A text stream whose writes raise OutputClosed once its reader has gone."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -80,7 +80,7 @@ def first_of_machine() -> Iterator[None]:
 
 
 def _lenient(stream: Any, after: contextlib.ExitStack) -> None:
-    """Until ``after``, print what can be printed instead of raising UnicodeEncodeError."""
+    """Until ``after`` closes, let the stream print ``?`` for what it cannot encode, instead of raising an error."""
     before = getattr(stream, "errors", None)
     if before in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")

@@ -1,10 +1,5 @@
 """primer-fast train cnn: the convolutional network on digits."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
-
 from primer_fast.cli import training
 from primer_fast.cli.cnn_tasks import DigitsForCNN
 from primer_fast.cli.console import Display

@@ -1,9 +1,5 @@
 """primer-fast train dpo: a transformer learns what people prefer from their preferences alone."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
 import copy
 
 from primer_fast.cli import training

@@ -1,10 +1,5 @@
 """primer-fast train gpt: a decoder transformer on text."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
-
 from primer_fast.cli import training
 from primer_fast.cli.console import Display
 from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, TextTask, read_shape

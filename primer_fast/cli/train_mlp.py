@@ -1,10 +1,5 @@
 """primer-fast train mlp: the multilayer perceptron on digits or on the soccer players."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
-
 from primer_fast.cli import training
 from primer_fast.cli.console import Display
 from primer_fast.cli.mlp_tasks import load_task

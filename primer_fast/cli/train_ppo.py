@@ -1,9 +1,5 @@
 """primer-fast train ppo: a transformer learns to write what a reward model, or any function, scores high."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
 import copy
 
 import torch

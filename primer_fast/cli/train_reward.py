@@ -1,10 +1,5 @@
 """primer-fast train reward: a transformer learns which completions people prefer."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
-
 from primer_fast.cli import training
 from primer_fast.cli.base_run import load_policy
 from primer_fast.cli.options.train_reward import SYNTAX, Options

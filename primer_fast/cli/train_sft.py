@@ -1,9 +1,5 @@
 """primer-fast train sft: a transformer learns completions, given their prompts."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
 import copy
 
 import torch

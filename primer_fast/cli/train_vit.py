@@ -1,10 +1,5 @@
 """primer-fast train vit: the vision transformer on digits."""
 
-from primer_fast.cli import threads  # noqa: F401
-
-# isort: split
-
-
 from primer_fast.cli import training
 from primer_fast.cli.console import Display
 from primer_fast.cli.options.train_vit import SYNTAX, Options

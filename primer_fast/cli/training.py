@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import shlex
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from primer_fast.cli import checkpoint, interruption, terminal
 from primer_fast.cli.compare_torch import Comparison
 from primer_fast.cli.console import Display, summary
-from primer_fast.cli.errors import one_line, sizes_that_fit
+from primer_fast.cli.errors import EXPECTED, report_end, sizes_that_fit
 from primer_fast.cli.interruption import Interruption
 from primer_fast.cli.options.training import Syntax, TrainOptions, data_name, to_json
 from primer_fast.cli.run_folder import RunFolder, WriteError, writing
@@ -75,7 +74,7 @@ def main(command: Command, argv: list[str]) -> int:
                 if world.size == 1:
                     raise
                 world.fail(functools.partial(_told, command, error))
-    except (SystemExit, KeyboardInterrupt, FloatingPointError, ValueError, OSError, ModuleNotFoundError) as error:
+    except EXPECTED as error:
         with terminal.first_of_machine():
             return _told(command, error)
 
@@ -93,14 +92,8 @@ def _call(command: Command, options: TrainOptions, argv: list[str], world: World
 
 def _told(command: Command, error: BaseException) -> int:
     """Print what went wrong, in a line where it is an error that users meet; -> exit status."""
-    if isinstance(error, SystemExit):  # tyro has printed the help, or what is wrong with the arguments
-        return error.code if isinstance(error.code, int) else 2
-    if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return interruption.status(error)
-    if isinstance(error, FloatingPointError | ValueError | OSError | ModuleNotFoundError):
-        print(f"primer-fast {command.name}: {one_line(error)}", file=sys.stderr)
-        return 1 if isinstance(error, FloatingPointError | RewardError | WriteError) else 2
+    if isinstance(error, EXPECTED):
+        return report_end(command.name, error, failure=RewardError)
     traceback.print_exception(error)
     return 1
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 
 import torch
 from rich import box
@@ -14,6 +13,7 @@ if not torch.cuda.is_available():
 
 from primer_fast import __version__
 from primer_fast.cli.console import Display
+from primer_fast.cli.errors import refused_calls
 from primer_fast.cli.options.verify import parse
 from primer_fast.cli.run_folder import write_text
 from primer_fast.proof import verify
@@ -22,18 +22,12 @@ _WIDTH = 120  # where the output is not a terminal
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; 0 if every result is within its budget, 1 if one is not, 2 for a wrong call."""
-    try:
-        options = parse(argv)
-    except SystemExit as leave:  # --help, or an unknown option, which tyro has explained
-        return leave.code if isinstance(leave.code, int) else 2
-    try:
-        if options.json is not None and not options.json.absolute().parent.is_dir():
-            raise ValueError(f"verify: json must be a file in a folder that exists; got {options.json}")
+    """Run the command; 0 if every result is within its budget, 1 if one is not."""
+    options = parse(argv)
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise ValueError(f"json must be a file in a folder that exists; got {options.json}")
+    with refused_calls():
         plan = verify.cases_to_verify(options.ops, options.dtype, options.case)
-    except (ValueError, RuntimeError) as error:
-        print(f"primer-fast {error}", file=sys.stderr)
-        return 2
     rows = []
     with Display(Console(stderr=True, highlight=False)) as display:
         advance = display.task("verifying", total=len(plan))

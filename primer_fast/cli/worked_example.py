@@ -1,42 +1,51 @@
-"""The commands that work an example out, number by number: ``primer-fast show <name>``."""
+"""What the commands share that work an example out, number by number: ``primer-fast show <name>``."""
 
-import sys
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
+from matplotlib.axes import Axes
+from rich import box
 from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from primer_fast.cli.plots import INK, MUTED, frame
 
 Example = TypeVar("Example")
 
 
-@dataclass(frozen=True)
-class Command(Generic[Example]):
-    """What distinguishes one such command from the others."""
-
-    name: str
-    parse: Callable[[list[str]], Any]  # the words of a call -> options with ``out``, the file of the picture
-    compute: Callable[[], Example]
-    report: Callable[[Example, Console], None]  # in the terminal
-    draw: Callable[[Path, Example], None]
-    columns: int  # of the terminal, that the tables need
-
-
-def main(command: Command, argv: list[str]) -> int:
-    """Run ``command``; 0 if the picture is there, 2 for a wrong call or a file that cannot be written."""
-    try:
-        options = command.parse(argv)
-        example = command.compute()
-        console = Console(highlight=False, soft_wrap=True)
-        console.width = max(console.width, command.columns)
-        command.report(example, console)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        command.draw(options.out, example)
-    except SystemExit as stop:  # tyro has printed the help, or what is wrong with the arguments
-        return stop.code if isinstance(stop.code, int) else 2
-    except (ValueError, OSError) as error:
-        print(f"primer-fast show {command.name}: {error}", file=sys.stderr)
-        return 2
-    console.print(f"drawn in {options.out}", markup=False)
+def show(
+    picture: Path, example: Example, report: Callable[[Example, Console], None], draw: Callable[[Path, Example], None],
+    columns: int,
+) -> int:  # fmt: skip
+    """Print the example to a terminal of ``columns`` or more, and draw it; -> exit status."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, columns)
+    report(example, console)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw(picture, example)
+    console.print(f"drawn in {picture}", markup=False)
     return 0
+
+
+def side_by_side(*named: tuple[str, str], lines: tuple[str, ...] = ()) -> Table:
+    """Texts in columns under their names, and what their lines are called before them."""
+    table = Table(box=box.SIMPLE_HEAD)
+    if lines:
+        table.add_column("", no_wrap=True, justify="right")
+    for name, _ in named:
+        table.add_column(name, no_wrap=True)
+    table.add_row(*(["\n".join(lines)] if lines else []), *(text for _, text in named))
+    return table
+
+
+def draw_numbers(axes: Axes, t: Tensor, text: Callable[[float], str], size: int, **colours) -> None:
+    """A matrix as coloured cells with their numbers; ``colours`` are imshow's, and -inf has none."""
+    axes.imshow(t.masked_fill(t == -math.inf, math.nan).numpy(), **colours)
+    for i, row in enumerate(t.tolist()):
+        for j, value in enumerate(row):
+            colour = MUTED if value == -math.inf else INK
+            axes.text(j, i, text(value), ha="center", va="center", color=colour, size=size)
+    frame(axes)

@@ -165,21 +165,21 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
 
 def __getattr__(name):
-    """What torch.nn.attention has beside: SDPBackend, sdpa_kernel."""
+    """The names of torch.nn.attention, SDPBackend and sdpa_kernel, since this module takes its name."""
     if name.startswith("__") or not hasattr(torch.nn.attention, name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(torch.nn.attention, name)
 
 
 def _each(change, query, key, value):
-    """``change`` of each; what was one tensor stays one, so that it is projected once."""
+    """Call ``change`` on each. Where two are the same tensor their results are too, so that it is projected once."""
     q = change(query)
     k = q if key is query else change(key)
     return q, k, q if value is query else k if value is key else change(value)
 
 
 def _visible(attn_mask, key_padding_mask, N, dtype):
-    """Both masks as one that scaled_dot_product_attention takes: bool, True takes part, or floating; or None."""
+    """Both masks as one for scaled_dot_product_attention: bool, where True takes part, or floating; or None."""
     masks = []
     if attn_mask is not None:
         masks.append(attn_mask[None, None] if attn_mask.dim() == 2 else attn_mask.unflatten(0, (N, -1)))

@@ -48,7 +48,7 @@ class Step(NamedTuple):
 def step_back(
     model: torch.nn.Module, wanted: Callable[[torch.nn.Module], bool] = lambda module: True
 ) -> Iterator[Step]:
-    """Each module of ours that is wanted gets its class from before, in place, if that computes the same."""
+    """Give each module of ours that is wanted its class of before, in place, if that class computes the same."""
     for name, module in model.named_modules():
         kind: type = type(module)
         if not wanted(module):
@@ -89,7 +89,7 @@ def become(module: torch.nn.Module, kind: type, attributes: dict[str, Any]) -> C
 
 
 def attributes_of(kind: type) -> tuple[str, ...]:
-    """Names of what a class of ours keeps on an instance beside what the class before keeps there."""
+    """Names of the attributes that a class of ours has on an instance and the class before has not."""
     if kind in (Linear, Conv2d):
         return ("activation",)
     return getattr(kind, "_attributes", ()) if "_class_before" in kind.__dict__ else ()
@@ -151,7 +151,7 @@ def _propagating(original):
 
 
 def _swapping(original):
-    """Where ``qconfig`` was set by hand, ``convert`` comes here without the step before."""
+    """Where ``qconfig`` was set by hand, ``convert`` calls this without calling propagate_qconfig_ first."""
 
     def swap(mod, *args, **options):
         for _ in step_back(mod, _configured):

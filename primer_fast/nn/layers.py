@@ -13,7 +13,10 @@ from primer_fast.nn.linear import Linear
 
 
 def only_forward(module: torch.nn.Module) -> bool:
-    """Whether a call of the module is nothing but its class's ``forward``, hooks of all modules aside."""
+    """Whether a call of the module only runs its class's ``forward``: it has no hooks and no forward of its own.
+
+    Hooks for all modules are not looked at.
+    """
     return not (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -25,7 +28,7 @@ def only_forward(module: torch.nn.Module) -> bool:
 
 
 def in_turn(layers: Iterable[Linear], x: Tensor) -> Tensor:  # (..., n_0) -> (..., n_L)
-    """Each layer called on what the one before it gives; by ``F.mlp`` where all are plain, without hooks."""
+    """Call each layer on the result of the one before, in one ``F.mlp`` where all are plain and without hooks."""
     layers = list(layers)
     if not _are_one(layers):
         for layer in layers:
@@ -39,7 +42,7 @@ def in_turn(layers: Iterable[Linear], x: Tensor) -> Tensor:  # (..., n_0) -> (..
 
 
 def _are_one(layers):
-    """Whether the layers are what ``F.mlp`` computes: their hidden activations are the same, their calls no more."""
+    """Whether ``F.mlp`` computes what the layers do: one activation for all hidden ones, and calls that do no more."""
     if len({layer.activation for layer in layers[:-1]}) > 1 or _has_any_global_hook():
         return False
     return all(type(layer) is Linear and only_forward(layer) for layer in layers)

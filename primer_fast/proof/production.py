@@ -1,16 +1,12 @@
 """The cases that launch on a GPU, compiled ahead of time: one row per kernel launch of their forward and backward."""
 
-import argparse
 import contextlib
-import json
 import multiprocessing
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -185,30 +181,3 @@ def _row(unit: CaseOnTarget, direction: str, launch: Launch) -> CompiledLaunch:
         resources, launch.error,
         resources.serialized if resources is not None and launch.target.has_wgmma else None, epilogue,
     )  # fmt: skip
-
-
-def main(argv: list[str] | None = None) -> int:
-    """``python -m primer_fast.proof.production``: the rows of ``primer-fast kernels`` with PyTorch and Triton alone."""
-    parser = argparse.ArgumentParser(prog="python -m primer_fast.proof.production", description=__doc__.splitlines()[0])
-    parser.add_argument("ops", nargs="*")
-    parser.add_argument("--case", nargs="+", default=())
-    parser.add_argument("--dtype", nargs="+", default=(), choices=DTYPES)
-    parser.add_argument("--target", nargs="+", default=("sm_90",), choices=TARGETS)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--json", type=Path, required=True)
-    options = parser.parse_args(argv)
-    try:
-        units = cases_to_compile(options.ops, options.case, options.dtype, options.target)
-    except ValueError as error:
-        parser.error(str(error))
-    rows = [row for compiled in compile_units(units, options.jobs) for row in compiled]
-    options.json.write_text(json.dumps([row.as_dict() for row in rows]), encoding="utf-8")
-    failed = [row for row in rows if row.error]
-    for row in failed:
-        print(row.op, row.case, row.dtype, row.target, row.direction, row.kernel, row.error)
-    print(f"{len(rows)} launches, {len(failed)} failed")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,16 +3,12 @@
 Without a GPU the kernels run in Triton's interpreter, so TRITON_INTERPRET=1 must be set before Triton is imported.
 """
 
-import argparse
 import contextlib
 import importlib
-import json
 import math
-import sys
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -205,36 +201,3 @@ def cases_to_verify(
         for dtype in dtypes
         for path in paths[op]
     ]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """``python -m primer_fast.proof.verify``: the same as ``primer-fast verify`` with PyTorch and Triton alone."""
-    parser = argparse.ArgumentParser(prog="python -m primer_fast.proof.verify", description=__doc__.splitlines()[0])
-    parser.add_argument("ops", nargs="*")
-    parser.add_argument("--dtype", nargs="+", default=(), choices=DTYPES)
-    parser.add_argument("--case", nargs="+", default=())
-    parser.add_argument("--json")
-    options = parser.parse_args(argv)
-    try:
-        units = cases_to_verify(options.ops, options.dtype, options.case)
-    except (ValueError, RuntimeError) as error:
-        parser.error(str(error))
-    rows = []
-    for unit in units:
-        checked = check(*unit)
-        rows.extend(checked)
-        worst_row = max(checked, key=lambda row: row.share)
-        verdict = "ok    " if worst_row.passed else "FAILED"
-        errors = f"{worst_row.error:.1e} of {worst_row.budget:.1e}"
-        print(f"{verdict} {unit!s:60} {worst_row.tensor:16} {errors}", flush=True)
-        if options.json:  # after every unit: an interrupted run keeps what it has
-            part = Path(f"{options.json}.part")
-            part.write_text(json.dumps([row.as_dict() for row in rows]), encoding="utf-8")
-            part.replace(options.json)
-    failed = sum(not row.passed for row in rows)
-    print(f"{len(rows)} results, {failed} over budget")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,23 +1,17 @@
 """The search of `primer-fast tune`, with PyTorch and Triton alone, and with what `make gpu-tune` needs besides."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from primer_fast.bench.op import PRECISIONS
 from primer_fast.bench.units import leave
 from primer_fast.kernels.tunable import TUNED
 from primer_fast.proof.targets import TARGETS
-from primer_fast.tuning import portfolio, report, session
-from primer_fast.tuning.compile import Workers
-from primer_fast.tuning.job import JOBS, Job, Request
+from primer_fast.tuning.job import JOBS, Request, run
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit status: 0; 1 where a problem failed; 2 for a wrong call; 3 where another process must go on.
-
-    The last is so where the GPU was lost or a problem hung: call it again with --resume.
-    """
+    """The exit status: see ``run``."""
     parser = argparse.ArgumentParser(prog="python -m primer_fast.tuning", description=__doc__)
     parser.add_argument("ops", nargs="*", help="ops to tune; all if none is named")
     parser.add_argument(
@@ -48,27 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         options["minutes"] = budget / 60
     if estimate:
         options |= {"dry_run": True, "target": options["target"] or "sm_90"}
-    request = Request(**options)
-    with Workers(JOBS if estimate else request.jobs) as workers:
-        try:
-            job = Job(request, workers)
-        except (ValueError, RuntimeError, OSError) as error:
-            print(error, file=sys.stderr)
-            return 2
-        if estimate:
-            print(portfolio.text(job.todo, request.jobs, request.minutes))
-            return 0
-        todo = job.todo
-        print(f"{len(todo.decisions)} buckets, {todo.candidates:,} candidates to compile, {todo.skipped} skipped")
-        print(portfolio.sentence(todo, request.jobs, request.minutes), flush=True)
-
-        def show(row: session.DecisionResult) -> None:
-            print(f"{job.seconds:4.0f} s  {report.line(row)}", flush=True)
-
-        status = job.search(show)
-    print("\n" + report.text(report.counts(job.rows)))
-    print(job.closing())
-    return status
+    return run(Request(**options), estimate=estimate)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What ``python -m primer_fast.tuning`` and ``primer-fast tune`` both do, between their options and their output."""
+"""What ``python -m primer_fast.tuning`` and ``primer-fast tune`` both do with their options."""
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from primer_fast.backend import interpreting
 from primer_fast.bench import environment, units
 from primer_fast.bench.report import FAST, load
 from primer_fast.kernels.tunable import TUNED
-from primer_fast.tuning import report, session
+from primer_fast.tuning import portfolio, report, session
 from primer_fast.tuning.compile import Workers
 from primer_fast.tuning.record import Record
 
@@ -72,7 +73,7 @@ class Job:
         self.rows = self.todo.rows()
 
     def search(self, ended: Callable[[session.DecisionResult], object]) -> int:
-        """Fill ``rows``; ``ended`` is called with each. The exit status of the command, see tuning/__main__.py."""
+        """Fill ``rows``; ``ended`` is called with each. Returns the exit status, see ``run``."""
 
         def write(row: session.DecisionResult) -> None:
             if self.record is not None:
@@ -100,3 +101,30 @@ class Job:
     def closing(self) -> str:
         """See report.closing."""
         return report.closing(self.todo, self.rows, self.seconds, self.request.jobs)
+
+
+def run(request: Request, *, estimate: bool = False) -> int:
+    """Search, and print what becomes of each problem; or only say how many problems fit into the time.
+
+    Returns:
+        The exit status: 0; 1 where a problem failed; 2 for a wrong call; 3 where another process must go on, since the
+        GPU was lost or a problem hung: call it again, and with --resume where there is a file to go on with.
+    """
+    with Workers(JOBS if estimate else request.jobs) as workers:
+        try:
+            job = Job(request, workers)
+        except (ValueError, RuntimeError, OSError) as error:
+            print(f"primer-fast {error}", file=sys.stderr)
+            return 2
+        if estimate:
+            print(portfolio.text(job.todo, request.jobs, request.minutes))
+            return 0
+        todo = job.todo
+        print(f"{len(todo.decisions)} buckets, {todo.candidates:,} candidates to compile, {todo.skipped} skipped")
+        print(portfolio.sentence(todo, request.jobs, request.minutes), flush=True)
+        status = job.search(lambda row: print(f"{job.seconds:4.0f} s  {report.line(row)}", flush=True))
+    print("\n" + report.text(report.counts(job.rows)))
+    print(job.closing())
+    if status == units.LOST:
+        print("the GPU was lost: call it again", file=sys.stderr)
+    return status

@@ -1,4 +1,4 @@
-"""The search in lines of text, for a terminal without rich and for the summary of a GPU run."""
+"""The search in lines of text, for the terminal and for the summary of a GPU run."""
 
 from collections.abc import Iterable
 

@@ -38,7 +38,7 @@ def write(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         files = {"verify.json": [verified(passed)], "compile.json": launches}
-        files = {file: json.dumps(rows) for file, rows in files.items()} | {"tests.xml": tests}
+        files = {file: json.dumps({"rows": rows}) for file, rows in files.items()} | {"tests.xml": tests}
         for file, text in files.items():
             if text is not None:
                 (folder / file).write_text(text)

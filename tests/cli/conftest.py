@@ -3,6 +3,8 @@ import struct
 import numpy as np
 import pytest
 
+from primer_fast.cli import main
+
 
 @pytest.fixture
 def digits_folder(tmp_path):
@@ -19,3 +21,26 @@ def digits_folder(tmp_path):
             header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
             (folder / f"{part}-{kind}-idx{array.ndim}-ubyte").write_bytes(header + array.tobytes())
     return folder
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    """A folder with data of every kind, and with ``base``, a small transformer; made once for a file of tests."""
+    from cli import soak
+
+    folder = tmp_path_factory.mktemp("base")
+    with soak.base_in(folder):
+        return folder
+
+
+@pytest.fixture
+def refused(capsys):
+    """``refused(call)``: the one line that a call ends with, which is wrong; -> the line."""
+
+    def refused(call, status=2):
+        assert main(call.split() if isinstance(call, str) else call) == status
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and "Traceback" not in message, message
+        return message
+
+    return refused

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast.cli import align, align_data, align_measure, demo_align, pair_accuracy, sample
+from primer_fast.cli import align, align_data, align_measure, demo_chapters, main, pair_accuracy, sample
 from primer_fast.cli.align_measure import Difference, Mean, Measured, Samples
 from primer_fast.cli.console import Display
 from primer_fast.data.completions import encode_pairs
@@ -40,7 +40,7 @@ def lexicon(monkeypatch):
 
 def test_words(lexicon, tmp_path, capsys):
     out = tmp_path / "run"
-    assert align.main([*TINY, "--out", str(out)]) == 0
+    assert main(["align", *TINY, "--out", str(out)]) == 0
     for name in ("frontier.png", "samples.png", "curves.png"):
         assert matplotlib.image.imread(out / name).shape[1] > 500
     page, printed = (out / "index.html").read_text(), capsys.readouterr().out
@@ -50,19 +50,18 @@ def test_words(lexicon, tmp_path, capsys):
     results = json.loads((out / "results.json").read_text())
     assert set(results["after"]) == {"ppo", "dpo beta 0.5", "dpo beta 2"} and results["before"]["samples"] == 60
     assert abs(results["before"]["kl"]["mean"]) < 1e-9 and results["before"]["kl"]["count"] == 60
-    assert [row["step"] for row in map(json.loads, (out / "ppo" / "metrics.jsonl").read_text().splitlines())] == [
-        1,
-        2,
-        3,
-    ]
+    rows = map(json.loads, (out / "ppo" / "metrics.jsonl").read_text().splitlines())
+    assert [row["step"] for row in rows] == [1, 2, 3]
     options = sample.Options(run=out / "dpo-2", tokens=10, line=True, temperature=1.0, count=3)
     assert all(text.isalpha() or not text for text in sample.run(options))
-    assert align.main([*TINY, "--out", str(out), "--ppo.steps", "1", "--betas", "1"]) == 0, "replaces a run of its own"
+    assert main(["align", *TINY, "--out", str(out), "--ppo.steps", "1", "--betas", "1"]) == 0, (
+        "replaces a run of its own"
+    )
 
 
 def test_what_is_not_its_own_is_kept(lexicon, tmp_path, capsys):
     (tmp_path / "letter.txt").write_text("dear")
-    assert align.main([*TINY, "--out", str(tmp_path)]) == 2
+    assert main(["align", *TINY, "--out", str(tmp_path)]) == 2
     assert "not the folder of a run" in capsys.readouterr().err and (tmp_path / "letter.txt").exists()
 
 
@@ -75,7 +74,7 @@ def test_sentences(tmp_path, capsys):
     (tmp_path / "rated.tsv").write_text("id\tmean_rating\ttext\n" + "\n".join(rows) + "\n")
     (tmp_path / "text.txt").write_text("the film is one of them. " * 40)
     argv = [*TINY, "--ratings", str(tmp_path / "rated.tsv"), "--text", str(tmp_path / "text.txt"), "--context", "32"]
-    assert align.main([*argv, "--language.steps", "4", "--out", str(tmp_path / "run")]) == 0
+    assert main(["align", *argv, "--language.steps", "4", "--out", str(tmp_path / "run")]) == 0
     page = (tmp_path / "run" / "index.html").read_text()
     assert "No one has rated these sentences" in page and "mean human rating of" not in page
     assert "the film is" in page
@@ -85,7 +84,7 @@ def test_preferences_of_a_file(tmp_path):
     rows = [{"prompt": f"say {i} ", "chosen": "good", "rejected": "bad"} for i in range(20)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = [*TINY, "--preferences", str(tmp_path / "pairs.jsonl"), "--context", "16", "--out", str(tmp_path / "run")]
-    assert align.main(argv) == 0
+    assert main(["align", *argv]) == 0
     assert "No one has rated these completions" in (tmp_path / "run" / "index.html").read_text()
 
 
@@ -101,7 +100,7 @@ CALLS = {
 @pytest.mark.parametrize("case", CALLS)
 def test_wrong_call(case, lexicon, tmp_path, capsys):
     argv, message = CALLS[case]
-    assert align.main([*TINY, *argv, "--out", str(tmp_path / "run")]) == 2
+    assert main(["align", *TINY, *argv, "--out", str(tmp_path / "run")]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
@@ -114,8 +113,7 @@ def test_the_budget_ends_a_policy_within_it(lexicon, tmp_path):
     assert not result.ppo.in_budget
     assert result.ppo.path[-1].step < 12 and all(p.kl.interval[1] <= 0.3 for p in result.ppo.path)
     assert result.ppo.measured.kl.interval[0] <= 0.3 < result.ppo.rows[-1]["objective/kl"]
-    assert demo_align.options(tmp_path).out == tmp_path
-    rlhf, dpo = demo_align.rlhf(tmp_path, result), demo_align.dpo(tmp_path, result)
+    rlhf, dpo = demo_chapters.rlhf(tmp_path, result), demo_chapters.dpo(tmp_path, result)
     assert "RLHF: a reward model and PPO" in rlhf.html and "look like words" in dpo.html
 
 
@@ -221,11 +219,8 @@ def test_known_words_are_counted_apart_where_they_were_held_out():
     texts = [held, learned, learned, "qqq"]
     samples = Samples([""] * 4, texts, np.ones(4), np.arange(4.0), np.zeros(4))
     found = Measured.of("x", samples, material)
-    assert (
-        found.known.count == 3
-        and found.known_held_out.count == 1
-        and found.known_held_out.mean == material.ratings[held]
-    )
+    assert found.known.count == 3 and found.known_held_out.count == 1
+    assert found.known_held_out.mean == material.ratings[held]
     assert (found.words, found.words_held_out) == (2, 1)
     assert found.plausible == 0.75 and found.distinct == 0.75 and found.kl.mean == 1.5
 

@@ -41,6 +41,8 @@ CALLS = {  # suffix -> commands that read such a file
     "tsv": ("train dpo --model base --out o --data", "align --out o --ratings"),
 }
 
+PPO = "train ppo --prompts prompts.txt --model base --max-new-tokens 4 --out o --reward"
+
 
 def of(name):
     """The content of a file beside the run."""
@@ -161,14 +163,6 @@ def folder(made, monkeypatch, plain_path):
         shutil.rmtree(made / name, ignore_errors=True)
 
 
-def refused(argv, capsys, status=2):
-    """The one line that a call ends with."""
-    assert main(argv) == status
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "Traceback" not in message, message
-    return message
-
-
 def calls_on(name):
     suffix = name.rpartition(".")[2]
     if name == "a folder":
@@ -177,89 +171,63 @@ def calls_on(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_data(name, folder, capsys):
+def test_data(name, folder, refused):
     for call in calls_on(name):
-        assert FILES[name][1] in refused([*call.split(), name], capsys), call
+        assert FILES[name][1] in refused([*call.split(), name]), call
         assert not (folder / "o").exists(), "nothing is begun with what cannot be read"
 
 
 @pytest.mark.parametrize("name", ["latin.jsonl", "torn.jsonl", "deep.jsonl", "half.jsonl", "a folder", "none.jsonl"])
-def test_completions_and_prompts(name, folder, capsys):
+def test_completions_and_prompts(name, folder, refused):
     ppo = "train ppo --model base --reward rewards:length --max-new-tokens 4 --out o --prompts"
     for call in ("train sft --model base --out o --data", ppo):
-        assert FILES[name][1] in refused([*call.split(), name], capsys), call
+        assert FILES[name][1] in refused([*call.split(), name]), call
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_damaged_model(name, folder, capsys):
+def test_a_damaged_model(name, folder, refused):
     shutil.copytree("base", "model")
     damage, words = MODELS[name]
     damage(folder / "model")
-    assert words in refused(["sample", "model"], capsys)
-    assert words in refused(["train", "dpo", "--data", "pairs.jsonl", "--out", "o", "--model", "model"], capsys)
+    assert words in refused(["sample", "model"])
+    assert words in refused(["train", "dpo", "--data", "pairs.jsonl", "--out", "o", "--model", "model"])
 
 
-def test_another_model_is_no_reward_model(folder, capsys):
-    argv = [
-        "train",
-        "ppo",
-        "--prompts",
-        "prompts.txt",
-        "--model",
-        "base",
-        "--reward",
-        "base",
-        "--max-new-tokens",
-        "4",
-        "--out",
-        "o",
-    ]
-    assert "base: not the weights of a reward model (Missing key(s) in state_dict: " in refused(argv, capsys)
+def test_another_model_is_no_reward_model(folder, refused):
+    argv = [*PPO.split(), "base"]
+    assert "base: not the weights of a reward model (Missing key(s) in state_dict: " in refused(argv)
 
 
 @pytest.mark.parametrize("code", REWARDS)
-def test_a_module_of_rewards(code, folder, monkeypatch, capsys):
+def test_a_module_of_rewards(code, folder, monkeypatch, refused):
     monkeypatch.delitem(__import__("sys").modules, "broken_rewards", raising=False)
     (folder / "broken_rewards.py").write_text(code)
     __import__("importlib").invalidate_caches()
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)
-    argv = [
-        "train",
-        "ppo",
-        "--prompts",
-        "prompts.txt",
-        "--model",
-        "base",
-        "--reward",
-        "broken_rewards:f",
-        "--max-new-tokens",
-        "4",
-        "--out",
-        "o",
-    ]
-    message = refused(argv, capsys)
+    argv = [*PPO.split(), "broken_rewards:f"]
+    message = refused(argv)
     assert "--reward broken_rewards:f: " in message and REWARDS[code] in message
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_damaged_run_does_not_go_on(name, folder, capsys):
+def test_a_damaged_run_does_not_go_on(name, folder, refused):
     shutil.copytree("good", "run")
     file, content, words = RUNS[name]
     damaged(file, content)(folder / "run")
-    assert words in refused(["train", "gpt", "--out", "run", "--resume"], capsys)
+    assert words in refused(["train", "gpt", "--out", "run", "--resume"])
 
 
-def test_digits_of_a_file_or_of_an_empty_folder(folder, capsys):
-    assert "words.txt: no such folder" in refused(["train", "mlp", "--out", "o", "--data", "words.txt"], capsys)
-    assert "a folder/train-images-idx3-ubyte: no such file" in refused(["train", "cnn", "--data", "a folder"], capsys)
+def test_digits_of_a_file_or_of_an_empty_folder(folder, refused):
+    assert "words.txt: no such folder" in refused(["train", "mlp", "--out", "o", "--data", "words.txt"])
+    assert "a folder/train-images-idx3-ubyte: no such file" in refused(["train", "cnn", "--data", "a folder"])
     (folder / "idx").mkdir(exist_ok=True)
     for part in ("train", "t10k"):
         for kind, axes in (("images", 3), ("labels", 1)):
             (folder / "idx" / f"{part}-{kind}-idx{axes}-ubyte").write_bytes(b"\0\0\x08")
-    message = refused(["train", "mlp", "--out", "o", "--data", "idx"], capsys)
+    message = refused(["train", "mlp", "--out", "o", "--data", "idx"])
     assert "idx/train-images-idx3-ubyte: truncated: 3 bytes do not hold the IDX header of 16" in message
 
 
-def test_a_part_of_the_path_is_a_file(folder, capsys):
-    message = refused(["train", "gpt", "--data", "words.txt", "--out", "words.txt/run"], capsys, status=1)
+def test_a_part_of_the_path_is_a_file(folder, refused):
+    message = refused(["train", "gpt", "--data", "words.txt", "--out", "words.txt/run"], status=1)
     assert "words.txt/run: cannot be written (Not a directory); a part of this path is a file" in message

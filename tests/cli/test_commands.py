@@ -98,3 +98,18 @@ def test_a_mistyped_command_is_answered_with_the_nearest(call, meant, capsys):
 def test_a_mistyped_option_is_answered_with_the_nearest(capsys):
     assert cli.main(["train", "mlp", "--data", "soccer", "--batchsize", "3"]) == 2
     assert "Perhaps you meant" in (said := capsys.readouterr().err) and "--batch-size" in said
+
+
+@pytest.mark.parametrize("words", cli.COMMANDS, ids=" ".join)
+def test_an_unknown_option_is_named(words, capsys):
+    needed = ["run"] if words == ("sample",) else []
+    assert cli.main([*words, *needed, "--no-such-option", "9"]) == 2
+    said = capsys.readouterr()
+    assert "--no-such-option" in said.err + said.out
+
+
+@pytest.mark.parametrize("name", ["attention", "convolution"])
+def test_a_picture_that_cannot_be_written_is_named(name, plain_path, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["show", name, "--out", str(tmp_path / "file" / "a.png")]) == 2
+    assert f"primer-fast show {name}: " in capsys.readouterr().err

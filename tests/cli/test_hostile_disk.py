@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from primer_fast.cli import align, gpt_plots, run_folder, train_gpt
+from primer_fast.cli import align, gpt_plots, main, run_folder, train_gpt
 from primer_fast.cli.run_folder import RunFolder, WriteError, write_bytes, writing
 
 pytestmark = pytest.mark.usefixtures("plain_path")
@@ -73,7 +73,7 @@ def test_a_second_run_in_the_folder_is_refused(short, tmp_path, capsys):
 def test_a_second_align_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(align, "load_material", lambda options: None)
     with RunFolder(tmp_path / "run", "align").held():
-        assert align.main(["--out", str(tmp_path / "run")]) == 2
+        assert main(["align", "--out", str(tmp_path / "run")]) == 2
     assert "another run is writing here" in one_line(capsys.readouterr())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import safetensors.torch
@@ -23,18 +24,18 @@ NAMES = {"mlp": "supervised", "gpt": "language_model"}
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(base_folder, monkeypatch):
     from primer_fast.cli import cnn_plots, gpt_plots, plots, preference_plots
 
     for module in (plots, gpt_plots, cnn_plots, preference_plots):
         for name in soak.PICTURES:
             monkeypatch.setattr(module, name, lambda *_, **__: None, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(base_folder)
+    monkeypatch.syspath_prepend(str(base_folder))
     monkeypatch.delitem(__import__("sys").modules, "rewards", raising=False)
-    soak.write_inputs()
-    assert main(soak.BASE.split()) == 0
-    return tmp_path
+    yield base_folder
+    for name in ("run", "whole"):
+        shutil.rmtree(base_folder / name, ignore_errors=True)
 
 
 def spoil(monkeypatch):

@@ -3,17 +3,19 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from made_folders import changed, gpu_folder, tune_row, wrong_row
 from made_reports import op_report, row, timed, trials
+from matplotlib.figure import Figure
 
 from primer_fast.bench import results
 from primer_fast.bench.goals import CNN, NANOGPT
 from primer_fast.bench.op import EAGER, FORWARD_BACKWARD, OURS
 from primer_fast.bench.report import OpRow, ProgramRow
 from primer_fast.cli import main, report, report_plots
-from primer_fast.cli.report_grid import figure, grid
+from primer_fast.cli.page import figure, grid
 
 VOID = {"meta", "img", "br", "link", "hr"}
 
@@ -23,7 +25,7 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.open, self.loaded, self.rows, self.sections, self.tags = [], [], [], {}, []
+        self.path, self.open, self.loaded, self.rows, self.sections, self.tags = path, [], [], [], {}, []
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
         assert self.open == [], "every tag is closed"
@@ -82,14 +84,12 @@ def test_nothing_measured_is_said_and_no_figure_is_shown(folder):
 
 
 def fill(folder):
-    peer = OpRow(
-        "linear", "square", "bfloat16", "forward", "a peer", status="not available", reason="needs <b>two</b> & x"
-    )
+    absent = {"status": "not available", "reason": "needs <b>two</b> & x"}
+    peer = OpRow("linear", "square", "bfloat16", "forward", "a peer", **absent)
     backward = row(ms=5.0, pass_name=FORWARD_BACKWARD, versus={EAGER: 1.5})
     old = op_report(4.0, row("conv2d", ms=1.0), date="2026-01-01T00:00:00+00:00")
-    new = op_report(
-        2.6, peer, backward, row("conv2d", ms=3.0), date="2026-02-01T00:00:00+00:00", device="A <GPU> & more"
-    )
+    later = {"date": "2026-02-01T00:00:00+00:00", "device": "A <GPU> & more"}
+    new = op_report(2.6, peer, backward, row("conv2d", ms=3.0), **later)
     new.left_out = ["linear odd, tf32, forward"]
     old.save(folder / "h100" / "old.json")
     new.save(folder / "h100" / "new.json")
@@ -111,9 +111,17 @@ def fill(folder):
     (folder / "offline" / "sm_90.json").write_text(json.dumps(table))
 
 
-def test_everything_is_on_the_page(folder):
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """The page of what ``fill`` writes, with its pictures beside it in ``png``; made once."""
+    folder = tmp_path_factory.mktemp("filled") / "results"
+    folder.mkdir()
     fill(folder)
-    page = made(folder)
+    return made(folder, "--pictures", str(folder.parent / "png"))
+
+
+def test_everything_is_on_the_page(filled):
+    page = filled
     assert "2 runs committed" in page.sections["In short"]
     missed = page.row("GPT training step", "\u2265 1.3 x nanoGPT's tokens/s at equal loss")
     assert missed[2] == ["missed", ["bad"]] and missed[3][0] == "1.10"
@@ -200,43 +208,36 @@ def test_the_reason_of_a_missed_target_stands_beside_it(folder):
     assert missed[3][0] == "1.10. The same <products>."
 
 
-def test_history_shows_what_became_slower(folder):
-    fill(folder)
-    page = made(folder)
-    assert "h100: 2 runs" in page.sections["History"]
-    changes = [cells for cells in page.rows if cells[0][0].endswith("bfloat16 forward") and len(cells) == 5]
+def test_history_shows_what_became_slower(filled):
+    assert "h100: 2 runs" in filled.sections["History"]
+    changes = [cells for cells in filled.rows if cells[0][0].endswith("bfloat16 forward") and len(cells) == 5]
     assert [(c[0][0].split()[0], c[3][0]) for c in changes] == [("conv2d", "3.00"), ("linear", "0.650")]
 
 
-def test_the_page_loads_nothing_and_runs_nothing(folder):
-    fill(folder)
-    page = made(folder)
-    assert page.loaded and all(
-        source.startswith("data:image/png;base64,") or source[0] == "#" for source in page.loaded
-    )
-    text = (folder.parent / "page" / "report.html").read_text()
-    assert not {"script", "link", "iframe", "object"} & set(page.tags) and "@import" not in text
+def test_the_page_loads_nothing_and_runs_nothing(filled):
+    sources = filled.loaded
+    assert sources and all(source.startswith("data:image/png;base64,") or source[0] == "#" for source in sources)
+    text = filled.path.read_text()
+    assert not {"script", "link", "iframe", "object"} & set(filled.tags) and "@import" not in text
     assert "url(" not in text.split("</style>")[0]
     assert "needs &lt;b&gt;two&lt;/b&gt; &amp; x" in text and "A &lt;GPU&gt; &amp; more" in text
 
 
 def test_a_file_that_cannot_be_read_is_named(folder, capsys):
-    fill(folder)
+    (folder / "h100").mkdir()
     (folder / "h100" / "broken.json").write_text("{")
     page = made(folder)
     assert "Not readable: h100/broken.json" in page.sections["Where the figures come from"]
     assert "h100/broken.json" in capsys.readouterr().err
 
 
-def test_pictures_are_kept_where_asked_for(folder, tmp_path):
-    fill(folder)
-    made(folder, "--pictures", str(tmp_path / "png"))
-    names = {path.name for path in (tmp_path / "png").iterdir()}
-    assert names == {
+def test_pictures_are_kept_where_asked_for(filled):
+    pictures = list((filled.path.parent.parent / "png").iterdir())
+    assert {path.name for path in pictures} == {
         "programs-cpu.png", "roofline-h100-bfloat16.png", "speedups-h100-bfloat16-forward.png",
         "speedups-h100-bfloat16-forward-backward.png", "history-h100.png",
     }  # fmt: skip
-    assert all((tmp_path / "png" / name).read_bytes().startswith(b"\x89PNG") for name in names)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(folder, tmp_path, monkeypatch, capsys):
@@ -259,7 +260,8 @@ def test_a_wrong_call(arguments, capsys):
 
 def test_kernels_can_be_compiled_on_the_spot(folder, monkeypatch):
     needs = {"op": "conv2d", "case": "a", "dtype": "bfloat16", "target": "sm_90", "kernel": "_now", "resources": None}
-    monkeypatch.setattr(report, "compiled", lambda jobs: {"triton": "3", "torch": "2", "rows": [needs]})
+    row = SimpleNamespace(as_dict=lambda: needs)
+    monkeypatch.setattr(report.kernels, "compile_rows", lambda units, jobs: [row] * bool(units and jobs == 2))
     assert made(folder, "--compile").row("conv2d", "now")
 
 
@@ -268,10 +270,8 @@ class Axes:
 
     def __init__(self, monkeypatch):
         self.figures = []
-        whole = report_plots.Figure.savefig
-        monkeypatch.setattr(
-            report_plots.Figure, "savefig", lambda f, *a, **o: (self.figures.append(f), whole(f, *a, **o))
-        )
+        whole = Figure.savefig
+        monkeypatch.setattr(Figure, "savefig", lambda f, *a, **o: (self.figures.append(f), whole(f, *a, **o)))
 
     def panels(self):
         return {axes.get_title(loc="left"): axes for axes in self.figures[-1].axes if axes.get_visible()}

@@ -6,7 +6,7 @@ import pytest
 
 SHOW = """
 import os, sys
-from primer_fast.cli import threads
+import primer_fast.cli
 print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
 """
 

@@ -288,13 +288,13 @@ SAMPLES = {
 def test_wrong_call_of_sample(call, finished, monkeypatch, capsys):
     monkeypatch.chdir(finished.parent)
     argv, message = SAMPLES[call]
-    assert sample.main(argv) == 2
+    assert main(["sample", *argv]) == 2
     assert message in words_of(capsys.readouterr().err)
 
 
 def test_damaged_files_of_a_run_are_named(finished, capsys):
     def fails(message):
-        assert sample.main([str(finished)]) == 2
+        assert main(["sample", str(finished)]) == 2
         assert message in words_of(capsys.readouterr().err)
 
     (finished / "tokenizer.json").write_text("{")

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -47,12 +44,3 @@ def test_a_failure_is_named_and_exits_with_1(monkeypatch, capsys):
 def test_wrong_calls_say_what_there_is(arguments, message, capsys):
     assert main(["verify", *arguments]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_sets_the_interpreter_up_by_itself(tmp_path):
-    """As a user types it: the variable that makes Triton interpret is not set outside."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "primer_fast.cli", "verify", "linear", "--case", "one", "--dtype", "float32"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "14 results" in done.stdout

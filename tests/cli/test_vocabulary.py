@@ -124,48 +124,41 @@ def test_tokens_with_gaps_between_their_ids(folder, monkeypatch, capsys):
     assert logits[..., gaps].isneginf().all() and logits[..., [0, 9, 60, 80]].isfinite().all()
 
 
-def test_a_tokenizer_without_line_ends(folder, capsys):
+def test_a_tokenizer_without_line_ends(folder, capsys, refused):
     """It has no token that could end a text."""
     run_of("base", 27, CharacterTokenizer(LETTERS[1:]))
     assert main(["sample", "base", "--tokens", "5", "--seed", "0"]) == 0
     assert len(capsys.readouterr().out.strip()) == 5
     message = "--line: the model's tokenizer has no token for the end of a line"
-    assert message in refused("sample base --line", capsys)
-    assert "must know a token that ends a text, or the line end" in refused(CALLS["sft"], capsys)
+    assert message in refused("sample base --line")
+    assert "must know a token that ends a text, or the line end" in refused(CALLS["sft"])
 
 
-def refused(argv, capsys):
-    assert main(argv.split()) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1, message
-    return message
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused_before_any_work(folder, monkeypatch, capsys):
+def test_a_tokenizer_larger_than_the_model_is_refused_before_any_work(folder, monkeypatch, refused):
     run_of("small", 20, CharacterTokenizer(LETTERS))
     gpt2("hf", 200)
     monkeypatch.setattr("primer_fast.cli.train_gpt.tokenize", None)  # which is a minute of work on a large text
     for name in ("sft", "ppo"):
-        message = refused(CALLS[name].replace("base", "small"), capsys)
+        message = refused(CALLS[name].replace("base", "small"))
         assert f"{name}: small/tokenizer.json: must have at most the model's 20 tokens; got 27" in message
-    assert "small/tokenizer.json: must have at most the model's 20 tokens; got 27" in refused("sample small", capsys)
-    assert "hf/tokenizer.json: must have at most the model's 200 tokens; got 256" in refused("sample hf", capsys)
-    assert "--tokenizer: must have at most the model's 200 tokens; got 256" in refused(CALLS["gpt"], capsys)
+    assert "small/tokenizer.json: must have at most the model's 20 tokens; got 27" in refused("sample small")
+    assert "hf/tokenizer.json: must have at most the model's 200 tokens; got 256" in refused("sample hf")
+    assert "--tokenizer: must have at most the model's 200 tokens; got 256" in refused(CALLS["gpt"])
     assert not (folder / "run").exists()
 
 
-def test_a_run_whose_tokenizer_was_replaced_by_a_larger_one_does_not_go_on(folder, monkeypatch, capsys):
+def test_a_run_whose_tokenizer_was_replaced_by_a_larger_one_does_not_go_on(folder, monkeypatch, capsys, refused):
     argv = f"train gpt --data text.txt --width 16 --layers 1 --heads 2 --context 8 {GPT}"
     assert main(argv.split()) == 0
     capsys.readouterr()
     (folder / "run" / "tokenizer.json").write_text(CharacterTokenizer(LETTERS + " ").to_json())
     monkeypatch.setattr("primer_fast.cli.train_gpt.tokenize", None)
-    message = refused("train gpt --out run --resume", capsys)
+    message = refused("train gpt --out run --resume")
     assert "run/tokenizer.json: must have at most the model's 11 tokens; got 28" in message
 
 
-def test_a_reward_model_smaller_than_its_tokenizer_is_refused(folder, capsys):
+def test_a_reward_model_smaller_than_its_tokenizer_is_refused(folder, refused):
     run_of("base", 64, CharacterTokenizer(LETTERS))
     run_of("small", 20, CharacterTokenizer(LETTERS))
-    message = refused(CALLS["ppo"].replace("rewards_of_test:length", "small"), capsys)
+    message = refused(CALLS["ppo"].replace("rewards_of_test:length", "small"))
     assert "small: must have at most the model's 20 tokens; got 27" in message

@@ -3,10 +3,8 @@
 Kernels cannot be compiled in a process that interprets them, so what compiles here runs in processes of its own.
 """
 
-import json
-
 import pytest
-from compiled_rows import names, run_python
+from compiled_rows import names
 
 from primer_fast import backend
 from primer_fast.proof import resources
@@ -244,12 +242,3 @@ def test_a_number_that_a_tool_does_not_give():
     assert resources._number("REG:", "STACK:8 REG:24") == 24
     with pytest.raises(ValueError, match="with a number after 'REG:'; got none"):
         resources._number("REG:", "STACK:8")
-
-
-def test_rows_are_written_with_pytorch_and_triton_alone(tmp_path):
-    module = ["-W", "error::UserWarning", "-m", "primer_fast.proof.production", "embedding", "--case", "tokens"]
-    done = run_python(*module, "--dtype", "bfloat16", "--jobs", "1", "--json", str(tmp_path / "rows.json"))
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    rows = json.loads((tmp_path / "rows.json").read_text())
-    assert rows and done.stdout.splitlines()[-1] == f"{len(rows)} launches, 0 failed"
-    assert {row["serialized"] for row in rows} == {False}, "embedding has no matrix products"

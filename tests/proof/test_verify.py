@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -54,18 +52,6 @@ def test_inputs_are_the_same_at_every_call():
     case = one_case()[0].case
     first, second = (verify.draw("linear", case, torch.float32, "cpu") for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in case.shapes)
-
-
-def test_plain_command(tmp_path, capsys, wrong_linear):
-    path = tmp_path / "verify.json"
-    arguments = ["linear", "--dtype", "float32", "--case", "one", "--json", str(path)]
-    assert verify.main(arguments) == 1
-    assert "FAILED linear one float32" in capsys.readouterr().out
-    rows = json.loads(path.read_text())
-    assert len(rows) == 14 and not any(row["passed"] for row in rows)
-    with pytest.raises(SystemExit) as stop:
-        verify.main(["linaer"])
-    assert stop.value.code == 2
 
 
 def test_worst_error():

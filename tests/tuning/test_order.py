@@ -13,7 +13,6 @@ from primer_fast.bench.report import FAST, Goal, Report
 from primer_fast.kernels.launch import CHIPS, Product
 from primer_fast.kernels.tunable import Variant
 from primer_fast.proof.targets import TARGETS
-from primer_fast.tuning import __main__ as tuning_main
 from primer_fast.tuning import order, portfolio, prune, search, session
 from primer_fast.tuning.__main__ import main
 from primer_fast.tuning.problems import Decision, TunedCase
@@ -128,7 +127,7 @@ def played(monkeypatch):
     def workers(jobs):
         yield Workers()
 
-    monkeypatch.setattr("primer_fast.tuning.__main__.Workers", workers)
+    monkeypatch.setattr("primer_fast.tuning.job.Workers", workers)
     return problems
 
 
@@ -206,7 +205,6 @@ def test_the_command_says_that_the_gpu_was_lost(played, tmp_path, monkeypatch, c
         raise RuntimeError("an illegal memory access was encountered")
 
     played[DECISIONS[1]] = lose
-    monkeypatch.setattr(tune, "Workers", tuning_main.Workers)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lose)
     assert tune.main(["--out", str(tmp_path / "tuned")]) == units.LOST

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from primer_fast.cli.option_types import misfit
+from primer_fast.cli.option_types import wrong_field
 from primer_fast.train.settings.dpo import DPOConfig
 from primer_fast.train.settings.language_model import LanguageModelConfig
 from primer_fast.train.settings.ppo import PPOConfig
@@ -133,7 +133,7 @@ def _from_json(values: dict, out: Path) -> Options:
     """Inverse of ``to_json``: the options that the run in ``out`` was begun with."""
 
     def made(cls: type, values: dict):
-        if wrong := misfit(cls, values):
+        if wrong := wrong_field(cls, values):
             raise ValueError(wrong)
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 

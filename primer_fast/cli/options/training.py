@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from primer_fast.cli.option_types import misfit
+from primer_fast.cli.option_types import wrong_field
 from primer_fast.train.settings.supervised import SupervisedConfig
 
 
@@ -115,7 +115,7 @@ def to_json(options: TrainOptions) -> dict:
 def _from_json(command: Syntax, values: dict, folder: Path) -> TrainOptions:
     """Inverse of ``to_json``: the options that a run was begun with."""
     try:
-        wrong = misfit(command.options, values) or misfit(command.config, values["train"])
+        wrong = wrong_field(command.options, values) or wrong_field(command.config, values["train"])
         if wrong:
             raise ValueError(wrong)
         train = {key: tuple(v) if isinstance(v, list) else v for key, v in values["train"].items()}
