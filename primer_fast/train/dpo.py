@@ -50,7 +50,8 @@ from primer_fast.train.epochs import (
     total_steps,
 )
 from primer_fast.train.log_probs import token_log_probs
-from primer_fast.train.settings.dpo import LOSSES, OF_MARGIN, DPOConfig, check_loss
+from primer_fast.train.settings import DPO_LOSSES as LOSSES
+from primer_fast.train.settings import MARGIN_LOSSES, DPOConfig, check_dpo_loss
 from primer_fast.train.world import ALONE, World
 
 
@@ -62,10 +63,10 @@ def preference_loss(h: Tensor, beta: float, kind: str = "sigmoid", label_smoothi
         label_smoothing: e of cdpo and robust.
 
     Raises:
-        ValueError: ``kind`` is none of OF_MARGIN; beta is not positive; label_smoothing is not from 0 to below 0.5, or
-            not 0 where ``kind`` does not know it.
+        ValueError: ``kind`` is none of MARGIN_LOSSES; beta is not positive; label_smoothing is not from 0 to below 0.5,
+            or is not 0 where ``kind`` does not know it.
     """
-    check_loss(kind, beta, label_smoothing, OF_MARGIN)
+    check_dpo_loss(kind, beta, label_smoothing, MARGIN_LOSSES)
     if kind == "ipo":
         return (h - 1 / (2 * beta)) ** 2
     if kind == "hinge":
@@ -89,7 +90,7 @@ def ratio_loss(
     Raises:
         ValueError: ``kind`` is none of LOSSES, or a number is out of its range, as in ``preference_loss``.
     """
-    check_loss(kind, beta, label_smoothing)
+    check_dpo_loss(kind, beta, label_smoothing)
     if kind == "apo_zero":
         return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
     if kind == "sppo_hard":

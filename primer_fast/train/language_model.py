@@ -41,7 +41,7 @@ from primer_fast.train.common import (
     sent,
     set_learning_rate,
 )
-from primer_fast.train.settings.language_model import LanguageModelConfig
+from primer_fast.train.settings import LanguageModelConfig
 from primer_fast.train.world import ALONE, World
 
 

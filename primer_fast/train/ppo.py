@@ -58,7 +58,7 @@ from primer_fast.train.completion_batch import to_device
 from primer_fast.train.epochs import scheduled, start_adamw
 from primer_fast.train.log_probs import spread_log_probs, token_log_probs
 from primer_fast.train.scoring import Reward, checked_scores
-from primer_fast.train.settings.ppo import KL_ESTIMATORS, PPOConfig
+from primer_fast.train.settings import KL_ESTIMATORS, PPOConfig
 
 
 def kl_estimate(log_prob: Tensor, reference: Tensor, kind: str = "k1") -> Tensor:  # (N, T), (N, T) -> (N, T)

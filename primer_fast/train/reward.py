@@ -33,7 +33,7 @@ from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.models.reward import RewardModel
 from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
 from primer_fast.train.epochs import run_epochs, scheduled, start_adamw, total_steps
-from primer_fast.train.settings.reward import RewardConfig
+from primer_fast.train.settings import RewardConfig
 
 
 def pair_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, centring: float = 0.0) -> Tensor:

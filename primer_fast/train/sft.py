@@ -17,7 +17,7 @@ from primer_fast.models.transformer import Transformer
 from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
 from primer_fast.train.epochs import run_epochs, scheduled, start_adamw, total_steps
 from primer_fast.train.log_probs import token_log_probs
-from primer_fast.train.settings.sft import SFTConfig
+from primer_fast.train.settings import SFTConfig
 
 
 def start(model: Transformer, config: SFTConfig) -> TrainState[Transformer]:

@@ -47,7 +47,7 @@ from primer_fast.train.common import (
     record,
     set_learning_rate,
 )
-from primer_fast.train.settings.supervised import SupervisedConfig
+from primer_fast.train.settings import SupervisedConfig
 from primer_fast.train.world import ALONE, World
 
 EVALUATION_BATCH = 4096

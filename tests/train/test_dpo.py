@@ -12,7 +12,7 @@ from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import dpo
 from primer_fast.train.common import pack, unpack
 from primer_fast.train.log_probs import token_log_probs
-from primer_fast.train.settings.dpo import NOT_BUILT
+from primer_fast.train.settings import LOSSES_OF_TRL_ALONE
 
 pytestmark = pytest.mark.usefixtures("plain_path")
 
@@ -166,9 +166,9 @@ def test_the_reference_must_be_of_these_pairs():
     ("changes", "message"),
     [
         ({"loss": "logistic"}, f"loss must be one of {', '.join(dpo.LOSSES)}; got 'logistic'$"),
-        *(({"loss": name}, f"loss must be .*; got '{name}', which TRL has") for name in NOT_BUILT),
+        *(({"loss": name}, f"loss must be .*; got '{name}', which TRL has") for name in LOSSES_OF_TRL_ALONE),
         ({"beta": 0.0}, "beta must be positive and finite; got 0.0"),
-        ({"label_smoothing": 0.1}, "label_smoothing is cdpo's and robust's; got 0.1"),
+        ({"label_smoothing": 0.1}, "label_smoothing must be 0 but for cdpo and robust; got 0.1"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"batch_size": 0}, "batch_size must be a positive integer; got 0"),
     ],

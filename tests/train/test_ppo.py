@@ -226,7 +226,7 @@ def test_nan_stops_with_the_rollout():
         ({"minibatches": 13}, "minibatches must not exceed batch_size; got 13"),
         ({"lam": 1.5}, r"lam must be in \[0, 1\]; got 1.5"),
         ({"kl_target": 0.0}, "kl_target must be positive or None"),
-        ({"precision": "float16"}, "precision must be float32 or bfloat16"),
+        ({"precision": "float16"}, "precision must be one of float32, bfloat16"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a positive integer"),
     ],
 )
