@@ -13,7 +13,7 @@ from primer_fast.cli.run_folder import RunFolder, load_weights, read_safetensors
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer
-from primer_fast.train.common import TrainState, pack, unpack
+from primer_fast.train.state import TrainState, pack, unpack
 
 CHECKPOINTS = 5  # of a stage
 KEPT, NOTES = "kept.", "notes"

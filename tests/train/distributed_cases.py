@@ -23,10 +23,9 @@ from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.models.vit import ViT, ViTConfig
 from primer_fast.train import dpo, language_model, ppo, reward, sft, supervised
-from primer_fast.train.common import pack, unpack
-from primer_fast.train.distributed import distribute, whole
+from primer_fast.train.parallel import ALONE, joined, whole
 from primer_fast.train.scoring import RewardError, reward_of_lists
-from primer_fast.train.world import ALONE, joined
+from primer_fast.train.state import distribute, pack, unpack
 
 device = "cpu"
 END = 0
@@ -172,7 +171,7 @@ DROPOUT = Language(dataclasses.replace(PRE, dropout=0.2))
 def begin(case, world, strategy):
     torch.manual_seed(0)
     state, config = case.start()
-    state.parallel = distribute(state.model, state.optimizer, world, strategy)
+    distribute(state, world, strategy)
     torch.manual_seed(world.rank)
     return state, config
 
@@ -194,7 +193,7 @@ def run(case, world=ALONE, strategy="none"):
 
 
 def save(folder, state):
-    if state.parallel.is_sharded:
+    if state.is_sharded:
         sharded_checkpoint.save(folder, state, {}, 0.0)
     else:
         content = pack(state, {}, 0.0)
@@ -232,7 +231,7 @@ def skipped_steps(world, strategy):
     config = supervised.SupervisedConfig(batch_size=4, steps=1, precision="float16")
     state = supervised.start(MLP(MLPConfig((64, 16, 3))).to(device), config)
     before = [p.detach().clone() for p in state.model.parameters()]
-    state.parallel = distribute(state.model, state.optimizer, world, strategy)
+    distribute(state, world, strategy)
     inputs, targets = images(4)
     inputs[0] *= 1000
     list(supervised.train(state, inputs, targets, config))

@@ -10,9 +10,9 @@ from primer_fast.data.completions import encode_pairs
 from primer_fast.data.preferences import Preference
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import dpo
-from primer_fast.train.common import pack, unpack
 from primer_fast.train.log_probs import token_log_probs
 from primer_fast.train.settings import LOSSES_OF_TRL_ALONE
+from primer_fast.train.state import pack, unpack
 
 pytestmark = pytest.mark.usefixtures("plain_path")
 

@@ -8,8 +8,8 @@ import torch
 from primer_fast.data.text import TokenizedText, consecutive_windows
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import language_model
-from primer_fast.train.common import pack, unpack
 from primer_fast.train.language_model import LanguageModelConfig
+from primer_fast.train.state import pack, unpack
 
 SMALL = LanguageModelConfig(steps=12, batch_size=5, warmup_steps=2, log_every=4, eval_every=6, eval_batches=2)
 TIMES = ("train/seconds", "train/tokens_per_second")

@@ -11,8 +11,8 @@ from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import ppo
-from primer_fast.train.common import pack, unpack
 from primer_fast.train.scoring import RewardError, checked_scores, reward_of_lists, reward_of_model
+from primer_fast.train.state import pack, unpack
 
 pytestmark = pytest.mark.usefixtures("plain_path")
 

@@ -9,7 +9,8 @@ import torch
 from primer_fast.data.soccer import load_soccer
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train import supervised
-from primer_fast.train.common import epoch_order, learning_rate, pack, unpack
+from primer_fast.train.state import pack, unpack
+from primer_fast.train.steps import epoch_order, learning_rate
 from primer_fast.train.supervised import SupervisedConfig, binary_cross_entropy, cross_entropy
 
 SMALL = SupervisedConfig(batch_size=10, epochs=3, warmup_steps=2, log_every=4)
