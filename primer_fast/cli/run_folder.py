@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 import primer_fast
+from primer_fast.files import replace_file
 
 fcntl: Any  # None where there is none
 try:
@@ -222,24 +223,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         WriteError: the file before is left as it was.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
     with writing(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()  # a full disk has better use for it
-            raise
-        if os.name == "posix":  # the rename itself reaches the disk with the folder
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        replace_file(path, content, TEMPORARY)
 
 
 @contextlib.contextmanager

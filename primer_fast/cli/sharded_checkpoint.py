@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from primer_fast.cli.run_folder import sharded_checkpoints, write_text
+from primer_fast.files import flush_names
 from primer_fast.train.parallel import is_sharded
 from primer_fast.train.state import TrainState, random_states, state_metadata, state_tensors
 
@@ -47,7 +48,7 @@ def save(folder: Path, state: TrainState, config: dict, epoch: float) -> None:
     def seal() -> None:
         write_text(temporary / STATE, json.dumps(metadata) + "\n")
         os.replace(temporary, path)
-        _flush_names(folder)  # before what it replaces goes
+        flush_names(folder)  # before what it replaces goes
         remove(folder, but=path)
 
     state.world.first(seal)
@@ -95,15 +96,6 @@ def remove(folder: Path, but: Path | None = None) -> None:
     for path in (*sharded_checkpoints(folder), folder / PARTIAL):
         if path != but:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _flush_names(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _make_empty(path: Path) -> None:

@@ -5,13 +5,11 @@ from primer_fast.cli import threads  # noqa: F401
 # isort: split
 
 
-from primer_fast.cli import training
 from primer_fast.cli.cnn_tasks import DigitsForCNN
-from primer_fast.cli.console import Display
 from primer_fast.cli.options.train_cnn import SYNTAX, Options
 from primer_fast.cli.options.train_cnn import default_options as default_options
 from primer_fast.cli.tasks import SupervisedTask, read_digits
-from primer_fast.cli.training import Command, Outcome
+from primer_fast.cli.training import Command
 from primer_fast.models.cnn import CNN, CNNConfig
 
 
@@ -28,11 +26,4 @@ def make_model(options: Options, task: SupervisedTask) -> CNN:
 
 
 COMMAND = Command(SYNTAX, load_task, make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
-
-
-def run(options: Options, display: Display) -> Outcome:
-    return training.run(COMMAND, options, display)
+main, run = COMMAND.main, COMMAND.run

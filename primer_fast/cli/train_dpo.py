@@ -6,7 +6,6 @@ from primer_fast.cli import threads  # noqa: F401
 
 import copy
 
-from primer_fast.cli import training
 from primer_fast.cli.base_run import load_policy
 from primer_fast.cli.options.train_dpo import SYNTAX, Options
 from primer_fast.cli.preference_data import load_pairs
@@ -25,7 +24,4 @@ def make_model(options: Options, task: DPOTask):
 
 
 COMMAND = Command(SYNTAX, load_task, make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
+main = COMMAND.main

@@ -5,13 +5,11 @@ from primer_fast.cli import threads  # noqa: F401
 # isort: split
 
 
-from primer_fast.cli import training
-from primer_fast.cli.console import Display
 from primer_fast.cli.mlp_tasks import load_task
 from primer_fast.cli.options.train_mlp import SYNTAX, Options
 from primer_fast.cli.options.train_mlp import default_options as default_options
 from primer_fast.cli.tasks import SupervisedTask
-from primer_fast.cli.training import Command, Outcome
+from primer_fast.cli.training import Command
 from primer_fast.models.mlp import MLP, MLPConfig
 
 
@@ -26,11 +24,4 @@ def make_model(options: Options, task: SupervisedTask) -> MLP:
 
 
 COMMAND = Command(SYNTAX, lambda options: load_task(options.data, options.train), make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
-
-
-def run(options: Options, display: Display) -> Outcome:
-    return training.run(COMMAND, options, display)
+main, run = COMMAND.main, COMMAND.run

@@ -8,7 +8,6 @@ import copy
 
 import torch
 
-from primer_fast.cli import training
 from primer_fast.cli.base_run import load_policy, load_reward
 from primer_fast.cli.options.train_ppo import SYNTAX, Options
 from primer_fast.cli.preference_tasks import PPOTask
@@ -41,7 +40,4 @@ def make_model(options: Options, task: PPOTask) -> ActorCritic:
 
 
 COMMAND = Command(SYNTAX, load_task, make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
+main = COMMAND.main

@@ -5,12 +5,10 @@ from primer_fast.cli import threads  # noqa: F401
 # isort: split
 
 
-from primer_fast.cli import training
-from primer_fast.cli.console import Display
 from primer_fast.cli.options.train_vit import SYNTAX, Options
 from primer_fast.cli.options.train_vit import default_options as default_options
 from primer_fast.cli.tasks import DigitsTask, read_digits
-from primer_fast.cli.training import Command, Outcome
+from primer_fast.cli.training import Command
 from primer_fast.models.vit import ViT, ViTConfig
 
 
@@ -35,11 +33,4 @@ def make_model(options: Options, task: DigitsForViT) -> ViT:
 
 
 COMMAND = Command(SYNTAX, load_task, make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
-
-
-def run(options: Options, display: Display) -> Outcome:
-    return training.run(COMMAND, options, display)
+main, run = COMMAND.main, COMMAND.run

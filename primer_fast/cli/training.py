@@ -41,6 +41,12 @@ class Command:
     def folder(self, options: TrainOptions) -> Path:
         return self.syntax.folder(options)
 
+    def main(self, argv: list[str]) -> int:
+        return main(self, argv)
+
+    def run(self, options: TrainOptions, display: Display) -> "Outcome":
+        return run(self, options, display)
+
 
 @dataclass
 class Outcome(Generic[Model]):

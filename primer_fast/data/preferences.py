@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from primer_fast.data.lines import LARGEST, number_of, read_lines, read_objects
+from primer_fast.files import replace_file
 
 FIELDS = ("prompt", "chosen", "rejected")
 DRAWS = 50  # attempts at a division of few texts
@@ -73,11 +74,8 @@ def read_preferences(path: str | Path) -> list[Preference]:
 
 def write_preferences(path: str | Path, pairs: Iterable[Preference]) -> None:
     """The inverse of ``read_preferences``."""
-    path = Path(path)
     rows = ({field: getattr(p, field) for field in FIELDS} | ({"margin": p.margin} if p.margin else {}) for p in pairs)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_ratings(path: str | Path) -> list[RatedText]:

@@ -2,12 +2,12 @@
 
 import datetime
 import json
-import os
 from pathlib import Path
 
 import torch
 import triton
 
+from primer_fast.files import replace_file
 from primer_fast.kernels.tunable import read_tuned
 from primer_fast.tuning.problems import Site
 from primer_fast.tuning.search import Outcome
@@ -35,7 +35,7 @@ def entry(outcome: Outcome, default: tuple) -> dict:
 
 
 def add(path: Path, gpu_name: str, site: Site, made: dict) -> None:
-    """Add one entry to what the file holds now, under a temporary name that is then renamed.
+    """Add one entry to what the file holds now.
 
     Raises:
         OSError: the file cannot be written; what was there is as before.
@@ -50,9 +50,4 @@ def add(path: Path, gpu_name: str, site: Site, made: dict) -> None:
         "settings": {name: dict(sorted(section.items())) for name, section in sorted(sections.items())},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, json.dumps(content, indent=1) + "\n")

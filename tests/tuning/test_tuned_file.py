@@ -49,7 +49,7 @@ def test_entries_are_merged(tuned):
 def test_a_failed_write_leaves_the_file_as_it_was(tuned, monkeypatch):
     path = tuned(H100, {"matmul": {}})
     before = path.read_bytes()
-    monkeypatch.setattr(type(path), "replace", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
     with pytest.raises(OSError, match="full"):
         tuned_file.add(path, H100.name, SITE, FASTER)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path], "no temporary file stays"
