@@ -33,7 +33,7 @@ from primer_fast.cli import (
 from primer_fast.cli.console import Display
 from primer_fast.cli.options.demo import Options, parse
 from primer_fast.cli.run_folder import write_text
-from primer_fast.cli.training import Outcome
+from primer_fast.cli.training import RunResult
 
 VERIFIED = (  # the ops that the chapters of the page stand on
     "linear", "conv2d", "max_pool2d", "embedding", "layer_norm", "scaled_dot_product_attention",
@@ -238,7 +238,7 @@ def share(row: dict) -> float:
     return 0.0 if row["error"] == 0 else float("inf")
 
 
-def mlp(soccer: Outcome, digits: Outcome) -> page.Chapter:
+def mlp(soccer: RunResult, digits: RunResult) -> page.Chapter:
     title = "Multilayer perceptron"
     html = page.section(
         title,

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from primer_fast.cli import page
-from primer_fast.cli.training import Outcome
+from primer_fast.cli.training import RunResult
 from primer_fast.models.cnn import CNN
 
 
-def chapter(convolution: Path, digits: Outcome[CNN]) -> page.Chapter:
+def chapter(convolution: Path, digits: RunResult[CNN]) -> page.Chapter:
     """The worked example with its picture, then the network on digits."""
     config = digits.model.config
     sizes = " and ".join(map(str, config.channels))

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from primer_fast.cli import page
-from primer_fast.cli.training import Outcome
+from primer_fast.cli.training import RunResult
 from primer_fast.models.transformer import Transformer
 
 
-def chapter(attention: Path, text: Outcome[Transformer]) -> page.Chapter:
+def chapter(attention: Path, text: RunResult[Transformer]) -> page.Chapter:
     """The worked example with its picture, then the model on the built-in text."""
     config = text.model.config
     title = "Transformer"

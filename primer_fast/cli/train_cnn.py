@@ -9,7 +9,7 @@ from primer_fast.cli.cnn_tasks import DigitsForCNN
 from primer_fast.cli.options.train_cnn import SYNTAX, Options
 from primer_fast.cli.options.train_cnn import default_options as default_options
 from primer_fast.cli.tasks import SupervisedTask, read_digits
-from primer_fast.cli.training import Command
+from primer_fast.cli.training import TrainCommand
 from primer_fast.models.cnn import CNN, CNNConfig
 
 
@@ -25,5 +25,5 @@ def make_model(options: Options, task: SupervisedTask) -> CNN:
     return CNN(config)
 
 
-COMMAND = Command(SYNTAX, load_task, make_model)
+COMMAND = TrainCommand(SYNTAX, load_task, make_model)
 main, run = COMMAND.main, COMMAND.run

@@ -8,7 +8,7 @@ from primer_fast.cli import threads  # noqa: F401
 from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, TextTask, read_shape
 from primer_fast.cli.options.train_gpt import OF_THE_MODEL, SYNTAX, Options
 from primer_fast.cli.options.train_gpt import default_options as default_options
-from primer_fast.cli.training import Command
+from primer_fast.cli.training import TrainCommand
 from primer_fast.data import tokenizers
 from primer_fast.data.text import load_text, tokenize
 from primer_fast.data.tokenizers import Tokenizer
@@ -69,5 +69,5 @@ def _model(options: Options, vocab: int) -> Transformer:
     return model
 
 
-COMMAND = Command(SYNTAX, load_task, make_model)
+COMMAND = TrainCommand(SYNTAX, load_task, make_model)
 main, run = COMMAND.main, COMMAND.run

@@ -9,7 +9,7 @@ from primer_fast.cli.mlp_tasks import load_task
 from primer_fast.cli.options.train_mlp import SYNTAX, Options
 from primer_fast.cli.options.train_mlp import default_options as default_options
 from primer_fast.cli.tasks import SupervisedTask
-from primer_fast.cli.training import Command
+from primer_fast.cli.training import TrainCommand
 from primer_fast.models.mlp import MLP, MLPConfig
 
 
@@ -23,5 +23,5 @@ def make_model(options: Options, task: SupervisedTask) -> MLP:
     return MLP(config)
 
 
-COMMAND = Command(SYNTAX, lambda options: load_task(options.data, options.train), make_model)
+COMMAND = TrainCommand(SYNTAX, lambda options: load_task(options.data, options.train), make_model)
 main, run = COMMAND.main, COMMAND.run

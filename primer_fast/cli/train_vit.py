@@ -8,7 +8,7 @@ from primer_fast.cli import threads  # noqa: F401
 from primer_fast.cli.options.train_vit import SYNTAX, Options
 from primer_fast.cli.options.train_vit import default_options as default_options
 from primer_fast.cli.tasks import DigitsTask, read_digits
-from primer_fast.cli.training import Command
+from primer_fast.cli.training import TrainCommand
 from primer_fast.models.vit import ViT, ViTConfig
 
 
@@ -32,5 +32,5 @@ def make_model(options: Options, task: DigitsForViT) -> ViT:
     return ViT(config)
 
 
-COMMAND = Command(SYNTAX, load_task, make_model)
+COMMAND = TrainCommand(SYNTAX, load_task, make_model)
 main, run = COMMAND.main, COMMAND.run

@@ -27,7 +27,7 @@ from primer_fast.train.state import Model, TrainState, distribute, generator
 
 
 @dataclass(frozen=True)
-class Command:
+class TrainCommand:
     """``primer-fast train <model>``: what distinguishes one such command from the others."""
 
     syntax: Syntax
@@ -44,12 +44,12 @@ class Command:
     def main(self, argv: list[str]) -> int:
         return main(self, argv)
 
-    def run(self, options: TrainOptions, display: Display) -> "Outcome":
+    def run(self, options: TrainOptions, display: Display) -> "RunResult":
         return run(self, options, display)
 
 
 @dataclass
-class Outcome(Generic[Model]):
+class RunResult(Generic[Model]):
     """What a call did: the rows of metrics, where the files are, how the last row reads, its exit status."""
 
     folder: Path
@@ -61,7 +61,7 @@ class Outcome(Generic[Model]):
     status: int = 0  # of a run that was stopped: 130 by Ctrl-C, 143 by SIGTERM, 141 as nobody reads what it prints
 
 
-def main(command: Command, argv: list[str]) -> int:
+def main(command: TrainCommand, argv: list[str]) -> int:
     """Run ``command``; 0 if it finished, 1 if training or its reward failed, 2 for a wrong call.
 
     A run that a signal stopped gives 128 and its number, 130 for Ctrl-C and 143 for SIGTERM.
@@ -85,7 +85,7 @@ def main(command: Command, argv: list[str]) -> int:
             return _told(command, error)
 
 
-def _call(command: Command, options: TrainOptions, argv: list[str], world: World) -> int:
+def _call(command: TrainCommand, options: TrainOptions, argv: list[str], world: World) -> int:
     with Display(quiet=world.rank > 0) as display:
         with sizes_that_fit():
             outcome = run(command, options, display, world)
@@ -96,7 +96,7 @@ def _call(command: Command, options: TrainOptions, argv: list[str], world: World
     return outcome.status or (terminal.CLOSED if display.closed else 0)
 
 
-def _told(command: Command, error: BaseException) -> int:
+def _told(command: TrainCommand, error: BaseException) -> int:
     """Print what went wrong, in a line where it is an error that users meet; -> exit status."""
     if isinstance(error, SystemExit):  # tyro has printed the help, or what is wrong with the arguments
         return error.code if isinstance(error.code, int) else 2
@@ -125,7 +125,7 @@ def _strategy(options: TrainOptions) -> str:
     return options.strategy
 
 
-def run(command: Command, options: TrainOptions, display: Display, world: World = ALONE) -> Outcome:
+def run(command: TrainCommand, options: TrainOptions, display: Display, world: World = ALONE) -> RunResult:
     """Train as ``options`` say, or go on; write everything into the folder of the run.
 
     All processes of ``world`` call it; the first writes, and of a model that is sharded each its part.
@@ -158,8 +158,8 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
 
 
 def _run(
-    command: Command, options: TrainOptions, display: Display, folder: RunFolder, task: Task, state: TrainState
-) -> Outcome:
+    command: TrainCommand, options: TrainOptions, display: Display, folder: RunFolder, task: Task, state: TrainState
+) -> RunResult:
     config, world, model = options.train, state.world, state.model
     files = task.files(model)
     if options.resume:
@@ -206,7 +206,7 @@ def _run(
         result = f"stopped at step {state.step} of {steps} and saved in {folder.path}"
         mine = interruption.status(asked.stop()) if asked.requested() else terminal.CLOSED * display.closed
         status = max(world.collect(mine))
-        return Outcome(folder.path, world.first(folder.rows), False, result, None, model, status)
+        return RunResult(folder.path, world.first(folder.rows), False, result, None, model, status)
 
     model = state.whole()
     task.finish(model)
@@ -220,7 +220,7 @@ def _run(
     display.print(f"{folder.path}: {', '.join(written)}")
     if comparison:
         display.print(comparison.report())
-    return Outcome(folder.path, rows, True, result, comparison, model)
+    return RunResult(folder.path, rows, True, result, comparison, model)
 
 
 def _draw(folder: RunFolder, task: Task, model: torch.nn.Module, config: Any, rows: list[dict]) -> list[str]:
