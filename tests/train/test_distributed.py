@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import procedures
 import pytest
 import torch
 
@@ -37,7 +38,13 @@ def free_port():
 
 def environments(size, interpreting):
     common = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET" or interpreting}
-    common |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    common |= {
+        "PYTHONPATH": str(SCRIPT.parent.parent),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
@@ -122,7 +129,7 @@ def test_gpus_train_as_one(tmp_path, monkeypatch):
     """Two of them where there are, with nccl; one alone shows that nothing lies on a wrong device."""
     run_processes(min(2, torch.cuda.device_count()), tmp_path, "cuda")
     found = torch.load(tmp_path / "found.pt", weights_only=False)
-    monkeypatch.setattr(cases, "device", "cuda")
+    monkeypatch.setattr(procedures, "device", "cuda")
     for name, case in cases.CASES.items():
         (row, *_), _ = cases.run(case)
         for strategy in ("ddp", "fsdp"):
@@ -218,10 +225,10 @@ def test_micro_batches_are_the_batch_and_as_many_for_each(count, accumulate, siz
 
 @plain
 def test_a_rollout_has_a_completion_for_each_process():
-    state, config = cases.PPO(batch_size=4).start()
+    state, config = procedures.PPO(batch_size=4).start()
     state.world = World(0, 5)
     with pytest.raises(ValueError, match="ppo: batch_size must be at least the number of processes, 5; got 4"):
-        cases.go_on(cases.PPO(), state, config)
+        procedures.go_on(procedures.PPO(), state, config)
 
 
 def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
