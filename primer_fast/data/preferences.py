@@ -207,7 +207,7 @@ def split_pairs(
         raise ValueError(f"split_pairs: held_out must be between 0 and 1; got {held_out}")
     rng = np.random.default_rng(seed)
     sides = [((p.prompt, p.chosen), (p.prompt, p.rejected)) for p in pairs]
-    group = _joined(sides)
+    group = _components(sides)
     names = list(dict.fromkeys(group[a] for a, _ in sides))
     sizes = dict.fromkeys(names, 0)
     for a, _ in sides:
@@ -239,8 +239,8 @@ def _divided(pairs: Sequence[Preference], sides: list[tuple], is_out: dict) -> t
     return parts
 
 
-def _joined(links: Iterable[tuple]) -> dict:
-    """Each thing that is linked -> one of those that it hangs together with, the same for all of these."""
+def _components(links: Iterable[tuple]) -> dict:
+    """The connected components of a graph by union-find: each node -> one node of its component, the same for all."""
     parent: dict = {}
 
     def root(x):

@@ -388,10 +388,6 @@ class Transformer(nn.Module):
     def log_prob(
         self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: Literal[True], **options
     ) -> tuple[Tensor, Tensor]: ...
-    @overload
-    def log_prob(
-        self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool, **options
-    ) -> Tensor | tuple[Tensor, Tensor]: ...
     def log_prob(
         self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool = False, **options
     ) -> Tensor | tuple[Tensor, Tensor]:  # (B, T), (B, T) -> (B, T) float32, with return_entropy twice
