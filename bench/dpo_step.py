@@ -21,7 +21,7 @@ from primer_fast.bench.trl_step import Sizes, beside_trl
 from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.models.transformer import TransformerConfig
 from primer_fast.train import cuda_graphs, dpo
-from primer_fast.train.common import autocast
+from primer_fast.train.steps import autocast
 
 PLAIN_TORCH = "plain PyTorch"
 BATCHES = 8  # of pairs, then from the first again

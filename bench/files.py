@@ -3,9 +3,10 @@
 Documents have places for results, between two comments.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from primer_fast.files import replace_files
 
 
 def replace_text(path: str | Path, text: str) -> None:
@@ -15,16 +16,9 @@ def replace_text(path: str | Path, text: str) -> None:
 
 def replace_texts(texts: Mapping[Path, str]) -> None:
     """Several files: all are written under temporary names before the first is renamed."""
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
-    try:
-        for path, text in texts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary[path].write_text(text + "\n", encoding="utf-8")
-        for path, written in temporary.items():
-            os.replace(written, path)
-    finally:
-        for written in temporary.values():
-            written.unlink(missing_ok=True)
+    for path in texts:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    replace_files({path: text + "\n" for path, text in texts.items()})
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

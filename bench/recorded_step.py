@@ -14,9 +14,10 @@ from primer_fast.proof.native import CheckedTensor
 from primer_fast.proof.on_gpu import compared
 from primer_fast.reference.case import Case
 from primer_fast.train import dpo, language_model, ppo, supervised
-from primer_fast.train.common import TrainState, set_learning_rate
 from primer_fast.train.cuda_graphs import WARM_UP, RecordedUpdate, Update
 from primer_fast.train.language_model import LanguageModelConfig
+from primer_fast.train.state import TrainState
+from primer_fast.train.steps import set_learning_rate
 from primer_fast.train.supervised import SupervisedConfig
 
 STEPS = WARM_UP + 2  # the last two are replayed

@@ -25,7 +25,7 @@ from primer_fast.data.drawn_digits import draw_digits
 from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train import cuda_graphs, supervised
-from primer_fast.train.common import epoch_order
+from primer_fast.train.steps import epoch_order
 from primer_fast.train.supervised import SupervisedConfig
 
 ENOUGH = 0.99

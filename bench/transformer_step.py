@@ -11,8 +11,8 @@ from primer_fast.data.text import load_text, tokenize
 from primer_fast.data.tokenizers import make
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import cuda_graphs, language_model
-from primer_fast.train.common import autocast, learning_rate
 from primer_fast.train.language_model import LanguageModelConfig
+from primer_fast.train.steps import autocast, learning_rate
 
 OURS_COMPILED = f"{OURS}, torch.compile"
 GRAPH, NO_GRAPH = f"{OURS}, CUDA graph", f"{OURS}, no CUDA graph"  # on a GPU beside ours by default, which is either

@@ -1,7 +1,6 @@
 """A stage of `primer-fast align` on the disk: one that is finished is not done again, one that was stopped goes on."""
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 
@@ -9,11 +8,12 @@ import torch
 from torch import Tensor
 
 from primer_fast.cli.align_data import Material
+from primer_fast.cli.preference_tasks import sha256_of
 from primer_fast.cli.run_folder import RunFolder, load_weights, read_safetensors
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer
-from primer_fast.train.common import TrainState, pack, unpack
+from primer_fast.train.state import TrainState, pack, unpack
 
 CHECKPOINTS = 5  # of a stage
 KEPT, NOTES = "kept.", "notes"
@@ -81,13 +81,9 @@ def forget(out: Path) -> None:
 
 def fingerprint(material: Material) -> str:
     """SHA-256 of all that the stages learn from."""
-    digest = hashlib.sha256(material.tokenizer.to_json().encode())
     parts = [material.corpus, material.train_pairs.stacked(), material.test_pairs.stacked()]
     tensors = [t for part in parts for t in (part.tokens, part.prompt_lengths, part.lengths)]
     tensors += [*material.prompts, *material.test_prompts]
     if material.running_text is not None:
         tensors += [material.running_text.train, material.running_text.validation]
-    for t in tensors:
-        digest.update(f"{tuple(t.shape)} {t.dtype}".encode())
-        digest.update(t.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return sha256_of(material.tokenizer.to_json(), [("", t) for t in tensors])

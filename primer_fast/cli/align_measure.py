@@ -13,9 +13,9 @@ from primer_fast.data.completions import Completions
 from primer_fast.models.generation import generate
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer
-from primer_fast.train.common import generator
 from primer_fast.train.log_probs import token_log_probs
 from primer_fast.train.reward import score
+from primer_fast.train.state import generator
 
 Z = 1.959964  # of a 95 % interval
 BATCH = 500  # completions that are written at once

@@ -27,8 +27,8 @@ from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import dpo, language_model, ppo, sft
 from primer_fast.train import reward as reward_modelling
-from primer_fast.train.common import TrainState
 from primer_fast.train.scoring import reward_of_model
+from primer_fast.train.state import TrainState
 
 SEED_OF_POINTS, SEED_OF_SAMPLES = 1, 2
 SECONDS = "seconds.json"

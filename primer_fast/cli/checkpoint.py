@@ -6,12 +6,12 @@ from torch import Tensor
 
 from primer_fast.cli import sharded_checkpoint
 from primer_fast.cli.run_folder import RunFolder, read_safetensors
-from primer_fast.train.common import TrainState, pack, unpack
+from primer_fast.train.state import TrainState, pack, unpack
 
 
 def save(folder: RunFolder, state: TrainState, options: dict, epoch: float) -> None:
     """Write the checkpoint of ``state``; the one before goes. All processes call it."""
-    if state.parallel.is_sharded:
+    if state.is_sharded:
         sharded_checkpoint.save(folder.path, state, options, epoch)
         state.world.first(lambda: folder.checkpoint.unlink(missing_ok=True))
         return

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from primer_fast.bench.torch_twin import torch_twin
 from primer_fast.cli.tasks import SupervisedTask
 from primer_fast.train import supervised
-from primer_fast.train.common import TrainState
+from primer_fast.train.state import TrainState
 from primer_fast.train.supervised import SupervisedConfig
 
 

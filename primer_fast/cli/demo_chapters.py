@@ -5,12 +5,12 @@ from pathlib import Path
 from primer_fast.cli import page
 from primer_fast.cli.align_report import RATING
 from primer_fast.cli.align_stages import Alignment
-from primer_fast.cli.training import Outcome
+from primer_fast.cli.training import RunResult
 from primer_fast.models.cnn import CNN
 from primer_fast.models.transformer import Transformer
 
 
-def mlp(soccer: Outcome, digits: Outcome) -> page.Chapter:
+def mlp(soccer: RunResult, digits: RunResult) -> page.Chapter:
     title = "Multilayer perceptron"
     html = page.section(
         title,
@@ -76,7 +76,7 @@ def _digits(folder: Path) -> tuple[str, ...]:
     )
 
 
-def cnn(convolution: Path, digits: Outcome[CNN]) -> page.Chapter:
+def cnn(convolution: Path, digits: RunResult[CNN]) -> page.Chapter:
     """The worked example with its picture, then the network on digits."""
     config = digits.model.config
     sizes = " and ".join(map(str, config.channels))
@@ -125,7 +125,7 @@ def cnn(convolution: Path, digits: Outcome[CNN]) -> page.Chapter:
     return page.Chapter(title, digits.result, html)
 
 
-def gpt(attention: Path, text: Outcome[Transformer]) -> page.Chapter:
+def gpt(attention: Path, text: RunResult[Transformer]) -> page.Chapter:
     """The worked example with its picture, then the model on the built-in text."""
     config = text.model.config
     title = "Transformer"

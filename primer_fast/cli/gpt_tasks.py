@@ -30,9 +30,6 @@ class TextTask(Task):
         self.text, self.tokenizer, self.context = text, tokenizer, context
         self.sample_tokens, self.seed = sample_tokens, seed
 
-    def start(self, model, config):
-        return language_model.start(model, config)
-
     def steps(self, config):
         return config.steps
 

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,9 +23,8 @@ from primer_fast.models.generation import generate
 from primer_fast.models.transformer import Transformer
 from primer_fast.train import dpo, ppo, sft
 from primer_fast.train import reward as reward_modelling
-from primer_fast.train.epochs import steps_per_epoch, total_steps
+from primer_fast.train.parallel import ALONE, World
 from primer_fast.train.scoring import Reward, RewardError
-from primer_fast.train.world import ALONE, World
 
 SAVES = 10  # checkpoints of a run
 SHOWN = 3  # completions that are printed with each
@@ -45,6 +45,10 @@ class CompletionTask(Task):
     title: ClassVar[str]
     temperature = 1.0
     step_name = "optimizer step"
+
+    def start(self, model, config):
+        self.config = config
+        return super().start(model, config)
 
     def is_saved(self, step, config):
         last = self.steps(config)
@@ -99,15 +103,9 @@ class SFTTask(CompletionTask):
     held_out: Completions
     title = "Supervised fine-tuning"
 
-    def start(self, model, config):
-        self.config = config
-        return sft.start(model, config)
-
-    def steps(self, config):
-        return total_steps(len(self.completions), config)
-
-    def epoch(self, step, config):
-        return step / steps_per_epoch(len(self.completions), config)
+    @property
+    def samples(self):
+        return len(self.completions)
 
     def train(self, state, config, should_stop):
         return sft.train(state, self.completions, config, should_stop=should_stop)
@@ -128,11 +126,9 @@ class PairTask(CompletionTask):
     pairs: CompletionPairs
     held_out: CompletionPairs
 
-    def steps(self, config):
-        return total_steps(len(self.pairs), config)
-
-    def epoch(self, step, config):
-        return step / steps_per_epoch(len(self.pairs), config)
+    @property
+    def samples(self):
+        return len(self.pairs)
 
 
 @dataclasses.dataclass
@@ -141,10 +137,6 @@ class RewardTask(PairTask):
 
     def remark(self, model, row):
         return None  # it writes nothing
-
-    def start(self, model, config):
-        self.config = config
-        return reward_modelling.start(model, config)
 
     def train(self, state, config, should_stop):
         return reward_modelling.train(state, self.pairs, config, should_stop=should_stop)
@@ -181,10 +173,6 @@ class RewardTask(PairTask):
 class DPOTask(PairTask):
     folder: Path  # of the run: the reference's log-probabilities are kept there
     title = "Direct preference optimisation"
-
-    def start(self, model, config):
-        self.config = config
-        return dpo.start(model, config)
 
     def train(self, state, config, should_stop):
         base = self.base.to(next(state.model.parameters()).device)
@@ -258,7 +246,11 @@ def cached_reference(
     path: Path, model: Transformer, pairs: CompletionPairs, config: dpo.DPOConfig, world: World = ALONE
 ) -> Tensor:
     """The reference's log-probabilities of the pairs, (N, 2), from ``path`` where they are of this model and data."""
-    key, kept = fingerprint(model, pairs, config.precision), None
+    parts = {f"model.{name}": t for name, t in model.state_dict().items()}
+    for side in ("chosen", "rejected"):
+        parts |= {f"{side}.{field}": t for field, t in vars(getattr(pairs, side)).items()}
+    key = sha256_of(repr((model.config, config.precision)), [(f"{name} ", t) for name, t in parts.items()])
+    kept = None
     if path.exists():
         try:
             tensors, metadata = read_safetensors(path)
@@ -275,13 +267,10 @@ def cached_reference(
     return log_probs
 
 
-def fingerprint(model: torch.nn.Module, pairs: CompletionPairs, precision: str) -> str:
-    """SHA-256 of the weights with their names and shapes, the shape of the model, the pairs, the precision."""
-    digest = hashlib.sha256(repr((model.config, precision)).encode())
-    parts = {f"model.{name}": t for name, t in model.state_dict().items()}
-    for side in ("chosen", "rejected"):
-        parts |= {f"{side}.{field}": t for field, t in vars(getattr(pairs, side)).items()}
-    for name, t in parts.items():
-        digest.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
+def sha256_of(beginning: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of a text and of tensors, with what stands before each, its shape and its dtype."""
+    digest = hashlib.sha256(beginning.encode())
+    for name, t in tensors:
+        digest.update(f"{name}{tuple(t.shape)} {t.dtype}".encode())
         digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -27,6 +27,7 @@ from torch import Tensor
 
 import primer_fast
 from primer_fast.cli.errors import WriteError as WriteError
+from primer_fast.files import replace_file
 
 fcntl: Any  # None where there is none
 try:
@@ -219,29 +220,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         WriteError: the file before is left as it was.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
     with writing(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()  # a full disk has better use for it
-            raise
-        flush_names(path.parent)
-
-
-def flush_names(folder: Path) -> None:
-    """Bring the names of the files in ``folder`` to the disk, where a renaming is not with the file itself."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        replace_file(path, content, TEMPORARY)
 
 
 @contextlib.contextmanager

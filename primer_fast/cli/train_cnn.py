@@ -1,12 +1,10 @@
 """primer-fast train cnn: the convolutional network on digits."""
 
-from primer_fast.cli import training
 from primer_fast.cli.cnn_tasks import DigitsForCNN
-from primer_fast.cli.console import Display
 from primer_fast.cli.options.train_cnn import SYNTAX, Options
 from primer_fast.cli.options.train_cnn import default_options as default_options
 from primer_fast.cli.tasks import SupervisedTask, read_digits
-from primer_fast.cli.training import Command, Outcome
+from primer_fast.cli.training import TrainCommand
 from primer_fast.models.cnn import CNN, CNNConfig
 
 
@@ -22,12 +20,5 @@ def make_model(options: Options, task: SupervisedTask) -> CNN:
     return CNN(config)
 
 
-COMMAND = Command(SYNTAX, load_task, make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
-
-
-def run(options: Options, display: Display) -> Outcome:
-    return training.run(COMMAND, options, display)
+COMMAND = TrainCommand(SYNTAX, load_task, make_model)
+main, run = COMMAND.main, COMMAND.run

@@ -2,12 +2,11 @@
 
 import copy
 
-from primer_fast.cli import training
 from primer_fast.cli.base_run import load_policy
 from primer_fast.cli.options.train_dpo import SYNTAX, Options
 from primer_fast.cli.preference_data import load_pairs
 from primer_fast.cli.preference_tasks import DPOTask
-from primer_fast.cli.training import Command
+from primer_fast.cli.training import TrainCommand
 
 
 def load_task(options: Options) -> DPOTask:
@@ -20,8 +19,5 @@ def make_model(options: Options, task: DPOTask):
     return copy.deepcopy(task.base)
 
 
-COMMAND = Command(SYNTAX, load_task, make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
+COMMAND = TrainCommand(SYNTAX, load_task, make_model)
+main = COMMAND.main

@@ -1,11 +1,9 @@
 """primer-fast train gpt: a decoder transformer on text."""
 
-from primer_fast.cli import training
-from primer_fast.cli.console import Display
 from primer_fast.cli.gpt_tasks import SHAPE, TOKENIZER, TextTask, read_shape
 from primer_fast.cli.options.train_gpt import OF_THE_MODEL, SYNTAX, Options
 from primer_fast.cli.options.train_gpt import default_options as default_options
-from primer_fast.cli.training import Command, Outcome
+from primer_fast.cli.training import TrainCommand
 from primer_fast.data import tokenizers
 from primer_fast.data.text import load_text, tokenize
 from primer_fast.data.tokenizers import Tokenizer
@@ -66,12 +64,5 @@ def _model(options: Options, vocab: int) -> Transformer:
     return model
 
 
-COMMAND = Command(SYNTAX, load_task, make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
-
-
-def run(options: Options, display: Display) -> Outcome:
-    return training.run(COMMAND, options, display)
+COMMAND = TrainCommand(SYNTAX, load_task, make_model)
+main, run = COMMAND.main, COMMAND.run

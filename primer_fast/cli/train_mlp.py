@@ -1,12 +1,10 @@
 """primer-fast train mlp: the multilayer perceptron on digits or on the soccer players."""
 
-from primer_fast.cli import training
-from primer_fast.cli.console import Display
 from primer_fast.cli.mlp_tasks import load_task
 from primer_fast.cli.options.train_mlp import SYNTAX, Options
 from primer_fast.cli.options.train_mlp import default_options as default_options
 from primer_fast.cli.tasks import SupervisedTask
-from primer_fast.cli.training import Command, Outcome
+from primer_fast.cli.training import TrainCommand
 from primer_fast.models.mlp import MLP, MLPConfig
 
 
@@ -20,12 +18,5 @@ def make_model(options: Options, task: SupervisedTask) -> MLP:
     return MLP(config)
 
 
-COMMAND = Command(SYNTAX, lambda options: load_task(options.data, options.train), make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
-
-
-def run(options: Options, display: Display) -> Outcome:
-    return training.run(COMMAND, options, display)
+COMMAND = TrainCommand(SYNTAX, lambda options: load_task(options.data, options.train), make_model)
+main, run = COMMAND.main, COMMAND.run

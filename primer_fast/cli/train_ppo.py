@@ -4,11 +4,10 @@ import copy
 
 import torch
 
-from primer_fast.cli import training
 from primer_fast.cli.base_run import load_policy, load_reward
 from primer_fast.cli.options.train_ppo import SYNTAX, Options
 from primer_fast.cli.preference_tasks import PPOTask
-from primer_fast.cli.training import Command
+from primer_fast.cli.training import TrainCommand
 from primer_fast.data.prompts import read_prompts
 from primer_fast.models.actor_critic import ActorCritic
 
@@ -36,8 +35,5 @@ def make_model(options: Options, task: PPOTask) -> ActorCritic:
     return ActorCritic(copy.deepcopy(task.base), "shared" if options.shared_critic else None)
 
 
-COMMAND = Command(SYNTAX, load_task, make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
+COMMAND = TrainCommand(SYNTAX, load_task, make_model)
+main = COMMAND.main

@@ -1,11 +1,10 @@
 """primer-fast train reward: a transformer learns which completions people prefer."""
 
-from primer_fast.cli import training
 from primer_fast.cli.base_run import load_policy
 from primer_fast.cli.options.train_reward import SYNTAX, Options
 from primer_fast.cli.preference_data import load_pairs
 from primer_fast.cli.preference_tasks import RewardTask
-from primer_fast.cli.training import Command
+from primer_fast.cli.training import TrainCommand
 from primer_fast.models.reward import RewardModel
 
 
@@ -19,8 +18,5 @@ def make_model(options: Options, task: RewardTask) -> RewardModel:
     return RewardModel.from_language_model(task.base)
 
 
-COMMAND = Command(SYNTAX, load_task, make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
+COMMAND = TrainCommand(SYNTAX, load_task, make_model)
+main = COMMAND.main

@@ -4,14 +4,13 @@ import copy
 
 import torch
 
-from primer_fast.cli import training
 from primer_fast.cli.base_run import load_policy
 from primer_fast.cli.options.train_sft import SYNTAX, Options
 from primer_fast.cli.preference_tasks import SFTTask
-from primer_fast.cli.training import Command
+from primer_fast.cli.training import TrainCommand
 from primer_fast.data.completions import encode_completions
 from primer_fast.data.prompts import read_completions
-from primer_fast.train.common import generator
+from primer_fast.train.state import generator
 
 
 def load_task(options: Options) -> SFTTask:
@@ -34,8 +33,5 @@ def make_model(options: Options, task: SFTTask):
     return copy.deepcopy(task.base)
 
 
-COMMAND = Command(SYNTAX, load_task, make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
+COMMAND = TrainCommand(SYNTAX, load_task, make_model)
+main = COMMAND.main

@@ -1,11 +1,9 @@
 """primer-fast train vit: the vision transformer on digits."""
 
-from primer_fast.cli import training
-from primer_fast.cli.console import Display
 from primer_fast.cli.options.train_vit import SYNTAX, Options
 from primer_fast.cli.options.train_vit import default_options as default_options
 from primer_fast.cli.tasks import DigitsTask, read_digits
-from primer_fast.cli.training import Command, Outcome
+from primer_fast.cli.training import TrainCommand
 from primer_fast.models.vit import ViT, ViTConfig
 
 
@@ -29,12 +27,5 @@ def make_model(options: Options, task: DigitsForViT) -> ViT:
     return ViT(config)
 
 
-COMMAND = Command(SYNTAX, load_task, make_model)
-
-
-def main(argv: list[str]) -> int:
-    return training.main(COMMAND, argv)
-
-
-def run(options: Options, display: Display) -> Outcome:
-    return training.run(COMMAND, options, display)
+COMMAND = TrainCommand(SYNTAX, load_task, make_model)
+main, run = COMMAND.main, COMMAND.run

@@ -20,14 +20,13 @@ from primer_fast.cli.interruption import Interruption
 from primer_fast.cli.options.training import Syntax, TrainOptions, data_name, to_json
 from primer_fast.cli.run_folder import RunFolder, WriteError, writing
 from primer_fast.cli.tasks import SupervisedTask, Task
-from primer_fast.train.common import Model, TrainState, generator
-from primer_fast.train.distributed import distribute
+from primer_fast.train.parallel import ALONE, World, joined, started
 from primer_fast.train.scoring import RewardError
-from primer_fast.train.world import ALONE, World, joined, started
+from primer_fast.train.state import Model, TrainState, distribute, generator
 
 
 @dataclass(frozen=True)
-class Command:
+class TrainCommand:
     """``primer-fast train <model>``: what distinguishes one such command from the others."""
 
     syntax: Syntax
@@ -41,9 +40,15 @@ class Command:
     def folder(self, options: TrainOptions) -> Path:
         return self.syntax.folder(options)
 
+    def main(self, argv: list[str]) -> int:
+        return main(self, argv)
+
+    def run(self, options: TrainOptions, display: Display) -> "RunResult":
+        return run(self, options, display)
+
 
 @dataclass
-class Outcome(Generic[Model]):
+class RunResult(Generic[Model]):
     """What a call did: the rows of metrics, where the files are, how the last row reads, its exit status."""
 
     folder: Path
@@ -55,7 +60,7 @@ class Outcome(Generic[Model]):
     status: int = 0  # of a run that was stopped: 130 by Ctrl-C, 143 by SIGTERM, 141 as nobody reads what it prints
 
 
-def main(command: Command, argv: list[str]) -> int:
+def main(command: TrainCommand, argv: list[str]) -> int:
     """Run ``command``; 0 if it finished, 1 if training or its reward failed, 2 for a wrong call.
 
     A run that a signal stopped gives 128 and its number, 130 for Ctrl-C and 143 for SIGTERM.
@@ -79,7 +84,7 @@ def main(command: Command, argv: list[str]) -> int:
             return _told(command, error)
 
 
-def _call(command: Command, options: TrainOptions, argv: list[str], world: World) -> int:
+def _call(command: TrainCommand, options: TrainOptions, argv: list[str], world: World) -> int:
     with Display(quiet=world.rank > 0) as display:
         with sizes_that_fit():
             outcome = run(command, options, display, world)
@@ -90,7 +95,7 @@ def _call(command: Command, options: TrainOptions, argv: list[str], world: World
     return outcome.status or (terminal.CLOSED if display.closed else 0)
 
 
-def _told(command: Command, error: BaseException) -> int:
+def _told(command: TrainCommand, error: BaseException) -> int:
     """Print what went wrong, in a line where it is an error that users meet; -> exit status."""
     if isinstance(error, EXPECTED):
         return report_end(command.name, error, failure=RewardError)
@@ -113,7 +118,7 @@ def _strategy(options: TrainOptions) -> str:
     return options.strategy
 
 
-def run(command: Command, options: TrainOptions, display: Display, world: World = ALONE) -> Outcome:
+def run(command: TrainCommand, options: TrainOptions, display: Display, world: World = ALONE) -> RunResult:
     """Train as ``options`` say, or go on; write everything into the folder of the run.
 
     All processes of ``world`` call it; the first writes, and of a model that is sharded each its part.
@@ -138,7 +143,7 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
     model = command.make_model(options, task).to(options.torch_device)
     state = task.start(model, config)
     strategy = "none" if world.store is None else _strategy(options)
-    state.parallel = distribute(model, state.optimizer, world, strategy)
+    distribute(state, world, strategy)
     if world.rank:  # the first process draws its dropout as a single one does
         torch.manual_seed(generator(config.seed, 5, world.rank).initial_seed())
     with folder.held() if world.rank == 0 else contextlib.nullcontext():
@@ -146,8 +151,8 @@ def run(command: Command, options: TrainOptions, display: Display, world: World 
 
 
 def _run(
-    command: Command, options: TrainOptions, display: Display, folder: RunFolder, task: Task, state: TrainState
-) -> Outcome:
+    command: TrainCommand, options: TrainOptions, display: Display, folder: RunFolder, task: Task, state: TrainState
+) -> RunResult:
     config, world, model = options.train, state.world, state.model
     files = task.files(model)
     if options.resume:
@@ -194,7 +199,7 @@ def _run(
         result = f"stopped at step {state.step} of {steps} and saved in {folder.path}"
         mine = interruption.status(asked.stop()) if asked.requested() else terminal.CLOSED * display.closed
         status = max(world.collect(mine))
-        return Outcome(folder.path, world.first(folder.rows), False, result, None, model, status)
+        return RunResult(folder.path, world.first(folder.rows), False, result, None, model, status)
 
     model = state.whole()
     task.finish(model)
@@ -208,7 +213,7 @@ def _run(
     display.print(f"{folder.path}: {', '.join(written)}")
     if comparison:
         display.print(comparison.report())
-    return Outcome(folder.path, rows, True, result, comparison, model)
+    return RunResult(folder.path, rows, True, result, comparison, model)
 
 
 def _draw(folder: RunFolder, task: Task, model: torch.nn.Module, config: Any, rows: list[dict]) -> list[str]:

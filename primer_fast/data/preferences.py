@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from primer_fast.data.lines import LARGEST, number_of, read_lines, read_objects
+from primer_fast.files import replace_file
 
 FIELDS = ("prompt", "chosen", "rejected")
 DRAWS = 50  # attempts at a division of few texts
@@ -73,11 +74,8 @@ def read_preferences(path: str | Path) -> list[Preference]:
 
 def write_preferences(path: str | Path, pairs: Iterable[Preference]) -> None:
     """The inverse of ``read_preferences``."""
-    path = Path(path)
     rows = ({field: getattr(p, field) for field in FIELDS} | ({"margin": p.margin} if p.margin else {}) for p in pairs)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_ratings(path: str | Path) -> list[RatedText]:
@@ -209,7 +207,7 @@ def split_pairs(
         raise ValueError(f"split_pairs: held_out must be between 0 and 1; got {held_out}")
     rng = np.random.default_rng(seed)
     sides = [((p.prompt, p.chosen), (p.prompt, p.rejected)) for p in pairs]
-    group = _joined(sides)
+    group = _components(sides)
     names = list(dict.fromkeys(group[a] for a, _ in sides))
     sizes = dict.fromkeys(names, 0)
     for a, _ in sides:
@@ -241,8 +239,8 @@ def _divided(pairs: Sequence[Preference], sides: list[tuple], is_out: dict) -> t
     return parts
 
 
-def _joined(links: Iterable[tuple]) -> dict:
-    """Each thing that is linked -> one of those that it hangs together with, the same for all of these."""
+def _components(links: Iterable[tuple]) -> dict:
+    """The connected components of a graph by union-find: each node -> one node of its component, the same for all."""
     parent: dict = {}
 
     def root(x):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from primer_fast import nn
-from primer_fast.models.reward import RewardModel, read_before_logits
+from primer_fast.models.reward import RewardModel, freeze_logits
 from primer_fast.models.transformer import Transformer
 
 
@@ -39,7 +39,7 @@ class ActorCritic(nn.Module):
             self.trunk, self.head = copy.deepcopy(critic.trunk), copy.deepcopy(critic.head)
         else:
             if critic is None:
-                self.trunk = read_before_logits(copy.deepcopy(policy))
+                self.trunk = freeze_logits(copy.deepcopy(policy))
             self.head = nn.Linear(policy.config.width, 1)
             torch.nn.init.zeros_(self.head.weight)
             torch.nn.init.zeros_(self.head.bias)

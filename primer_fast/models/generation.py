@@ -259,7 +259,7 @@ def _continue(model, prompts, host_lengths, N, sampling, generator, log_probs, s
     lengths = None if min(host_lengths) == P else prompt_lengths
     serves = min(N, context - P + 1) if cached else 0  # tokens that the cache gives before the window slides
     graph = cuda_graph and prompts.is_cuda and serves > 1
-    cache = KVCache(model.config, B, P + serves - 1, fixed=graph) if serves > 0 else None
+    cache = model.new_cache(B, P + serves - 1, fixed=graph) if serves > 0 else None
     step = DecodeStep(model, cache, B, sampling, generator, log_probs, place)
     new = torch.zeros(B, N, dtype=torch.int64, device=device)
     chosen = torch.zeros(B, N, device=device) if log_probs else None

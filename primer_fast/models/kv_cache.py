@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primer_fast.models.transformer import TransformerConfig
-
 
 class KVCache:
-    """What ``Transformer.hidden(tokens, cache=...)`` appends to and attends to.
+    """What ``Transformer.hidden(tokens, cache=...)`` appends to and attends to; ``Transformer.new_cache`` makes it.
 
     The first call brings the prompts, padded on the right, with ``lengths`` where they differ; each later one T tokens
     more for every row.
@@ -27,13 +25,11 @@ class KVCache:
             otherwise they leave out the positions that no row has reached.
 
     Raises:
-        ValueError: more tokens than ``capacity`` or the model's context holds.
+        ValueError: more tokens than ``capacity``.
     """
 
-    def __init__(self, config: TransformerConfig, batch: int, capacity: int, *, fixed: bool = False):
-        if capacity > config.context:
-            raise ValueError(f"KVCache: capacity must be at most the context {config.context}; got {capacity}")
-        self.shape = (config.layers, batch, capacity, 2 * config.key_heads, config.head_width)
+    def __init__(self, layers: int, batch: int, capacity: int, key_heads: int, head_width: int, *, fixed: bool = False):
+        self.shape = (layers, batch, capacity, 2 * key_heads, head_width)
         self.fixed = fixed
         self.store: Tensor | None = None  # (layers, B, S, 2 Hk, d): keys, then values
         self.lengths: Tensor  # (B,) int64; there from the first tokens on, whose device it is on

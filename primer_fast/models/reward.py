@@ -5,7 +5,7 @@ Sources: Stiennon et al. 2020, arXiv:2009.01325 (the head and its start); Ouyang
 Legend: N rows, T tokens, W width.
 """
 
-__all__ = ["RewardModel", "read_before_logits"]
+__all__ = ["RewardModel", "freeze_logits"]
 
 import copy
 
@@ -16,8 +16,8 @@ from primer_fast import nn
 from primer_fast.models.transformer import Transformer, TransformerConfig
 
 
-def read_before_logits(trunk: Transformer) -> Transformer:
-    """The transformer, whose hidden states alone are read: what only its logits are made with learns no more."""
+def freeze_logits(trunk: Transformer) -> Transformer:
+    """``trunk``, for use of its hidden states alone: the weights that only its logits need are trained no more."""
     for part in (trunk.unembedding, trunk.head, trunk.head_norm, trunk.head_bias):
         if part is not None:
             part.requires_grad_(False)
@@ -41,7 +41,7 @@ class RewardModel(nn.Module):
         if not config.causal:
             raise ValueError("RewardModel: the transformer must be causal; got causal=False")
         self.config = config
-        self.trunk = read_before_logits(Transformer(config) if trunk is None else trunk)
+        self.trunk = freeze_logits(Transformer(config) if trunk is None else trunk)
         self.head = nn.Linear(config.width, 1)
         torch.nn.init.normal_(self.head.weight, std=(config.width + 1) ** -0.5)
         torch.nn.init.zeros_(self.head.bias)

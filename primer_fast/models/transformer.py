@@ -28,7 +28,7 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as torch_F
@@ -36,10 +36,8 @@ from torch import Tensor
 
 from primer_fast import functional as F
 from primer_fast import nn
+from primer_fast.models.kv_cache import KVCache
 from primer_fast.nn.layers import in_turn
-
-if TYPE_CHECKING:
-    from primer_fast.models.kv_cache import KVCache
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 NORMS = ("post", "pre")
@@ -129,7 +127,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, config.bias)
 
     def forward(
-        self, x: Tensor, visible: dict[str, Any], cache: "KVCache | None" = None, layer: int = 0
+        self, x: Tensor, visible: dict[str, Any], cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:  # (B, T, W) -> (B, T, W)
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_width))  # (B, T, H + 2 Hk, d)
         if cache is not None:
@@ -164,7 +162,7 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, config.width, config.bias)
         self.mlp_norm = nn.LayerNorm(config.width, config.norm_eps, bias=config.bias)
 
-    def attend(self, x: Tensor, visible: dict[str, Any], cache: "KVCache | None", layer: int) -> Tensor:
+    def attend(self, x: Tensor, visible: dict[str, Any], cache: KVCache | None, layer: int) -> Tensor:
         return self.drop(self.attention(x, visible, cache, layer))
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -183,7 +181,7 @@ class Block(nn.Module):
 
 
 def post_norm(
-    blocks: Iterable[Block], x: Tensor, visible: dict[str, Any], cache: "KVCache | None" = None
+    blocks: Iterable[Block], x: Tensor, visible: dict[str, Any], cache: KVCache | None = None
 ) -> Tensor:  # (B, T, W) -> (B, T, W)
     """The primer's blocks: X <- LayerNorm(O + X), X <- LayerNorm(MLP(X) + X)."""
     for i, block in enumerate(blocks):
@@ -193,7 +191,7 @@ def post_norm(
 
 
 def pre_norm(
-    blocks: Iterable[Block], norm: nn.LayerNorm, x: Tensor, visible: dict[str, Any], cache: "KVCache | None" = None
+    blocks: Iterable[Block], norm: nn.LayerNorm, x: Tensor, visible: dict[str, Any], cache: KVCache | None = None
 ) -> Tensor:  # (B, T, W) -> (B, T, W)
     """With the last ``norm``. The sum of a branch and the residual is taken in the next norm's kernel."""
     branch = None
@@ -290,6 +288,13 @@ class Transformer(nn.Module):
             raise ValueError(f"exclude: one of the {vocab} ids must be left; got all of them")
         self.excluded = bias if ids.numel() else None
 
+    def new_cache(self, batch: int, capacity: int, *, fixed: bool = False) -> KVCache:
+        """An empty cache for ``batch`` sequences of up to ``capacity`` tokens; ``fixed`` is ``KVCache``'s."""
+        shape = self.config
+        if capacity > shape.context:
+            raise ValueError(f"Transformer: capacity must be at most the context {shape.context}; got {capacity}")
+        return KVCache(shape.layers, batch, capacity, shape.key_heads, shape.head_width, fixed=fixed)
+
     def forward(self, tokens: Tensor, **options) -> Tensor:  # (B, T) -> (B, T, V); options as hidden()
         return self.logits(self.hidden(tokens, **options))
 
@@ -300,7 +305,7 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,  # (B, T) bool: True is a token, False padding, on either side
         lengths: Tensor | None = None,  # (B,) int64: tokens from there on are padding
         segments: Tensor | None = None,  # (B, T) int64: BERT's token types; None: all 0
-        cache: "KVCache | None" = None,  # what came before these tokens; they are appended
+        cache: KVCache | None = None,  # what came before these tokens; they are appended
     ) -> Tensor:  # (B, T, W)
         """What the logits are made of, after the last norm; undefined where there is padding.
 
@@ -383,10 +388,6 @@ class Transformer(nn.Module):
     def log_prob(
         self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: Literal[True], **options
     ) -> tuple[Tensor, Tensor]: ...
-    @overload
-    def log_prob(
-        self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool, **options
-    ) -> Tensor | tuple[Tensor, Tensor]: ...
     def log_prob(
         self, tokens: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool = False, **options
     ) -> Tensor | tuple[Tensor, Tensor]:  # (B, T), (B, T) -> (B, T) float32, with return_entropy twice

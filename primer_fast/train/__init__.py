@@ -5,42 +5,36 @@ from typing import TYPE_CHECKING
 from primer_fast.lazy import lazy
 
 __all__ = [
-    "augmentation",
-    "common",
-    "completion_batch",
     "cuda_graphs",
-    "distributed",
     "dpo",
-    "epochs",
     "language_model",
     "log_probs",
+    "parallel",
     "ppo",
     "reward",
     "scoring",
     "settings",
     "sft",
+    "state",
+    "steps",
     "supervised",
-    "world",
 ]
 
 if TYPE_CHECKING:
     from primer_fast.train import (
-        augmentation,
-        common,
-        completion_batch,
         cuda_graphs,
-        distributed,
         dpo,
-        epochs,
         language_model,
         log_probs,
+        parallel,
         ppo,
         reward,
         scoring,
         settings,
         sft,
+        state,
+        steps,
         supervised,
-        world,
     )
 else:
     __getattr__, __dir__ = lazy(__name__, {})

@@ -30,7 +30,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from primer_fast.train.common import TrainState, record
+from primer_fast.train.state import TrainState
+from primer_fast.train.steps import record
 
 WARM_UP = 3  # steps as any other, in which kernels are compiled, libraries initialised and optimizer states made
 MOST = 16  # recordings of a step that are kept, each of other sizes: the one used longest ago goes first

@@ -40,18 +40,23 @@ from torch import Tensor
 from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.models.transformer import Transformer
 from primer_fast.train import cuda_graphs
-from primer_fast.train.common import TrainState, apply_gradient, autocast, record, sent, set_learning_rate
-from primer_fast.train.completion_batch import to_device
-from primer_fast.train.epochs import (
+from primer_fast.train.log_probs import to_device, token_log_probs
+from primer_fast.train.parallel import ALONE, World
+from primer_fast.train.settings import DPO_LOSSES as LOSSES
+from primer_fast.train.settings import MARGIN_LOSSES, DPOConfig, check_dpo_loss
+from primer_fast.train.state import TrainState
+from primer_fast.train.steps import (
+    apply_gradient,
+    autocast,
+    record,
     run_epochs,
     scheduled,
     seen_before,
-    start_adamw,
+    sent,
+    set_learning_rate,
+    start,
     total_steps,
 )
-from primer_fast.train.log_probs import token_log_probs
-from primer_fast.train.settings.dpo import LOSSES, OF_MARGIN, DPOConfig, check_loss
-from primer_fast.train.world import ALONE, World
 
 
 def preference_loss(h: Tensor, beta: float, kind: str = "sigmoid", label_smoothing: float = 0.0) -> Tensor:
@@ -62,10 +67,10 @@ def preference_loss(h: Tensor, beta: float, kind: str = "sigmoid", label_smoothi
         label_smoothing: e of cdpo and robust.
 
     Raises:
-        ValueError: ``kind`` is none of OF_MARGIN; beta is not positive; label_smoothing is not from 0 to below 0.5, or
-            not 0 where ``kind`` does not know it.
+        ValueError: ``kind`` is none of MARGIN_LOSSES; beta is not positive; label_smoothing is not from 0 to below 0.5,
+            or is not 0 where ``kind`` does not know it.
     """
-    check_loss(kind, beta, label_smoothing, OF_MARGIN)
+    check_dpo_loss(kind, beta, label_smoothing, MARGIN_LOSSES)
     if kind == "ipo":
         return (h - 1 / (2 * beta)) ** 2
     if kind == "hinge":
@@ -89,17 +94,12 @@ def ratio_loss(
     Raises:
         ValueError: ``kind`` is none of LOSSES, or a number is out of its range, as in ``preference_loss``.
     """
-    check_loss(kind, beta, label_smoothing)
+    check_dpo_loss(kind, beta, label_smoothing)
     if kind == "apo_zero":
         return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
     if kind == "sppo_hard":
         return (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2
     return preference_loss(chosen - rejected, beta, kind, label_smoothing)
-
-
-def start(model: Transformer, config: DPOConfig) -> TrainState[Transformer]:
-    """The state before the first step of training ``model``, a causal Transformer, on the device that it is on."""
-    return start_adamw(model, config)
 
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ def train(
         rows=full * int(lengths.sum()) // len(pairs) // config.accumulate,
     )  # fmt: skip
     rows = run_epochs(
-        state, len(pairs), config, "dpo",
+        state, len(pairs), config,
         lambda chosen: train_step(state, pairs[chosen], reference[chosen], config, last, step), should_stop,
     )  # fmt: skip
     for row in rows:
@@ -160,8 +160,8 @@ def batch_of(
     state: TrainState[Transformer], pairs: CompletionPairs, reference: Tensor, config: DPOConfig
 ) -> tuple[Tensor, ...]:
     """Pairs, on the CPU, as what ``update`` takes between the state and the configuration."""
-    device, shares = next(state.model.parameters()).device, state.world.shares(len(pairs), config.accumulate)
-    return sent(reference, device), *to_device(pairs.stacked(), shares, device, state.model.config.context, sides=2)
+    device, parts = next(state.model.parameters()).device, state.world.micro_batches(len(pairs), config.accumulate)
+    return sent(reference, device), *to_device(pairs.stacked(), parts, device, state.model.config.context, sides=2)
 
 
 def update(
@@ -176,16 +176,16 @@ def update(
     """One optimizer step on one batch of pairs; what it measured is appended to ``state.window``."""
     state.optimizer.zero_grad()
     count, measured = len(reference), []
-    for share, where in zip(state.shares(count, config.accumulate), places, strict=True):
-        pairs = (x.unflatten(0, (2, count))[:, share.rows] for x in (tokens, prompt_lengths, lengths))
+    for micro, where in zip(state.micro_batches(count, config.accumulate), places, strict=True):
+        pairs = (x.unflatten(0, (2, count))[:, micro.rows] for x in (tokens, prompt_lengths, lengths))
         batch = Completions(*(x.flatten(0, 1) for x in pairs))
         with autocast(tokens.device.type, config.precision):
             log_probs, entropy = state.forward(token_log_probs, batch, where, return_entropy=True)
         mask = batch.mask()
-        ratios = log_probs.sum(dim=1) - reference[share.rows].T.flatten()  # log pi / pi_ref, (2 B,)
+        ratios = log_probs.sum(dim=1) - reference[micro.rows].T.flatten()  # log pi / pi_ref, (2 B,)
         chosen, rejected = (ratios / mask.sum(dim=1) if config.loss == "ipo" else ratios).chunk(2)
         losses = ratio_loss(chosen, rejected, config.beta, config.loss, config.label_smoothing)
-        loss = share.of(losses.sum() / count)
+        loss = micro.counted(losses.sum() / count)
         state.backward(loss)
         with torch.no_grad():
             rewards, sums = (config.beta * ratios).chunk(2), log_probs.sum(dim=1).chunk(2)
@@ -196,7 +196,7 @@ def update(
                 "logps/chosen": sums[0].sum(), "logps/rejected": sums[1].sum(),
                 "entropy": torch.where(mask, entropy, 0.0).sum(), "tokens": mask.sum(),
             }  # fmt: skip
-            measured.append({key: share.of(x) for key, x in found.items()})
+            measured.append({key: micro.counted(x) for key, x in found.items()})
     norm = apply_gradient(state, config.clip_norm)
     parts: dict[str, Any] = {key: sum(part[key].detach().float() for part in measured) for key in measured[0]}
     total = state.world.sum(**parts)

@@ -19,7 +19,7 @@ __all__ = [
     "update",
 ]
 
-import time
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -28,36 +28,25 @@ from torch import Tensor
 
 from primer_fast.data.text import TokenizedText, consecutive_windows, windows
 from primer_fast.train import cuda_graphs
-from primer_fast.train.common import (
-    TrainState,
+from primer_fast.train.parallel import ALONE, World
+from primer_fast.train.settings import LanguageModelConfig
+from primer_fast.train.state import TrainState, generator
+from primer_fast.train.steps import (
     apply_gradient,
     autocast,
-    check_finite,
-    generator,
-    learning_rate,
-    make_optimizer,
-    mean_norm,
     record,
+    run,
+    scheduled,
     sent,
     set_learning_rate,
+    start,
 )
-from primer_fast.train.settings.language_model import LanguageModelConfig
-from primer_fast.train.world import ALONE, World
 
 
 class LanguageModel(Protocol):
     """What is trained here: a module whose ``config.context`` is the longest window that it takes."""
 
     def loss(self, tokens: Tensor, targets: Tensor, *, reduction: str) -> Tensor: ...  # (B, T), (B, T) -> ()
-
-
-def start(model: torch.nn.Module, config: LanguageModelConfig) -> TrainState:
-    """The state before the first step of training ``model`` on the device that it is on."""
-    optimizer = make_optimizer(
-        model, "adamw", lr=config.lr, weight_decay=config.weight_decay, betas=config.betas, momentum=0.0
-    )
-    device = next(model.parameters()).device.type
-    return TrainState(model, optimizer, torch.amp.GradScaler(device, enabled=config.precision == "float16"))
 
 
 def is_logged(step: int, config: LanguageModelConfig) -> bool:
@@ -102,22 +91,20 @@ def train(
         update, state, asked=config.cuda_graphs, batch=config.batch_size,
         rows=config.batch_size * context // config.accumulate, procedure="language_model",
     )  # fmt: skip
-    began, seen = time.perf_counter(), 0
-    while state.step < config.steps and not should_stop():
-        tokens = batch(text.train, context, config, state.step)
-        train_step(state, sent(tokens, device), config, step)
-        seen += config.batch_size * context
-        if is_logged(state.step, config):
-            row = _close_window(state, context, config)
-            seconds = time.perf_counter() - began
-            row |= {"train/seconds": seconds, "train/tokens_per_second": seen / seconds}
-            if is_validated(state.step, config):
-                row["validation/loss"] = evaluate(
-                    state.whole(), text.validation, config, config.eval_batches, state.world
-                )
-            yield row
-            began, seen = time.perf_counter(), 0
-    check_finite(state, "language_model")
+    every = (batch(text.train, context, config, number) for number in itertools.count(state.step))
+    rows = run(
+        state, config, config.steps, every, lambda drawn: train_step(state, sent(drawn, device), config, step),
+        should_stop, is_logged=lambda number: is_logged(number, config), prefix="train/",
+    )  # fmt: skip
+    before = state.step
+    for row in rows:
+        tokens = (state.step - before) * config.batch_size * context  # since the last row
+        row["tokens"] = state.step * config.batch_size * context
+        row["train/tokens_per_second"] = tokens / row["train/seconds"]
+        if is_validated(state.step, config):
+            row["validation/loss"] = evaluate(state.whole(), text.validation, config, config.eval_batches, state.world)
+        yield row
+        before = state.step
 
 
 def update(state: TrainState, windows: Tensor, config: LanguageModelConfig) -> None:  # (B, T + 1) int64
@@ -125,10 +112,10 @@ def update(state: TrainState, windows: Tensor, config: LanguageModelConfig) -> N
     state.optimizer.zero_grad()
     count = windows[:, 1:].numel()
     loss: Any = 0
-    for share in state.shares(len(windows), config.accumulate):
+    for micro in state.micro_batches(len(windows), config.accumulate):
         # The sum over the micro-batch divided by the tokens of the whole batch: a mean of means would overweight a
         # short last one.
-        part_loss = share.of(state.forward(loss_sum, windows[share.rows], config) / count)
+        part_loss = micro.counted(state.forward(loss_sum, windows[micro.rows], config) / count)
         state.backward(part_loss)
         loss = loss + part_loss.detach()
     norm = apply_gradient(state, config.clip_norm)
@@ -139,10 +126,7 @@ def train_step(
     state: TrainState, windows: Tensor, config: LanguageModelConfig, step: cuda_graphs.Update = update
 ) -> None:  # (B, T + 1) int64
     """``step``, which is ``update`` or a recording of it, at the learning rate of its number."""
-    lr = learning_rate(
-        state.step, peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps, total=config.steps, cosine=True
-    )
-    set_learning_rate(state.optimizer, lr)
+    set_learning_rate(state.optimizer, scheduled(state.step, config, config.steps))
     step(state, windows, config)
 
 
@@ -176,17 +160,3 @@ def evaluate(
         count += part[:, 1:].numel()
     model.train(training)
     return world.sum(total=total)["total"].item() / count
-
-
-def _close_window(state: TrainState, context: int, config: LanguageModelConfig) -> dict[str, float]:
-    """The means over the steps since the last row, which this reads from the device; the window starts anew."""
-    check_finite(state, "language_model")
-    row = {
-        "step": state.step,
-        "tokens": state.step * config.batch_size * context,
-        "train/loss": torch.stack(state.window["loss"]).double().mean().item(),
-        "train/grad_norm": mean_norm(state.window["grad_norm"]),
-        "train/learning_rate": float(state.optimizer.param_groups[0]["lr"]),
-    }
-    state.window = {}
-    return row

@@ -43,22 +43,20 @@ from primer_fast.data.completions import Completions
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.generation import generate
 from primer_fast.models.transformer import Transformer
-from primer_fast.train import cuda_graphs
-from primer_fast.train.common import (
-    TrainState,
+from primer_fast.train import cuda_graphs, steps
+from primer_fast.train.log_probs import to_device, token_log_probs
+from primer_fast.train.scoring import Reward, checked_scores
+from primer_fast.train.settings import KL_ESTIMATORS, PPOConfig
+from primer_fast.train.state import TrainState, generator
+from primer_fast.train.steps import (
     autocast,
     clip_gradient,
-    generator,
     record,
+    scheduled,
     sent,
     set_learning_rate,
     weights_are_finite,
 )
-from primer_fast.train.completion_batch import to_device
-from primer_fast.train.epochs import scheduled, start_adamw
-from primer_fast.train.log_probs import spread_log_probs, token_log_probs
-from primer_fast.train.scoring import Reward, checked_scores
-from primer_fast.train.settings.ppo import KL_ESTIMATORS, PPOConfig
 
 
 def kl_estimate(log_prob: Tensor, reference: Tensor, kind: str = "k1") -> Tensor:  # (N, T), (N, T) -> (N, T)
@@ -166,7 +164,7 @@ class Rollout:
 def start(model: ActorCritic, config: PPOConfig) -> TrainState[ActorCritic]:
     """The state before the first rollout of ``model`` on the device that it is on."""
     model.kl_coefficient.fill_(config.kl_coefficient)
-    return start_adamw(model, config)
+    return steps.start(model, config)
 
 
 def train(
@@ -263,7 +261,7 @@ def roll_out(
     mask = batch.mask()
     with autocast(device.type, config.precision):
         hidden, values = model(batch.tokens[:, :-1])
-        log_prob = spread_log_probs(model.policy, hidden, batch, temperature=config.temperature)
+        log_prob = token_log_probs(model.policy, batch, hidden=hidden, temperature=config.temperature)
         ref_log_prob = token_log_probs(reference, batch, temperature=config.temperature)
     # From here on every process has the whole rollout: it is small, and its statistics are of all of it.
     batch = Completions(*(world.gather(x, count) for x in (batch.tokens, batch.prompt_lengths, batch.lengths)))
@@ -296,8 +294,8 @@ def minibatch_of(
     config: PPOConfig,
 ) -> tuple[Tensor, ...]:
     """Some completions of a rollout as what ``minibatch_step`` takes between the state and the configuration."""
-    device, shares = rollout.values.device, state.world.shares(len(rows), config.accumulate)
-    batch = to_device(written[rows], shares, device, written.tokens.shape[1])
+    device, parts = rollout.values.device, state.world.micro_batches(len(rows), config.accumulate)
+    batch = to_device(written[rows], parts, device, written.tokens.shape[1])
     width, index = batch[0].shape[1] - 1, sent(rows, device)
     rest = (rollout.log_prob, rollout.values, rollout.advantages, rollout.returns)
     return *batch, *(x[index, :width] for x in rest)
@@ -321,8 +319,8 @@ def minibatch_step(
     count = mask.sum()
     state.optimizer.zero_grad()
     measured: dict[str, Tensor] = {}
-    for share, where in zip(state.shares(len(tokens), config.accumulate), places, strict=True):
-        rows = share.rows
+    for micro, where in zip(state.micro_batches(len(tokens), config.accumulate), places, strict=True):
+        rows = micro.rows
         part = Completions(tokens[rows], prompt_lengths[rows], lengths[rows])
         with autocast(count.device.type, config.precision):
             log_prob, entropy, values = state.forward(_evaluate, part, where, config.temperature)
@@ -330,13 +328,13 @@ def minibatch_step(
         error, value_clipfrac = value_loss(
             values, old_values[rows], returns[rows], mask[rows], config.value_clip, count
         )
-        loss = share.of(surrogate + config.value_weight * error)
+        loss = micro.counted(surrogate + config.value_weight * error)
         state.backward(loss)
         found |= {
             "loss": loss, "policy_loss": surrogate, "value_loss": error, "value_clipfrac": value_clipfrac,
             "entropy": masked_mean(entropy, mask[rows], count),
         }  # fmt: skip
-        measured = {key: measured.get(key, 0) + share.of(x.detach()) for key, x in found.items()}
+        measured = {key: measured.get(key, 0) + micro.counted(x.detach()) for key, x in found.items()}
     norm = clip_gradient(state.model, config.clip_norm)
     state.optimizer.step()
     record(state, **state.world.sum(**measured), grad_norm=norm)
@@ -347,7 +345,7 @@ def _evaluate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies and values of a rollout's tokens, (N, T - 1) each."""
     hidden, values = model(batch.tokens[:, :-1])
-    found = spread_log_probs(model.policy, hidden, batch, places, temperature=temperature, return_entropy=True)
+    found = token_log_probs(model.policy, batch, places, hidden=hidden, temperature=temperature, return_entropy=True)
     return *found, values
 
 

@@ -8,9 +8,7 @@ Legend: B pairs; w won (chosen), l lost (rejected).
 """
 
 __all__ = [
-    "PairAccuracy",
     "RewardConfig",
-    "pair_accuracy",
     "pair_loss",
     "rewards_of",
     "score",
@@ -22,7 +20,6 @@ __all__ = [
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,9 +28,18 @@ from torch import Tensor
 
 from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.models.reward import RewardModel
-from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
-from primer_fast.train.epochs import run_epochs, scheduled, start_adamw, total_steps
-from primer_fast.train.settings.reward import RewardConfig
+from primer_fast.train.settings import RewardConfig
+from primer_fast.train.state import TrainState
+from primer_fast.train.steps import (
+    apply_gradient,
+    autocast,
+    record,
+    run_epochs,
+    scheduled,
+    set_learning_rate,
+    start,
+    total_steps,
+)
 
 
 def pair_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, centring: float = 0.0) -> Tensor:
@@ -55,11 +61,6 @@ def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float,
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def start(model: RewardModel, config: RewardConfig) -> TrainState[RewardModel]:
-    """The state before the first step of training ``model`` on the device that it is on."""
-    return start_adamw(model, config)
-
-
 def train(
     state: TrainState[RewardModel],
     pairs: CompletionPairs,
@@ -79,7 +80,7 @@ def train(
     last = total_steps(len(pairs), config)
     state.model.train()
     yield from run_epochs(
-        state, len(pairs), config, "reward", lambda rows: train_step(state, pairs[rows], config, last), should_stop
+        state, len(pairs), config, lambda rows: train_step(state, pairs[rows], config, last), should_stop
     )
     state.model.eval()
 
@@ -91,16 +92,16 @@ def train_step(state: TrainState[RewardModel], pairs: CompletionPairs, config: R
     state.optimizer.zero_grad()
     loss: Any = 0
     both = torch.zeros(2, len(pairs), device=device)
-    for share in state.shares(len(pairs), config.accumulate):
-        batch = pairs[share.rows]
+    for micro in state.micro_batches(len(pairs), config.accumulate):
+        batch = pairs[micro.rows]
         with autocast(device.type, config.precision):
             chosen, rejected = state.forward(rewards_of, batch.stacked().to(device)).chunk(2)
         margin = batch.margin.to(device) if config.margins else 0.0
-        part_loss = share.of(pair_loss(chosen, rejected, margin, config.centring).sum() / len(pairs))
+        part_loss = micro.counted(pair_loss(chosen, rejected, margin, config.centring).sum() / len(pairs))
         state.backward(part_loss)
         loss = loss + part_loss.detach()
-        if not share.empty:
-            both[:, share.rows] = torch.stack([chosen, rejected]).detach()
+        if not micro.empty:
+            both[:, micro.rows] = torch.stack([chosen, rejected]).detach()
     chosen, rejected = rewards = state.world.sum_tensor(both)
     record(
         state, **state.world.sum(loss=loss),
@@ -124,29 +125,3 @@ def score(model: RewardModel, completions: Completions, batch_size: int = 256) -
     rewards = torch.cat([rewards_of(model, completions[rows].to(device)).cpu() for rows in parts])
     model.train(training)
     return rewards
-
-
-@dataclass(frozen=True)
-class PairAccuracy:
-    """How many of ``total`` pairs the rewards put in the order that people did, with a 95 % interval of the share."""
-
-    right: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        return self.right / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson_interval(self.right, self.total)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.share:.1%} of {self.total:,} pairs (95 % interval {low:.1%} to {high:.1%})"
-
-
-def pair_accuracy(model: RewardModel, pairs: CompletionPairs) -> PairAccuracy:
-    """Of pairs that were not trained on; equal rewards are wrong."""
-    chosen, rejected = score(model, pairs.chosen), score(model, pairs.rejected)
-    return PairAccuracy(int((chosen > rejected).sum()), len(pairs))

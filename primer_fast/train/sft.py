@@ -14,15 +14,19 @@ import torch
 
 from primer_fast.data.completions import Completions
 from primer_fast.models.transformer import Transformer
-from primer_fast.train.common import TrainState, apply_gradient, autocast, record, set_learning_rate
-from primer_fast.train.epochs import run_epochs, scheduled, start_adamw, total_steps
 from primer_fast.train.log_probs import token_log_probs
-from primer_fast.train.settings.sft import SFTConfig
-
-
-def start(model: Transformer, config: SFTConfig) -> TrainState[Transformer]:
-    """The state before the first step of training ``model``, which must be causal, on the device that it is on."""
-    return start_adamw(model, config)
+from primer_fast.train.settings import SFTConfig
+from primer_fast.train.state import TrainState
+from primer_fast.train.steps import (
+    apply_gradient,
+    autocast,
+    record,
+    run_epochs,
+    scheduled,
+    set_learning_rate,
+    start,
+    total_steps,
+)
 
 
 def train(
@@ -43,9 +47,8 @@ def train(
     last = total_steps(len(completions), config)
     state.model.train()
     yield from run_epochs(
-        state, len(completions), config, "sft",
-        lambda rows: train_step(state, completions[rows], config, last), should_stop,
-    )  # fmt: skip
+        state, len(completions), config, lambda rows: train_step(state, completions[rows], config, last), should_stop
+    )
     state.model.eval()
 
 
@@ -56,10 +59,10 @@ def train_step(state: TrainState[Transformer], batch: Completions, config: SFTCo
     state.optimizer.zero_grad()
     count = batch.mask().sum()  # of the whole batch: a mean of means would overweight short completions
     loss: Any = 0
-    for share in state.shares(len(batch), config.accumulate):
-        part = batch[share.rows].to(device)
+    for micro in state.micro_batches(len(batch), config.accumulate):
+        part = batch[micro.rows].to(device)
         with autocast(device.type, config.precision):
-            part_loss = share.of(-state.forward(token_log_probs, part).sum() / count.to(device))
+            part_loss = micro.counted(-state.forward(token_log_probs, part).sum() / count.to(device))
         state.backward(part_loss)
         loss = loss + part_loss.detach()
     record(state, **state.world.sum(loss=loss), grad_norm=apply_gradient(state, config.clip_norm))

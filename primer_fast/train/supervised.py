@@ -8,6 +8,8 @@ Legend: N samples, B batch, C classes.
 __all__ = [
     "EVALUATION_BATCH",
     "LOSSES",
+    "REACH",
+    "Shift",
     "SupervisedConfig",
     "binary_cross_entropy",
     "correct_count",
@@ -25,7 +27,6 @@ __all__ = [
     "update",
 ]
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,24 +34,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from primer_fast.train import cuda_graphs
-from primer_fast.train.augmentation import Shift
-from primer_fast.train.common import (
-    TrainState,
+from primer_fast.train import cuda_graphs, steps
+from primer_fast.train.parallel import ALONE, World
+from primer_fast.train.settings import SupervisedConfig
+from primer_fast.train.state import TrainState, generator
+from primer_fast.train.steps import (
     apply_gradient,
     autocast,
-    check_finite,
-    epoch_order,
-    learning_rate,
-    make_optimizer,
-    mean_norm,
+    batches,
     record,
+    run,
+    scheduled,
     set_learning_rate,
+    steps_per_epoch,
+    total_steps,
 )
-from primer_fast.train.settings.supervised import SupervisedConfig
-from primer_fast.train.world import ALONE, World
 
 EVALUATION_BATCH = 4096
+REACH = 2  # pixels that augmentation moves an image by, at most
 
 
 def cross_entropy(
@@ -87,24 +88,32 @@ def correct_count(logits: Tensor, target: Tensor) -> Tensor:  # (B, C) or (B, 1)
 LOSSES = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy}
 
 
+class Shift:
+    """Moves each image by a whole number of pixels, up to ``REACH`` each way; what comes in from outside is 0.
+
+    Raises:
+        ValueError: ``images`` are not (N, H, W).
+    """
+
+    def __init__(self, images: Tensor):  # (N, H, W)
+        if images.ndim != 3:
+            raise ValueError(f"Shift: images must be (N, H, W); got {tuple(images.shape)}")
+        height, width = images.shape[1:]
+        padded = F.pad(images, (REACH,) * 4)
+        self.windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # (N, 2 REACH + 1, 2 REACH + 1, H, W), a view
+
+    def offsets(self, seed: int, epoch: int) -> Tensor:
+        """(N, 2) int64: where in the padded image each window of ``epoch`` starts, a function of (seed, epoch)."""
+        offsets = torch.randint(0, 2 * REACH + 1, (len(self.windows), 2), generator=generator(seed, 1, epoch))
+        return offsets.to(self.windows.device)
+
+    def __call__(self, index: Tensor, offsets: Tensor) -> Tensor:  # (B,), (B, 2) -> (B, H, W)
+        return self.windows[index, offsets[:, 0], offsets[:, 1]]
+
+
 def start(model: torch.nn.Module, config: SupervisedConfig) -> TrainState:
     """The state before the first step of training ``model`` on the device that it is on."""
-    optimizer = make_optimizer(
-        model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay,
-        betas=config.betas, momentum=config.momentum,
-    )  # fmt: skip
-    device = next(model.parameters()).device.type
-    return TrainState(model, optimizer, torch.amp.GradScaler(device, enabled=config.precision == "float16"))
-
-
-def steps_per_epoch(samples: int, config: SupervisedConfig) -> int:
-    """Optimizer steps of one pass over the samples; the last may see fewer."""
-    return -(-samples // (config.batch_size or samples))
-
-
-def total_steps(samples: int, config: SupervisedConfig) -> int:
-    """Optimizer steps of the whole training."""
-    return config.steps or config.epochs * steps_per_epoch(samples, config)
+    return steps.start(model, config, config.optimizer, config.momentum)
 
 
 def is_logged(step: int, samples: int, config: SupervisedConfig) -> bool:
@@ -146,36 +155,39 @@ def train(
     device = next(state.model.parameters()).device
     inputs, targets = inputs.to(device), targets.to(device)
     augment = Shift(inputs) if config.augmentation == "shift" else None
-    batch, epoch_steps, last = (
-        config.batch_size or samples,
-        steps_per_epoch(samples, config),
-        total_steps(samples, config),
-    )
-    full = min(batch, samples)
+    epoch_steps, last = steps_per_epoch(samples, config), total_steps(samples, config)
+    full = min(config.batch_size or samples, samples)
     step = cuda_graphs.recorded(
         update, state, asked=config.cuda_graphs, batch=full, rows=full // config.accumulate, procedure="supervised"
     )
-    order = None
-    began, seen = time.perf_counter(), 0
-    while state.step < last and not should_stop():
-        epoch, position = divmod(state.step, epoch_steps)
-        if order is None or position == 0:
-            order = epoch_order(samples, config.seed, epoch).to(device)
-            offsets = augment.offsets(config.seed, epoch) if augment else None
-        chosen = slice(position * batch, (position + 1) * batch)
-        index = order[chosen]
-        x = augment(index, offsets[chosen]) if augment and offsets is not None else inputs.index_select(0, index)
-        train_step(state, scaled(x), targets.index_select(0, index), config, last, step)
-        seen += len(index)
-        if is_logged(state.step, samples, config):
-            row = _close_window(state, samples, config)
-            seconds = time.perf_counter() - began
-            row |= {"train/seconds": seconds, "train/samples_per_second": seen / seconds}
-            if test is not None and (state.step % epoch_steps == 0 or state.step == last):
-                row["test/loss"], row["test/accuracy"] = evaluate(state.whole(), *test, config, state.world)
-            yield row
-            began, seen = time.perf_counter(), 0
-    check_finite(state, "supervised")
+    seen: list[int] = []  # sizes of the batches since the last row
+
+    def chosen() -> Iterator[tuple[Tensor, Tensor]]:
+        of_epoch, offsets = -1, torch.empty(0)
+        for epoch, position, index in batches(state.step, samples, config, device):
+            if augment is None:
+                x = inputs.index_select(0, index)
+            else:
+                if epoch != of_epoch:
+                    of_epoch, offsets = epoch, augment.offsets(config.seed, epoch)
+                x = augment(index, offsets[position * full :][: len(index)])
+            yield scaled(x), targets.index_select(0, index)
+
+    def train_on(batch: tuple[Tensor, Tensor]) -> None:
+        train_step(state, *batch, config, last, step)
+        seen.append(len(batch[0]))
+
+    rows = run(
+        state, config, last, chosen(), train_on, should_stop, prefix="train/",
+        is_logged=lambda number: is_logged(number, samples, config),
+        figures=lambda window: _figures(window, state.step, samples, config),
+    )  # fmt: skip
+    for row in rows:
+        row |= {"epoch": state.step / epoch_steps, "train/samples_per_second": sum(seen) / row["train/seconds"]}
+        if test is not None and (state.step % epoch_steps == 0 or state.step == last):
+            row["test/loss"], row["test/accuracy"] = evaluate(state.whole(), *test, config, state.world)
+        yield row
+        seen.clear()
 
 
 def update(state: TrainState, x: Tensor, target: Tensor, config: SupervisedConfig) -> None:
@@ -183,14 +195,14 @@ def update(state: TrainState, x: Tensor, target: Tensor, config: SupervisedConfi
     state.optimizer.zero_grad()
     loss: Any = 0
     correct: Any = 0
-    for share in state.shares(len(x), config.accumulate):
+    for micro in state.micro_batches(len(x), config.accumulate):
         with autocast(x.device.type, config.precision):
-            logits = state.forward(torch.nn.Module.__call__, x[share.rows])
+            logits = state.forward(torch.nn.Module.__call__, x[micro.rows])
         # The sum over the micro-batch divided by the whole batch: a mean of means would overweight a short last one.
-        part = share.of(loss_of(config)(logits, target[share.rows], reduction="sum") / len(x))
+        part = micro.counted(loss_of(config)(logits, target[micro.rows], reduction="sum") / len(x))
         state.backward(part)
         loss = loss + part.detach()
-        correct = correct + share.of(correct_count(logits.detach(), target[share.rows]))
+        correct = correct + micro.counted(correct_count(logits.detach(), target[micro.rows]))
     norm = apply_gradient(state, config.clip_norm)
     record(state, **state.world.sum(loss=loss, correct=correct), grad_norm=norm)
 
@@ -199,11 +211,7 @@ def train_step(
     state: TrainState, x: Tensor, target: Tensor, config: SupervisedConfig, last: int, step: cuda_graphs.Update = update
 ) -> None:
     """``step``, which is ``update`` or a recording of it, at the learning rate of its number."""
-    lr = learning_rate(
-        state.step, peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps,
-        total=last, cosine=config.schedule == "cosine",
-    )  # fmt: skip
-    set_learning_rate(state.optimizer, lr)
+    set_learning_rate(state.optimizer, scheduled(state.step, config, last))
     step(state, x, target, config)
 
 
@@ -227,11 +235,12 @@ def evaluate(
         logits = predict(model, inputs, config)
         targets = targets.to(logits.device)
         return LOSSES[config.loss](logits, targets).item(), correct_count(logits, targets).item() / len(targets)
-    (share,) = world.shares(len(inputs), 1)
-    logits = predict(model, inputs[share.rows], config)
-    part = targets[share.rows].to(logits.device)
+    (micro,) = world.micro_batches(len(inputs), 1)
+    logits = predict(model, inputs[micro.rows], config)
+    part = targets[micro.rows].to(logits.device)
     total = world.sum(
-        loss=share.of(LOSSES[config.loss](logits, part, reduction="sum")), right=share.of(correct_count(logits, part))
+        loss=micro.counted(LOSSES[config.loss](logits, part, reduction="sum")),
+        right=micro.counted(correct_count(logits, part)),
     )
     return total["loss"].item() / len(targets), total["right"].item() / len(targets)
 
@@ -248,20 +257,12 @@ def scaled(x: Tensor) -> Tensor:
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
-def _close_window(state: TrainState, samples: int, config: SupervisedConfig) -> dict[str, float]:
-    """The means over the steps since the last row, which this reads from the device; the window starts anew."""
-    check_finite(state, "supervised")
-    steps = range(state.step - len(state.window["loss"]), state.step)
+def _figures(window: dict[str, Tensor], step: int, samples: int, config: SupervisedConfig) -> dict[str, float]:
+    """Loss and accuracy over the samples of the steps before ``step`` whose sums or means are in the window."""
     batch, epoch = config.batch_size or samples, steps_per_epoch(samples, config)
-    sizes = [min(batch, samples - step % epoch * batch) for step in steps]
-    loss, correct = (torch.stack(state.window[key]).double().cpu() for key in ("loss", "correct"))
-    norm = mean_norm(state.window["grad_norm"])
-    state.window = {}
+    numbers = range(step - len(window["loss"]), step)
+    sizes = [min(batch, samples - number % epoch * batch) for number in numbers]
+    loss, correct = window["loss"].cpu(), window["correct"].cpu()
     return {
-        "step": state.step,
-        "epoch": state.step / epoch,
-        "train/loss": (loss * torch.tensor(sizes)).sum().item() / sum(sizes),
-        "train/accuracy": correct.sum().item() / sum(sizes),
-        "train/grad_norm": norm,
-        "train/learning_rate": float(state.optimizer.param_groups[0]["lr"]),
-    }
+        "loss": (loss * torch.tensor(sizes)).sum().item() / sum(sizes), "accuracy": correct.sum().item() / sum(sizes)
+    }  # fmt: skip

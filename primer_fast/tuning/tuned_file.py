@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import triton
 
-from primer_fast.bench.files import replace_text
+from primer_fast.files import replace_file
 from primer_fast.kernels.tunable import read_tuned
 from primer_fast.tuning.problems import Decision
 from primer_fast.tuning.search import Fastest
@@ -49,4 +49,5 @@ def add(path: Path, gpu_name: str, decision: Decision, made: dict) -> None:
         "triton": triton.__version__,
         "settings": {name: dict(sorted(section.items())) for name, section in sorted(sections.items())},
     }
-    replace_text(path, json.dumps(content, indent=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps(content, indent=1) + "\n")

@@ -21,7 +21,7 @@ from made_folders import (
     wrong_row,
 )
 
-from primer_fast.bench import environment, files, gpu_table, keep, results
+from primer_fast.bench import environment, gpu_table, keep, results
 from primer_fast.bench.agenda import ROWS
 from primer_fast.bench.environment import STAND_IN
 
@@ -402,26 +402,25 @@ def test_interrupted_at_any_moment_files_are_whole(root, folder, tmp_path, monke
         replace(source, target)
 
     replace = os.replace
-    monkeypatch.setattr(files.os, "replace", interrupted)
+    monkeypatch.setattr("os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         call(folder, root=root)
     left = tree(root)
     assert all(content in (old.get(name), new[name]) for name, content in left.items()), "no half, no temporary name"
     assert sum(content != old.get(name) for name, content in left.items()) == after
-    monkeypatch.setattr(files.os, "replace", replace)
+    monkeypatch.setattr("os.replace", replace)
     assert call(folder, root=root) == 0 and tree(root) == new
 
 
 def test_a_disk_that_is_full_changes_nothing(root, folder, monkeypatch):
-    before, write, written = tree(root), Path.write_text, []
+    before, written = tree(root), []
 
-    def full(path, *arguments, **options):
+    def full(descriptor):
         if len(written) == 3:
             raise OSError("No space left on device")
-        written.append(path)
-        write(path, *arguments, **options)
+        written.append(descriptor)
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         call(folder, root=root)
     assert tree(root) == before

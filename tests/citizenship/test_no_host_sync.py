@@ -17,10 +17,9 @@ from primer_fast import functional as F
 from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.generation import DecodeStep, Sampling
-from primer_fast.models.kv_cache import KVCache
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.models.transformer import Transformer, TransformerConfig
-from primer_fast.train import dpo, language_model, ppo, supervised
+from primer_fast.train import dpo, language_model, ppo, steps, supervised
 from primer_fast.train.dpo import DPOConfig
 from primer_fast.train.language_model import LanguageModelConfig
 from primer_fast.train.ppo import PPOConfig
@@ -142,8 +141,8 @@ def test_supervised_step(name, plain_path):
 
 def test_supervised_loop(plain_path, monkeypatch):
     """Between two rows of metrics, which are the only place where the loop waits."""
-    monkeypatch.setattr(supervised, "_close_window", lambda *_: {})
-    monkeypatch.setattr(supervised, "check_finite", lambda *_: None)
+    monkeypatch.setattr(steps, "close_window", lambda *_: {})
+    monkeypatch.setattr(steps, "check_finite", lambda *_: None)
     state = supervised.start(MLP(MLPConfig((16, 8, 3))), SUPERVISED)
     with NoHostSync():
         list(supervised.train(state, torch.rand(20, 16), torch.randint(0, 3, (20,)), SUPERVISED))
@@ -251,7 +250,7 @@ def test_preference_step_through_the_kernels(make, device):
 def test_decode_step(sampling, place):
     model = Transformer(SHAPE).to(place).eval()
     with torch.inference_mode():
-        cache = KVCache(SHAPE, 2, 8, fixed=True)
+        cache = model.new_cache(2, 8, fixed=True)
         step = DecodeStep(model, cache, 2, sampling, log_prob=True)
         prompts, lengths = torch.randint(0, 16, (2, 4), device=place), torch.tensor([4, 2], device=place)
         step.choose(model.hidden(prompts, lengths=lengths, cache=cache)[:, -1])

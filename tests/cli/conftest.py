@@ -1,9 +1,14 @@
+import json
+import signal
 import struct
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from primer_fast.cli import main
+from primer_fast.cli.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -44,3 +49,43 @@ def refused(capsys):
         return message
 
     return refused
+
+
+def metrics(folder, times=False):
+    """The rows of a run, without what depends on the machine's speed unless ``times`` says so."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return rows if times else [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+@pytest.fixture
+def stop_and_resume(tmp_path, monkeypatch, capsys):
+    """Train whole, and into tmp_path/run with a signal after a step; then resume, which must give the same.
+
+    -> what the stopped run printed, its white space made single
+    """
+
+    def call(main, argv, step, by=signal.SIGTERM, between=lambda run: None):
+        run, whole = tmp_path / "run", tmp_path / "whole"
+        assert main([*argv, "--out", str(whole)]) == 0
+        log = RunFolder.log
+
+        def log_and_stop(self, row):
+            log(self, row)
+            if row["step"] == step:
+                signal.raise_signal(by)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "log", log_and_stop)
+            assert main([*argv, "--out", str(run)]) == 128 + by
+        printed = " ".join(capsys.readouterr().out.split())
+        assert f"stopped at step {step} of" in printed and "go on with: primer-fast train" in printed
+        between(run)
+        assert main(["--out", str(run), "--resume"]) == 0
+        assert metrics(run) == metrics(whole)
+        for file in ("checkpoint.safetensors", "model.safetensors"):
+            ours, theirs = (safetensors.torch.load_file(folder / file) for folder in (run, whole))
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours), file
+        return printed
+
+    return call

@@ -1,13 +1,13 @@
 """What is not shared with train mlp: the model, its options and its pictures; and that what is shared works for it."""
 
 import json
-import signal
 
 import matplotlib.image
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from cli.conftest import metrics
 
 from primer_fast.bench.torch_twin import torch_twin
 from primer_fast.cli import cnn_plots, train_cnn
@@ -16,7 +16,6 @@ from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.models.cnn import CNN, CNNConfig
 
 pytestmark = pytest.mark.usefixtures("plain_path")
-TIMES = ("train/seconds", "train/samples_per_second")
 PICTURES = ("curves.png", "confusion.png", "mistakes.png", "kernels.png", "feature_maps.png", "max_pool.png")
 
 
@@ -25,11 +24,6 @@ def short(digits_folder, tmp_path):
     """The arguments of a short run on images of 6 x 6 pixels, 8 steps of 2 rows each."""
     argv = ["--data", str(digits_folder), "--out", str(tmp_path / "run"), "--channels", "8", "--kernel-size", "3"]
     return [*argv, "--hidden", "16", "--batch-size", "16", "--epochs", "4", "--log-every", "2", "--warmup-steps", "2"]
-
-
-def metrics(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def test_digits_are_learned_and_drawn(short, tmp_path, capsys):
@@ -46,27 +40,9 @@ def test_digits_are_learned_and_drawn(short, tmp_path, capsys):
     assert "test accuracy 100.00% (30 of 30 digits)" in printed and all(name in printed for name in PICTURES)
 
 
-def test_resume_is_the_uninterrupted_run(short, tmp_path, monkeypatch, capsys):
+def test_resume_is_the_uninterrupted_run(short, stop_and_resume):
     """With two convolutions, so that kernels over several channels, which lie channels_last, go through the files."""
-    out, whole = tmp_path / "run", tmp_path / "whole"
-    short += ["--channels", "8", "12", "--kernel-size", "2", "--pool", "1"]
-    assert train_cnn.main([*short, "--out", str(whole)]) == 0
-    log = RunFolder.log
-
-    def interrupt_at_6(self, row):
-        log(self, row)
-        if row["step"] == 6:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", interrupt_at_6)
-        assert train_cnn.main(short) == 143
-    printed = capsys.readouterr().out
-    assert f"stopped at step 6 of 16 and saved in {out}" in printed and "go on with: primer-fast train cnn" in printed
-    assert train_cnn.main(["--out", str(out), "--resume"]) == 0
-    assert metrics(out) == metrics(whole)
-    ours, theirs = (safetensors.torch.load_file(f / "checkpoint.safetensors") for f in (out, whole))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours if k != "rng.cpu")
+    stop_and_resume(train_cnn.main, [*short, "--channels", "8", "12", "--kernel-size", "2", "--pool", "1"], 6)
 
 
 def test_the_same_model_from_torch_is_trained_beside(short, capsys):

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from cli.conftest import metrics
 
 from primer_fast.cli import gpt_plots, main, sample, train_gpt
-from primer_fast.cli.run_folder import RunFolder
 from primer_fast.data import tokenizers
 from primer_fast.models.transformer import Transformer, TransformerConfig
 
 pytestmark = pytest.mark.usefixtures("plain_path")
-TIMES = ("train/seconds", "train/tokens_per_second")
 PICTURES = ("curves.png", "attention.png", "positions.png", "embeddings.png")
 FILES = ("config.json", "transformer.json", "tokenizer.json", "metrics.jsonl", "checkpoint.safetensors",
          "model.safetensors", *PICTURES, "sample.txt")  # fmt: skip
@@ -57,11 +56,6 @@ def finished(short, tmp_path, capsys):
     return tmp_path / "run"
 
 
-def metrics(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
 def words_of(captured):
     return " ".join(captured.split())
 
@@ -85,30 +79,12 @@ def test_text_is_learned_written_and_drawn(drawn, short, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("stop", [6, 9])
-def test_resume_is_the_uninterrupted_run(stop, short, tmp_path, monkeypatch, capsys):
-    out, whole = tmp_path / "run", tmp_path / "whole"
-    short += ["--dropout", "0.1"]
-    assert train_gpt.main([*short, "--out", str(whole)]) == 0
-    log = RunFolder.log
+def test_resume_is_the_uninterrupted_run(stop, short, tmp_path, stop_and_resume):
+    def sample_it(run):  # from the checkpoint
+        assert sample.main([str(run), "--tokens", "5"]) == 0
 
-    def interrupt(self, row):
-        log(self, row)
-        if row["step"] == stop:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", interrupt)
-        assert train_gpt.main(short) == 130
-    printed = words_of(capsys.readouterr().out)
-    assert f"stopped at step {stop} of 12 and saved in {out}" in printed
-    assert "go on with: primer-fast train gpt --data" in printed
-    assert sample.main([str(out), "--tokens", "5"]) == 0  # from the checkpoint
-    assert train_gpt.main(["--out", str(out), "--resume"]) == 0
-    assert metrics(out) == metrics(whole)
-    for file in ("checkpoint.safetensors", "model.safetensors"):
-        ours, theirs = (safetensors.torch.load_file(folder / file) for folder in (out, whole))
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-    assert (out / "sample.txt").read_text() == (whole / "sample.txt").read_text()
+    stop_and_resume(train_gpt.main, [*short, "--dropout", "0.1"], stop, signal.SIGINT, sample_it)
+    assert (tmp_path / "run" / "sample.txt").read_text() == (tmp_path / "whole" / "sample.txt").read_text()
 
 
 def test_writing_between_two_steps_leaves_training_alone(short, tmp_path):

@@ -10,6 +10,7 @@ import matplotlib.image
 import pytest
 import safetensors.torch
 import torch
+from cli.conftest import metrics
 
 from primer_fast.cli import run_folder, train_mlp
 from primer_fast.cli.run_folder import RunFolder
@@ -18,7 +19,6 @@ from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train import supervised
 
 pytestmark = pytest.mark.usefixtures("plain_path")
-TIMES = ("train/seconds", "train/samples_per_second")
 
 
 @pytest.fixture
@@ -32,18 +32,14 @@ def soccer(out):
     return ["--data", "soccer", "--out", str(out), "--epochs", "100", "--log-every", "5"]
 
 
-def metrics(out, times=False):
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return rows if times else [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
 def test_digits_from_a_folder(digits_folder, out, capsys):
     argv = ["--data", str(digits_folder), "--out", str(out), "--sizes", "36", "24", "10", "--epochs", "60"]
     argv += ["--batch-size", "16", "--log-every", "2", "--augmentation", "none", "--lr", "0.01"]
     assert train_mlp.main(argv) == 0
     rows = metrics(out, times=True)
     assert len(rows) == 120 and rows[-1]["step"] == 240 and rows[-1]["test/accuracy"] == 1.0
-    keys = {"step", "epoch", "train/loss", "train/accuracy", "train/grad_norm", "train/learning_rate", *TIMES}
+    keys = {"step", "epoch", "train/loss", "train/accuracy", "train/grad_norm", "train/learning_rate"}
+    keys |= {"train/seconds", "train/samples_per_second"}
     assert set(rows[0]) == keys and set(rows[1]) == keys | {"test/loss", "test/accuracy"}
     for name in ("curves.png", "confusion.png", "mistakes.png"):
         height, width, _ = matplotlib.image.imread(out / name).shape
@@ -63,30 +59,14 @@ def test_soccer_is_learned_with_the_defaults(out, capsys):
     assert {"curves.png", "confusion.png", "surface.png"} <= {file.name for file in out.iterdir()}
 
 
-def test_resume_after_each_way_to_stop_is_the_uninterrupted_run(soccer, out, tmp_path, monkeypatch, capsys):
-    whole = [*soccer[:3], str(tmp_path / "whole"), *soccer[4:]]
-    assert train_mlp.main(whole) == 0
+def test_resume_is_the_uninterrupted_run(soccer, out, stop_and_resume):
+    def add_a_row(run):  # that the checkpoint does not cover
+        assert len(metrics(run)) == 10 and not (run / "model.safetensors").exists()
+        RunFolder(run, "train mlp").log({"step": 55, "train/loss": 99.0})
 
-    log = RunFolder.log
-
-    def interrupt_at_50(self, row):
-        log(self, row)
-        if row["step"] == 50:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", interrupt_at_50)
-        assert train_mlp.main(soccer) == 130
-    printed = capsys.readouterr().out
+    printed = stop_and_resume(train_mlp.main, soccer, 50, signal.SIGINT, add_a_row)
     assert f"stopped at step 50 of 100 and saved in {out}" in printed
-    assert f"go on with: primer-fast train mlp --data soccer --out {out}" in printed and "--resume" in printed
-    assert len(metrics(out)) == 10 and not (out / "model.safetensors").exists()
-    RunFolder(out, "train mlp").log({"step": 55, "train/loss": 99.0})  # a row that the checkpoint does not cover
-
-    assert train_mlp.main(["--data", "soccer", "--out", str(out), "--resume"]) == 0
-    assert metrics(out) == metrics(tmp_path / "whole")
-    ours, theirs = (safetensors.torch.load_file(f / "checkpoint.safetensors") for f in (out, tmp_path / "whole"))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours if k != "rng.cpu")
+    assert "go on with: primer-fast train mlp --data soccer --out" in printed and "--resume" in printed
 
 
 KILLED = """

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import signal
 
 import matplotlib.image
 import pytest
 import safetensors.torch
 import torch
+from cli.conftest import metrics
 
 from primer_fast.cli import preference_tasks, train_dpo, train_ppo, train_reward, train_sft
 from primer_fast.cli.run_folder import RunFolder
@@ -65,17 +65,16 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def call(name, *more, out="run"):
+def arguments(name, *more):
     data = {"sft": "words.jsonl", "reward": "pairs.jsonl", "dpo": "pairs.jsonl"}
     argv = ["--data", data[name]] if name in data else ["--prompts", "prompts.txt", "--max-new-tokens", "6"]
-    argv += ["--reward", "rewards_of_test:length"] if name == "ppo" and "--reward" not in more else []
-    argv += ["--steps", "6", "--batch-size", "8", "--log-every", "1", "--lr", "0.003", "--model", "base", "--out", out]
-    return COMMANDS[name].main([*argv, *more])
+    argv += ["--reward", "rewards_of_test:length"] if name == "ppo" else []
+    argv += ["--steps", "6", "--batch-size", "8", "--log-every", "1", "--lr", "0.003", "--model", "base"]
+    return [*argv, *more]
 
 
-def metrics(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "train/seconds"} for row in rows]
+def call(name, *more, out="run"):
+    return COMMANDS[name].main([*arguments(name, "--out", out), *more])
 
 
 RESULTS = {"sft": "nats per character", "reward": "right on", "dpo": "moved the right way on", "ppo": "score"}
@@ -98,23 +97,8 @@ def test_a_run(files, name, capsys):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_resume_is_the_uninterrupted_run(files, name, monkeypatch, capsys):
-    assert call(name, out="whole") == 0
-    log = RunFolder.log
-
-    def interrupt_at_3(self, row):
-        log(self, row)
-        if row["step"] == 3:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", interrupt_at_3)
-        assert call(name) == 143
-    assert f"go on with: primer-fast train {name}" in capsys.readouterr().out
-    assert COMMANDS[name].main(["--out", "run", "--resume"]) == 0
-    assert metrics(files / "run") == metrics(files / "whole")
-    ours, theirs = (safetensors.torch.load_file(files / f / "model.safetensors") for f in ("run", "whole"))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+def test_resume_is_the_uninterrupted_run(files, name, stop_and_resume):
+    stop_and_resume(lambda argv: COMMANDS[name].main(argv), arguments(name), 3)
 
 
 def test_one_after_the_other(files, capsys):

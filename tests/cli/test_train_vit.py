@@ -1,19 +1,14 @@
 """What is not shared with train mlp: the model and its options; and that what is shared works for it."""
 
-import json
-import signal
-
 import matplotlib.image
 import pytest
 import safetensors.torch
-import torch
+from cli.conftest import metrics
 
 from primer_fast.cli import main, train_vit
-from primer_fast.cli.run_folder import RunFolder
 from primer_fast.models.vit import ViT, ViTConfig
 
 pytestmark = pytest.mark.usefixtures("plain_path")
-TIMES = ("train/seconds", "train/samples_per_second")
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 
 
@@ -23,11 +18,6 @@ def short(digits_folder, tmp_path):
     argv = ["--data", str(digits_folder), "--out", str(tmp_path / "run"), "--patch", "3", "--width", "16"]
     argv += ["--layers", "1", "--heads", "2", "--batch-size", "16", "--epochs", "4", "--log-every", "2"]
     return [*argv, "--warmup-steps", "2"]
-
-
-def metrics(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def test_digits_are_learned_and_drawn(short, tmp_path, capsys):
@@ -43,27 +33,10 @@ def test_digits_are_learned_and_drawn(short, tmp_path, capsys):
     assert "of 30 digits)" in printed and all(name in printed for name in PICTURES)
 
 
-def test_resume_is_the_uninterrupted_run(short, tmp_path, monkeypatch, capsys):
+def test_resume_is_the_uninterrupted_run(short, stop_and_resume, monkeypatch):
     """With dropout, whose state of the random number generator goes through the files."""
-    out, whole = tmp_path / "run", tmp_path / "whole"
-    short += ["--dropout", "0.1", "--pool", "mean"]
     monkeypatch.setattr(train_vit.DigitsForViT, "draw", lambda *_: [])
-    assert train_vit.main([*short, "--out", str(whole)]) == 0
-    log = RunFolder.log
-
-    def interrupt_at_6(self, row):
-        log(self, row)
-        if row["step"] == 6:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", interrupt_at_6)
-        assert train_vit.main(short) == 143
-    assert "go on with: primer-fast train vit" in " ".join(capsys.readouterr().out.split())
-    assert train_vit.main(["--out", str(out), "--resume"]) == 0
-    assert metrics(out) == metrics(whole)
-    ours, theirs = (safetensors.torch.load_file(f / "checkpoint.safetensors") for f in (out, whole))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    stop_and_resume(train_vit.main, [*short, "--dropout", "0.1", "--pool", "mean"], 6)
 
 
 CALLS = {

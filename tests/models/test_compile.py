@@ -8,7 +8,6 @@ from torch.export import Dim
 from primer_fast import nn
 from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.cnn import CNN, CNNConfig
-from primer_fast.models.kv_cache import KVCache
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer, TransformerConfig
@@ -163,7 +162,7 @@ def test_the_cached_decoding_step_is_one_graph(fixed, plain_path):
 
     def decode(step):
         torch.manual_seed(0)
-        cache = KVCache(model.config, 2, 8, fixed=fixed)
+        cache = model.new_cache(2, 8, fixed=fixed)
         hidden = [model.hidden(torch.randint(11, (2, 3)), lengths=torch.tensor([3, 2]), cache=cache)]
         for i in range(4):
             with torch.compiler.set_stance("fail_on_recompile" if i > 1 and step is not whole else "default"):

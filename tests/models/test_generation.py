@@ -7,7 +7,6 @@ import torch
 
 from primer_fast import backend
 from primer_fast.models.generation import DecodeStep, Generation, Sampling, generate, restrict, sample
-from primer_fast.models.kv_cache import KVCache
 from primer_fast.models.transformer import Transformer, TransformerConfig
 
 SMALL = {"vocab": 31, "context": 40, "width": 24, "layers": 2, "heads": 4}
@@ -176,7 +175,7 @@ def test_cached_hidden_states_are_those_of_the_whole_text(plain_path, device, na
         whole = model.hidden(text)
         for counts in ([9, 9, 9], [9, 4, 1]):
             lengths = torch.tensor(counts, device=device)
-            cache = KVCache(model.config, 3, 16, fixed=fixed)
+            cache = model.new_cache(3, 16, fixed=fixed)
             prompt = torch.stack([torch.cat((row[:n], row[:0].new_zeros(9 - n))) for row, n in zip(text, counts)])  # noqa: B905
             first = model.hidden(prompt, cache=cache, lengths=None if counts == [9, 9, 9] else lengths)
             for b, n in enumerate(counts):
@@ -195,7 +194,7 @@ def test_the_step_of_a_graph_works_on_the_same_addresses(plain_path, device):
     expected = generate(model, rows, max_new_tokens=10, seed=3, log_probs=True)
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
     lengths = torch.tensor([7, 2], device=device)
-    cache = KVCache(model.config, 2, 16, fixed=True)
+    cache = model.new_cache(2, 16, fixed=True)
     step = DecodeStep(model, cache, 2, Sampling(), torch.Generator(device).manual_seed(3), log_prob=True)
     tokens, log_probs = [], []
     with torch.no_grad():
@@ -214,7 +213,7 @@ def test_the_step_of_a_graph_works_on_the_same_addresses(plain_path, device):
 
 def test_only_a_step_on_a_fixed_cache_is_recorded():
     model = build()
-    for cache, got in ((None, "None"), (KVCache(model.config, 2, 16), "fixed=False")):
+    for cache, got in ((None, "None"), (model.new_cache(2, 16), "fixed=False")):
         with pytest.raises(ValueError, match=f"DecodeStep: cache must be a fixed one; got {got}"):
             DecodeStep(model, cache, 2, Sampling()).record()
 
@@ -381,10 +380,10 @@ def test_wrong_models_and_caches_are_named(plain_path):
     with pytest.raises(ValueError, match="must be a decoder"):
         generate(encoder, tokens, max_new_tokens=2)
     with pytest.raises(ValueError, match="only a decoder may have a cache"):
-        encoder(tokens, cache=KVCache(encoder.config, 1, 8))
+        encoder(tokens, cache=encoder.new_cache(1, 8))
     with pytest.raises(ValueError, match="capacity must be at most the context 40; got 41"):
-        KVCache(model.config, 1, 41)
-    cache = KVCache(model.config, 1, 4)
+        model.new_cache(1, 41)
+    cache = model.new_cache(1, 4)
     with pytest.raises(ValueError, match="padding is given by lengths; got a mask"):
         model(tokens, cache=cache, mask=tokens > 0)
     model(tokens, cache=cache)

@@ -18,15 +18,15 @@ from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import cuda_graphs, dpo, language_model, ppo, supervised
-from primer_fast.train.common import pack, unpack
-from primer_fast.train.completion_batch import rounded, to_device
 from primer_fast.train.cuda_graphs import MOST, WARM_UP, RecordedUpdate, pays, recorded
 from primer_fast.train.dpo import DPOConfig
 from primer_fast.train.language_model import LanguageModelConfig
+from primer_fast.train.log_probs import rounded, to_device
+from primer_fast.train.parallel import ALONE
 from primer_fast.train.ppo import PPOConfig
 from primer_fast.train.scoring import reward_of_lists
+from primer_fast.train.state import pack, unpack
 from primer_fast.train.supervised import SupervisedConfig
-from primer_fast.train.world import ALONE
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -358,16 +358,16 @@ def test_a_batch_for_the_device(sides, stand_in):
     """The places are those of the mask, micro-batch by micro-batch; sizes go up, but not past what the model takes."""
     tokens, prompts = torch.ones(6, 33, dtype=torch.int64), torch.tensor([1, 2, 3, 4, 5, 6])
     batch = Completions(tokens, prompts, torch.tensor([33, 20, 9, 33, 31, 7]))
-    shares = list(ALONE.shares(6 // sides, 2))
+    parts = list(ALONE.micro_batches(6 // sides, 2))
     for longest, width in ((33, 33), (35, 35), (64, 36)):
-        tokens, *lengths, places = to_device(batch, shares, torch.device("cpu"), longest, sides=sides)
+        tokens, *lengths, places = to_device(batch, parts, torch.device("cpu"), longest, sides=sides)
         assert tokens.shape == (6, width) and torch.equal(lengths[0], batch.prompt_lengths)
         mask = Completions(tokens, *lengths).mask().view(sides, -1, width - 1)
-        for share, where in zip(shares, places, strict=True):
-            part = mask[:, share.rows].flatten()
-            count = int(part.sum())
-            assert part[where[:count]].all() and (where[count:] == -1).all() and len(set(where.tolist())) >= count
-        assert places.shape[1] == rounded(max(int(mask[:, share.rows].sum()) for share in shares))
+        for micro, where in zip(parts, places, strict=True):
+            chosen = mask[:, micro.rows].flatten()
+            count = int(chosen.sum())
+            assert chosen[where[:count]].all() and (where[count:] == -1).all() and len(set(where.tolist())) >= count
+        assert places.shape[1] == rounded(max(int(mask[:, micro.rows].sum()) for micro in parts))
 
 
 def test_where_it_cannot_be_it_says_why():

@@ -12,13 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import procedures
 import pytest
 import torch
 
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train import supervised
-from primer_fast.train.distributed import Parallel, distribute
-from primer_fast.train.world import World, joined
+from primer_fast.train.parallel import World, joined
+from primer_fast.train.state import distribute
 
 pytestmark = pytest.mark.xdist_group("distributed")
 plain = pytest.mark.usefixtures("plain_path")
@@ -37,7 +38,13 @@ def free_port():
 
 def environments(size, interpreting):
     common = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET" or interpreting}
-    common |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    common |= {
+        "PYTHONPATH": str(SCRIPT.parent.parent),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
@@ -122,7 +129,7 @@ def test_gpus_train_as_one(tmp_path, monkeypatch):
     """Two of them where there are, with nccl; one alone shows that nothing lies on a wrong device."""
     run_processes(min(2, torch.cuda.device_count()), tmp_path, "cuda")
     found = torch.load(tmp_path / "found.pt", weights_only=False)
-    monkeypatch.setattr(cases, "device", "cuda")
+    monkeypatch.setattr(procedures, "device", "cuda")
     for name, case in cases.CASES.items():
         (row, *_), _ = cases.run(case)
         for strategy in ("ddp", "fsdp"):
@@ -208,20 +215,20 @@ def test_both_processes_stop_where_one_is_asked_to(found, strategy):
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 13])
 @pytest.mark.parametrize("accumulate", [1, 3, 20])
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_shares_are_the_batch_and_as_many_for_each(count, accumulate, size):
-    shares = [list(World(rank, size).shares(count, accumulate)) for rank in range(size)]
-    assert {len(s) for s in shares} == {len(range(0, count, -(-count // accumulate)))}
-    rows = [range(count)[share.rows] for s in zip(*shares, strict=True) for share in s if not share.empty]
+def test_micro_batches_are_the_batch_and_as_many_for_each(count, accumulate, size):
+    parts = [list(World(rank, size).micro_batches(count, accumulate)) for rank in range(size)]
+    assert {len(p) for p in parts} == {len(range(0, count, -(-count // accumulate)))}
+    rows = [range(count)[micro.rows] for p in zip(*parts, strict=True) for micro in p if not micro.empty]
     assert [row for r in rows for row in r] == list(range(count))
-    assert all(len(range(count)[share.rows]) == 1 for s in shares for share in s if share.empty)
+    assert all(len(range(count)[micro.rows]) == 1 for p in parts for micro in p if micro.empty)
 
 
 @plain
 def test_a_rollout_has_a_completion_for_each_process():
-    state, config = cases.PPO(batch_size=4).start()
-    state.parallel = Parallel(World(0, 5))
+    state, config = procedures.PPO(batch_size=4).start()
+    state.world = World(0, 5)
     with pytest.raises(ValueError, match="ppo: batch_size must be at least the number of processes, 5; got 4"):
-        cases.go_on(cases.PPO(), state, config)
+        procedures.go_on(procedures.PPO(), state, config)
 
 
 def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
@@ -234,7 +241,7 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
 def test_several_processes_need_a_strategy():
     state = supervised.start(MLP(MLPConfig((2, 2))), supervised.SupervisedConfig())
     with pytest.raises(ValueError, match="strategy must be ddp or fsdp, or none for one process; got 'none'"):
-        distribute(state.model, state.optimizer, World(0, 2), "none")
+        distribute(state, World(0, 2), "none")
 
 
 def test_one_process_has_no_other_to_end():

@@ -10,9 +10,8 @@ from primer_fast.data.completions import encode_pairs
 from primer_fast.data.preferences import Preference
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import dpo
-from primer_fast.train.common import pack, unpack
 from primer_fast.train.log_probs import token_log_probs
-from primer_fast.train.settings.dpo import NOT_BUILT
+from primer_fast.train.settings import LOSSES_OF_TRL_ALONE
 
 pytestmark = pytest.mark.usefixtures("plain_path")
 
@@ -126,53 +125,13 @@ def test_the_gradient_is_that_of_the_formula():
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_accumulation_is_the_large_batch():
-    rows = [run(settings(batch_size=7, accumulate=n, steps=3))[1] for n in (1, 3)]
-    for a, b in zip(*rows, strict=True):
-        for key in a.keys() - {"train/seconds"}:
-            assert a[key] == pytest.approx(b[key], rel=2e-4, abs=1e-6), key
-
-
-def test_a_resumed_run_is_the_uninterrupted_one():
-    config = settings(log_every=2)
-    whole, rows = run(config)
-    half, first = run(config, stop_after=3)
-    tensors, metadata = pack(half, {}, 0.0)
-    state = dpo.start(make_model(5), config)
-    unpack(state, tensors, metadata)
-    reference = dpo.reference_log_probs(make_model(), make_pairs(), config)
-    rest = list(dpo.train(state, make_pairs(), reference, config))
-    for name, p in whole.model.state_dict().items():
-        assert torch.equal(p, state.model.state_dict()[name]), name
-    timeless = [{k: v for k, v in row.items() if k != "train/seconds"} for row in first + rest]
-    assert timeless == [{k: v for k, v in row.items() if k != "train/seconds"} for row in rows]
-
-
-def test_nan_stops_with_the_step():
-    model = make_model()
-    with torch.no_grad():
-        model.blocks[0].up.weight[0, 0] = math.nan
-    with pytest.raises(FloatingPointError, match="dpo: the loss is not finite at step 1"):
-        run(settings(), model)
-
-
 def test_the_reference_must_be_of_these_pairs():
     state = dpo.start(make_model(), settings())
     with pytest.raises(ValueError, match=r"dpo: reference must be \(10, 2\), a row per pair; got \(9, 2\)"):
         next(dpo.train(state, make_pairs(), torch.zeros(9, 2), settings()))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"loss": "logistic"}, f"loss must be one of {', '.join(dpo.LOSSES)}; got 'logistic'$"),
-        *(({"loss": name}, f"loss must be .*; got '{name}', which TRL has") for name in NOT_BUILT),
-        ({"beta": 0.0}, "beta must be positive and finite; got 0.0"),
-        ({"label_smoothing": 0.1}, "label_smoothing is cdpo's and robust's; got 0.1"),
-        ({"lr": 0.0}, "lr must be positive"),
-        ({"batch_size": 0}, "batch_size must be a positive integer; got 0"),
-    ],
-)
-def test_wrong_settings(changes, message):
-    with pytest.raises(ValueError, match=f"dpo: {message}"):
-        settings(**changes)
+@pytest.mark.parametrize("name", LOSSES_OF_TRL_ALONE)
+def test_a_loss_that_trl_alone_has(name):
+    with pytest.raises(ValueError, match=f"dpo: loss must be .*; got '{name}', which TRL has"):
+        settings(loss=name)

@@ -9,7 +9,7 @@ import torch
 from primer_fast.data.completions import encode_pairs
 from primer_fast.data.preferences import Preference
 from primer_fast.train import dpo
-from primer_fast.train.settings.dpo import SMOOTHED
+from primer_fast.train.settings import SMOOTHED_LOSSES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 trl = pytest.importorskip("trl", reason="compares with TRL")
@@ -94,7 +94,7 @@ def as_ours(folder, tensors):
 
 @pytest.mark.parametrize("loss", [loss for loss in dpo.LOSSES if loss != "cdpo"])  # which it has not
 def test_the_same_loss_gradients_and_metrics(tmp_path, loss):
-    smoothing = 0.1 if loss in SMOOTHED else 0.0
+    smoothing = 0.1 if loss in SMOOTHED_LOSSES else 0.0
     watch = train_theirs(tmp_path / "trl", loss, smoothing)
     make_model().save_pretrained(tmp_path / "start")
     model = load_gpt2(tmp_path / "start")

@@ -11,7 +11,6 @@ from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.reward import RewardModel
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import ppo
-from primer_fast.train.common import pack, unpack
 from primer_fast.train.scoring import RewardError, checked_scores, reward_of_lists, reward_of_model
 
 pytestmark = pytest.mark.usefixtures("plain_path")
@@ -92,28 +91,6 @@ def test_metrics_have_their_names():
             assert math.isfinite(rows[0][f"{prefix}/{name}"])
     row = rows[0]
     assert row["objective/rlhf_reward"] == pytest.approx(row["objective/scores"] + row["objective/non_score_reward"])
-
-
-def test_accumulation_is_the_large_batch():
-    rows = [run(settings(accumulate=n))[1] for n in (1, 3)]
-    for a, b in zip(*rows, strict=True):
-        for key in a.keys() - {"train/seconds"}:
-            assert a[key] == pytest.approx(b[key], rel=2e-3, abs=1e-4), key
-
-
-def test_a_resumed_run_is_the_uninterrupted_one():
-    """Its KL controller included."""
-    config = settings(steps=5, kl_target=0.05, kl_horizon=50)
-    whole, rows = run(config)
-    half, first = run(config, stop_after=2)
-    state = ppo.start(ActorCritic(make_policy(7)), config)
-    unpack(state, *pack(half, {}, 0.0))
-    assert state.model.kl_coefficient == half.model.kl_coefficient != config.kl_coefficient
-    _, rest = run(config, state=state)
-    for name, p in whole.model.state_dict().items():
-        assert torch.equal(p, state.model.state_dict()[name]), name
-    timeless = [{k: v for k, v in row.items() if k != "train/seconds"} for row in first + rest]
-    assert timeless == [{k: v for k, v in row.items() if k != "train/seconds"} for row in rows]
 
 
 def test_completions_that_do_not_end_are_penalised():
@@ -215,21 +192,3 @@ def test_prompts_must_leave_room(prompts):
 def test_nan_stops_with_the_rollout():
     with pytest.raises(FloatingPointError, match=r"ppo: .* not finite .*rollout 1"):
         run(settings(), reward_of_lists(lambda p, c: [1e37 * (i - 5) for i in range(12)]))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"kl": "k4"}, "kl must be one of k1, k2, k3; got 'k4'"),
-        ({"temperature": 0.0}, "temperature must be from 1e-30 to 1e30; got 0.0"),
-        ({"clip": 1.0}, "clip must be between 0 and 1"),
-        ({"minibatches": 13}, "minibatches must not exceed batch_size; got 13"),
-        ({"lam": 1.5}, r"lam must be in \[0, 1\]; got 1.5"),
-        ({"kl_target": 0.0}, "kl_target must be positive or None"),
-        ({"precision": "float16"}, "precision must be float32 or bfloat16"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be a positive integer"),
-    ],
-)
-def test_wrong_settings(changes, message):
-    with pytest.raises(ValueError, match=f"ppo: {message}"):
-        settings(**changes)

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from primer_fast.train.dpo import OF_MARGIN, DPOConfig, preference_loss, ratio_loss
+from primer_fast.train.dpo import MARGIN_LOSSES, DPOConfig, preference_loss, ratio_loss
 from primer_fast.train.reward import pair_loss, wilson_interval
-from primer_fast.train.settings.dpo import SMOOTHED
+from primer_fast.train.settings import SMOOTHED_LOSSES
 
 
 def numbers(*size, seed=0):
@@ -82,10 +82,10 @@ def test_sppo_hard_has_its_least_at_its_targets():
     assert ratio_loss(at, -at, 0.2, "sppo_hard").item() == 0
 
 
-@pytest.mark.parametrize("kind", OF_MARGIN)
+@pytest.mark.parametrize("kind", MARGIN_LOSSES)
 def test_of_ratios_is_of_their_difference(kind):
     chosen, rejected = numbers(2, 8)
-    smoothing = 0.1 if kind in SMOOTHED else 0.0
+    smoothing = 0.1 if kind in SMOOTHED_LOSSES else 0.0
     want = preference_loss(chosen - rejected, 0.4, kind, smoothing)
     assert torch.equal(ratio_loss(chosen, rejected, 0.4, kind, smoothing), want)
 
@@ -129,7 +129,7 @@ def test_wilson_interval_refuses():
         (-1.0, "apo_zero", 0.0, "beta must be positive and finite; got -1.0"),
         (0.1, "robust", 0.5, r"label_smoothing must be in \[0, 0.5\); got 0.5"),
         (0.1, "cdpo", -0.1, r"label_smoothing must be in \[0, 0.5\); got -0.1"),
-        (0.1, "sigmoid", 0.3, "label_smoothing is cdpo's and robust's; got 0.3"),
+        (0.1, "sigmoid", 0.3, "label_smoothing must be 0 but for cdpo and robust; got 0.3"),
     ],
 )
 def test_numbers_out_of_range_are_named(beta, kind, smoothing, message):

@@ -3,13 +3,12 @@ import math
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
 from primer_fast.data.soccer import load_soccer
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train import supervised
-from primer_fast.train.common import epoch_order, learning_rate, pack, unpack
+from primer_fast.train.steps import epoch_order, learning_rate
 from primer_fast.train.supervised import SupervisedConfig, binary_cross_entropy, cross_entropy
 
 SMALL = SupervisedConfig(batch_size=10, epochs=3, warmup_steps=2, log_every=4)
@@ -166,19 +165,6 @@ def test_weights_decay_and_biases_do_not(plain_path):
     assert torch.equal(state.model.layers[0].bias, torch.ones(8))
 
 
-@pytest.mark.parametrize("accumulate", [2, 3, 4, 10, 99])
-def test_micro_batches_give_the_gradient_of_the_batch(plain_path, accumulate):
-    """47 samples in batches of 10 cut in 3 or 4: the last micro-batch and the last batch are shorter."""
-    results = []
-    for cut in (1, accumulate):
-        config = dataclasses.replace(SMALL, accumulate=cut, epochs=2)
-        state = new_state(config)
-        rows = list(supervised.train(state, *blobs(), config))
-        results.append((weights(state), [[row[k] for k in ("train/loss", "train/accuracy")] for row in rows]))
-    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-6)
-
-
 def test_clipping_bounds_the_step(plain_path):
     steps = {}
     for clip in (None, 0.01):
@@ -226,72 +212,8 @@ def test_a_gradient_that_overflows_float16_is_skipped(plain_path):
     assert state.scaler.get_scale() == 2.0**59
 
 
-def test_same_seed_same_bits_another_seed_others(plain_path):
-    def run(seed):
-        config = dataclasses.replace(SMALL, seed=seed)
-        state = new_state(config)
-        list(supervised.train(state, *blobs(), config))
-        return weights(state)
-
-    assert torch.equal(run(0), run(0)) and not torch.equal(run(0), run(1))
-
-
-RESUMED = {
-    "adamw": SMALL,
-    "sgd": dataclasses.replace(SMALL, optimizer="sgd", lr=0.1),
-    "momentum": dataclasses.replace(SMALL, optimizer="sgd", lr=0.1, momentum=0.9),
-    "float16": dataclasses.replace(SMALL, precision="float16"),
-    "accumulate": dataclasses.replace(SMALL, accumulate=3),
-}
-
-
-@pytest.mark.parametrize("stop", [0, 1, 4, 5, 7, 10, 14])  # inside a window, at its end, at the end of an epoch
-@pytest.mark.parametrize("name", RESUMED)
-def test_resumed_is_uninterrupted_bit_for_bit(plain_path, name, stop):
-    config, data = RESUMED[name], blobs()
-    whole, first = new_state(config), new_state(config)
-    if config.precision == "float16":  # a scale that grows on the way
-        whole.scaler.set_growth_interval(3)
-        first.scaler.set_growth_interval(3)
-    want = list(supervised.train(whole, *data, config, test=data))
-
-    rows = list(supervised.train(first, *data, config, test=data, should_stop=lambda: first.step >= stop))
-    assert first.step == stop
-    tensors, metadata = pack(first, dataclasses.asdict(config), epoch=stop / 5)
-    file = safetensors.torch.save(tensors, metadata)
-    drawn = torch.randn(3)  # what the interrupted process would have drawn next
-
-    second = new_state(config, seed=99)
-    unpack(second, safetensors.torch.load(file), metadata)
-    assert torch.equal(torch.randn(3), drawn)
-    rows += supervised.train(second, *data, config, test=data)
-
-    def same(rows):
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-    assert same(rows) == same(want)
-    assert second.scaler.state_dict() == whole.scaler.state_dict()
-    a, b = pack(whole, {}, 3.0)[0], pack(second, {}, 3.0)[0]
-    assert a.keys() == b.keys()
-    for key in a.keys() - {"rng.cpu", "rng.cuda"}:
-        assert torch.equal(a[key], b[key]), key
-
-
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
-
-
-def test_a_loss_that_is_not_finite_stops_at_its_step(plain_path):
-    inputs, targets = blobs()
-    where = epoch_order(47, SMALL.seed, 1)[20]  # of the second epoch (steps 6 to 10) in the third batch: step 8
-    config, state = dataclasses.replace(SMALL, log_every=2), new_state(SMALL)
-    rows = []
-    with pytest.raises(FloatingPointError, match=r"supervised: the loss is not finite at step 8; a lower lr"):
-        for row in supervised.train(state, inputs, targets, config):
-            rows.append(row)
-            if row["step"] == 5:
-                inputs[where] = math.nan  # the same memory that is trained on
-    assert rows[-1]["step"] == 7
 
 
 def test_weights_that_overflow_are_named_when_stopped_between_rows(plain_path):
@@ -379,27 +301,6 @@ def test_inputs_and_targets_must_fit():
     config = dataclasses.replace(SMALL, augmentation="shift")
     with pytest.raises(ValueError, match=r"Shift: images must be \(N, H, W\); got \(47, 6\)"):
         next(supervised.train(new_state(config), inputs, targets, config))
-
-
-WRONG = {
-    "loss": "hinge", "optimizer": "adam", "schedule": "linear", "augmentation": "flip", "precision": "fp8",
-    "lr": 0.0, "min_lr": 1.0, "weight_decay": -0.1, "momentum": 0.9, "betas": (0.9, 1.0), "clip_norm": 0.0,
-    "label_smoothing": 1.0, "warmup_steps": -1, "seed": -1, "batch_size": 0, "accumulate": 0, "epochs": 0,
-    "steps": 0, "log_every": 0,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("field", WRONG)
-def test_wrong_settings_are_named(field):
-    with pytest.raises(ValueError, match=rf"^supervised: {field} must .*; got ") as error:
-        SupervisedConfig(**{field: WRONG[field]})
-    assert str(WRONG[field]) in str(error.value)
-
-
-def test_nan_settings_are_refused():
-    for field in ("lr", "weight_decay", "clip_norm"):
-        with pytest.raises(ValueError, match=f"supervised: {field} must"):
-            SupervisedConfig(**{field: math.nan})
 
 
 def test_label_smoothing_is_for_cross_entropy():

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from primer_fast.bench import files
 from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
 from primer_fast.tuning import tuned_file
 from primer_fast.tuning.problems import Decision, TunedCase
@@ -50,7 +49,7 @@ def test_entries_are_merged(tuned):
 def test_a_failed_write_leaves_the_file_as_it_was(tuned, monkeypatch):
     path = tuned(H100, {"matmul": {}})
     before = path.read_bytes()
-    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
     with pytest.raises(OSError, match="full"):
         tuned_file.add(path, H100.name, DECISION, FASTER)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path], "no temporary file stays"

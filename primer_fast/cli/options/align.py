@@ -9,11 +9,14 @@ from pathlib import Path
 import tyro
 
 from primer_fast.cli.option_types import wrong_field
-from primer_fast.train.settings.dpo import DPOConfig
-from primer_fast.train.settings.language_model import LanguageModelConfig
-from primer_fast.train.settings.ppo import PPOConfig
-from primer_fast.train.settings.reward import RewardConfig
-from primer_fast.train.settings.sft import SFTConfig
+from primer_fast.train.settings import (
+    DPOConfig,
+    LanguageModelConfig,
+    PPOConfig,
+    RewardConfig,
+    SFTConfig,
+    must,
+)
 
 LEXICON = "lexicon"
 MATERIAL = "material"  # in config.json: what was learned from
@@ -68,18 +71,14 @@ class Options:
     )
 
     def __post_init__(self):
-        def must(holds: bool, what: str, got) -> None:
-            if not holds:
-                raise ValueError(f"--{what}; got {got}")
-
-        must(self.kl_budget > 0, "kl-budget must be positive", self.kl_budget)
-        must(1e-30 <= self.temperature <= 1e30, "temperature must be from 1e-30 to 1e30", self.temperature)
-        must(self.samples >= 2, "samples must be 2 or more", self.samples)
-        must(0 <= self.seed < 2**63, "seed must be from 0 to 2^63 - 1", self.seed)
-        must(self.points >= 1, "points must be 1 or more", self.points)
-        must(self.point_samples >= 2, "point-samples must be 2 or more", self.point_samples)
-        must(bool(self.betas) and all(b > 0 for b in self.betas), "betas must be positive numbers", self.betas)
-        must(self.preferences is None or self.ratings == LEXICON, "preferences excludes --ratings", self.ratings)
+        must(self.kl_budget > 0, "--kl-budget must be positive", self.kl_budget)
+        must(1e-30 <= self.temperature <= 1e30, "--temperature must be from 1e-30 to 1e30", self.temperature)
+        must(self.samples >= 2, "--samples must be 2 or more", self.samples)
+        must(0 <= self.seed < 2**63, "--seed must be from 0 to 2^63 - 1", self.seed)
+        must(self.points >= 1, "--points must be 1 or more", self.points)
+        must(self.point_samples >= 2, "--point-samples must be 2 or more", self.point_samples)
+        must(bool(self.betas) and all(b > 0 for b in self.betas), "--betas must be positive numbers", self.betas)
+        must(self.preferences is None or self.ratings == LEXICON, "--preferences excludes --ratings", self.ratings)
 
 
 def default_options(ratings: str = LEXICON, preferences: Path | None = None) -> Options:

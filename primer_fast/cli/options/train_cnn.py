@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from primer_fast.cli.options.training import SupervisedOptions, Syntax
-from primer_fast.train.settings.supervised import SupervisedConfig
+from primer_fast.train.settings import SupervisedConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import tyro
 
 from primer_fast.cli.options.pairs import PairOptions
 from primer_fast.cli.options.training import Syntax
-from primer_fast.train.settings.dpo import DPOConfig
+from primer_fast.train.settings import DPOConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from primer_fast.cli.options.training import Syntax, TrainOptions
-from primer_fast.train.settings.language_model import LanguageModelConfig
+from primer_fast.train.settings import LanguageModelConfig
 
 Preset = Literal["primer", "nanogpt-cpu", "gpt2"]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from primer_fast.cli.options.training import Syntax, TrainOptions
-from primer_fast.train.settings.ppo import PPOConfig
+from primer_fast.train.settings import PPOConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from primer_fast.cli.options.training import Syntax, TrainOptions
-from primer_fast.train.settings.sft import SFTConfig
+from primer_fast.train.settings import SFTConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from primer_fast.cli.options.training import Syntax, TrainOptions
-from primer_fast.train.settings.supervised import SupervisedConfig
+from primer_fast.train.settings import SupervisedConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from primer_fast.cli.option_types import wrong_field
-from primer_fast.train.settings.supervised import SupervisedConfig
+from primer_fast.train.settings import SupervisedConfig
 
 
 @dataclass(frozen=True)

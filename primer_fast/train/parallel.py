@@ -4,7 +4,19 @@ One process is a world of size 1, in which every method does nothing or the plai
 Source: torch.distributed; `torchrun` starts the processes and tells each its rank in the environment.
 """
 
-__all__ = ["ALONE", "EVERY", "PATIENCE", "Share", "World", "joined", "started"]
+__all__ = [
+    "ALONE",
+    "EVERY",
+    "PATIENCE",
+    "MicroBatch",
+    "World",
+    "is_sharded",
+    "joined",
+    "local",
+    "placed_like",
+    "started",
+    "whole",
+]
 
 import contextlib
 import os
@@ -14,25 +26,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 FAILED, REPORTERS = "primer_fast/failed", "primer_fast/reporters"  # keys of the store
 PATIENCE = timedelta(seconds=10)  # of a failing process that leaves it to another to say why
 EVERY = 0.5  # seconds between two looks at whether another process failed
 
 
-class Share(NamedTuple):
-    """What one process takes of a micro-batch; ``empty``: it has none, and one row stands in that counts nothing."""
+class MicroBatch(NamedTuple):
+    """The rows of a micro-batch that this process takes.
+
+    Where there are fewer rows than processes, some take a row that is another's, since each forward and backward may
+    be a collective that all must take part in. ``empty`` is true there: the row must not count.
+    """
 
     rows: slice
     empty: bool
 
-    def of(self, x: Tensor) -> Tensor:
-        """A sum over ``rows`` as far as it counts."""
+    def counted(self, x: Tensor) -> Tensor:
+        """``x``, a sum over ``rows``, if they count; else 0."""
         return x * 0 if self.empty else x
 
 
@@ -48,16 +67,16 @@ class World:
         """The adjacent rows, of ``count``, that are this process's: as many as another's, or one more or less."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def shares(self, count: int, accumulate: int) -> Iterator[Share]:
-        """This process's share of each of the up to ``accumulate`` micro-batches that ``count`` rows are cut into.
+    def micro_batches(self, count: int, accumulate: int) -> Iterator[MicroBatch]:
+        """What this process takes of each of the up to ``accumulate`` micro-batches that ``count`` rows are cut into.
 
-        Every process has as many shares, since each forward and backward may be a collective.
+        Every process has as many of them.
         """
         micro = -(-count // accumulate)
         for start in range(0, count, micro):
             part = self.part(min(micro, count - start))
             empty = part.start == part.stop
-            yield Share(slice(start + part.start, start + part.stop + empty), empty)
+            yield MicroBatch(slice(start + part.start, start + part.stop + empty), empty)
 
     def sum(self, **values: Tensor) -> dict[str, Tensor]:  # () each, on the model's device
         """Each value summed over the processes; one collective, and no wait for a GPU."""
@@ -207,3 +226,27 @@ def _watch(store: dist.Store, ended: threading.Event) -> None:
             failed = True
         if failed and not ended.is_set():
             os._exit(1)
+
+
+def is_sharded(t: Tensor) -> "TypeGuard[DTensor]":
+    """Whether each process has a part of the tensor alone."""
+    return hasattr(t, "full_tensor")  # a DTensor, whose module is not imported where there is none
+
+
+def local(t: Tensor) -> Tensor:
+    """What this process holds of ``t``."""
+    return t.to_local() if is_sharded(t) else t
+
+
+def whole(t: Tensor) -> Tensor:
+    """All of ``t``; where it is sharded, all processes call this."""
+    return t.full_tensor() if is_sharded(t) else t
+
+
+def placed_like(model: Tensor, t: Tensor) -> Tensor:
+    """``t``, all of which is here, as ``model`` lies: this process's part of it where that is sharded."""
+    if not is_sharded(model) or is_sharded(t):
+        return t
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(t.to(model.device), model.device_mesh, model.placements, src_data_rank=None)

@@ -8,7 +8,8 @@ import torch
 
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train import supervised
-from primer_fast.train.common import generator, make_optimizer, pack, unpack
+from primer_fast.train.state import generator, pack, unpack
+from primer_fast.train.steps import make_optimizer
 from primer_fast.train.supervised import SupervisedConfig
 
 pytestmark = pytest.mark.usefixtures("plain_path")

@@ -1,195 +1,168 @@
-"""What training procedures share: state, schedule, data order, precision, checks, and the state as plain tensors."""
+"""The state of a training: in this process, on many devices, and as the plain tensors of a checkpoint.
+
+On many devices DDP holds all of the model in each process, FSDP a part of every tensor. Gradients are sums over the
+processes of what each one's rows contribute to the loss of the whole batch, so that a step is the step that one process
+makes on that batch.
+Sources: Li et al. 2020, arXiv:2006.15704 (DDP); Zhao et al. 2023, arXiv:2304.11277 (FSDP).
+"""
 
 __all__ = [
-    "AUTOCAST",
     "FORMAT",
+    "STRATEGIES",
+    "Entry",
+    "Model",
     "TrainState",
-    "apply_gradient",
-    "autocast",
-    "check_finite",
-    "clip_gradient",
-    "epoch_order",
+    "distribute",
     "generator",
-    "learning_rate",
-    "make_optimizer",
-    "mean_norm",
     "pack",
     "random_states",
-    "record",
-    "sent",
-    "set_learning_rate",
     "set_random_states",
     "state_metadata",
     "state_tensors",
     "unpack",
-    "weights_are_finite",
 ]
 
+import copy
+import inspect
 import json
-import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from primer_fast.train.distributed import Model, Parallel, local, placed_like, whole
-from primer_fast.train.world import Share, World
+from primer_fast.train.parallel import ALONE, MicroBatch, World, placed_like, whole
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 FORMAT = "primer_fast checkpoint 1"
-AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+STRATEGIES = ("none", "ddp", "fsdp")
+
+
+class Entry(torch.nn.Module):
+    """A forward through whatever functions and methods of the model the loss needs.
+
+    DDP and FSDP prepare a pass where their module is called; the losses here enter models by ``hidden``, ``loss`` or
+    ``log_prob_of``, and by several of them in one pass.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable, *args: Any, **options: Any) -> Any:
+        return function(self.model, *args, **options)
 
 
 @dataclass
 class TrainState(Generic[Model]):
-    """Everything that the next step depends on, apart from the data and the configuration."""
+    """Everything that the next step depends on, apart from the data and the configuration.
+
+    ``distribute`` makes it the state of one process of several.
+    """
 
     model: Model
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0  # optimizer steps made
     window: dict[str, list[Tensor]] = field(default_factory=dict)  # () tensors, one a step since the last logged one
-    parallel: Parallel = field(default_factory=Parallel)  # how the processes share the model: distributed.distribute
+    world: World = ALONE  # the processes that train this model
+    entry: torch.nn.Module | None = None  # under DDP or FSDP: an Entry
+    template: Any = None  # under FSDP: the model without weights
 
     @property
-    def world(self) -> World:
-        return self.parallel.world
+    def is_sharded(self) -> bool:
+        """Whether no process has all of the model."""
+        return self.template is not None
+
+    def micro_batches(self, count: int, accumulate: int) -> Iterator[MicroBatch]:
+        """``World.micro_batches``; what the body of the loop puts through ``backward`` is added up over the processes.
+
+        DDP does so after the last of them, FSDP, which keeps only parts of a gradient, after each.
+        """
+        every = list(self.world.micro_batches(count, accumulate))
+        for micro in every:
+            waits = isinstance(self.entry, DistributedDataParallel) and micro is not every[-1]
+            with self.entry.no_sync() if waits else nullcontext():  # type: ignore[union-attr, operator]
+                yield micro
 
     def forward(self, function: Callable, *args: Any, **options: Any) -> Any:
         """``function(model, *args)`` as the forward pass of a training step."""
-        return self.parallel.forward(self.model, function, *args, **options)
-
-    def whole(self) -> Model:
-        """The model with all its weights in this process, for other use than training steps: all processes call it."""
-        return self.parallel.whole(self.model)
-
-    def shares(self, count: int, accumulate: int) -> Iterator[Share]:
-        """``World.shares``; what the body of the loop puts through ``backward`` is added up over the processes."""
-        return self.parallel.shares(count, accumulate)
+        if self.entry is None:
+            return function(self.model, *args, **options)
+        return self.entry(function, *args, **options)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``, this process's term of the batch's loss."""
-        self.scaler.scale(self.parallel.scaled(loss)).backward()
+        if self.entry is not None:
+            loss = loss * self.world.size  # DDP and FSDP take the mean over the processes; a sum is wanted
+        self.scaler.scale(loss).backward()
+
+    def whole(self) -> Model:
+        """The model with all its weights in this process, for other use than training steps: all processes call it.
+
+        Under FSDP it is a copy, which goes when the caller lets it go.
+        """
+        if self.template is None:
+            return self.model
+        gathered = copy.deepcopy(self.template)
+        gathered.load_state_dict({name: whole(t).detach() for name, t in self.model.state_dict().items()}, assign=True)
+        return gathered.train(self.model.training)
 
 
-def make_optimizer(
-    model: torch.nn.Module, name: str, *, lr: float, weight_decay: float, betas: tuple[float, float], momentum: float
-) -> torch.optim.Optimizer:
-    """AdamW ("adamw") or w -= lr * grad with momentum ("sgd"); biases and other vectors do not decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
-    raise ValueError(f"make_optimizer: name must be 'adamw' or 'sgd'; got {name!r}")
+def distribute(state: TrainState, world: World, strategy: str) -> None:
+    """Share the model of ``state``, which is the same in all processes and was not trained yet, and its optimizer.
 
+    FSDP gathers one block at a time, and what is outside of blocks for the length of a step: an embedding that is tied
+    with the output among it.
 
-def learning_rate(step: int, *, peak: float, minimum: float, warmup: int, total: int, cosine: bool) -> float:
-    """Rate of step 0, 1, ...: a straight line up to ``peak`` at step ``warmup``, then constant or half a cosine.
+    Args:
+        strategy: "none", "ddp" or "fsdp".
 
-    The cosine starts at ``peak`` and would reach ``minimum`` at step ``total``, one after the last.
+    Raises:
+        ValueError: another strategy, or "none" for several processes.
     """
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    if not cosine:
-        return peak
-    progress = (step - warmup) / max(1, total - warmup)
-    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """On a GPU as the float32 that a CUDA graph reads there, so that one trains as kernels launched one by one do."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = float(np.float32(lr)) if group["params"][0].is_cuda else lr
-
-
-def sent(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` on ``device``, without a wait: from memory that is not pinned a copy to a GPU would wait for it."""
-    return (x.pin_memory() if x.is_cpu and device.type == "cuda" else x).to(device, non_blocking=True)
-
-
-def autocast(device: str, precision: str) -> AbstractContextManager:
-    """The arithmetic of the model in ``precision``; weights, losses and updates stay float32."""
-    dtype = AUTOCAST.get(precision)
-    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
-
-
-def clip_gradient(model: torch.nn.Module, clip_norm: float | None) -> Tensor:  # -> () norm of the whole gradient
-    """Scale the gradient down to ``clip_norm`` where its norm is larger; the norm returned is that of before."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    return norm
-
-
-def apply_gradient(state: TrainState, clip_norm: float | None) -> Tensor:  # -> () norm of the whole gradient
-    """The optimizer step that ends a training step, from gradients that ``state.scaler`` may have scaled."""
-    state.scaler.unscale_(state.optimizer)
-    norm = clip_gradient(state.model, clip_norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.step += 1
-    return norm
-
-
-def record(state: TrainState, **values: Tensor) -> None:
-    """Append what a step measured to the window, without waiting for the device."""
-    for name, value in values.items():
-        state.window.setdefault(name, []).append(value)
-
-
-def check_finite(state: TrainState, procedure: str) -> None:
-    """Raise FloatingPointError with the step if a loss or gradient since the last row, or a weight, is not finite."""
-    if not state.window.get("loss"):
+    if strategy not in STRATEGIES or (strategy == "none" and world.size > 1):
+        raise ValueError(f"distribute: strategy must be ddp or fsdp, or none for one process; got {strategy!r}")
+    state.world = world
+    if strategy == "none":
         return
-    watched = {"loss": "loss"} if state.scaler.is_enabled() else {"loss": "loss", "gradient": "grad_norm"}
-    bad = {what: ~torch.stack(state.window[key]).isfinite() for what, key in watched.items()}
-    first = {what: int(steps.nonzero()[0]) for what, steps in bad.items() if steps.any()}
-    if first:
-        what = min(first, key=lambda name: first[name])  # a gradient spoils the losses after it
-        step = state.step - len(state.window["loss"]) + first[what] + 1
-        raise FloatingPointError(
-            f"{procedure}: the {what} is not finite at step {step}; a lower lr or more warm-up helps"
-        )
-    if not weights_are_finite(state):
-        raise FloatingPointError(f"{procedure}: a weight is not finite after step {state.step}; a lower lr helps")
+    model, optimizer, entry = state.model, state.optimizer, Entry(state.model)
+    if strategy == "ddp":
+        # Buffers are the same in all processes without a broadcast in every forward; newer versions rename the option.
+        options = inspect.signature(DistributedDataParallel).parameters
+        buffers: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers": False
+        }
+        state.entry = DistributedDataParallel(entry, **buffers)
+        return
+    # Imported here: it takes a second, which one process need not wait for.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
 
-
-def weights_are_finite(state: TrainState) -> bool:
-    """Whether all are, in every process."""
-    finite = torch.stack([local(p).isfinite().all() for p in state.model.parameters()]).all()
-    return not state.world.any(not finite)
-
-
-def mean_norm(norms: list[Tensor]) -> float:
-    """The mean of the gradient norms that are finite: a loss scaler skips steps whose gradient overflows."""
-    stacked = torch.stack(norms).double().cpu()
-    finite = stacked[stacked.isfinite()]
-    return finite.mean().item() if len(finite) else math.inf
-
-
-def generator(seed: int, *stream: int) -> torch.Generator:
-    """A CPU generator for one purpose: the same (seed, stream) gives the same numbers, any other unrelated ones."""
-    word = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(word) >> 1)  # torch takes 63 bits
-
-
-def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
-    """(samples,) int64: the order in which ``epoch`` visits the samples, a function of (seed, epoch) alone."""
-    return torch.randperm(samples, generator=generator(seed, 0, epoch))
+    names = {p: name for name, p in model.named_parameters()}
+    device = next(model.parameters()).device.type
+    for p in model.parameters():
+        p.data = p.data.contiguous()  # FSDP takes no other, as channels_last
+    template = copy.deepcopy(model)
+    for module in template.modules():
+        for name, p in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad))
+    mesh = init_device_mesh(device, (world.size,))
+    for module in model.modules():
+        for block in getattr(module, "blocks", ()):
+            fully_shard(list(block.children()), mesh=mesh)  # a group: it is these that are called, not the block
+    fully_shard(entry, mesh=mesh)
+    sharded = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [sharded[names[p]] for p in group["params"]]
+        if isinstance(optimizer, torch.optim.SGD):  # the fused kernel of SGD knows no sharded weights
+            group["fused"] = optimizer._step_supports_amp_scaling = False
+    state.entry, state.template = entry, template
 
 
 def pack(state: TrainState, config: dict, epoch: float) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -228,6 +201,16 @@ def state_metadata(state: TrainState, config: dict, epoch: float) -> dict[str, s
         "scaler": json.dumps(state.scaler.state_dict()),
         "config": json.dumps(config),
     }
+
+
+def generator(seed: int, *stream: int) -> torch.Generator:
+    """A CPU generator for one purpose: the same (seed, stream) gives the same numbers, any other unrelated ones.
+
+    The streams begin with 0 for the order of an epoch, 1 for augmentation, 2 for windows of text, 3 for rollouts, 4 for
+    their minibatches, 5 for the dropout of processes, 6 for what is held out.
+    """
+    word = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word) >> 1)  # torch takes 63 bits
 
 
 def random_states(world: World) -> dict[str, Tensor]:
