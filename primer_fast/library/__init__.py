@@ -11,7 +11,6 @@ not when the graph is made, as torch's own products do.
 from primer_fast.library import conv2d as conv2d
 from primer_fast.library import embedding as embedding
 from primer_fast.library import layer_norm as layer_norm
-from primer_fast.library import linear as linear
 from primer_fast.library import linear_cross_entropy as linear_cross_entropy
 from primer_fast.library import linear_log_prob as linear_log_prob
 from primer_fast.library import max_pool2d as max_pool2d
