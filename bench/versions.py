@@ -42,7 +42,7 @@ ENVIRONMENTS = {
     "gpu": Environment([*GPU, *TESTS], "3.12"),
 }
 COMPARED = ("oldest", PINNED, "newest")
-TESTED = ("tests/library", "tests/citizenship", "tests/test_interpreter.py", "tests/test_interpreter_memory.py")
+TESTED = ("tests/operators", "tests/citizenship", "tests/test_interpreter.py", "tests/test_interpreter_memory.py")
 CASES = {  # op -> a small case with something to get wrong; no other op has one of that name
     "conv2d": "groups_wide",
     "embedding": "position_ids",

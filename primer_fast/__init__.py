@@ -43,5 +43,5 @@ else:  # torch and Triton are imported with the first use
             "replace": ["replace_modules"],
             "restore": ["restore_modules"],
         },
-        unlisted=["bench", "cli", "kernels", "library", "proof", "tuning"],
+        unlisted=["bench", "cli", "kernels", "proof", "tuning"],
     )

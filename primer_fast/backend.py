@@ -63,8 +63,6 @@ def tangents() -> bool:
     return forward_ad._current_level >= 0
 
 
-
-
 def prepares(x: Any) -> bool:
     """True where the kernels compute ``x`` and nothing looks on (see functional/operator.py): there may be a plan."""
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
@@ -87,8 +85,6 @@ def sums_narrowly(x: Tensor | None) -> bool:
     """Whether PyTorch's CPU operators might add up a gradient of ``x`` in 16 bits: where they do, 256 ones and one more
     are 256. Callers then compute in float32, and the gradient is rounded once."""
     return x is not None and x.dtype in (torch.float16, torch.bfloat16) and wants_gradient(x)
-
-
 
 
 def sharded(*tensors: Any) -> bool:
@@ -120,56 +116,6 @@ def autocast(*tensors: Any) -> tuple[Any, ...]:
     dtype = autocast_dtype(tensors[0])
     if dtype is None:
         return tensors
-    return tuple(
-        t.to(dtype)
-        if isinstance(t, Tensor) and t.dtype is not dtype and t.is_floating_point() and t.dtype is not torch.float64
-        else t
-        for t in tensors
-    )
-# TEMP
-from torch import is_grad_enabled
-from torch._C import _has_storage
-
-
-def apply_of(function: type) -> Any:
-    """``function.apply`` of an autograd.Function, without the look at functorch's transforms that it begins with."""
-    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
-
-
-def differentiates(upstream: Tensor | None, other: Tensor | None = None) -> bool:
-    """Whether what a backward computes is itself differentiated, or mapped as by ``is_grads_batched``: then PyTorch's
-    operators compute it. A gradient that stands for several has no memory of its own.
-    """
-    if is_grad_enabled() or forward_ad._current_level >= 0:
-        return True
-    return not ((upstream is None or _has_storage(upstream)) and (other is None or _has_storage(other)))
-
-
-def gradients_of(function: Any, inputs: Any, needed: Any, upstream: Any) -> list[Tensor | None]:
-    """The gradients of ``function()`` by PyTorch's operators, None for each input that needs none.
-
-    With create_graph=True they have gradients themselves; tangents and batches are carried on.
-    """
-    asked = [t for t, need in zip(inputs, needed, strict=True) if need]
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():  # retain_graph: an input may be an output of the node that this is the backward of
-        found = iter(torch.autograd.grad(function(), asked, upstream, retain_graph=True, create_graph=create_graph))
-    return [next(found) if need else None for need in needed]
-
-
-def needs_operator(*tensors: Tensor | None) -> bool:
-    """True where a call must be one operator of primer_fast.library: torch.compile or torch.export traces it, a
-    dispatch mode looks on, or a tensor is of a subclass, a fake one for example. Costs eager calls 0.3 us."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return True
-    for t in tensors:  # noqa: SIM110 (a generator takes three times as long)
-        if type(t) not in EAGER:
-            return True
-    return False
-
-
-def autocast_to(dtype: torch.dtype, *tensors: Any) -> tuple[Any, ...]:
-    """As torch.autocast casts: float64, integers, and what is no tensor stay as they are."""
     return tuple(
         t.to(dtype)
         if isinstance(t, Tensor) and t.dtype is not dtype and t.is_floating_point() and t.dtype is not torch.float64

@@ -2,8 +2,8 @@
 
 ``@operator(name)`` registers a launcher as ``torch.ops.primer_fast.<name>``. Its annotations are the schema, and its
 fake implementation says which shapes, dtypes and strides the results have. ``differentiable`` gives such an operator its
-gradient, by one ``setup`` and one ``backward``, and makes of these two an autograd.Function for eager calls: the way
-through torch.library takes tens of microseconds, and torch's own call of a ``setup_context`` does too.
+gradient, by one ``setup`` and one ``backward``, and makes of these two an autograd.Function for eager calls: the way through
+torch.library takes tens of microseconds.
 
 Operators take arguments as the public functions pass them, and check nothing themselves. What a forward keeps for its
 backward are results beside the first; ``keep`` says whether to keep it. A backward returns the gradients that ``needed``
@@ -18,6 +18,7 @@ __all__ = [
     "check_kept",
     "differentiable",
     "differentiates",
+    "eager",
     "gradients_of",
     "like_rows_of",
     "needs_operator",
@@ -33,17 +34,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C import _has_storage
+from torch._C import _has_storage, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
 
 from primer_fast.backend import EAGER, tangents
+
+_NOTHING = (None,) * 16  # gradients of what has none; torch takes more of them than there are inputs
 
 
 def needs_operator(*tensors: Tensor | None) -> bool:
     """True where a call must be one operator of torch.library: torch.compile or torch.export traces it, a dispatch mode
     looks on, or a tensor is of a subclass, a fake one for example. Costs eager calls 0.3 us.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling() or _len_torch_dispatch_stack():
         return True
     for t in tensors:  # noqa: SIM110 (a generator takes three times as long)
         if type(t) not in EAGER:
@@ -123,7 +126,6 @@ def differentiable(
     """
     tensors, name, function = op.tensors, op.name, op.function
     keep_at = op.parameters.index("keep") if "keep" in op.parameters else None
-    nothing = (None,) * (len(op.parameters) + 1)
 
     def positions(inputs):
         return (0,) if results is None else results(inputs)
@@ -136,10 +138,6 @@ def differentiable(
         places = results(inputs)
         return tuple(output[i] for i in places) if len(places) > 1 else output[0]
 
-    def padded(ctx, *grads):
-        found = backward(ctx, *grads)
-        return *found, *nothing[len(found) :]
-
     def setup_of_operator(ctx, inputs, output):
         if keep_at is not None:
             check_kept(name, inputs[keep_at])
@@ -150,18 +148,11 @@ def differentiable(
         setup(ctx, inputs, output)
 
     def backward_of_operator(ctx, *grads):
-        return padded(ctx, *(grads[i] for i in ctx.results))
+        return (*backward(ctx, *(grads[i] for i in ctx.results)), *_NOTHING)
 
     op.registered.register_autograd(backward_of_operator, setup_context=setup_of_operator)
 
-    def forward(ctx, *inputs_run):
-        *inputs, run = inputs_run
-        output = run(*inputs[:tensors])
-        setup(ctx, inputs, output)
-        return chosen(inputs, output)
-
-    members = {"forward": staticmethod(forward), "backward": staticmethod(padded)}
-    apply = apply_of(type(name, (torch.autograd.Function,), members))
+    apply = eager(name, setup, backward, tensors, chosen)
 
     def call(keep, *inputs):
         if needs_operator(*inputs[:tensors]):
@@ -173,9 +164,24 @@ def differentiable(
     return call, apply
 
 
-def apply_of(function: type) -> Any:
-    """``function.apply`` of an autograd.Function, without the look at functorch's transforms that it begins with."""
-    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+def eager(name: str, setup: Callable, backward: Callable, tensors: int, chosen: Callable) -> Callable:
+    """``apply`` of ``differentiable``, for what is no operator too.
+
+    chosen: ``chosen(inputs, output)`` -> what a call returns.
+    """
+
+    def forward(ctx, *inputs_run):
+        inputs = inputs_run[:-1]
+        output = inputs_run[-1](*inputs[:tensors])
+        setup(ctx, inputs, output)  # here and not as torch's setup_context, which costs a call 45 us
+        return chosen(inputs, output)
+
+    def padded(ctx, *grads):
+        return *backward(ctx, *grads), *_NOTHING
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(padded)}
+    function = type(name, (torch.autograd.Function,), members)
+    return super(torch.autograd.Function, function).apply  # without the look at functorch's transforms
 
 
 def differentiates(upstream: Tensor | None, other: Tensor | None = None) -> bool:

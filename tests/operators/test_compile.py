@@ -5,15 +5,14 @@ import importlib
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from library.samples import SAMPLES, floats, indexed, run
+from operators.samples import SAMPLES, floats, indexed, run
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from primer_fast import functional as F
-from primer_fast import library
-from primer_fast.functional import logits
+from primer_fast.functional import attention_operator, logits
 from primer_fast.kernels import launch
 from primer_fast.kernels.prepared import unprepared
 
@@ -165,9 +164,10 @@ def test_autocast_gives_the_dtypes_of_eager(name, device):
 
 
 def test_the_fast_backward_is_taken_where_it_is_allowed(device, monkeypatch):
-    module = importlib.import_module("primer_fast.library.scaled_dot_product_attention")
-    calls, one_pass = [], module.attention_bwd_onepass
-    monkeypatch.setattr(module, "attention_bwd_onepass", lambda *a, **o: calls.append(1) or one_pass(*a, **o))
+    calls, one_pass = [], attention_operator.attention_bwd_onepass
+    monkeypatch.setattr(
+        attention_operator, "attention_bwd_onepass", lambda *a, **o: calls.append(1) or one_pass(*a, **o)
+    )
     torch.use_deterministic_algorithms(False)
 
     @torch.compile(backend="aot_eager", fullgraph=True)
@@ -195,8 +195,9 @@ def test_the_fast_backward_is_taken_where_it_is_allowed(device, monkeypatch):
 
 def test_the_precision_is_that_of_the_launch(device, monkeypatch):
     """An exported program, which has no guards, follows it too, as torch's own products do."""
-    seen, launcher = [], library.linear.linear_fwd
-    monkeypatch.setattr(library.linear, "linear_fwd", lambda *a: seen.append(a[-1]) or launcher(*a))
+    linear = importlib.import_module("primer_fast.functional.linear")
+    seen, launcher = [], linear.linear_fwd
+    monkeypatch.setattr(linear, "linear_fwd", lambda *a: seen.append(a[-1]) or launcher(*a))
 
     class Layer(torch.nn.Module):
         def forward(self, x):
