@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch._C import _get_tracing_state
+from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
 
 EAGER = frozenset({Tensor, torch.nn.Parameter, type(None)})  # what no subclass looks on
@@ -50,7 +50,7 @@ def transformed() -> bool:
     """Whether a derivative or a batch is carried along that PyTorch's operators alone know how to carry on: in a
     transform of torch.func, or where a level of torch.autograd.forward_ad is open.
     """
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return forward_ad._current_level >= 0 or _are_functorch_transforms_active()
 
 
 def jit_traces() -> bool:
@@ -65,11 +65,10 @@ def tangents() -> bool:
 
 def prepares(x: Any) -> bool:
     """True where the kernels compute ``x`` and nothing looks on (see functional/operator.py): there may be a plan."""
-    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    if traced or type(x) not in EAGER or x is None or not has_kernels(x):
+    if torch.compiler.is_compiling() or _len_torch_dispatch_stack() or type(x) not in EAGER or x is None:
         return False
     # As transformed(). Under torch.jit.trace sizes are tensors, so that no call is known there.
-    return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
+    return has_kernels(x) and forward_ad._current_level < 0 and not _are_functorch_transforms_active()
 
 
 def wants_gradient(*tensors: Any) -> bool:

@@ -59,7 +59,7 @@ def conv2d(
         plan = _launch.known(input, weight, bias, geometry, activation, keep, precision)
         if plan is not None:
             if keep:
-                return _apply(input, weight, bias, *geometry, activation, None, keep, plan)
+                return _apply(input, weight, bias, (*geometry, activation, None, keep), plan)
             return plan(input, weight, bias)[0]
     check_activation("conv2d", activation)
     if isinstance(input, Tensor) and not runs_triton(input) and not sharded(input):
@@ -138,7 +138,8 @@ def _(dy, saved, input, weight, stride, padding, dilation, groups, size, activat
 
 
 def _setup(ctx, inputs, output):
-    x, w, b, *ctx.geometry, activation, _, _ = inputs
+    x, w, b = inputs[:3]
+    ctx.geometry, activation = inputs[3:8], inputs[8]
     y, saved = output
     ctx.save_for_backward(x, w, b, None if activation is None else y if activation in FROM_OUTPUT else saved)
     ctx.activation = activation
@@ -164,7 +165,7 @@ def _plain_of(geometry, x, w, b, activation):
     return conv2d_plain(x, w, b, stride, 0, dilation, groups, activation=activation)
 
 
-_call, _apply = differentiable(_forward, _setup, _backward)
+_call, _apply = differentiable(_forward, _setup, _backward, leading=3)
 
 
 def conv2d_plain(

@@ -56,15 +56,15 @@ def embedding(
         name, value = next((name, value) for name, value in named.items() if value is not None)
         raise NotImplementedError(f"embedding: {name}={value!r} is not built; use torch.nn.functional.embedding")
     if prepares(weight):
-        plan = _launch.known(input, weight, position, position_ids, padding_idx)
+        row = padding_idx + len(weight) if type(padding_idx) is int and padding_idx < 0 else padding_idx
+        plan = _launch.known(input, weight, position, position_ids, row)
         if plan is not None:
             if not wants_gradient(weight, position):
                 return plan(input, weight, position, position_ids)
-            padding_idx = padding_idx if padding_idx is None else padding_idx % weight.shape[0]
-            return _apply(input, weight, position, position_ids, padding_idx, plan)
+            return _apply(input, weight, position, (position_ids, row), plan)
     if jit_traces():
         return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)
-    given, padding_idx = padding_idx, _check(input, weight, padding_idx, position, position_ids)
+    padding_idx = _check(input, weight, padding_idx, position, position_ids)
     if sharded(weight):
         from primer_fast.functional import shards
 
@@ -75,10 +75,7 @@ def embedding(
         except (IndexError, RuntimeError) as error:
             _check_indices(error, input=(input, weight), position_ids=(position_ids, position))
             raise
-    tensors = input, weight, position, position_ids
-    if wants_gradient(weight, position):
-        return _call(True, *tensors, padding_idx)
-    return _call(False, *tensors, padding_idx)
+    return _call(wants_gradient(weight, position), input, weight, position, position_ids, padding_idx)
 
 
 @prepared(4)
@@ -151,7 +148,7 @@ def _backward(ctx, dy):
     _, need_weight, need_position, *_ = ctx.needs_input_grad
     dweight = gradient(dy, ids, *ctx.tables[0], ctx.padding_idx) if need_weight else None
     if not need_position:
-        return None, dweight
+        return None, dweight, None
     if position_ids is None and not plain:
         return None, dweight, _gradient_of_axis(dy, *ctx.tables[1])
     if position_ids is None:
@@ -168,7 +165,7 @@ def _differentiable_gradient(dy, ids, rows, dtype, padding):
     return dy.new_zeros(rows, dy.shape[-1]).index_add(0, ids, dy).to(dtype)
 
 
-_call, _apply = differentiable(_forward, _setup, _backward)
+_call, _apply = differentiable(_forward, _setup, _backward, leading=3)
 
 
 def embedding_plain(

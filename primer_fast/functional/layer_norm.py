@@ -70,7 +70,7 @@ def layer_norm(
     if prepares(input):
         plan = _launch.known(*leaves, shape, *options)
         if plan is not None:
-            results = _apply(*leaves, math.prod(shape), *options, plan) if keep else plan(*leaves)
+            results = _apply(*leaves, (math.prod(shape), *options), plan) if keep else plan(*leaves)
             return _asked(results, input, residual, return_residual)
     if jit_traces():
         return layer_norm_plain(input, shape, weight, bias, eps, residual=residual, return_residual=return_residual)
@@ -146,10 +146,9 @@ def _(dy, dsum, total, mean, rstd, weight, bias, elements, needed):
     return [None if t is None else dy.new_empty(shape, dtype=t.dtype) for shape, t in of]
 
 
-def _results(inputs):
+def _chosen(inputs, output):
     """y alone, or also the sum, where it is one: even if unused, so that it knows its history."""
-    _, residual, *_, keep_sum, _ = inputs
-    return (0, 1) if residual is not None and keep_sum else (0,)
+    return output[:2] if inputs[1] is not None and inputs[7] else output[0]
 
 
 def _setup(ctx, inputs, output):
@@ -193,7 +192,7 @@ def _trailing(shape, elements, *tables):
     return tuple(shape[-axes:])
 
 
-_call, _apply = differentiable(_forward, _setup, _backward, _results)
+_call, _apply = differentiable(_forward, _setup, _backward, 4, _chosen)
 
 
 def layer_norm_plain(

@@ -50,7 +50,7 @@ def linear(
         keep = wants_gradient(input, weight, bias)
         plan = _launch.known(input, weight, bias, activation, keep, torch.get_float32_matmul_precision())
         if plan is not None:
-            return _apply(input, weight, bias, activation, keep, plan) if keep else plan(input, weight, bias)[0]
+            return _apply(input, weight, bias, (activation, keep), plan) if keep else plan(input, weight, bias)[0]
     check_activation("linear", activation)
     if jit_traces():
         return linear_plain(input, weight, bias, activation=activation)
@@ -123,7 +123,7 @@ def _backward(ctx, dy):
     return _gradients(dy, saved, x, w, ctx.activation, needed)
 
 
-_call, _apply = differentiable(_forward, _setup, _backward)
+_call, _apply = differentiable(_forward, _setup, _backward, leading=3)
 
 
 def linear_plain(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:

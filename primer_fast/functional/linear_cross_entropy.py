@@ -179,7 +179,7 @@ def _told(input, linear_weight, linear_bias, reduction, ignore_index, smoothing,
 
 
 def _run(run, tensors, told):
-    return _apply(run, *tensors, told) if wants_gradient(*tensors) else run(*tensors)[0]
+    return _apply(*tensors[:3], (tensors[3], told), run) if wants_gradient(*tensors) else run(*tensors)[0]
 
 
 def _traced(input, linear_weight, linear_bias, target, told):
@@ -382,10 +382,10 @@ def _backward_reduced(ctx, dloss):
     return (dloss.expand(target.shape),)
 
 
-_apply = eager("linear_cross_entropy", _setup, _backward, 4, lambda inputs, output: output[0])
-_call, _ = differentiable(_forward, _setup_rows, _backward)
-_call_kept, _ = differentiable(_forward_kept, _setup_rows, _backward)
-_call_reduced, _ = differentiable(_forward_reduced, _setup_reduced, _backward_reduced)
+_apply = eager("linear_cross_entropy", _setup, _backward, leading=3, tensors=4)
+_call, _ = differentiable(_forward, _setup_rows, _backward, leading=3)
+_call_kept, _ = differentiable(_forward_kept, _setup_rows, _backward, leading=3)
+_call_reduced, _ = differentiable(_forward_reduced, _setup_reduced, _backward_reduced, leading=1)
 
 
 def _losses_of_classes(input, linear_weight, linear_bias, target, weight, ignore_index, keep_logits):

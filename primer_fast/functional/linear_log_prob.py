@@ -141,7 +141,7 @@ def linear_log_prob(
 
 def _run(run, tensors, temperature, return_entropy, ignore_index):
     if wants_gradient(*tensors):
-        return _apply(*tensors, temperature, return_entropy, ignore_index, run)
+        return _apply(*tensors[:3], (tensors[3], temperature, return_entropy, ignore_index), run)
     y, _, entropy, _ = run(*tensors)
     return (y, entropy) if return_entropy else y
 
@@ -257,13 +257,12 @@ _gradients_kept.register_fake(_like_gradients)
 
 def _setup(ctx, inputs, output):
     x, w, b, target, ctx.temperature, return_entropy, ctx.ignore_index = inputs
-    _, lse, entropy, *kept = output
-    ctx.set_materialize_grads(True)  # of two results, the gradient of one that is not used is 0
-    ctx.save_for_backward(x, w, b, target, lse, entropy if return_entropy else None, *kept)
+    kept = output[3] if len(output) > 3 else None
+    ctx.save_for_backward(x, w, b, target, output[1], output[2] if return_entropy else None, kept)
 
 
 def _backward(ctx, dy, dentropy=None):
-    x, w, b, target, lse, entropy, *kept = ctx.saved_tensors
+    x, w, b, target, lse, entropy, kept = ctx.saved_tensors
     needed = ctx.needs_input_grad[:3]
     if differentiates(dy, dentropy):
         both = dentropy is not None
@@ -275,18 +274,16 @@ def _backward(ctx, dy, dentropy=None):
             )  # fmt: skip
 
         return gradients_of(plain, (x, w, b), needed, (dy, dentropy) if both else dy)
-    gradients = _gradients if not kept or kept[0] is None else _gradients_kept
-    logits = kept if gradients is _gradients_kept else ()
-    options = ctx.temperature, ctx.ignore_index, needed
-    return gradients(dy, dentropy, x, w, b, target, lse, entropy, *logits, *options)
+    tensors, options = (dy, dentropy, x, w, b, target, lse, entropy), (ctx.temperature, ctx.ignore_index, needed)
+    return _gradients(*tensors, *options) if kept is None else _gradients_kept(*tensors, kept, *options)
 
 
-def _results(inputs):
-    return (0, 2) if inputs[5] else (0,)  # y, and the entropy where it was asked for
+def _chosen(inputs, output):
+    return (output[0], output[2]) if inputs[5] else output[0]  # y, and the entropy where it was asked for
 
 
-_call, _apply = differentiable(_forward, _setup, _backward, _results)
-_call_kept, _ = differentiable(_forward_kept, _setup, _backward, _results)
+_call, _apply = differentiable(_forward, _setup, _backward, 3, _chosen, zeros=True)
+_call_kept, _ = differentiable(_forward_kept, _setup, _backward, 3, _chosen, zeros=True)
 
 
 def _chosen(log_probs, target, ignore_index):  # (..., V), (...)

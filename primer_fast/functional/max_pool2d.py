@@ -70,7 +70,7 @@ def max_pool2d(
             window, size = cut
             plan = _launch.known(input, *window, size, keep, return_indices)
             if plan is not None and keep:
-                return _apply(input, *window, size, keep, return_indices, plan)
+                return _apply(input, (*window, size, keep, return_indices), plan)
             if plan is not None:
                 y, _, indices = plan(input)
                 return (y, indices) if return_indices else y
@@ -141,9 +141,8 @@ def _(dy, kept, kernel, stride, padding, dilation, size):
 
 
 def _setup(ctx, inputs, output):
-    x, *ctx.window, _, _, _ = inputs
     ctx.save_for_backward(output[1])
-    ctx.size = x.shape[2:]
+    ctx.window, ctx.size = inputs[1:5], inputs[0].shape[2:]
 
 
 def _backward(ctx, dy, _=None):  # dy (N, C, OH, OW); indices have no gradient
@@ -195,7 +194,11 @@ def _winners(kept, window, size):
     return torch.where(there, h * size[1] + w, 0), there
 
 
-_call, _apply = differentiable(_forward, _setup, _backward, lambda inputs: (0, 2) if inputs[-1] else (0,))
+def _chosen(inputs, output):
+    return (output[0], output[2]) if inputs[7] else output[0]  # y, and the indices where they were asked for
+
+
+_call, _apply = differentiable(_forward, _setup, _backward, 1, _chosen)
 
 
 def max_pool2d_plain(

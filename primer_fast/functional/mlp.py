@@ -78,7 +78,7 @@ def mlp(
         launch = _launchers(layers)[0]
         plan = launch.known(input, *weights, *biases, activation, output_activation, first, precision)
         if plan is not None and first < layers:
-            return _applies(layers)(input, *weights, *biases, activation, output_activation, plan)
+            return _applies(layers)(input, *weights, *biases, (activation, output_activation), plan)
         if plan is not None:
             return plan(input, *weights, *biases)[0]
     if not jit_traces():
@@ -100,7 +100,7 @@ def mlp(
         return _launch(x, *parameters, activation, output_activation, first)
 
     if first < layers:
-        return _applies(layers)(input, *weights, *biases, activation, output_activation, run)
+        return _applies(layers)(input, *weights, *biases, (activation, output_activation), run)
     return run(input, *weights, *biases)[0]
 
 
@@ -228,7 +228,7 @@ def _backward(ctx, dy, needed):
 
 @functools.cache
 def _applies(layers):
-    """``apply(x, *weights, *biases, activation, output_activation, run)`` of so many layers, for eager calls."""
+    """``apply(x, *weights, *biases, (activation, output_activation), run)`` of so many layers, for eager calls."""
     tensors = 1 + 2 * layers
 
     def setup(ctx, inputs, output):
@@ -238,7 +238,7 @@ def _applies(layers):
     def backward(ctx, dy):
         return _backward(ctx, dy, ctx.needs_input_grad[:tensors])
 
-    return eager("mlp", setup, backward, tensors, lambda inputs, output: output[0])
+    return eager("mlp", setup, backward, tensors, tensors)
 
 
 def _setup_of_operator(ctx, inputs, output):

@@ -1,14 +1,14 @@
 """How an op and its gradient reach whoever asks: an eager call, a compiler, an exported program, a fake tensor.
 
 ``@operator(name)`` registers a launcher as ``torch.ops.primer_fast.<name>``. Its annotations are the schema, and its
-fake implementation says which shapes, dtypes and strides the results have. ``differentiable`` gives such an operator its
-gradient, by one ``setup`` and one ``backward``, and makes of these two an autograd.Function for eager calls: the way through
-torch.library takes tens of microseconds.
+fake implementation says which shapes, dtypes and strides the results have. ``differentiable`` gives such an operator
+its gradient, by one ``setup`` and one ``backward``, and makes of these two an autograd.Function for eager calls: the
+way through torch.library takes tens of microseconds.
 
 Operators take arguments as the public functions pass them, and check nothing themselves. What a forward keeps for its
-backward are results beside the first; ``keep`` says whether to keep it. A backward returns the gradients that ``needed``
-asks for. The float32 matmul precision is read when a kernel is launched, not when the graph is made, as torch's own
-products do.
+backward are results beside the first; ``keep`` says whether to keep it. A backward returns the gradients that
+``needed`` asks for. The float32 matmul precision is read when a kernel is launched, not when the graph is made, as
+torch's own products do.
 """
 
 __all__ = [
@@ -39,8 +39,6 @@ from torch.autograd import forward_ad
 
 from primer_fast.backend import EAGER, tangents
 
-_NOTHING = (None,) * 16  # gradients of what has none; torch takes more of them than there are inputs
-
 
 def needs_operator(*tensors: Tensor | None) -> bool:
     """True where a call must be one operator of torch.library: torch.compile or torch.export traces it, a dispatch mode
@@ -57,9 +55,9 @@ def needs_operator(*tensors: Tensor | None) -> bool:
 class Operator:
     """A function that is one operator of torch.library where a call must be one; see ``needs_operator``.
 
-    The function's leading parameters are tensors or None. It may return None among its results, or one tensor twice; the
-    operator may not, and there a tensor without elements stands in. Of a function whose last parameter is ``needed`` the
-    operator returns the results that are needed, and calls give all of them, None for the others.
+    The function's leading parameters are tensors or None. It may return None among its results, or one tensor twice;
+    the operator may not, and there a tensor without elements stands in. Of a function whose last parameter is
+    ``needed`` the operator returns the results that are needed, and calls give all of them, None for the others.
 
     The operator raises NotImplementedError where an argument has a tangent: it would give a result without one.
     """
@@ -108,78 +106,81 @@ def operator(name: str) -> Callable[[Callable], Operator]:
 
 
 def differentiable(
-    op: Operator, setup: Callable, backward: Callable, results: Callable | None = None
+    op: Operator, setup: Callable, backward: Callable, leading: int, chosen: Callable | None = None, zeros: bool = False
 ) -> tuple[Callable, Callable]:
     """Give the operator its gradient, and eager calls the same.
 
     Args:
-        setup: ``setup(ctx, inputs, output)`` keeps in ctx what the backward needs. The inputs are the operator's, and
-            the output is what its function, or the operator, returns.
-        backward: ``backward(ctx, *grads)`` -> gradients of the first inputs. There is one upstream gradient for each result.
-        results: ``results(inputs)`` -> positions in the output of what a call returns; the rest of the output is kept
-            for the backward alone. None: of the first, or of all where it is one tensor.
+        setup: ``setup(ctx, inputs, output)`` keeps in ctx what the backward needs. The inputs are the operator's; the
+            output is what the operator, or its function, returns.
+        backward: ``backward(ctx, *grads)``, of an upstream gradient for each result -> the gradients of the ``leading``
+            inputs, None for those that have none.
+        chosen: ``chosen(inputs, output)`` -> what of the output a call returns, one tensor or a tuple; the rest is kept
+            for the backward alone. None: the first, or all where it is one tensor.
+        zeros: whether the upstream gradient of a result that is not used is zeros; else it is None.
 
     Returns:
-        ``call(keep, *inputs)`` -> the result, or a tuple of several; keep: whether there will be a backward.
-        ``apply(*inputs, run)`` -> the same in an eager call whose gradient will be asked for. ``run`` is a function of
-        the tensors among the inputs that does what the operator does for the other inputs.
+        ``call(keep, *inputs)`` -> what is chosen; keep: whether there will be a backward.
+        ``apply(*leading_inputs, rest, run)`` -> the same in an eager call whose gradient will be asked for. ``rest`` is
+        the tuple of the other inputs; ``run`` is a function of the tensors among the inputs, and does what the
+        operator does for the inputs that are none.
     """
-    tensors, name, function = op.tensors, op.name, op.function
+    tensors, function, registered = op.tensors, op.function, op.registered
     keep_at = op.parameters.index("keep") if "keep" in op.parameters else None
+    nothing = (None,) * (len(op.parameters) - leading)
 
-    def positions(inputs):
-        return (0,) if results is None else results(inputs)
-
-    def chosen(inputs, output):
+    def of(inputs, output):
         if op.has_one_result:
             return output
-        if results is None:
-            return output[0]
-        places = results(inputs)
-        return tuple(output[i] for i in places) if len(places) > 1 else output[0]
+        return output[0] if chosen is None else chosen(inputs, output)
 
     def setup_of_operator(ctx, inputs, output):
         if keep_at is not None:
-            check_kept(name, inputs[keep_at])
-        ctx.set_materialize_grads(False)
-        ctx.results = positions(inputs)
-        if not op.has_one_result:
-            ctx.mark_non_differentiable(*(t for i, t in enumerate(output) if i not in ctx.results))
+            check_kept(op.name, inputs[keep_at])
+        ctx.set_materialize_grads(zeros)
+        shown, outputs = of(inputs, output), (output,) if op.has_one_result else output
+        shown = shown if isinstance(shown, tuple) else (shown,)
+        ctx.places = [i for i, t in enumerate(outputs) if any(t is other for other in shown)]
+        ctx.mark_non_differentiable(*(t for i, t in enumerate(outputs) if i not in ctx.places))
         setup(ctx, inputs, output)
 
     def backward_of_operator(ctx, *grads):
-        return (*backward(ctx, *(grads[i] for i in ctx.results)), *_NOTHING)
+        return *backward(ctx, *(grads[i] for i in ctx.places)), *nothing
 
-    op.registered.register_autograd(backward_of_operator, setup_context=setup_of_operator)
-
-    apply = eager(name, setup, backward, tensors, chosen)
+    registered.register_autograd(backward_of_operator, setup_context=setup_of_operator)
+    apply = eager(op.name, setup, backward, leading, tensors, of if op.has_one_result else chosen)
 
     def call(keep, *inputs):
         if needs_operator(*inputs[:tensors]):
-            return chosen(inputs, op.registered(*inputs))
+            return of(inputs, registered(*inputs))
         if keep:
-            return apply(*inputs, lambda *given: function(*given, *inputs[tensors:]))
-        return chosen(inputs, function(*inputs))
+            return apply(*inputs[:leading], inputs[leading:], lambda *given: function(*given, *inputs[tensors:]))
+        return of(inputs, function(*inputs))
 
     return call, apply
 
 
-def eager(name: str, setup: Callable, backward: Callable, tensors: int, chosen: Callable) -> Callable:
-    """``apply`` of ``differentiable``, for what is no operator too.
+def eager(
+    name: str, setup: Callable, backward: Callable, leading: int, tensors: int, chosen: Callable | None = None
+) -> Callable:
+    """``apply`` of ``differentiable``, for what is no operator too. tensors: how many the first inputs are."""
+    first = [f"a{i}" for i in range(leading)]
+    given = [*first, *(f"rest[{i}]" for i in range(tensors - leading))]
+    # Written out, as a loop over the inputs takes a microsecond. The setup is called here, which is quick; where torch
+    # calls a setup_context, that alone takes 45 us.
+    source = f"""
+def forward(ctx, {", ".join(first)}, rest, run):
+    output = run({", ".join(given)})
+    inputs = ({", ".join(first)}, *rest)
+    setup(ctx, inputs, output)
+    return {"output[0]" if chosen is None else "chosen(inputs, output)"}
 
-    chosen: ``chosen(inputs, output)`` -> what a call returns.
-    """
-
-    def forward(ctx, *inputs_run):
-        inputs = inputs_run[:-1]
-        output = inputs_run[-1](*inputs[:tensors])
-        setup(ctx, inputs, output)  # here and not as torch's setup_context, which costs a call 45 us
-        return chosen(inputs, output)
-
-    def padded(ctx, *grads):
-        return *backward(ctx, *grads), *_NOTHING
-
-    members = {"forward": staticmethod(forward), "backward": staticmethod(padded)}
+def whole_backward(ctx, *grads):
+    return *backward(ctx, *grads), None, None
+"""
+    space = {"setup": setup, "backward": backward, "chosen": chosen}
+    exec(compile(source, f"<{name}>", "exec"), space)
+    members = {"forward": staticmethod(space["forward"]), "backward": staticmethod(space["whole_backward"])}
     function = type(name, (torch.autograd.Function,), members)
     return super(torch.autograd.Function, function).apply  # without the look at functorch's transforms
 

@@ -198,15 +198,15 @@ def _plan(query, key, value, attention, enable_gqa, keep):
 
 def _run(run, q, k, v, attention, keep):
     if keep:
-        return _apply(q, k, v, *attention, _fast_backward, keep, run)
+        return _apply(q, k, v, (*attention, _fast_backward, keep), run)
     return run(q, k, v, *attention[:_TENSORS])[0]
 
 
 def _setup(ctx, inputs, output):
     q, k, v, mask, key_lengths, offsets, seed, *ctx.numbers, _ = inputs
-    out, lse, *drawn = output
-    seed = drawn[0] if drawn else seed
-    ctx.save_for_backward(q, k, v, out, lse, mask, key_lengths, offsets, seed)
+    if len(output) > 2 and seed is None:
+        seed = output[2]  # drawn by the launcher
+    ctx.save_for_backward(q, k, v, output[0], output[1], mask, key_lengths, offsets, seed)
 
 
 def _backward(ctx, dout):
@@ -232,7 +232,7 @@ def _backward(ctx, dout):
         return gradients_of(plain, (q, k, v), needed, dout)
 
 
-_call, _apply = differentiable(forward, _setup, _backward)
+_call, _apply = differentiable(forward, _setup, _backward, leading=3)
 _TENSORS = 4  # of Attention's fields, which come first
 
 
