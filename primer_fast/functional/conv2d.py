@@ -10,7 +10,7 @@ from torch import Tensor
 
 from primer_fast.backend import autocast, jit_traces, prepares, runs_triton, sharded, wants_gradient
 from primer_fast.functional.activation import apply_plain, check_activation
-from primer_fast.functional.checks import check_alike, check_tensors
+from primer_fast.functional.checks import check_alike, check_tensors, pair
 from primer_fast.functional.operator import differentiable, differentiates, gradients_of, operator
 from primer_fast.kernels.conv2d import Geometry, conv2d_bwd, conv2d_fwd
 from primer_fast.kernels.max_pool2d import is_channels_last
@@ -187,19 +187,13 @@ def conv2d_plain(
 
 
 def _pair(name, value, least):
-    """An int, or a sequence of one or two, as torch takes them -> a pair of ints of at least ``least``."""
-    if (
-        type(value) is int and least <= value < _NUMBERS
-    ):  # most calls: on a small image the rest would take longer than the op
-        return value, value
-    pair = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(pair, tuple | list) or any(not isinstance(n, int) or isinstance(n, bool) for n in pair):
-        raise TypeError(f"conv2d: {name} must be an int or a pair of ints; got {value!r}")
-    if len(pair) not in (1, 2) or min(pair) < least:
+    """A pair of numbers of at least ``least``, which torch's operators take."""
+    numbers = pair("conv2d", name, value)
+    if min(numbers) < least:
         raise ValueError(f"conv2d: {name} must be one or two numbers of at least {least}; got {value!r}")
-    if max(pair) >= _NUMBERS:
+    if max(numbers) >= _NUMBERS:
         raise ValueError(f"conv2d: {name} must be one or two numbers of at least {least}, in 64 bits; got {value!r}")
-    return tuple(pair) * (3 - len(pair))
+    return numbers
 
 
 def _check(input, weight, bias, stride, padding, dilation, groups) -> Geometry:

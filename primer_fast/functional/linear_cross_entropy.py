@@ -200,9 +200,17 @@ def _loss(x, w, b, target, options: Reduced):
     if has_kernels(x):
         return _launch(x, w, b, target, options, torch.get_float32_matmul_precision())
     rows, flat, b = rows_of(x, target, b)
-    losses, lse, kept = _losses(rows, w, b, flat, options.ignore_index, options.smoothing)
+    head = Head(1.0, options.smoothing, options.ignore_index, -1.0)
+    with as_they_are(x):
+        losses, lse, _ = chunked_fwd(rows, w, b, flat, head, False)
     reduced, number = _reduce(losses, flat, options.reduction, options.ignore_index)
-    return (reduced.view(target.shape) if reduced.dim() else reduced).to(options.dtype), lse, number, kept
+    return (reduced.view(target.shape) if reduced.dim() else reduced).to(options.dtype), lse, number, None
+
+
+def _rows(x, w, b, target, ignore_index, smoothing, keep):
+    """The loss of each row, 0 for ignored ones, lse (2, N), and the logits where they are kept."""
+    losses, lse, _, kept = _loss(x, w, b, target, Reduced("none", ignore_index, smoothing, sums_dtype(x), keep))
+    return losses, lse, kept
 
 
 @prepared(4)
@@ -218,11 +226,6 @@ def _launch(x, w, b, target, options, precision):
     return reduced, lse, number, kept
 
 
-@prepared(4)
-def _launch_rows(x, w, b, target, ignore_index, smoothing, keep, precision):
-    return linear_cross_entropy_fwd(x, w, b, target, ignore_index, smoothing, precision, keep=keep)
-
-
 @prepared(8)
 def _launch_backward(dloss, x, w, b, target, lse, number, kept, ignore_index, smoothing, needed, precision):
     rows, target, b = rows_of(x, target, b)
@@ -233,18 +236,8 @@ def _launch_backward(dloss, x, w, b, target, lse, number, kept, ignore_index, sm
     return dx if dx is None else dx.view(x.shape), dw, db
 
 
-def _losses(x, w, b, target, ignore_index, smoothing, keep=False):
-    """x (N, D), w (V, D), b (V,) or None, target (N,) -> losses (N,), 0 for ignored rows, lse (2, N), and the logits
-    that the Triton kernels ``keep`` for the gradients, or None.
-    """
-    if has_kernels(x):
-        return _launch_rows(x, w, b, target, ignore_index, smoothing, keep, torch.get_float32_matmul_precision())
-    with as_they_are(x):
-        return *chunked_fwd(x, w, b, target, Head(1.0, smoothing, ignore_index, -1.0), False)[:2], None
-
-
 def _loss_gradients(dlosses, x, w, b, target, lse, kept, ignore_index, smoothing, needed):
-    """dlosses (N,), and the arguments and results of ``_losses`` -> dx, dw, db, None for each that is not needed."""
+    """dlosses (N,), and the arguments and results of ``_rows`` -> dx, dw, db, None for each that is not needed."""
     if has_kernels(x):
         own = ignore_index, smoothing, tuple(needed), torch.get_float32_matmul_precision()
         return _launch_backward(dlosses, x, w, b, target, lse, None, kept, *own)
@@ -268,11 +261,10 @@ def _forward(
     ignore_index: int, label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """-> the loss of each row, lse"""
-    return _losses(input, linear_weight, linear_bias, target, ignore_index, label_smoothing)[:2]
+    return _rows(input, linear_weight, linear_bias, target, ignore_index, label_smoothing, False)[:2]
 
 
-@_forward.register_fake
-def _(input, linear_weight, linear_bias, target, ignore_index, label_smoothing):
+def _like_losses(input, *_):
     losses = input.new_empty(input.shape[0], dtype=sums_dtype(input))
     return losses, losses.new_empty(2, input.shape[0])
 
@@ -283,13 +275,11 @@ def _forward_kept(
     ignore_index: int, label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """-> the loss of each row, lse, logits, which are kept for the gradients"""
-    return _losses(input, linear_weight, linear_bias, target, ignore_index, label_smoothing, keep=True)
+    return _rows(input, linear_weight, linear_bias, target, ignore_index, label_smoothing, True)
 
 
-@_forward_kept.register_fake
-def _(input, linear_weight, linear_bias, target, ignore_index, label_smoothing):
-    losses = input.new_empty(input.shape[0], dtype=sums_dtype(input))
-    return losses, losses.new_empty(2, input.shape[0]), like_kept(input, linear_weight)
+_forward.register_fake(_like_losses)
+_forward_kept.register_fake(lambda input, weight, *_: (*_like_losses(input), like_kept(input, weight)))
 
 
 @operator("linear_cross_entropy_backward")

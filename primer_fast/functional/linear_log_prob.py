@@ -204,11 +204,9 @@ def _forward(
     return _scores(input, linear_weight, linear_bias, target, temperature, return_entropy, ignore_index)[:3]
 
 
-@_forward.register_fake
-def _(input, linear_weight, linear_bias, target, temperature, return_entropy, ignore_index):
-    rows = input.shape[0]
-    y = input.new_empty(rows, dtype=sums_dtype(input))
-    return y, y.new_empty(2, rows), torch.empty_like(y) if return_entropy else None
+def _like_scores(input, linear_weight, linear_bias, target, temperature, return_entropy, ignore_index):
+    y = input.new_empty(input.shape[0], dtype=sums_dtype(input))
+    return y, y.new_empty(2, input.shape[0]), torch.empty_like(y) if return_entropy else None
 
 
 @operator("linear_log_prob_kept")
@@ -220,11 +218,8 @@ def _forward_kept(
     return _scores(input, linear_weight, linear_bias, target, temperature, return_entropy, ignore_index, keep=True)
 
 
-@_forward_kept.register_fake
-def _(input, linear_weight, linear_bias, target, temperature, return_entropy, ignore_index):
-    rows = input.shape[0]
-    y = input.new_empty(rows, dtype=sums_dtype(input))
-    return y, y.new_empty(2, rows), torch.empty_like(y) if return_entropy else None, like_kept(input, linear_weight)
+_forward.register_fake(_like_scores)
+_forward_kept.register_fake(lambda *inputs: (*_like_scores(*inputs), like_kept(*inputs[:2])))
 
 
 @operator("linear_log_prob_backward")

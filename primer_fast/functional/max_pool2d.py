@@ -4,7 +4,6 @@ __all__ = ["Size", "max_pool2d", "max_pool2d_plain"]
 
 import functools
 import math
-import operator as operators
 from typing import Any, Literal, overload
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from primer_fast.backend import jit_traces, prepares, runs_triton, sharded, sums_narrowly, tangents, wants_gradient
-from primer_fast.functional.checks import check_tensors
+from primer_fast.functional.checks import check_tensors, pair
 from primer_fast.functional.operator import differentiable, differentiates, operator
 from primer_fast.kernels.max_pool2d import is_channels_last, max_pool2d_bwd, max_pool2d_fwd, output_size, position_dtype
 from primer_fast.kernels.prepared import prepared
@@ -79,7 +78,7 @@ def max_pool2d(
             return max_pool2d_plain(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
         except (RuntimeError, TypeError, ValueError):  # checked only now: a small image costs less than the checks
             (kernel, steps, zeros, spread), _ = _check(input, kernel_size, stride, padding, dilation, ceil_mode)
-            if max(*_pair("stride", stride or kernel), *_pair("dilation", dilation)) < 2**31:
+            if max(*pair("max_pool2d", "stride", stride or kernel), *pair("max_pool2d", "dilation", dilation)) < 2**31:
                 raise
             # torch's numbers have 32 bits; ours here are the smallest that mean the same
             return max_pool2d_plain(input, kernel, steps, zeros, spread, ceil_mode, return_indices)
@@ -243,21 +242,6 @@ def _gathered(input, indices, window, size):
     return torch.where(there, values, -torch.inf)
 
 
-def _pair(name, value):
-    if type(value) is int:
-        return value, value
-    try:
-        values = tuple(value) if isinstance(value, tuple | list) else (value,)
-        if any(isinstance(v, bool) for v in values):
-            raise TypeError
-        values = tuple(operators.index(v) for v in values)
-    except TypeError:
-        raise TypeError(f"max_pool2d: {name} must be an integer or a pair of them; got {value!r}") from None
-    if len(values) not in (1, 2):
-        raise ValueError(f"max_pool2d: {name} must be an integer or a pair of them; got {value!r}")
-    return values * 2 if len(values) == 1 else values
-
-
 def _check(input, kernel_size, stride, padding, dilation, ceil_mode):
     """-> (kernel, stride, padding, dilation) as pairs, (OH, OW)"""
     check_tensors("max_pool2d", {"input": input})
@@ -281,12 +265,12 @@ def _known_window(input, *options):
 
 def _window(image, kernel_size, stride, padding, dilation, ceil_mode):
     kernel, padding, dilation = (
-        _pair("kernel_size", kernel_size),
-        _pair("padding", padding),
-        _pair("dilation", dilation),
+        pair("max_pool2d", "kernel_size", kernel_size),
+        pair("max_pool2d", "padding", padding),
+        pair("max_pool2d", "dilation", dilation),
     )
     none = stride is None or (isinstance(stride, tuple | list) and len(stride) == 0)
-    stride = kernel if none else _pair("stride", stride)
+    stride = kernel if none else pair("max_pool2d", "stride", stride)
     for name, (height, width) in (("kernel_size", kernel), ("stride", stride), ("dilation", dilation)):
         if height < 1 or width < 1:
             raise ValueError(f"max_pool2d: {name} must be at least 1; got {(height, width)}")
