@@ -174,10 +174,8 @@ def _backward(ctx, dy, dsum=None):
         ds = ds if ds is None or dsum is None else ds + dsum
     else:
         ds, dw, db = _gradients(dy, dsum, s, mean, rstd, w, b, ctx.elements, needed)
-    dx, dresidual = (
-        ds.to(dtype) if need and ds is not None else None
-        for need, dtype in zip((need_x, need_residual), ctx.dtypes, strict=True)
-    )
+    dx = ds.to(ctx.dtypes[0]) if need_x and ds is not None else None
+    dresidual = ds.to(ctx.dtypes[1]) if need_residual and ds is not None else None
     return dx, dresidual, dw, db
 
 
