@@ -57,7 +57,7 @@ def conv2d(
         keep, geometry = wants_gradient(input, weight, bias), _known_geometry(input, weight, options)
         precision = torch.get_float32_matmul_precision()
         plan = _launch.known(input, weight, bias, geometry, activation, keep, precision)
-        if plan is not None:
+        if plan is not None and geometry is not None:
             if keep:
                 return _apply(input, weight, bias, (*geometry, activation, None, keep), plan)
             return plan(input, weight, bias)[0]
@@ -66,7 +66,8 @@ def conv2d(
         try:
             return conv2d_plain(input, weight, bias, *options, activation=activation)
         except (RuntimeError, TypeError, ValueError):  # checked only now: a small image costs less than the checks
-            _check(*autocast(input, weight, bias), *options)
+            input, weight, bias = autocast(input, weight, bias)
+            _check(input, weight, bias, *options)
             raise
     input, weight, bias = autocast(input, weight, bias)
     geometry = _check(input, weight, bias, *options)

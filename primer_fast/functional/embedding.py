@@ -3,6 +3,7 @@
 __all__ = ["embedding", "embedding_plain"]
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as torch_F
@@ -144,7 +145,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, dy):
     ids, position_ids = ctx.saved_tensors
     plain = differentiates(dy)
-    gradient = _differentiable_gradient if plain else _gradient
+    gradient: Any = _differentiable_gradient if plain else _gradient
     _, need_weight, need_position, *_ = ctx.needs_input_grad
     dweight = gradient(dy, ids, *ctx.tables[0], ctx.padding_idx) if need_weight else None
     if not need_position:

@@ -50,7 +50,7 @@ REDUCTIONS = ("mean", "sum", "none")
 LOSS_DTYPES = (*DTYPES, torch.float64)
 
 
-class Reduced(NamedTuple):
+class _Reduced(NamedTuple):
     """What a loss is told beside its tensors."""
 
     reduction: str
@@ -165,7 +165,7 @@ def linear_cross_entropy(
         return _traced(*tensors, own)
     if not runs_triton(input) and input.device.type == "cpu":
         check_target("linear_cross_entropy", target, len(linear_weight), ignore_index)
-    return _run(lambda *given: _loss(*given, own), tensors, own)
+    return _run(lambda x, w, b, t: _loss(x, w, b, t, own), tensors, own)
 
 
 def _told(input, linear_weight, linear_bias, reduction, ignore_index, smoothing, dtype, loss_dtype, keep_logits):
@@ -175,7 +175,7 @@ def _told(input, linear_weight, linear_bias, reduction, ignore_index, smoothing,
     else:
         dtype = input.dtype if dtype is None else torch.float32
     keep = keep_logits and wants_gradient(input, linear_weight, linear_bias)
-    return Reduced(reduction, ignore_index, smoothing, dtype, keep)
+    return _Reduced(reduction, ignore_index, smoothing, dtype, keep)
 
 
 def _run(run, tensors, told):
@@ -193,7 +193,7 @@ def _traced(input, linear_weight, linear_bias, target, told):
     return _call_reduced(keep, losses, flat_target, told.ignore_index, told.reduction == "mean").to(told.dtype)
 
 
-def _loss(x, w, b, target, options: Reduced):
+def _loss(x, w, b, target, options: _Reduced):
     """x (..., D), w (V, D), b (V,) or None, target (...) -> loss () or as target, then what the gradients need: lse,
     the number of rows in a mean or None, the logits or None.
     """
@@ -209,7 +209,7 @@ def _loss(x, w, b, target, options: Reduced):
 
 def _rows(x, w, b, target, ignore_index, smoothing, keep):
     """The loss of each row, 0 for ignored ones, lse (2, N), and the logits where they are kept."""
-    losses, lse, _, kept = _loss(x, w, b, target, Reduced("none", ignore_index, smoothing, sums_dtype(x), keep))
+    losses, lse, _, kept = _loss(x, w, b, target, _Reduced("none", ignore_index, smoothing, sums_dtype(x), keep))
     return losses, lse, kept
 
 
@@ -331,7 +331,7 @@ def _setup_rows(ctx, inputs, output):
     """The losses of rows as a loss that is not reduced."""
     *tensors, ignore_index, smoothing = inputs
     losses, lse, *kept = output
-    options = Reduced("none", ignore_index, smoothing, losses.dtype, len(kept) > 0)
+    options = _Reduced("none", ignore_index, smoothing, losses.dtype, len(kept) > 0)
     _setup(ctx, (*tensors, options), (losses, lse, None, *(kept or (None,))))
 
 
@@ -373,9 +373,9 @@ def _backward_reduced(ctx, dloss):
 
 
 _apply = eager("linear_cross_entropy", _setup, _backward, leading=3, tensors=4)
-_call, _ = differentiable(_forward, _setup_rows, _backward, leading=3)
-_call_kept, _ = differentiable(_forward_kept, _setup_rows, _backward, leading=3)
-_call_reduced, _ = differentiable(_forward_reduced, _setup_reduced, _backward_reduced, leading=1)
+_call = differentiable(_forward, _setup_rows, _backward, leading=3)[0]
+_call_kept = differentiable(_forward_kept, _setup_rows, _backward, leading=3)[0]
+_call_reduced = differentiable(_forward_reduced, _setup_reduced, _backward_reduced, leading=1)[0]
 
 
 def _losses_of_classes(input, linear_weight, linear_bias, target, weight, ignore_index, keep_logits):

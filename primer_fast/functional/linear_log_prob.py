@@ -129,7 +129,7 @@ def linear_log_prob(
     if not needs_operator(*tensors):
         if not runs_triton(input) and input.device.type == "cpu":
             check_target("linear_log_prob", target, len(linear_weight), ignore_index)
-        return _run(lambda *given: _scores(*given, *told, keep), tensors, *told)
+        return _run(lambda x, w, b, t: _scores(x, w, b, t, *told, keep), tensors, *told)
     x, flat_target, bias = rows_of(input, target, linear_bias)
     call = _call_kept if keep and runs_triton(x) else _call
     results = call(wants_gradient(*tensors), x, linear_weight, bias, flat_target, float(temperature), *told[1:])
@@ -273,12 +273,12 @@ def _backward(ctx, dy, dentropy=None):
     return _gradients(*tensors, *options) if kept is None else _gradients_kept(*tensors, kept, *options)
 
 
-def _chosen(inputs, output):
+def _results(inputs, output):
     return (output[0], output[2]) if inputs[5] else output[0]  # y, and the entropy where it was asked for
 
 
-_call, _apply = differentiable(_forward, _setup, _backward, 3, _chosen, zeros=True)
-_call_kept, _ = differentiable(_forward_kept, _setup, _backward, 3, _chosen, zeros=True)
+_call, _apply = differentiable(_forward, _setup, _backward, 3, _results, zeros=True)
+_call_kept = differentiable(_forward_kept, _setup, _backward, 3, _results, zeros=True)[0]
 
 
 def _chosen(log_probs, target, ignore_index):  # (..., V), (...)

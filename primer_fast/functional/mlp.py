@@ -223,7 +223,7 @@ def _backward(ctx, dy, needed):
     if needs_operator(dy, x, *weights):
         kept = [absent(x) if t is None else t for t in kept]
         return spread(_gradients.registered(dy, x, kept, weights, *activations, needed), needed)
-    return _launch_backward(dy, x, kept, weights, *activations, needed)
+    return _launch_backward(dy, x, kept, weights, activations[0], activations[1], needed)
 
 
 @functools.cache

@@ -173,11 +173,12 @@ def forward(ctx, {", ".join(first)}, rest, run):
 def whole_backward(ctx, *grads):
     return *backward(ctx, *grads), None, None
 """
-    space = {"setup": setup, "backward": backward, "chosen": chosen}
+    space: dict[str, Any] = {"setup": setup, "backward": backward, "chosen": chosen}
     exec(compile(source, f"<{name}>", "exec"), space)
     members = {"forward": staticmethod(space["forward"]), "backward": staticmethod(space["whole_backward"])}
     function = type(name, (torch.autograd.Function,), members)
-    return super(torch.autograd.Function, function).apply  # without the look at functorch's transforms
+    # Without the look at functorch's transforms that the function's own begins with.
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 def differentiates(upstream: Tensor | None, other: Tensor | None = None) -> bool:
