@@ -43,7 +43,7 @@ ENVIRONMENTS = {
     "gpu": Environment([*GPU, *TESTS], "3.12"),
 }
 COMPARED = ("oldest", PINNED, "newest")
-TESTED = ("tests/library", "tests/citizenship", "tests/test_interpreter.py")
+TESTED = ("tests/operators", "tests/citizenship", "tests/test_interpreter.py")
 CASES = {  # op -> a small case with something to get wrong; no other op has one of that name
     "conv2d": "groups_wide",
     "embedding": "position_ids",

@@ -41,5 +41,5 @@ else:  # torch and Triton are imported with the first use
             "attention": ["register_attention", "sdpa"],
             "replace": ["replace_modules", "restore_modules"],
         },
-        unlisted=["bench", "cli", "kernels", "library", "proof", "tuning"],
+        unlisted=["bench", "cli", "kernels", "proof", "tuning"],
     )

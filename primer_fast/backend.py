@@ -2,15 +2,11 @@
 
 __all__ = [
     "DTYPES",
-    "apply_of",
+    "autocast",
     "autocast_dtype",
-    "autocast_to",
-    "differentiates",
-    "gradients_of",
     "has_kernels",
     "interpreting",
     "jit_traces",
-    "needs_operator",
     "prepares",
     "runs_triton",
     "sharded",
@@ -25,8 +21,8 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor, is_grad_enabled
-from torch._C import _get_tracing_state, _has_storage
+from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
 
 EAGER = frozenset({Tensor, torch.nn.Parameter, type(None)})  # what no subclass looks on
@@ -54,7 +50,7 @@ def transformed() -> bool:
     """Whether a derivative or a batch is carried along that PyTorch's operators alone know how to carry on: in a
     transform of torch.func, or where a level of torch.autograd.forward_ad is open.
     """
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return forward_ad._current_level >= 0 or _are_functorch_transforms_active()
 
 
 def jit_traces() -> bool:
@@ -67,34 +63,12 @@ def tangents() -> bool:
     return forward_ad._current_level >= 0
 
 
-def differentiates(upstream: Tensor | None, other: Tensor | None = None) -> bool:
-    """Whether what a backward computes is itself differentiated, or mapped as by ``is_grads_batched``: then PyTorch's
-    operators compute it. A gradient that stands for several has no memory of its own.
-    """
-    if is_grad_enabled() or forward_ad._current_level >= 0:
-        return True
-    return not ((upstream is None or _has_storage(upstream)) and (other is None or _has_storage(other)))
-
-
-def gradients_of(function: Any, inputs: Any, needed: Any, upstream: Any) -> list[Tensor | None]:
-    """The gradients of ``function()`` by PyTorch's operators, None for each input that needs none.
-
-    With create_graph=True they have gradients themselves; tangents and batches are carried on.
-    """
-    asked = [t for t, need in zip(inputs, needed, strict=True) if need]
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():  # retain_graph: an input may be an output of the node that this is the backward of
-        found = iter(torch.autograd.grad(function(), asked, upstream, retain_graph=True, create_graph=create_graph))
-    return [next(found) if need else None for need in needed]
-
-
 def prepares(x: Any) -> bool:
-    """True where the kernels compute ``x`` and nothing looks on (see ``needs_operator``): there may be a plan."""
-    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    if traced or type(x) not in EAGER or x is None or not has_kernels(x):
+    """True where the kernels compute ``x`` and nothing looks on (see functional/operator.py): there may be a plan."""
+    if torch.compiler.is_compiling() or _len_torch_dispatch_stack() or type(x) not in EAGER or x is None:
         return False
     # As transformed(). Under torch.jit.trace sizes are tensors, so that no call is known there.
-    return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
+    return has_kernels(x) and forward_ad._current_level < 0 and not _are_functorch_transforms_active()
 
 
 def wants_gradient(*tensors: Any) -> bool:
@@ -112,25 +86,12 @@ def sums_narrowly(x: Tensor | None) -> bool:
     return x is not None and x.dtype in (torch.float16, torch.bfloat16) and wants_gradient(x)
 
 
-def apply_of(function: type) -> Any:
-    """``function.apply`` of an autograd.Function, without the look at functorch's transforms that it begins with."""
-    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
-
-
-def needs_operator(*tensors: Tensor | None) -> bool:
-    """True where a call must be one operator of primer_fast.library: torch.compile or torch.export traces it, a
-    dispatch mode looks on, or a tensor is of a subclass, a fake one for example. Costs eager calls 0.3 us."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return True
-    for t in tensors:  # noqa: SIM110 (a generator takes three times as long)
-        if type(t) not in EAGER:
-            return True
-    return False
-
-
 def sharded(*tensors: Any) -> bool:
     """Whether one of the tensors is a DTensor; known by name, as most processes never import them."""
-    return any(type(t).__name__ == "DTensor" for t in tensors)
+    for t in tensors:  # noqa: SIM110 (a generator takes three times as long)
+        if type(t) not in EAGER and type(t).__name__ == "DTensor":
+            return True
+    return False
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -145,8 +106,15 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-def autocast_to(dtype: torch.dtype, *tensors: Any) -> tuple[Any, ...]:
-    """As torch.autocast casts: float64, integers, and what is no tensor stay as they are."""
+def autocast(*tensors: Any) -> tuple[Any, ...]:
+    """As torch.autocast casts the arguments of a matrix product; the first says on which device. What is no tensor, and
+    tensors of float64 or integers, stay as they are.
+    """
+    if not torch._C._is_any_autocast_enabled() or not isinstance(tensors[0], Tensor):
+        return tensors
+    dtype = autocast_dtype(tensors[0])
+    if dtype is None:
+        return tensors
     return tuple(
         t.to(dtype)
         if isinstance(t, Tensor) and t.dtype is not dtype and t.is_floating_point() and t.dtype is not torch.float64

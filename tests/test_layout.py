@@ -23,18 +23,16 @@ NOT_OPS = {
 OPS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py") if p.stem not in NOT_OPS)
 COMPANIONS = [
     "primer_fast/functional/{}.py",
-    "primer_fast/library/{}.py",
     "primer_fast/reference/{}.py",
     "tests/functional/test_{}.py",
     "bench/{}.py",
 ]
 # A layer may import itself and what stands after it; the rest of a list is what it may use besides.
-LAYERS = ["cli", "train", "models", "nn", "functional", "library", "kernels"]
+LAYERS = ["cli", "train", "models", "nn", "functional", "kernels"]
 BESIDE = {
     "cli": {"data", "proof", "bench", "tuning"},
     "train": {"data"},
     "functional": {"backend"},
-    "library": {"backend"},
     "kernels": set(),
     "reference": set(),
     "__init__": {"attention", "data", "functional", "models", "nn", "reference", "replace", "train"},

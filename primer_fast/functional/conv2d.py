@@ -8,52 +8,17 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast import library
-from primer_fast.backend import (
-    EAGER,
-    apply_of,
-    autocast_dtype,
-    autocast_to,
-    differentiates,
-    gradients_of,
-    jit_traces,
-    needs_operator,
-    prepares,
-    runs_triton,
-    sharded,
-    wants_gradient,
-)
+from primer_fast.backend import autocast, jit_traces, prepares, runs_triton, sharded, wants_gradient
 from primer_fast.functional.activation import apply_plain, check_activation
-from primer_fast.kernels.conv2d import Geometry
+from primer_fast.functional.checks import check_alike, check_tensors, pair
+from primer_fast.functional.operator import differentiable, differentiates, gradients_of, operator
+from primer_fast.kernels.activation import FROM_OUTPUT, keeps_derivative
+from primer_fast.kernels.conv2d import Geometry, conv2d_bwd, conv2d_fwd
+from primer_fast.kernels.max_pool2d import is_channels_last
+from primer_fast.kernels.prepared import prepared
 
 Pair = int | tuple[int, int]
 _NUMBERS = 1 << 63  # the first that torch's operators do not take
-
-
-class _Conv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, run, x, w, b, geometry, activation, options):  # x (N, C, H, W), w (O, C / groups, R, S)
-        y, saved = run(x, w, b)
-        ctx.save_for_backward(x, w, b, saved)
-        ctx.geometry, ctx.activation, ctx.options = geometry, activation, options
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):  # dy as y
-        x, w, b, saved = ctx.saved_tensors
-        needed = ctx.needs_input_grad[1:4]
-        if differentiates(dy):
-            return None, *_differentiable_grads(x, w, b, ctx, dy, needed), None, None, None
-        grads = library.conv2d.gradients(dy, saved, x, w, ctx.geometry, ctx.activation, needed)
-        return None, *grads, None, None, None
-
-
-_apply = apply_of(_Conv2d)
-
-
-def _differentiable_grads(x, w, b, ctx, dy, needed):
-    plain = lambda: conv2d_plain(x, w, b, *ctx.options, activation=ctx.activation)  # noqa: E731
-    return gradients_of(plain, (x, w, b), needed, dy)
 
 
 def conv2d(
@@ -88,43 +53,120 @@ def conv2d(
     """
     options = stride, padding, dilation, groups
     if prepares(input):
-        if (dtype := autocast_dtype(input)) is not None:
-            input, weight, bias = autocast_to(dtype, input, weight, bias)
+        input, weight, bias = autocast(input, weight, bias)
         keep, geometry = wants_gradient(input, weight, bias), _known_geometry(input, weight, options)
         precision = torch.get_float32_matmul_precision()
-        plan = library.conv2d.known(input, weight, bias, geometry, activation, keep, precision)
-        if plan is not None:
+        plan = _launch.known(input, weight, bias, geometry, activation, keep, precision)
+        if plan is not None and geometry is not None:
             if keep:
-                return _apply(plan, input, weight, bias, geometry, activation, options)
+                return _apply(input, weight, bias, (*geometry, activation, None, keep), plan)
             return plan(input, weight, bias)[0]
     check_activation("conv2d", activation)
-    if isinstance(input, Tensor) and not runs_triton(input) and (type(input) in EAGER or not sharded(input)):
+    if isinstance(input, Tensor) and not runs_triton(input) and not sharded(input):
         try:
             return conv2d_plain(input, weight, bias, *options, activation=activation)
         except (RuntimeError, TypeError, ValueError):  # checked only now: a small image costs less than the checks
-            input, weight, bias = _prepare(input, weight, bias)
+            input, weight, bias = autocast(input, weight, bias)
             _check(input, weight, bias, *options)
             raise
-    input, weight, bias = _prepare(input, weight, bias)
+    input, weight, bias = autocast(input, weight, bias)
     geometry = _check(input, weight, bias, *options)
     if input.numel() == 0 or weight.numel() == 0 or not _fits_32_bits(input, geometry):
         return conv2d_plain(input, weight, bias, *options, activation=activation)
 
     x = input[None] if input.dim() == 3 else input
-    keep = wants_gradient(x, weight, bias)
     if sharded(x):
         from primer_fast.functional import shards
 
         y = shards.conv2d(conv2d, x, weight, bias, geometry.size, *options, activation)
-    elif needs_operator(x, weight, bias):
-        channels_last = library.conv2d.channels_last(x, weight)
-        y = library.conv2d.conv2d(x, weight, bias, *geometry, activation, channels_last, keep)[0]
-    elif keep:
-        run = lambda x, w, b: library.conv2d.forward(x, w, b, geometry, activation, True)  # noqa: E731
-        y = _apply(run, x, weight, bias, geometry, activation, options)
     else:
-        y = library.conv2d.forward(x, weight, bias, geometry, activation, False)[0]
+        keep = wants_gradient(x, weight, bias)
+        y = _call(keep, x, weight, bias, *geometry, activation, _gives_channels_last(x, weight), keep)
     return y[0] if input.dim() == 3 else y
+
+
+def _gives_channels_last(x, w) -> bool:
+    return is_channels_last(x) or is_channels_last(w)
+
+
+@prepared(3)
+def _launch(x, w, b, geometry, activation, keep, precision):
+    b = b if b is None else b.contiguous()
+    return conv2d_fwd(x, w, b, geometry, activation, keep, precision, _gives_channels_last(x, w))
+
+
+_launch_backward = prepared(4)(conv2d_bwd)
+
+
+def _geometry_of(stride, padding, dilation, groups, size) -> Geometry:
+    """From numbers that may come as lists."""
+    return Geometry(tuple(stride), tuple(padding), tuple(dilation), groups, tuple(size))
+
+
+@operator("conv2d")
+def _forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None,
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, size: list[int],
+    activation: str | None, channels_last: bool, keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """-> y, and what the backward needs beside input and weight. channels_last: how y is laid out."""
+    geometry = _geometry_of(stride, padding, dilation, groups, size)
+    return _launch(input, weight, bias, geometry, activation, keep, torch.get_float32_matmul_precision())
+
+
+@_forward.register_fake
+def _(input, weight, bias, stride, padding, dilation, groups, size, activation, channels_last, keep):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    y = torch.empty(
+        (input.shape[0], weight.shape[0], *size), dtype=input.dtype, device=input.device, memory_format=layout
+    )
+    return y, torch.empty_like(y) if keep and keeps_derivative(activation) else None
+
+
+@operator("conv2d_backward")
+def _gradients(
+    dy: Tensor, saved: Tensor | None, input: Tensor, weight: Tensor,
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, size: list[int],
+    activation: str | None, needed: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    geometry, precision = _geometry_of(stride, padding, dilation, groups, size), torch.get_float32_matmul_precision()
+    return _launch_backward(dy, saved, input, weight, geometry, activation, tuple(needed), precision)
+
+
+@_gradients.register_fake
+def _(dy, saved, input, weight, stride, padding, dilation, groups, size, activation, needed):
+    return torch.empty_like(input), torch.empty_like(weight), weight.new_empty(weight.shape[:1])
+
+
+def _setup(ctx, inputs, output):
+    x, w, b = inputs[:3]
+    ctx.geometry, activation = inputs[3:8], inputs[8]
+    y, saved = output
+    ctx.save_for_backward(x, w, b, None if activation is None else y if activation in FROM_OUTPUT else saved)
+    ctx.activation = activation
+
+
+def _backward(ctx, dy):
+    x, w, b, saved = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    if differentiates(dy):
+        plain = lambda: _plain_of(_geometry_of(*ctx.geometry), x, w, b, ctx.activation)  # noqa: E731
+        return gradients_of(plain, (x, w, b), needed, dy)
+    return _gradients(dy, saved, x, w, *ctx.geometry, ctx.activation, needed)
+
+
+def _plain_of(geometry, x, w, b, activation):
+    """``conv2d_plain`` with zeros after the image as its output's size needs them, which may be others than before."""
+    stride, before, dilation, groups, size = geometry
+    image, reach = x.shape[2:], [d * (taps - 1) + 1 for d, taps in zip(dilation, w.shape[2:], strict=True)]
+    if size == tuple((image[i] + 2 * before[i] - reach[i]) // stride[i] + 1 for i in range(2)):
+        return conv2d_plain(x, w, b, stride, before, dilation, groups, activation=activation)
+    after = [(size[i] - 1) * stride[i] + reach[i] - image[i] - before[i] for i in range(2)]
+    x = torch_F.pad(x, (before[1], after[1], before[0], after[0]))
+    return conv2d_plain(x, w, b, stride, 0, dilation, groups, activation=activation)
+
+
+_call, _apply = differentiable(_forward, _setup, _backward, leading=3)
 
 
 def conv2d_plain(
@@ -145,32 +187,19 @@ def conv2d_plain(
     return apply_plain(torch_F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)
 
 
-def _prepare(input, weight, bias):
-    """-> the three in autocast's dtype, once they are known to be tensors."""
-    for name, t in (("input", input), ("weight", weight), ("bias", bias)):
-        if not isinstance(t, Tensor) and (t is not None or name != "bias"):
-            raise TypeError(f"conv2d: {name} must be a tensor; got {type(t).__name__}")
-    dtype = autocast_dtype(input)
-    return (input, weight, bias) if dtype is None else autocast_to(dtype, input, weight, bias)
-
-
 def _pair(name, value, least):
-    """An int, or a sequence of one or two, as torch takes them -> a pair of ints of at least ``least``."""
-    if (
-        type(value) is int and least <= value < _NUMBERS
-    ):  # most calls: on a small image the rest would take longer than the op
-        return value, value
-    pair = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(pair, tuple | list) or any(not isinstance(n, int) or isinstance(n, bool) for n in pair):
-        raise TypeError(f"conv2d: {name} must be an int or a pair of ints; got {value!r}")
-    if len(pair) not in (1, 2) or min(pair) < least:
+    """A pair of numbers of at least ``least``, which torch's operators take."""
+    numbers = pair("conv2d", name, value)
+    if min(numbers) < least:
         raise ValueError(f"conv2d: {name} must be one or two numbers of at least {least}; got {value!r}")
-    if max(pair) >= _NUMBERS:
+    if max(numbers) >= _NUMBERS:
         raise ValueError(f"conv2d: {name} must be one or two numbers of at least {least}, in 64 bits; got {value!r}")
-    return tuple(pair) * (3 - len(pair))
+    return numbers
 
 
 def _check(input, weight, bias, stride, padding, dilation, groups) -> Geometry:
+    tensors = {"input": input, "weight": weight, "bias": bias}
+    check_tensors("conv2d", tensors, optional=("bias",))
     if input.dim() not in (3, 4) or weight.dim() != 4:
         raise ValueError(
             "conv2d: input must have shape (N, C, H, W) or (C, H, W) and weight (O, C / groups, R, S); "
@@ -189,11 +218,7 @@ def _check(input, weight, bias, stride, padding, dilation, groups) -> Geometry:
             "conv2d: bias must have one element per output channel; "
             f"got bias {tuple(bias.shape)} and weight {tuple(weight.shape)}"
         )
-    for name, t in (("weight", weight),) if bias is None else (("weight", weight), ("bias", bias)):
-        if t.device != input.device:
-            raise ValueError(f"conv2d: all tensors must be on one device; got input {input.device}, {name} {t.device}")
-        if t.dtype != input.dtype:
-            raise TypeError(f"conv2d: all tensors must have one dtype; got input {input.dtype} and {name} {t.dtype}")
+    check_alike("conv2d", tensors)
     return _geometry(input.shape[-2:], weight.shape[-2:], stride, padding, dilation, groups)
 
 

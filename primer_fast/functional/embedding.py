@@ -2,65 +2,20 @@
 
 __all__ = ["embedding", "embedding_plain"]
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast import library
-from primer_fast.backend import (
-    EAGER,
-    apply_of,
-    differentiates,
-    jit_traces,
-    needs_operator,
-    prepares,
-    runs_triton,
-    sharded,
-    sums_narrowly,
-    wants_gradient,
-)
+from primer_fast.backend import jit_traces, prepares, runs_triton, sharded, sums_narrowly, wants_gradient
+from primer_fast.functional.checks import check_alike, check_tensors
+from primer_fast.functional.operator import differentiable, differentiates, operator
+from primer_fast.kernels.embedding import embedding_bwd, embedding_bwd_axis, embedding_fwd
+from primer_fast.kernels.prepared import prepared
 
 _INDICES = (torch.int32, torch.int64)
-
-
-class _Embedding(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, run, weight, position, ids, position_ids, padding_idx):
-        ctx.save_for_backward(ids, position_ids)
-        ctx.tables = [None if t is None else (t.shape[0], t.dtype) for t in (weight, position)]
-        ctx.padding = padding_idx
-        return run(ids, weight, position, position_ids)
-
-    @staticmethod
-    def backward(ctx, dy):  # (..., D)
-        ids, position_ids = ctx.saved_tensors
-        plain = differentiates(dy)
-        table = _differentiable_grad if plain else library.embedding.gradient
-        dweight = dposition = None
-        if ctx.needs_input_grad[1]:
-            rows, dtype = ctx.tables[0]
-            dweight = table(dy, ids, rows, dtype, ctx.padding)
-        if ctx.needs_input_grad[2]:
-            if position_ids is not None:
-                dposition = table(dy, position_ids.expand(ids.shape), *ctx.tables[1])
-            elif plain:
-                steps = torch.arange(ids.shape[-1], device=ids.device)
-                dposition = _differentiable_grad(dy, steps.expand(ids.shape), *ctx.tables[1])
-            else:
-                dposition = library.embedding.gradient_of_axis(dy, *ctx.tables[1])
-        return None, dweight, dposition, None, None, None
-
-
-_apply = apply_of(_Embedding)
-
-
-def _differentiable_grad(dy, ids, rows, dtype, padding=None):
-    """Through torch's operators, which know their own derivatives."""
-    counts = (ids >= 0) & (ids < rows)
-    counts = counts if padding is None else counts & (ids != padding)
-    dy = torch.where(counts[..., None], dy.float(), 0.0).reshape(-1, dy.shape[-1])
-    ids = torch.where(counts, ids, 0).reshape(-1)
-    return dy.new_zeros(rows, dy.shape[-1]).index_add(0, ids, dy).to(dtype)
 
 
 def embedding(
@@ -102,16 +57,16 @@ def embedding(
         name, value = next((name, value) for name, value in named.items() if value is not None)
         raise NotImplementedError(f"embedding: {name}={value!r} is not built; use torch.nn.functional.embedding")
     if prepares(weight):
-        plan = library.embedding.forward.known(input, weight, position, position_ids, padding_idx)
+        row = padding_idx + len(weight) if type(padding_idx) is int and padding_idx < 0 else padding_idx
+        plan = _launch.known(input, weight, position, position_ids, row)
         if plan is not None:
             if not wants_gradient(weight, position):
                 return plan(input, weight, position, position_ids)
-            padding_idx = padding_idx if padding_idx is None else padding_idx % weight.shape[0]
-            return _apply(plan, weight, position, input, position_ids, padding_idx)
+            return _apply(input, weight, position, (position_ids, row), plan)
     if jit_traces():
         return embedding_plain(input, weight, padding_idx, position=position, position_ids=position_ids)
-    given, padding_idx = padding_idx, _check(input, weight, padding_idx, position, position_ids)
-    if type(weight) not in EAGER and sharded(weight):
+    padding_idx = _check(input, weight, padding_idx, position, position_ids)
+    if sharded(weight):
         from primer_fast.functional import shards
 
         return shards.embedding(embedding, input, weight, padding_idx, position, position_ids)
@@ -121,12 +76,97 @@ def embedding(
         except (IndexError, RuntimeError) as error:
             _check_indices(error, input=(input, weight), position_ids=(position_ids, position))
             raise
-    if needs_operator(input, weight, position, position_ids):
-        return library.embedding.embedding(input, weight, position, position_ids, padding_idx)
-    if not wants_gradient(weight, position):
-        return library.embedding.forward(input, weight, position, position_ids, given)
-    run = lambda *tensors: library.embedding.forward(*tensors, given)  # noqa: E731
-    return _apply(run, weight, position, input, position_ids, padding_idx)
+    return _call(wants_gradient(weight, position), input, weight, position, position_ids, padding_idx)
+
+
+@prepared(4)
+def _launch(ids, weight, position, position_ids, padding_idx):
+    """ids (...), weight (V, D), position (P, D) or None, position_ids that broadcast to ids or None -> y (..., D).
+
+    padding_idx: of the backward; here it says which arguments have been checked.
+    """
+    return embedding_fwd(ids, weight, position, *_cycle(ids, position_ids))
+
+
+_launch_backward, _launch_backward_axis = prepared(2)(embedding_bwd), prepared(1)(embedding_bwd_axis)
+
+
+def _cycle(ids, position_ids):
+    """-> position_ids as one cycle that repeats through the tokens, or None where it is 0, 1, ...; its length."""
+    if position_ids is None:
+        return None, ids.shape[-1] if ids.dim() else 1
+    shape = position_ids.shape
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    if shape != ids.shape[ids.dim() - len(shape) :]:
+        position_ids = position_ids.expand(ids.shape)
+    return position_ids.reshape(-1).contiguous(), max(math.prod(position_ids.shape), 1)
+
+
+@operator("embedding")
+def _forward(
+    input: Tensor, weight: Tensor, position: Tensor | None, position_ids: Tensor | None, padding_idx: int | None
+) -> Tensor:
+    return _launch(input, weight, position, position_ids, padding_idx)
+
+
+@_forward.register_fake
+def _(input, weight, position, position_ids, padding_idx):
+    dtype = weight.dtype if position is None else torch.promote_types(weight.dtype, position.dtype)
+    return weight.new_empty((*input.shape, weight.shape[1]), dtype=dtype)
+
+
+@operator("embedding_backward")
+def _gradient(dy: Tensor, input: Tensor, rows: int, dtype: torch.dtype, padding_idx: int | None) -> Tensor:
+    return _launch_backward(dy, input, rows, dtype, padding_idx)
+
+
+@_gradient.register_fake
+def _(dy, input, rows, dtype, padding_idx):
+    return dy.new_empty((rows, dy.shape[-1]), dtype=dtype)
+
+
+@operator("embedding_backward_axis")
+def _gradient_of_axis(dy: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    return _launch_backward_axis(dy, rows, dtype)
+
+
+@_gradient_of_axis.register_fake
+def _(dy, rows, dtype):
+    return dy.new_empty((rows, dy.shape[-1]), dtype=dtype)
+
+
+def _setup(ctx, inputs, output):
+    ids, weight, position, position_ids, ctx.padding_idx = inputs
+    ctx.save_for_backward(ids, position_ids)
+    ctx.tables = [None if t is None else (t.shape[0], t.dtype) for t in (weight, position)]
+
+
+def _backward(ctx, dy):
+    ids, position_ids = ctx.saved_tensors
+    plain = differentiates(dy)
+    gradient: Any = _differentiable_gradient if plain else _gradient
+    _, need_weight, need_position, *_ = ctx.needs_input_grad
+    dweight = gradient(dy, ids, *ctx.tables[0], ctx.padding_idx) if need_weight else None
+    if not need_position:
+        return None, dweight, None
+    if position_ids is None and not plain:
+        return None, dweight, _gradient_of_axis(dy, *ctx.tables[1])
+    if position_ids is None:
+        position_ids = torch.arange(ids.shape[-1], device=ids.device)
+    return None, dweight, gradient(dy, position_ids.expand(ids.shape), *ctx.tables[1], None)
+
+
+def _differentiable_gradient(dy, ids, rows, dtype, padding):
+    """Through torch's operators, which know their own derivatives."""
+    counts = (ids >= 0) & (ids < rows)
+    counts = counts if padding is None else counts & (ids != padding)
+    dy = torch.where(counts[..., None], dy.float(), 0.0).reshape(-1, dy.shape[-1])
+    ids = torch.where(counts, ids, 0).reshape(-1)
+    return dy.new_zeros(rows, dy.shape[-1]).index_add(0, ids, dy).to(dtype)
+
+
+_call, _apply = differentiable(_forward, _setup, _backward, leading=3)
 
 
 def embedding_plain(
@@ -169,10 +209,9 @@ def _check_indices(error, **tables):
 
 def _check(input, weight, padding_idx, position, position_ids):
     """-> padding_idx counted from the start"""
-    named = (("weight", weight), ("position", position), ("input", input), ("position_ids", position_ids))
-    for name, t in named:
-        if not isinstance(t, Tensor) and (t is not None or name in ("weight", "input")):
-            raise TypeError(f"embedding: {name} must be a tensor; got {type(t).__name__}")
+    named = {"weight": weight, "position": position, "input": input, "position_ids": position_ids}
+    check_tensors("embedding", named, optional=("position", "position_ids"))
+    for name, t in named.items():
         if t is None:
             continue
         if name in ("input", "position_ids"):
@@ -180,10 +219,7 @@ def _check(input, weight, padding_idx, position, position_ids):
                 raise TypeError(f"embedding: {name} must be int32 or int64; got {t.dtype}")
         elif t.dim() != 2:
             raise ValueError(f"embedding: {name} must have shape (rows, D); got {tuple(t.shape)}")
-        if t.device != weight.device:
-            raise ValueError(
-                f"embedding: all tensors must be on one device; got weight {weight.device}, {name} {t.device}"
-            )
+    check_alike("embedding", named, dtypes=False)
     V, D = weight.shape
     if padding_idx is not None:
         if not isinstance(padding_idx, int) or isinstance(padding_idx, bool):

@@ -10,58 +10,11 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast import library
-from primer_fast.backend import (
-    EAGER,
-    apply_of,
-    differentiates,
-    gradients_of,
-    jit_traces,
-    needs_operator,
-    prepares,
-    runs_triton,
-    sharded,
-    wants_gradient,
-)
-
-
-class _LayerNorm(torch.autograd.Function):
-    """-> y, and s = x + residual where there is a residual: an output even if unused, so that it knows its history."""
-
-    @staticmethod
-    def forward(ctx, run, x, residual, w, b, shape, eps, dtype):
-        ctx.set_materialize_grads(False)
-        ctx.shape, ctx.eps, ctx.dtype = shape, eps, dtype
-        ctx.dtypes = [None if t is None else t.dtype for t in (x, residual)]
-        y, s, mean, rstd = run(x, residual, w, b)
-        ctx.save_for_backward(x if residual is None else s, w, b, mean, rstd)
-        return y if residual is None else (y, s)
-
-    @staticmethod
-    def backward(ctx, dy, dsum=None):
-        s, w, b, mean, rstd = ctx.saved_tensors
-        need = ctx.needs_input_grad[1:5]
-        need_s = need[0] or need[1]
-        if dy is None:  # y was not used
-            ds, dw, db = dsum, None, None
-        elif differentiates(dy, dsum):
-            ds, dw, db = _differentiable_grads(s, w, b, ctx, dy, dsum, (need_s, *need[2:]))
-        else:
-            needed = (need_s, *need[2:])
-            ds, dw, db = library.layer_norm.gradients(dy, dsum, s, mean, rstd, w, b, ctx.shape, needed)
-        dx = ds.to(ctx.dtypes[0]) if need[0] and ds is not None else None
-        dresidual = ds.to(ctx.dtypes[1]) if need[1] and ds is not None else None
-        return None, dx, dresidual, dw, db, None, None, None
-
-
-_apply = apply_of(_LayerNorm)
-
-
-def _differentiable_grads(s, w, b, ctx, dy, dsum, needed):
-    s = torch.zeros_like(dy) if s is None else s  # not kept where the bias alone has a gradient
-    plain = lambda: _normalize_plain(s, ctx.shape, w, b, ctx.eps, ctx.dtype)  # noqa: E731
-    ds, dw, db = gradients_of(plain, (s, w, b), needed, dy)
-    return ds if ds is None or dsum is None else ds + dsum, dw, db
+from primer_fast.backend import jit_traces, prepares, runs_triton, sharded, wants_gradient
+from primer_fast.functional.checks import check_alike, check_tensors
+from primer_fast.functional.operator import check_kept, differentiable, differentiates, gradients_of, operator
+from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
+from primer_fast.kernels.prepared import prepared
 
 
 @overload
@@ -113,16 +66,18 @@ def layer_norm(
     dtype = torch.float32 if to_float32 else None
     keep = wants_gradient(*leaves)
     keep_sum = return_residual or (keep and residual is not None and wants_gradient(input, residual, weight))
+    options = eps, dtype, keep_sum, keep
     if prepares(input):
-        plan = library.layer_norm.forward.known(*leaves, shape, eps, dtype, keep_sum, keep)
+        plan = _launch.known(*leaves, shape, *options)
         if plan is not None:
-            return _run(plan, leaves, shape, eps, dtype, keep, return_residual)
+            results = _apply(*leaves, (math.prod(shape), *options), plan) if keep else plan(*leaves)
+            return _asked(results, input, residual, return_residual)
     if jit_traces():
         return layer_norm_plain(input, shape, weight, bias, eps, residual=residual, return_residual=return_residual)
     _check(input, shape, weight, bias, residual, to_float32)
     if not isinstance(eps, int | float):
         raise TypeError(f"layer_norm: eps must be a number; got {eps!r}")
-    if type(input) not in EAGER and sharded(input):
+    if sharded(input):
         from primer_fast.functional import shards
 
         whole = residual is not None
@@ -131,22 +86,111 @@ def layer_norm(
         return (results[0], results[1] if whole else input) if return_residual else results[0]
     if not (runs_triton(input) and (residual is None or runs_triton(residual))):
         return layer_norm_plain(input, shape, weight, bias, eps, residual=residual, return_residual=return_residual)
-    if needs_operator(*leaves):
-        y, s, *_ = library.layer_norm.layer_norm(*leaves, math.prod(shape), eps, dtype, keep_sum, keep)
-        return (y, input if residual is None else s) if return_residual else y
-    run = lambda *leaves: library.layer_norm.forward(*leaves, shape, eps, dtype, keep_sum, keep)  # noqa: E731
-    return _run(run, leaves, shape, eps, dtype, keep, return_residual)
+    results = _call(keep, *leaves, math.prod(shape), *options)
+    return _asked(results, input, residual, return_residual)
 
 
-def _run(run, leaves, shape, eps, dtype, keep, return_residual):
-    input, residual, *_ = leaves
-    if not keep:
-        y, s, _, _ = run(*leaves)
-    elif residual is None:
-        y, s = _apply(run, *leaves, shape, eps, dtype), input
-    else:
-        y, s = _apply(run, *leaves, shape, eps, dtype)
+def _asked(results, input, residual, return_residual):
+    """results: y, or y and the sum with what else was kept."""
+    y, s = (results, input) if isinstance(results, Tensor) else results[:2]
     return (y, input if residual is None else s) if return_residual else y
+
+
+@prepared(4)
+def _launch(input, residual, weight, bias, shape, eps, dtype, keep_sum, keep):
+    """shape: of a row, as the caller has checked it."""
+    elements = math.prod(shape)
+    return layer_norm_fwd(input, residual, weight, bias, elements, eps, dtype=dtype, keep_sum=keep_sum, keep=keep)
+
+
+@prepared(7)
+def _launch_backward(dy, dsum, total, mean, rstd, weight, bias, elements, needed):
+    need_total, need_weight, need_bias = needed
+    ds, dw, db = layer_norm_bwd(
+        dy, dsum, total, mean, rstd, weight, elements, dtype=total.dtype if need_total else None,
+        dweight=weight.dtype if need_weight else None, dbias=bias.dtype if need_bias else None,
+    )  # fmt: skip
+    return ds, *(t if t is None else t.view(like.shape) for t, like in ((dw, weight), (db, bias)))
+
+
+@operator("layer_norm")
+def _forward(
+    input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+    elements: int, eps: float, dtype: torch.dtype | None, keep_sum: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """-> y, input + residual, mean, 1 / deviation; elements: of a row, which is normalised"""
+    return _launch(input, residual, weight, bias, (elements,), eps, dtype, keep_sum, keep)
+
+
+@_forward.register_fake
+def _(input, residual, weight, bias, elements, eps, dtype, keep_sum, keep):
+    of_sum = input.dtype if residual is None else torch.promote_types(input.dtype, residual.dtype)
+    y = input.new_empty(input.shape, dtype=dtype or of_sum)
+    total = input.new_empty(input.shape, dtype=of_sum) if keep_sum and residual is not None else None
+    rows = input.numel() // elements if keep else 0
+    return y, total, *(input.new_empty(rows, dtype=torch.float32) if keep else None for _ in range(2))
+
+
+@operator("layer_norm_backward")
+def _gradients(
+    dy: Tensor, dsum: Tensor | None, total: Tensor | None, mean: Tensor, rstd: Tensor,
+    weight: Tensor | None, bias: Tensor | None, elements: int, needed: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    """-> gradients of the sum, weight, bias. total: the sum, or None where the bias' gradient alone is needed."""
+    return _launch_backward(dy, dsum, total, mean, rstd, weight, bias, elements, tuple(needed))
+
+
+@_gradients.register_fake
+def _(dy, dsum, total, mean, rstd, weight, bias, elements, needed):
+    of = (dy.shape, total), *((None if t is None else t.shape, t) for t in (weight, bias))
+    return [None if t is None else dy.new_empty(shape, dtype=t.dtype) for shape, t in of]
+
+
+def _chosen(inputs, output):
+    """y alone, or also the sum, where it is one: even if unused, so that it knows its history."""
+    return output[:2] if inputs[1] is not None and inputs[7] else output[0]
+
+
+def _setup(ctx, inputs, output):
+    x, residual, w, b, ctx.elements, ctx.eps, ctx.dtype, keep_sum, _ = inputs
+    _, total, mean, rstd = output
+    check_kept("layer_norm", keep_sum or residual is None or not any(ctx.needs_input_grad[:3]))
+    ctx.set_materialize_grads(False)
+    ctx.dtypes = [None if t is None else t.dtype for t in (x, residual)]
+    ctx.save_for_backward(x if residual is None else total if keep_sum else None, w, b, mean, rstd)
+
+
+def _backward(ctx, dy, dsum=None):
+    s, w, b, mean, rstd = ctx.saved_tensors
+    need_x, need_residual, *tables = ctx.needs_input_grad[:4]
+    needed = need_x or need_residual, *tables
+    if dy is None:  # y was not used
+        ds, dw, db = dsum, None, None
+    elif differentiates(dy, dsum):
+        s = torch.zeros_like(dy) if s is None else s  # not kept where the bias alone has a gradient
+        shape = _trailing(s.shape, ctx.elements, w, b)
+        plain = lambda: _normalize_plain(s, shape, w, b, ctx.eps, ctx.dtype)  # noqa: E731
+        ds, dw, db = gradients_of(plain, (s, w, b), needed, dy)
+        ds = ds if ds is None or dsum is None else ds + dsum
+    else:
+        ds, dw, db = _gradients(dy, dsum, s, mean, rstd, w, b, ctx.elements, needed)
+    dx = ds.to(ctx.dtypes[0]) if need_x and ds is not None else None
+    dresidual = ds.to(ctx.dtypes[1]) if need_residual and ds is not None else None
+    return dx, dresidual, dw, db
+
+
+def _trailing(shape, elements, *tables):
+    """The last axes, of so many elements together and with the shape of a table where there is one."""
+    for table in tables:
+        if table is not None:
+            return tuple(table.shape)
+    axes = 1
+    while math.prod(shape[-axes:]) != elements:
+        axes += 1
+    return tuple(shape[-axes:])
+
+
+_call, _apply = differentiable(_forward, _setup, _backward, 4, _chosen)
 
 
 def layer_norm_plain(
@@ -190,10 +234,8 @@ def _normalize_plain(s, shape, w, b, eps, dtype):
 
 
 def _check(input, shape, weight, bias, residual, any_dtype):
-    named = (("input", input), ("residual", residual), ("weight", weight), ("bias", bias))
-    for name, t in named:
-        if not isinstance(t, Tensor) and (t is not None or name == "input"):
-            raise TypeError(f"layer_norm: {name} must be a tensor; got {type(t).__name__}")
+    named = {"input": input, "residual": residual, "weight": weight, "bias": bias}
+    check_tensors("layer_norm", named, optional=("residual", "weight", "bias"))
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
         raise TypeError(f"layer_norm: normalized_shape must be an integer or several; got {shape}")
     if not shape or input.shape[-len(shape) :] != shape:
@@ -209,14 +251,9 @@ def _check(input, shape, weight, bias, residual, any_dtype):
             f"got {residual.dtype} {tuple(residual.shape)} and input {tuple(input.shape)}"
         )
     dtype = input.dtype if residual is None else torch.promote_types(input.dtype, residual.dtype)
-    for name, t in named[1:]:
+    check_alike("layer_norm", named, dtypes=False)
+    for name, t in (("weight", weight), ("bias", bias)):
         if t is None:
-            continue
-        if t.device != input.device:
-            raise ValueError(
-                f"layer_norm: all tensors must be on one device; got input {input.device}, {name} {t.device}"
-            )
-        if name == "residual":
             continue
         if t.shape != shape:
             raise ValueError(f"layer_norm: {name} must have shape {shape}, normalized_shape; got {tuple(t.shape)}")

@@ -6,47 +6,20 @@ import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast import library
-from primer_fast.backend import (
-    EAGER,
-    apply_of,
-    autocast_dtype,
-    autocast_to,
+from primer_fast.backend import autocast, jit_traces, prepares, runs_triton, sharded, wants_gradient
+from primer_fast.functional.activation import apply_plain, check_activation
+from primer_fast.functional.checks import check_alike, check_tensors
+from primer_fast.functional.operator import (
+    as_rows,
+    differentiable,
     differentiates,
     gradients_of,
-    jit_traces,
-    needs_operator,
-    prepares,
-    runs_triton,
-    sharded,
-    wants_gradient,
+    like_rows_of,
+    operator,
 )
-from primer_fast.functional.activation import apply_plain, check_activation
-from primer_fast.library.register import as_rows, like_rows_of
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, run, x, w, b, activation):  # x (..., K), w (N, K), b (N,) or None
-        y, saved = run(x, w, b)
-        ctx.save_for_backward(x, w, b, saved)
-        ctx.activation = activation
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):  # dy (..., N)
-        x, w, b, saved = ctx.saved_tensors
-        needed = ctx.needs_input_grad[1:4]
-        if differentiates(dy):
-            return None, *_differentiable_grads(x, w, b, ctx.activation, dy, needed), None
-        return None, *library.linear.gradients(dy, saved, x, w, ctx.activation, needed), None
-
-
-_apply = apply_of(_Linear)
-
-
-def _differentiable_grads(x, w, b, activation, dy, needed):
-    return gradients_of(lambda: linear_plain(x, w, b, activation=activation), (x, w, b), needed, dy)
+from primer_fast.kernels.activation import FROM_OUTPUT, keeps_derivative
+from primer_fast.kernels.linear import linear_bwd, linear_fwd
+from primer_fast.kernels.prepared import prepared
 
 
 def linear(
@@ -72,42 +45,85 @@ def linear(
 
     Source: the layer ``A_i = act(W_i A_{i-1} + b_i)`` of a multilayer perceptron, on rows instead of columns.
     """
+    input, weight, bias = autocast(input, weight, bias)
     if prepares(input):
-        if (dtype := autocast_dtype(input)) is not None:
-            input, weight, bias = autocast_to(dtype, input, weight, bias)
         keep = wants_gradient(input, weight, bias)
-        plan = library.linear.known(input, weight, bias, activation, keep, torch.get_float32_matmul_precision())
+        plan = _launch.known(input, weight, bias, activation, keep, torch.get_float32_matmul_precision())
         if plan is not None:
-            return _apply(plan, input, weight, bias, activation) if keep else plan(input, weight, bias)[0]
+            return _apply(input, weight, bias, (activation, keep), plan) if keep else plan(input, weight, bias)[0]
     check_activation("linear", activation)
     if jit_traces():
         return linear_plain(input, weight, bias, activation=activation)
-    for name, t in (("input", input), ("weight", weight), ("bias", bias)):
-        if not isinstance(t, Tensor) and (t is not None or name != "bias"):
-            raise TypeError(f"linear: {name} must be a tensor; got {type(t).__name__}")
-    dtype = autocast_dtype(input)
-    if dtype is not None:
-        input, weight, bias = autocast_to(dtype, input, weight, bias)
     _check(input, weight, bias)
-    if type(input) not in EAGER and sharded(input) and weight.dim() == 2:
+    if sharded(input) and weight.dim() == 2:
         from primer_fast.functional import shards
 
         return shards.linear(linear, apply_plain, input, weight, bias, activation)
     if not runs_triton(input):
         return linear_plain(input, weight, bias, activation=activation)
-
     one_axis = weight.dim() == 1
     if one_axis:
         weight, bias = weight[None], None if bias is None else bias.reshape(1)
     keep = wants_gradient(input, weight, bias)
-    if needs_operator(input, weight, bias):
-        y = library.linear.linear(as_rows(input), weight, bias, activation, keep)[0]
-        (y,) = like_rows_of(input, y)
-    elif keep:
-        y = _apply(lambda x, w, b: library.linear.forward(x, w, b, activation, True), input, weight, bias, activation)
-    else:
-        y = library.linear.forward(input, weight, bias, activation, False)[0]
+    y = _call(keep, input, weight, bias, activation, keep)
     return y.squeeze(-1) if one_axis else y
+
+
+@prepared(3)
+def _launch(x, w, b, activation, keep, precision):
+    b = b if b is None else b.contiguous()
+    return like_rows_of(x, *linear_fwd(as_rows(x), w, b, activation, keep, precision))
+
+
+@prepared(4)
+def _launch_backward(dy, saved, x, w, activation, needed, precision):
+    saved = saved if saved is None else as_rows(saved)
+    dx, dw, db = linear_bwd(as_rows(dy), saved, as_rows(x), w, activation, needed, precision)
+    return *like_rows_of(x, dx), dw, db
+
+
+@operator("linear")
+def _forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """-> y, and what the backward needs beside input and weight"""
+    return _launch(input, weight, bias, activation, keep, torch.get_float32_matmul_precision())
+
+
+@_forward.register_fake
+def _(input, weight, bias, activation, keep):
+    y = input.new_empty(*input.shape[:-1], weight.shape[0])
+    return y, torch.empty_like(y) if keep and keeps_derivative(activation) else None
+
+
+@operator("linear_backward")
+def _gradients(
+    dy: Tensor, saved: Tensor | None, input: Tensor, weight: Tensor, activation: str | None, needed: list[bool]
+) -> list[Tensor]:
+    return _launch_backward(dy, saved, input, weight, activation, tuple(needed), torch.get_float32_matmul_precision())
+
+
+@_gradients.register_fake
+def _(dy, saved, input, weight, activation, needed):
+    return [dy.new_empty(shape) for shape in (input.shape, weight.shape, weight.shape[:1])]
+
+
+def _setup(ctx, inputs, output):
+    x, w, b, activation, _ = inputs
+    y, saved = output
+    ctx.save_for_backward(x, w, b, None if activation is None else y if activation in FROM_OUTPUT else saved)
+    ctx.activation = activation
+
+
+def _backward(ctx, dy):
+    x, w, b, saved = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    if differentiates(dy):
+        return gradients_of(lambda: linear_plain(x, w, b, activation=ctx.activation), (x, w, b), needed, dy)
+    return _gradients(dy, saved, x, w, ctx.activation, needed)
+
+
+_call, _apply = differentiable(_forward, _setup, _backward, leading=3)
 
 
 def linear_plain(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
@@ -118,6 +134,8 @@ def linear_plain(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, a
 
 
 def _check(input, weight, bias):
+    tensors = {"input": input, "weight": weight, "bias": bias}
+    check_tensors("linear", tensors, optional=("bias",))
     if input.dim() == 0 or weight.dim() not in (1, 2) or weight.shape[-1] != input.shape[-1]:
         raise ValueError(
             "linear: weight must have shape (N, K) or (K,) with K the last axis of input; "
@@ -128,10 +146,4 @@ def _check(input, weight, bias):
             "linear: bias must have one element per row of weight; "
             f"got bias {tuple(bias.shape)} and weight {tuple(weight.shape)}"
         )
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is None:
-            continue
-        if t.device != input.device:
-            raise ValueError(f"linear: all tensors must be on one device; got input {input.device}, {name} {t.device}")
-        if t.dtype != input.dtype:
-            raise TypeError(f"linear: all tensors must have one dtype; got input {input.dtype} and {name} {t.dtype}")
+    check_alike("linear", tensors)

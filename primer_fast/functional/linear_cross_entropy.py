@@ -2,63 +2,62 @@
 
 __all__ = ["REDUCTIONS", "linear_cross_entropy", "linear_cross_entropy_plain"]
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast import library
 from primer_fast.backend import (
     DTYPES,
-    apply_of,
+    autocast,
     autocast_dtype,
-    autocast_to,
-    differentiates,
-    gradients_of,
+    has_kernels,
     jit_traces,
-    needs_operator,
     prepares,
     runs_triton,
     sharded,
     wants_gradient,
 )
-from primer_fast.functional.logits import check, check_ignore_index, check_target, plain_is_best, wide_logits
+from primer_fast.functional.logits import (
+    as_they_are,
+    check,
+    check_ignore_index,
+    check_target,
+    chunked_bwd,
+    chunked_fwd,
+    like_kept,
+    plain_is_best,
+    rows_of,
+    sums_dtype,
+    wide_logits,
+)
+from primer_fast.functional.operator import (
+    differentiable,
+    differentiates,
+    eager,
+    gradients_of,
+    needs_operator,
+    operator,
+)
 from primer_fast.functional.weighted_losses import check_weighted, weighted_losses, weighted_reduction, weights_of
+from primer_fast.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
+from primer_fast.kernels.logits import Head
+from primer_fast.kernels.prepared import prepared
+from primer_fast.kernels.row_losses import reduce_losses
 
 REDUCTIONS = ("mean", "sum", "none")
 LOSS_DTYPES = (*DTYPES, torch.float64)
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, run, x, w, b, target, options):  # x (..., D), w (V, D), b (V,) or None, target (...)
-        loss, lse, number, kept = run(x, w, b, target)
-        ctx.save_for_backward(x, w, b, target, lse, number, kept)
-        ctx.options = options
-        return loss
+class _Reduced(NamedTuple):
+    """What a loss is told beside its tensors."""
 
-    @staticmethod
-    def backward(ctx, dy):  # () or (...)
-        x, w, b, target, lse, number, kept = ctx.saved_tensors
-        needed = ctx.needs_input_grad[1:4]
-        if differentiates(dy):
-            return None, *_differentiable_grads(x, w, b, target, ctx.options, dy, needed), None, None
-        grads = library.linear_cross_entropy.loss_gradients(
-            dy, x, w, b, target, lse, number, kept, ctx.options, needed
-        )  # fmt: skip
-        return None, *grads, None, None
-
-
-_apply = apply_of(_LinearCrossEntropy)
-
-
-def _differentiable_grads(x, w, b, target, options, dy, needed):
-    def plain():
-        return linear_cross_entropy_plain(
-            x, w, target, linear_bias=b, reduction=options.reduction, ignore_index=options.ignore_index,
-            label_smoothing=options.smoothing, loss_dtype=options.dtype,
-        )  # fmt: skip
-
-    return gradients_of(plain, (x, w, b), needed, dy)
+    reduction: str
+    ignore_index: int
+    smoothing: float
+    dtype: torch.dtype  # of the loss
+    keep: bool  # the logits, for the gradients
 
 
 def linear_cross_entropy(
@@ -119,13 +118,12 @@ def linear_cross_entropy(
     Models" (2024), for the logits that are not in memory.
     """
     dtype = autocast_dtype(input) if isinstance(input, Tensor) else None
-    if dtype is not None:
-        input, linear_weight, linear_bias = autocast_to(dtype, input, linear_weight, linear_bias)
+    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     ignore_index = -100 if ignore_index is None else ignore_index
     tensors, told = (input, linear_weight, linear_bias, target), (reduction, ignore_index, label_smoothing)
     if weight is None and options is None and prepares(input):
         own = _told(input, linear_weight, linear_bias, *told, dtype, loss_dtype, keep_logits)
-        plan = library.linear_cross_entropy.known(*tensors, own, torch.get_float32_matmul_precision())
+        plan = _launch.known(*tensors, own, torch.get_float32_matmul_precision())
         if plan is not None:
             return _run(plan, tensors, own)
     _check_options(linear_weight, target, reduction, ignore_index, label_smoothing, options, loss_dtype)
@@ -158,7 +156,7 @@ def linear_cross_entropy(
         def run(x, w, b, t):
             return linear_cross_entropy(
                 x, w, t, linear_bias=b, reduction="none", ignore_index=ignore_index, label_smoothing=label_smoothing,
-                keep_logits=keep_logits, loss_dtype=library.logits.sums_dtype(x),
+                keep_logits=keep_logits, loss_dtype=sums_dtype(x),
             )  # fmt: skip
 
         (losses,) = shards.loss_rows("linear_cross_entropy", run, *tensors, 1)
@@ -167,7 +165,7 @@ def linear_cross_entropy(
         return _traced(*tensors, own)
     if not runs_triton(input) and input.device.type == "cpu":
         check_target("linear_cross_entropy", target, len(linear_weight), ignore_index)
-    return _run(lambda x, w, b, t: library.linear_cross_entropy.loss(x, w, b, t, own), tensors, own)
+    return _run(lambda x, w, b, t: _loss(x, w, b, t, own), tensors, own)
 
 
 def _told(input, linear_weight, linear_bias, reduction, ignore_index, smoothing, dtype, loss_dtype, keep_logits):
@@ -177,33 +175,214 @@ def _told(input, linear_weight, linear_bias, reduction, ignore_index, smoothing,
     else:
         dtype = input.dtype if dtype is None else torch.float32
     keep = keep_logits and wants_gradient(input, linear_weight, linear_bias)
-    return library.linear_cross_entropy.Reduced(reduction, ignore_index, smoothing, dtype, keep)
+    return _Reduced(reduction, ignore_index, smoothing, dtype, keep)
 
 
 def _run(run, tensors, told):
-    return _apply(run, *tensors, told) if wants_gradient(*tensors) else run(*tensors)[0]
+    return _apply(*tensors[:3], (tensors[3], told), run) if wants_gradient(*tensors) else run(*tensors)[0]
 
 
 def _traced(input, linear_weight, linear_bias, target, told):
     """The loss through the library's operators, of which a compiler knows the shapes alone."""
-    x, flat_target, bias = library.logits.rows_of(input, target, linear_bias)
-    rows = x, linear_weight, bias, flat_target, told.ignore_index, float(told.smoothing)
-    if told.keep and runs_triton(x):
-        losses = library.linear_cross_entropy.linear_cross_entropy_kept(*rows)[0]
-    else:
-        losses = library.linear_cross_entropy.linear_cross_entropy(*rows)[0]
+    x, flat_target, bias = rows_of(input, target, linear_bias)
+    keep = wants_gradient(input, linear_weight, linear_bias)
+    call = _call_kept if told.keep and runs_triton(x) else _call
+    losses = call(keep, x, linear_weight, bias, flat_target, told.ignore_index, float(told.smoothing))
     if told.reduction == "none":
         return losses.view(target.shape).to(told.dtype)
-    mean = told.reduction == "mean"
-    reduced = library.linear_cross_entropy.linear_cross_entropy_reduced(losses, flat_target, told.ignore_index, mean)
-    return reduced.to(told.dtype)
+    return _call_reduced(keep, losses, flat_target, told.ignore_index, told.reduction == "mean").to(told.dtype)
+
+
+def _loss(x, w, b, target, options: _Reduced):
+    """x (..., D), w (V, D), b (V,) or None, target (...) -> loss () or as target, then what the gradients need: lse,
+    the number of rows in a mean or None, the logits or None.
+    """
+    if has_kernels(x):
+        return _launch(x, w, b, target, options, torch.get_float32_matmul_precision())
+    rows, flat, b = rows_of(x, target, b)
+    head = Head(1.0, options.smoothing, options.ignore_index, -1.0)
+    with as_they_are(x):
+        losses, lse, _ = chunked_fwd(rows, w, b, flat, head, False)
+    reduced, number = _reduce(losses, flat, options.reduction, options.ignore_index)
+    return (reduced.view(target.shape) if reduced.dim() else reduced).to(options.dtype), lse, number, None
+
+
+def _rows(x, w, b, target, ignore_index, smoothing, keep):
+    """The loss of each row, 0 for ignored ones, lse (2, N), and the logits where they are kept."""
+    losses, lse, _, kept = _loss(x, w, b, target, _Reduced("none", ignore_index, smoothing, sums_dtype(x), keep))
+    return losses, lse, kept
+
+
+@prepared(4)
+def _launch(x, w, b, target, options, precision):
+    rows, flat, b = rows_of(x, target, b)
+    losses, lse, kept = linear_cross_entropy_fwd(
+        rows, w, b, flat, options.ignore_index, float(options.smoothing), precision, keep=options.keep
+    )  # fmt: skip
+    if options.reduction == "none":
+        return losses.view(target.shape).to(options.dtype), lse, None, kept
+    mean = options.reduction == "mean"
+    reduced, number = reduce_losses(losses, flat, options.ignore_index, mean, options.dtype)
+    return reduced, lse, number, kept
+
+
+@prepared(8)
+def _launch_backward(dloss, x, w, b, target, lse, number, kept, ignore_index, smoothing, needed, precision):
+    rows, target, b = rows_of(x, target, b)
+    dx, dw, db = linear_cross_entropy_bwd(
+        dloss if dloss.dim() == 0 else dloss.reshape(-1), rows, w, b, target, lse, smoothing, needed, precision,
+        kept=kept, ignore_index=ignore_index, number=number,
+    )  # fmt: skip
+    return dx if dx is None else dx.view(x.shape), dw, db
+
+
+def _loss_gradients(dlosses, x, w, b, target, lse, kept, ignore_index, smoothing, needed):
+    """dlosses (N,), and the arguments and results of ``_rows`` -> dx, dw, db, None for each that is not needed."""
+    if has_kernels(x):
+        own = ignore_index, smoothing, tuple(needed), torch.get_float32_matmul_precision()
+        return _launch_backward(dlosses, x, w, b, target, lse, None, kept, *own)
+    with as_they_are(x):
+        return chunked_bwd(-dlosses, None, x, w, b, target, lse, None, Head(1.0, smoothing, ignore_index), needed)
+
+
+def _reduce(losses, target, reduction, ignore_index):
+    """-> loss () or (N,), and the number of rows in a mean, through torch's own operators"""
+    if reduction == "none":
+        return losses, None
+    if reduction == "sum":
+        return losses.sum(), None
+    number = (target != ignore_index).sum()
+    return losses.sum() / number, number
+
+
+@operator("linear_cross_entropy")
+def _forward(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
+    ignore_index: int, label_smoothing: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """-> the loss of each row, lse"""
+    return _rows(input, linear_weight, linear_bias, target, ignore_index, label_smoothing, False)[:2]
+
+
+def _like_losses(input, *_):
+    losses = input.new_empty(input.shape[0], dtype=sums_dtype(input))
+    return losses, losses.new_empty(2, input.shape[0])
+
+
+@operator("linear_cross_entropy_kept")
+def _forward_kept(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
+    ignore_index: int, label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """-> the loss of each row, lse, logits, which are kept for the gradients"""
+    return _rows(input, linear_weight, linear_bias, target, ignore_index, label_smoothing, True)
+
+
+_forward.register_fake(_like_losses)
+_forward_kept.register_fake(lambda input, weight, *_: (*_like_losses(input), like_kept(input, weight)))
+
+
+@operator("linear_cross_entropy_backward")
+def _gradients(
+    dlosses: Tensor, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, lse: Tensor,
+    ignore_index: int, label_smoothing: float, needed: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    tensors = dlosses, input, linear_weight, linear_bias, target, lse
+    return _loss_gradients(*tensors, None, ignore_index, label_smoothing, needed)
+
+
+@operator("linear_cross_entropy_kept_backward")
+def _gradients_kept(
+    dlosses: Tensor, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, lse: Tensor,
+    logits: Tensor, ignore_index: int, label_smoothing: float, needed: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    tensors = dlosses, input, linear_weight, linear_bias, target, lse, logits
+    return _loss_gradients(*tensors, ignore_index, label_smoothing, needed)
+
+
+def _like_gradients(dlosses, input, linear_weight, *_):
+    return [input.new_empty(s) for s in (input.shape, linear_weight.shape, linear_weight.shape[:1])]
+
+
+_gradients.register_fake(_like_gradients)
+_gradients_kept.register_fake(_like_gradients)
+
+
+@operator("linear_cross_entropy_reduced")
+def _forward_reduced(losses: Tensor, target: Tensor, ignore_index: int, mean: bool) -> Tensor:
+    """The sum of the losses (N,), or their mean over the rows that count: as ``_loss`` adds them, bit by bit."""
+    if has_kernels(losses):
+        return reduce_losses(losses, target, ignore_index, mean, losses.dtype)[0]
+    return _reduce(losses, target, "mean" if mean else "sum", ignore_index)[0]
+
+
+@_forward_reduced.register_fake
+def _(losses, target, ignore_index, mean):
+    return losses.new_empty(())
+
+
+def _setup(ctx, inputs, output):
+    x, w, b, target, ctx.options = inputs
+    _, lse, number, kept = output
+    ctx.save_for_backward(x, w, b, target, lse, number, kept)
+
+
+def _setup_rows(ctx, inputs, output):
+    """The losses of rows as a loss that is not reduced."""
+    *tensors, ignore_index, smoothing = inputs
+    losses, lse, *kept = output
+    options = _Reduced("none", ignore_index, smoothing, losses.dtype, len(kept) > 0)
+    _setup(ctx, (*tensors, options), (losses, lse, None, *(kept or (None,))))
+
+
+def _backward(ctx, dloss):
+    x, w, b, target, lse, number, kept = ctx.saved_tensors
+    needed, options = ctx.needs_input_grad[:3], ctx.options
+    if differentiates(dloss):
+
+        def plain():
+            return linear_cross_entropy_plain(
+                x, w, target, linear_bias=b, reduction=options.reduction, ignore_index=options.ignore_index,
+                label_smoothing=options.smoothing, loss_dtype=options.dtype,
+            )  # fmt: skip
+
+        return gradients_of(plain, (x, w, b), needed, dloss)
+    own = options.ignore_index, options.smoothing
+    if has_kernels(x) and not needs_operator(dloss, x, w, b, target):
+        precision = torch.get_float32_matmul_precision()
+        return _launch_backward(dloss, x, w, b, target, lse, number, kept, *own, tuple(needed), precision)
+    rows, flat, b = rows_of(x, target, b)
+    dlosses = dloss.reshape(-1).to(lse.dtype)
+    dlosses = (dlosses if number is None else dlosses / number).expand(flat.shape)
+    if kept is None:
+        dx, dw, db = _gradients(dlosses, rows, w, b, flat, lse, *own, needed)
+    else:
+        dx, dw, db = _gradients_kept(dlosses, rows, w, b, flat, lse, kept, *own, needed)
+    return dx if dx is None else dx.view(x.shape), dw, db
+
+
+def _setup_reduced(ctx, inputs, output):
+    _, target, ctx.ignore_index, ctx.mean = inputs
+    ctx.save_for_backward(target)
+
+
+def _backward_reduced(ctx, dloss):
+    (target,) = ctx.saved_tensors
+    dloss = dloss / (target != ctx.ignore_index).sum() if ctx.mean else dloss
+    return (dloss.expand(target.shape),)
+
+
+_apply = eager("linear_cross_entropy", _setup, _backward, leading=3, tensors=4)
+_call = differentiable(_forward, _setup_rows, _backward, leading=3)[0]
+_call_kept = differentiable(_forward_kept, _setup_rows, _backward, leading=3)[0]
+_call_reduced = differentiable(_forward_reduced, _setup_reduced, _backward_reduced, leading=1)[0]
 
 
 def _losses_of_classes(input, linear_weight, linear_bias, target, weight, ignore_index, keep_logits):
     """-> weighted losses of the rows, as the target: those without weights, each times its own."""
     losses = linear_cross_entropy(
         input, linear_weight, target, linear_bias=linear_bias, reduction="none", ignore_index=ignore_index,
-        keep_logits=keep_logits, loss_dtype=library.logits.sums_dtype(input),
+        keep_logits=keep_logits, loss_dtype=sums_dtype(input),
     )  # fmt: skip
     return losses * weights_of(target, weight, ignore_index).to(losses.dtype)
 

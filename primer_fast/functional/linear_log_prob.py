@@ -7,56 +7,33 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from primer_fast import library
 from primer_fast.backend import (
-    apply_of,
-    autocast_dtype,
-    autocast_to,
-    differentiates,
-    gradients_of,
+    autocast,
+    has_kernels,
     jit_traces,
-    needs_operator,
     prepares,
     runs_triton,
     sharded,
     wants_gradient,
 )
-from primer_fast.functional.logits import check, check_ignore_index, check_target, plain_is_best, wide_logits
-
-
-class _LinearLogProb(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, run, x, w, b, target, temperature, ignore_index):  # x (..., D), w (V, D), b (V,), target (...)
-        y, lse, entropy, kept = run(x, w, b, target)
-        ctx.save_for_backward(x, w, b, target, lse, entropy, kept)
-        ctx.temperature, ctx.ignore_index = temperature, ignore_index
-        return y, entropy
-
-    @staticmethod
-    def backward(ctx, dy, dentropy):  # (...) each
-        x, w, b, target, lse, entropy, kept = ctx.saved_tensors
-        needed = ctx.needs_input_grad[1:4]
-        if differentiates(dy, dentropy):
-            grads = _differentiable_grads(x, w, b, target, ctx.temperature, ctx.ignore_index, dy, dentropy, needed)
-        else:
-            grads = library.linear_log_prob.gradients(
-                dy, dentropy, x, w, b, target, lse, entropy, ctx.temperature, ctx.ignore_index, needed, kept
-            )
-        return None, *grads, None, None, None
-
-
-_apply = apply_of(_LinearLogProb)
-
-
-def _differentiable_grads(x, w, b, target, temperature, ignore_index, dy, dentropy, needed):
-    entropy = dentropy is not None
-
-    def plain():
-        return linear_log_prob_plain(
-            x, w, target, linear_bias=b, temperature=temperature, return_entropy=entropy, ignore_index=ignore_index
-        )
-
-    return gradients_of(plain, (x, w, b), needed, (dy, dentropy) if entropy else dy)
+from primer_fast.functional.logits import (
+    LEAST,
+    as_they_are,
+    check,
+    check_ignore_index,
+    check_target,
+    chunked_bwd,
+    chunked_fwd,
+    like_kept,
+    plain_is_best,
+    rows_of,
+    sums_dtype,
+    wide_logits,
+)
+from primer_fast.functional.operator import differentiable, differentiates, gradients_of, needs_operator, operator
+from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
+from primer_fast.kernels.logits import Head
+from primer_fast.kernels.prepared import prepared
 
 
 @overload
@@ -120,14 +97,12 @@ def linear_log_prob(
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2024), for the logits that are not
     in memory; PPO's and DPO's objectives are made of these log-probabilities.
     """
-    dtype = autocast_dtype(input) if isinstance(input, Tensor) else None
-    if dtype is not None:
-        input, linear_weight, linear_bias = autocast_to(dtype, input, linear_weight, linear_bias)
+    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     ignore_index = -100 if ignore_index is None else ignore_index
     tensors, told = (input, linear_weight, linear_bias, target), (temperature, return_entropy, ignore_index)
     if prepares(input):
         keep = keep_logits and wants_gradient(*tensors)
-        plan = library.linear_log_prob.known(*tensors, *told, keep, torch.get_float32_matmul_precision())
+        plan = _launch.known(*tensors, *told, keep, torch.get_float32_matmul_precision())
         if plan is not None:
             return _run(plan, tensors, *told)
     check_temperature(temperature)
@@ -154,24 +129,156 @@ def linear_log_prob(
     if not needs_operator(*tensors):
         if not runs_triton(input) and input.device.type == "cpu":
             check_target("linear_log_prob", target, len(linear_weight), ignore_index)
-        run = lambda x, w, b, t: library.linear_log_prob.forward(x, w, b, t, *told, keep)  # noqa: E731
-        return _run(run, tensors, *told)
-    x, flat_target, bias = library.logits.rows_of(input, target, linear_bias)
-    arguments = x, linear_weight, bias, flat_target, float(temperature), return_entropy, ignore_index
-    if keep and runs_triton(x):
-        y, _, entropy, _ = library.linear_log_prob.linear_log_prob_kept(*arguments)
-    else:
-        y, _, entropy = library.linear_log_prob.linear_log_prob(*arguments)
-    y = y.view(target.shape)
-    return (y, entropy.view(target.shape)) if return_entropy else y
+        return _run(lambda x, w, b, t: _scores(x, w, b, t, *told, keep), tensors, *told)
+    x, flat_target, bias = rows_of(input, target, linear_bias)
+    call = _call_kept if keep and runs_triton(x) else _call
+    results = call(wants_gradient(*tensors), x, linear_weight, bias, flat_target, float(temperature), *told[1:])
+    if not return_entropy:
+        return results.view(target.shape)
+    y, entropy = results
+    return y.view(target.shape), entropy.view(target.shape)
 
 
 def _run(run, tensors, temperature, return_entropy, ignore_index):
     if wants_gradient(*tensors):
-        y, entropy = _apply(run, *tensors, temperature, ignore_index)
-    else:
-        y, _, entropy, _ = run(*tensors)
+        return _apply(*tensors[:3], (tensors[3], temperature, return_entropy, ignore_index), run)
+    y, _, entropy, _ = run(*tensors)
     return (y, entropy) if return_entropy else y
+
+
+def _scores(x, w, b, target, temperature, entropy, ignore_index, keep=False):
+    """x (..., D), w (V, D), b (V,) or None, target (...) -> y as target, lse (2, N), entropy as target or None, and the
+    logits that the Triton kernels ``keep`` for the gradients, or None.
+    """
+    if has_kernels(x):
+        return _launch(x, w, b, target, temperature, entropy, ignore_index, keep, torch.get_float32_matmul_precision())
+    rows, flat, b = rows_of(x, target, b)
+    with as_they_are(x):
+        y, lse, found = chunked_fwd(rows, w, b, flat, Head(temperature, ignore_index=ignore_index), entropy)
+    return y.view(target.shape), lse, found if found is None else found.view(target.shape), None
+
+
+def _score_gradients(dy, dentropy, x, w, b, target, lse, entropy, kept, temperature, ignore_index, needed):
+    """dy as target, dentropy likewise or None as entropy -> dx, dw, db, None for each that is not needed."""
+    if has_kernels(x):
+        options = temperature, ignore_index, tuple(needed), torch.get_float32_matmul_precision()
+        return _launch_backward(dy, dentropy, x, w, b, target, lse, entropy, kept, *options)
+    rows, flat, b = rows_of(x, target, b)
+    dy, dentropy, entropy = map(_flat, (dy, dentropy, entropy))
+    head = Head(temperature, ignore_index=ignore_index)
+    with as_they_are(x):
+        dx, dw, db = chunked_bwd(dy, dentropy, rows, w, b, flat, lse, entropy, head, needed)
+    return dx if dx is None else dx.view(x.shape), dw, db
+
+
+@prepared(4)
+def _launch(x, w, b, target, temperature, entropy, ignore_index, keep, precision):
+    rows, flat, b = rows_of(x, target, b)
+    y, lse, found, kept = linear_log_prob_fwd(
+        rows, w, b, flat, float(temperature), entropy, precision, keep=keep, ignore_index=ignore_index
+    )  # fmt: skip
+    return y.view(target.shape), lse, found if found is None else found.view(target.shape), kept
+
+
+@prepared(9)
+def _launch_backward(dy, dentropy, x, w, b, target, lse, entropy, kept, temperature, ignore_index, needed, precision):
+    rows, flat, b = rows_of(x, target, b)
+    dx, dw, db = linear_log_prob_bwd(
+        *map(_flat, (dy, dentropy)), rows, w, b, flat, lse, _flat(entropy), float(temperature), needed, precision,
+        kept=kept, ignore_index=ignore_index,
+    )  # fmt: skip
+    return dx if dx is None else dx.view(x.shape), dw, db
+
+
+def _flat(t):
+    """One number a row, one after the other; None stays None."""
+    return t if t is None else t.reshape(-1).contiguous()
+
+
+@operator("linear_log_prob")
+def _forward(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
+    temperature: float, return_entropy: bool, ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """-> y, lse, entropy"""
+    return _scores(input, linear_weight, linear_bias, target, temperature, return_entropy, ignore_index)[:3]
+
+
+def _like_scores(input, linear_weight, linear_bias, target, temperature, return_entropy, ignore_index):
+    y = input.new_empty(input.shape[0], dtype=sums_dtype(input))
+    return y, y.new_empty(2, input.shape[0]), torch.empty_like(y) if return_entropy else None
+
+
+@operator("linear_log_prob_kept")
+def _forward_kept(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
+    temperature: float, return_entropy: bool, ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """-> y, lse, entropy, logits, which are kept for the gradients"""
+    return _scores(input, linear_weight, linear_bias, target, temperature, return_entropy, ignore_index, keep=True)
+
+
+_forward.register_fake(_like_scores)
+_forward_kept.register_fake(lambda *inputs: (*_like_scores(*inputs), like_kept(*inputs[:2])))
+
+
+@operator("linear_log_prob_backward")
+def _gradients(
+    dy: Tensor, dentropy: Tensor | None, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None,
+    target: Tensor, lse: Tensor, entropy: Tensor | None, temperature: float, ignore_index: int,
+    needed: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    tensors = dy, dentropy, input, linear_weight, linear_bias, target, lse, entropy
+    return _score_gradients(*tensors, None, temperature, ignore_index, needed)
+
+
+@operator("linear_log_prob_kept_backward")
+def _gradients_kept(
+    dy: Tensor, dentropy: Tensor | None, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None,
+    target: Tensor, lse: Tensor, entropy: Tensor | None, logits: Tensor, temperature: float, ignore_index: int,
+    needed: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    tensors = dy, dentropy, input, linear_weight, linear_bias, target, lse, entropy, logits
+    return _score_gradients(*tensors, temperature, ignore_index, needed)
+
+
+def _like_gradients(dy, dentropy, input, linear_weight, *_):
+    return [input.new_empty(s) for s in (input.shape, linear_weight.shape, linear_weight.shape[:1])]
+
+
+_gradients.register_fake(_like_gradients)
+_gradients_kept.register_fake(_like_gradients)
+
+
+def _setup(ctx, inputs, output):
+    x, w, b, target, ctx.temperature, return_entropy, ctx.ignore_index = inputs
+    kept = output[3] if len(output) > 3 else None
+    ctx.save_for_backward(x, w, b, target, output[1], output[2] if return_entropy else None, kept)
+
+
+def _backward(ctx, dy, dentropy=None):
+    x, w, b, target, lse, entropy, kept = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    if differentiates(dy, dentropy):
+        both = dentropy is not None
+
+        def plain():
+            return linear_log_prob_plain(
+                x, w, target, linear_bias=b, temperature=ctx.temperature, return_entropy=both,
+                ignore_index=ctx.ignore_index,
+            )  # fmt: skip
+
+        return gradients_of(plain, (x, w, b), needed, (dy, dentropy) if both else dy)
+    tensors, options = (dy, dentropy, x, w, b, target, lse, entropy), (ctx.temperature, ctx.ignore_index, needed)
+    return _gradients(*tensors, *options) if kept is None else _gradients_kept(*tensors, kept, *options)
+
+
+def _results(inputs, output):
+    return (output[0], output[2]) if inputs[5] else output[0]  # y, and the entropy where it was asked for
+
+
+_call, _apply = differentiable(_forward, _setup, _backward, 3, _results, zeros=True)
+_call_kept = differentiable(_forward_kept, _setup, _backward, 3, _results, zeros=True)[0]
 
 
 def _chosen(log_probs, target, ignore_index):  # (..., V), (...)
@@ -210,6 +317,6 @@ def linear_log_prob_plain(
     chosen, ignored = _chosen(log_probs, target, -100 if ignore_index is None else ignore_index)
     if not return_entropy:
         return chosen
-    finite = log_probs.masked_fill(log_probs < library.logits.LEAST, 0)  # 0 log 0 = 0
+    finite = log_probs.masked_fill(log_probs < LEAST, 0)  # 0 log 0 = 0
     entropy = -(log_probs.exp() * finite).sum(dim=-1)
     return chosen, entropy if ignored is None else entropy.masked_fill(ignored, 0)

@@ -3,7 +3,7 @@
 __all__ = ["Size", "max_pool2d", "max_pool2d_plain"]
 
 import functools
-import operator
+import math
 from typing import Any, Literal, overload
 
 import torch
@@ -11,86 +11,13 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from primer_fast import library
-from primer_fast.backend import (
-    EAGER,
-    apply_of,
-    differentiates,
-    jit_traces,
-    needs_operator,
-    prepares,
-    runs_triton,
-    sharded,
-    sums_narrowly,
-    tangents,
-    wants_gradient,
-)
-from primer_fast.kernels.max_pool2d import output_size
+from primer_fast.backend import jit_traces, prepares, runs_triton, sharded, sums_narrowly, tangents, wants_gradient
+from primer_fast.functional.checks import check_tensors, pair
+from primer_fast.functional.operator import differentiable, differentiates, operator
+from primer_fast.kernels.max_pool2d import is_channels_last, max_pool2d_bwd, max_pool2d_fwd, output_size, position_dtype
+from primer_fast.kernels.prepared import prepared
 
 Size = int | tuple[int, int]
-
-
-class _MaxPool2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, run, x, window, return_indices):  # x (N, C, H, W)
-        y, kept, indices = run(x)
-        ctx.save_for_backward(kept)
-        ctx.window, ctx.size = window, x.shape[2:]
-        if return_indices:
-            ctx.mark_non_differentiable(indices)
-        return y, indices
-
-    @staticmethod
-    def backward(ctx, dy, _):  # dy (N, C, OH, OW)
-        (kept,) = ctx.saved_tensors
-        if differentiates(dy):
-            gradient = _scattered if tangents() or not torch._C._has_storage(dy) else _Gradient.apply
-            return None, gradient(dy, kept, ctx.window, ctx.size), None, None
-        return None, library.max_pool2d.gradient(dy, kept, *ctx.window, ctx.size), None, None
-
-
-_apply = apply_of(_MaxPool2d)
-
-
-class _Gradient(torch.autograd.Function):
-    """dy -> dx, which is linear: its own gradient takes to each output what arrives at the pixel that won."""
-
-    @staticmethod
-    def forward(ctx, dy, kept, window, size):
-        ctx.save_for_backward(kept)
-        ctx.window = window
-        return library.max_pool2d.gradient(dy, kept, *window, size)
-
-    @staticmethod
-    def backward(ctx, ddx):  # ddx (N, C, H, W)
-        (kept,) = ctx.saved_tensors
-        indices, there = _winners(kept, ctx.window, ddx.shape[2:])
-        ddy = ddx.flatten(2).gather(2, indices.flatten(2)).view(kept.shape)
-        return torch.where(there, ddy, 0), None, None, None
-
-
-def _scattered(dy, kept, window, size):
-    """dy -> dx through torch's operators, which carry on what a transform adds."""
-    indices, there = _winners(kept, window, size)
-    (N, C), (H, W) = dy.shape[:2], size
-    dy = torch.where(there, dy, 0).reshape(N, C, -1)
-    dx = torch.zeros(N, C, H * W, dtype=dy.dtype, device=dy.device)
-    return dx.scatter_add(2, indices.flatten(2), dy).view(N, C, H, W)
-
-
-def _winners(kept, window, size):
-    """Positions in the windows (N, C, OH, OW) -> the winners' h * W + w, int64, and whether they are in the image:
-    dilation may lead past it.
-    """
-    kernel, stride, padding, dilation = window
-    kept = kept.long()
-    corners = (
-        torch.arange(n, device=kept.device) * s - p for n, s, p in zip(kept.shape[2:], stride, padding, strict=True)
-    )
-    top, left = next(corners)[:, None], next(corners)
-    h, w = top + kept // kernel[1] * dilation[0], left + kept % kernel[1] * dilation[1]
-    there = (h < size[0]) & (w < size[1])
-    return torch.where(there, h * size[1] + w, 0), there
 
 
 @overload
@@ -138,37 +65,139 @@ def max_pool2d(
     """
     if prepares(input):
         keep, cut = wants_gradient(input), _known_window(input, kernel_size, stride, padding, dilation, ceil_mode)
-        plan = None if cut is None else library.max_pool2d.forward.known(input, *cut[0], cut[1], keep, return_indices)
-        if plan is not None:
-            y, indices = _apply(plan, input, cut[0], return_indices) if keep else plan(input)[::2]
-            return (y, indices) if return_indices else y
-    if isinstance(input, Tensor) and not runs_triton(input) and (type(input) in EAGER or not sharded(input)):
+        if cut is not None:
+            window, size = cut
+            plan = _launch.known(input, *window, size, keep, return_indices)
+            if plan is not None and keep:
+                return _apply(input, (*window, size, keep, return_indices), plan)
+            if plan is not None:
+                y, _, indices = plan(input)
+                return (y, indices) if return_indices else y
+    if isinstance(input, Tensor) and not runs_triton(input) and not sharded(input):
         try:
             return max_pool2d_plain(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
         except (RuntimeError, TypeError, ValueError):  # checked only now: a small image costs less than the checks
             (kernel, steps, zeros, spread), _ = _check(input, kernel_size, stride, padding, dilation, ceil_mode)
-            if max(*_pair("stride", stride or kernel), *_pair("dilation", dilation)) < 2**31:
+            if max(*pair("max_pool2d", "stride", stride or kernel), *pair("max_pool2d", "dilation", dilation)) < 2**31:
                 raise
             # torch's numbers have 32 bits; ours here are the smallest that mean the same
             return max_pool2d_plain(input, kernel, steps, zeros, spread, ceil_mode, return_indices)
     window, size = _check(input, kernel_size, stride, padding, dilation, ceil_mode)
     x = input if input.dim() == 4 else input[None]
-    keep = wants_gradient(x)
     if sharded(x):
         from primer_fast.functional import shards
 
         told = kernel_size, stride, padding, dilation, ceil_mode, return_indices
-        y, indices = (*shards.max_pool2d(lambda x: max_pool2d(x, *told), x, size, return_indices), None)[:2]
-    elif needs_operator(x):
-        y, _, indices = library.max_pool2d.max_pool2d(x, *window, size, keep, return_indices)
-    elif keep:
-        run = lambda x: library.max_pool2d.forward(x, *window, size, True, return_indices)  # noqa: E731
-        y, indices = _apply(run, x, window, return_indices)
+        results = shards.max_pool2d(lambda x: max_pool2d(x, *told), x, size, return_indices)
+        results = results if return_indices else results[0]
     else:
-        y, _, indices = library.max_pool2d.forward(x, *window, size, False, return_indices)
-    if input.dim() == 3:
-        y, indices = y[0], indices[0] if return_indices else None
-    return (y, indices) if return_indices else y
+        keep = wants_gradient(x)
+        results = _call(keep, x, *window, size, keep, return_indices)
+    if input.dim() == 4:
+        return results
+    return (results[0][0], results[1][0]) if return_indices else results[0]
+
+
+_launch, _launch_backward = prepared(1)(max_pool2d_fwd), prepared(2)(max_pool2d_bwd)
+
+
+def _like(t, shape, dtype, channels_last):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=t.device, memory_format=layout)
+
+
+@operator("max_pool2d")
+def _forward(
+    input: Tensor,
+    kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], size: list[int],
+    keep: bool, return_indices: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """-> y, each winner's position in its window, its index in the image"""
+    window = tuple(kernel), tuple(stride), tuple(padding), tuple(dilation)
+    return _launch(input, *window, tuple(size), keep, return_indices)
+
+
+@_forward.register_fake
+def _(input, kernel, stride, padding, dilation, size, keep, return_indices):
+    shape, channels_last = (*input.shape[:2], *size), is_channels_last(input)
+    y = _like(input, shape, input.dtype, channels_last)
+    kept = _like(input, shape, position_dtype(math.prod(kernel)), channels_last) if keep else None
+    return y, kept, _like(input, shape, torch.int64, channels_last) if return_indices else None
+
+
+@operator("max_pool2d_backward")
+def _gradient(
+    dy: Tensor, kept: Tensor,
+    kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], size: list[int],
+) -> Tensor:  # fmt: skip
+    window = tuple(kernel), tuple(stride), tuple(padding), tuple(dilation)
+    return _launch_backward(dy, kept, *window, tuple(size))
+
+
+@_gradient.register_fake
+def _(dy, kept, kernel, stride, padding, dilation, size):
+    return _like(dy, (*dy.shape[:2], *size), dy.dtype, is_channels_last(kept))
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(output[1])
+    ctx.window, ctx.size = inputs[1:5], inputs[0].shape[2:]
+
+
+def _backward(ctx, dy, _=None):  # dy (N, C, OH, OW); indices have no gradient
+    (kept,) = ctx.saved_tensors
+    if not differentiates(dy):
+        return (_gradient(dy, kept, *ctx.window, ctx.size),)
+    gradient = _scattered if tangents() or not torch._C._has_storage(dy) else _Gradient.apply
+    return (gradient(dy, kept, ctx.window, ctx.size),)
+
+
+class _Gradient(torch.autograd.Function):
+    """dy -> dx, which is linear: its own gradient takes to each output what arrives at the pixel that won."""
+
+    @staticmethod
+    def forward(ctx, dy, kept, window, size):
+        ctx.save_for_backward(kept)
+        ctx.window = window
+        return _gradient(dy, kept, *window, size)
+
+    @staticmethod
+    def backward(ctx, ddx):  # ddx (N, C, H, W)
+        (kept,) = ctx.saved_tensors
+        indices, there = _winners(kept, ctx.window, ddx.shape[2:])
+        ddy = ddx.flatten(2).gather(2, indices.flatten(2)).view(kept.shape)
+        return torch.where(there, ddy, 0), None, None, None
+
+
+def _scattered(dy, kept, window, size):
+    """dy -> dx through torch's operators, which carry on what a transform adds."""
+    indices, there = _winners(kept, window, size)
+    (N, C), (H, W) = dy.shape[:2], size
+    dy = torch.where(there, dy, 0).reshape(N, C, -1)
+    dx = torch.zeros(N, C, H * W, dtype=dy.dtype, device=dy.device)
+    return dx.scatter_add(2, indices.flatten(2), dy).view(N, C, H, W)
+
+
+def _winners(kept, window, size):
+    """Positions in the windows (N, C, OH, OW) -> the winners' h * W + w, int64, and whether they are in the image:
+    dilation may lead past it.
+    """
+    kernel, stride, padding, dilation = window
+    kept = kept.long()
+    corners = (
+        torch.arange(n, device=kept.device) * s - p for n, s, p in zip(kept.shape[2:], stride, padding, strict=True)
+    )
+    top, left = next(corners)[:, None], next(corners)
+    h, w = top + kept // kernel[1] * dilation[0], left + kept % kernel[1] * dilation[1]
+    there = (h < size[0]) & (w < size[1])
+    return torch.where(there, h * size[1] + w, 0), there
+
+
+def _chosen(inputs, output):
+    return (output[0], output[2]) if inputs[7] else output[0]  # y, and the indices where they were asked for
+
+
+_call, _apply = differentiable(_forward, _setup, _backward, 1, _chosen)
 
 
 def max_pool2d_plain(
@@ -213,25 +242,9 @@ def _gathered(input, indices, window, size):
     return torch.where(there, values, -torch.inf)
 
 
-def _pair(name, value):
-    if type(value) is int:
-        return value, value
-    try:
-        values = tuple(value) if isinstance(value, tuple | list) else (value,)
-        if any(isinstance(v, bool) for v in values):
-            raise TypeError
-        values = tuple(operator.index(v) for v in values)
-    except TypeError:
-        raise TypeError(f"max_pool2d: {name} must be an integer or a pair of them; got {value!r}") from None
-    if len(values) not in (1, 2):
-        raise ValueError(f"max_pool2d: {name} must be an integer or a pair of them; got {value!r}")
-    return values * 2 if len(values) == 1 else values
-
-
 def _check(input, kernel_size, stride, padding, dilation, ceil_mode):
     """-> (kernel, stride, padding, dilation) as pairs, (OH, OW)"""
-    if not isinstance(input, Tensor):
-        raise TypeError(f"max_pool2d: input must be a tensor; got {type(input).__name__}")
+    check_tensors("max_pool2d", {"input": input})
     if input.dim() not in (3, 4) or 0 in input.shape[-3:]:
         raise ValueError(
             "max_pool2d: input must have shape (N, C, H, W) or (C, H, W), where only N may be 0; "
@@ -252,12 +265,12 @@ def _known_window(input, *options):
 
 def _window(image, kernel_size, stride, padding, dilation, ceil_mode):
     kernel, padding, dilation = (
-        _pair("kernel_size", kernel_size),
-        _pair("padding", padding),
-        _pair("dilation", dilation),
+        pair("max_pool2d", "kernel_size", kernel_size),
+        pair("max_pool2d", "padding", padding),
+        pair("max_pool2d", "dilation", dilation),
     )
     none = stride is None or (isinstance(stride, tuple | list) and len(stride) == 0)
-    stride = kernel if none else _pair("stride", stride)
+    stride = kernel if none else pair("max_pool2d", "stride", stride)
     for name, (height, width) in (("kernel_size", kernel), ("stride", stride), ("dilation", dilation)):
         if height < 1 or width < 1:
             raise ValueError(f"max_pool2d: {name} must be at least 1; got {(height, width)}")

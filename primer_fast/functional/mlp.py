@@ -2,65 +2,35 @@
 
 __all__ = ["mlp", "mlp_plain"]
 
+import functools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
 
-from primer_fast import library
-from primer_fast.backend import (
-    EAGER,
-    apply_of,
-    autocast_dtype,
-    autocast_to,
-    differentiates,
-    gradients_of,
-    jit_traces,
-    needs_operator,
-    prepares,
-    runs_triton,
-    sharded,
-)
+from primer_fast.backend import autocast, autocast_dtype, jit_traces, prepares, runs_triton, sharded
 from primer_fast.functional.activation import ACTIVATIONS, apply_plain, check_activation
-from primer_fast.library.register import as_rows, like_rows_of
+from primer_fast.functional.checks import check_alike
+from primer_fast.functional.operator import (
+    absent,
+    as_rows,
+    check_kept,
+    differentiates,
+    eager,
+    gradients_of,
+    like_rows_of,
+    needs_operator,
+    operator,
+    spread,
+)
+from primer_fast.kernels.activation import FROM_OUTPUT, keeps_derivative
+from primer_fast.kernels.mlp import mlp_bwd, mlp_fwd
+from primer_fast.kernels.prepared import prepared
 
-
-class _MLP(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx, run, activation, output_activation, layers, x, *parameters
-    ):  # x (..., n_0), weights, biases (n_i,) or None
-        y, outputs, derivatives = run(x, *parameters)
-        ctx.save_for_backward(x, *parameters, *outputs, *derivatives)
-        ctx.activations, ctx.layers = (activation, output_activation), layers
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):  # dy (..., n_L)
-        x, *saved = ctx.saved_tensors
-        needed, (activation, output_activation) = ctx.needs_input_grad[4:], ctx.activations
-        weights, biases, outputs, derivatives = (saved[i * ctx.layers : (i + 1) * ctx.layers] for i in range(4))
-        if differentiates(dy):
-            grads = _differentiable_grads(x, weights, biases, ctx.activations, dy, needed)
-        else:
-            grads = library.mlp.gradients(dy, x, outputs, derivatives, weights, activation, output_activation, needed)
-        return None, None, None, None, *grads
-
-
-_apply = apply_of(_MLP)
 _SEQUENCES, _ACTIVATIONS = (list, tuple), (None, *ACTIVATIONS)
 _TENSORS = {Tensor, torch.nn.Parameter}
 _OPTIONAL = {*_TENSORS, type(None)}
-
-
-def _differentiable_grads(x, weights, biases, activations, dy, needed):
-    activation, output_activation = activations
-
-    def plain():
-        return mlp_plain(x, weights, biases, activation=activation, output_activation=output_activation)
-
-    return gradients_of(plain, (x, *weights, *biases), needed, dy)
 
 
 def mlp(
@@ -97,21 +67,22 @@ def mlp(
         check_activation("mlp", activation)
         check_activation("mlp", output_activation)
     weights, biases = _lists(input, weights, biases)
-    dtype = autocast_dtype(input)
-    if dtype is not None:
-        input, *cast = autocast_to(dtype, input, *weights, *biases)
-        weights, biases = cast[: len(weights)], cast[len(weights) :]
     layers = len(weights)
+    if autocast_dtype(input) is not None:
+        input, *cast = autocast(input, *weights, *biases)
+        weights, biases = cast[:layers], cast[layers:]
     if prepares(input):
         first = _first_of_backward(input, weights, biases)
-        plan = library.mlp.known(input, weights, biases, activation, output_activation, first)
+        precision = torch.get_float32_matmul_precision()
+        launch = _launchers(layers)[0]
+        plan = launch.known(input, *weights, *biases, activation, output_activation, first, precision)
         if plan is not None and first < layers:
-            return _apply(plan, activation, output_activation, layers, input, *weights, *biases)
+            return _applies(layers)(input, *weights, *biases, (activation, output_activation), plan)
         if plan is not None:
             return plan(input, *weights, *biases)[0]
     if not jit_traces():
         _check(input, weights, biases)
-    if type(input) not in EAGER and sharded(input):
+    if sharded(input):
         from primer_fast.functional import shards
 
         return shards.mlp(mlp, input, weights, biases, activation, output_activation)
@@ -121,16 +92,14 @@ def mlp(
     first = _first_of_backward(input, weights, biases)
     if needs_operator(input, *weights, *biases):
         given = [input.new_empty(0) if b is None else b.contiguous() for b in biases]
-        y = library.mlp.mlp(as_rows(input), weights, given, activation, output_activation, first)[0]
+        y = _forward.registered(as_rows(input), weights, given, activation, output_activation, first)[0]
         return like_rows_of(input, y)[0]
 
     def run(x, *parameters):
-        return library.mlp.forward(
-            x, parameters[:layers], parameters[layers:], activation, output_activation, first
-        )  # fmt: skip
+        return _launch(x, *parameters, activation, output_activation, first)
 
     if first < layers:
-        return _apply(run, activation, output_activation, layers, input, *weights, *biases)
+        return _applies(layers)(input, *weights, *biases, (activation, output_activation), run)
     return run(input, *weights, *biases)[0]
 
 
@@ -148,6 +117,148 @@ def mlp_plain(
         bias = None if biases is None else biases[i]
         input = apply_plain(torch_F.linear(input, weight, bias), output_activation if i == last else activation)
     return input
+
+
+@functools.cache
+def _launchers(layers):
+    """The prepared launchers, forward and backward, of so many layers.
+
+    forward: x (..., n_0), weights (n_i, n_{i-1}), biases (n_i,) or None -> y (..., n_L), outputs, derivatives.
+    backward: dy (..., n_L), x, outputs, derivatives, weights -> dx, dw_1 .., db_1 .., None for each that is not needed.
+    """
+
+    def forward(x, *rest):
+        weights, biases, options = rest[:layers], rest[layers : 2 * layers], rest[2 * layers :]
+        adjacent = [b if b is None else b.contiguous() for b in biases]
+        y, *kept = mlp_fwd(as_rows(x), weights, adjacent, *options)
+        return *like_rows_of(x, y), *kept
+
+    def backward(dy, x, *rest):
+        outputs, derivatives, weights = (rest[i * layers : (i + 1) * layers] for i in range(3))
+        dx, *others = mlp_bwd(as_rows(dy), as_rows(x), outputs, derivatives, weights, *rest[3 * layers :])
+        return *like_rows_of(x, dx), *others
+
+    return prepared(1 + 2 * layers)(forward), prepared(2 + 3 * layers)(backward)
+
+
+def _launch(x, *parameters_and_options):
+    layers = (len(parameters_and_options) - 3) // 2
+    return _launchers(layers)[0](x, *parameters_and_options, torch.get_float32_matmul_precision())
+
+
+def _launch_backward(dy, x, kept, weights, activation, output_activation, needed):
+    options = activation, output_activation, tuple(needed), torch.get_float32_matmul_precision()
+    return _launchers(len(weights))[1](dy, x, *kept, *weights, *options)
+
+
+# The operators take and give lists of tensors alone. A tensor without elements stands for a bias that is None, and for
+# each result that was not kept.
+
+
+@operator("mlp")
+def _forward(
+    input: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    activation: str | None,
+    output_activation: str | None,
+    first: int,  # layers from the bottom that need no backward
+) -> list[Tensor]:
+    given = [b if b.numel() else None for b in biases]
+    y, outputs, derivatives = _launch(input, *weights, *given, activation, output_activation, first)
+    return [y, *outputs, *derivatives]
+
+
+@_forward.register_fake
+def _(input, weights, biases, activation, output_activation, first):
+    rows, last = input.shape[0], len(weights) - 1
+    *hidden, y = [input.new_empty(rows, w.shape[0]) for w in weights]
+    outputs = [
+        h if i + 1 >= first or (i >= first and activation in FROM_OUTPUT) else None for i, h in enumerate(hidden)
+    ]
+    derivatives = [
+        torch.empty_like(t) if i >= first and keeps_derivative(output_activation if i == last else activation) else None
+        for i, t in enumerate((*hidden, y))
+    ]
+    return [y, *outputs, None, *derivatives]
+
+
+@operator("mlp_backward")
+def _gradients(
+    dy: Tensor,
+    input: Tensor,
+    kept: list[Tensor],  # outputs, derivatives
+    weights: list[Tensor],
+    activation: str | None,
+    output_activation: str | None,
+    needed: list[bool],
+) -> list[Tensor]:
+    return _launch_backward(dy, input, _without_stand_ins(kept), weights, activation, output_activation, needed)
+
+
+@_gradients.register_fake
+def _(dy, input, kept, weights, activation, output_activation, needed):
+    shapes = [input.shape, *(w.shape for w in weights), *(w.shape[:1] for w in weights)]
+    return [dy.new_empty(s) for s in shapes]
+
+
+def _without_stand_ins(kept):
+    return [t if t.dim() == 2 else None for t in kept]
+
+
+def _keep(ctx, x, weights, biases, activations, kept):
+    ctx.save_for_backward(x, *weights, *biases, *kept)
+    ctx.layers, ctx.activations = len(weights), activations
+
+
+def _backward(ctx, dy, needed):
+    """-> dx, dw_1 .., db_1 .., None for each that is not needed"""
+    (x, *rest), layers, activations = ctx.saved_tensors, ctx.layers, ctx.activations
+    weights, biases, kept = rest[:layers], rest[layers : 2 * layers], rest[2 * layers :]
+    if differentiates(dy):
+        activation, output_activation = activations
+        plain = functools.partial(mlp_plain, activation=activation, output_activation=output_activation)
+        return gradients_of(lambda: plain(x, weights, biases), (x, *weights, *biases), needed, dy)
+    if needs_operator(dy, x, *weights):
+        kept = [absent(x) if t is None else t for t in kept]
+        return spread(_gradients.registered(dy, x, kept, weights, *activations, needed), needed)
+    return _launch_backward(dy, x, kept, weights, activations[0], activations[1], needed)
+
+
+@functools.cache
+def _applies(layers):
+    """``apply(x, *weights, *biases, (activation, output_activation), run)`` of so many layers, for eager calls."""
+    tensors = 1 + 2 * layers
+
+    def setup(ctx, inputs, output):
+        x, parameters, (_, outputs, derivatives) = inputs[0], inputs[1:tensors], output
+        _keep(ctx, x, parameters[:layers], parameters[layers:], inputs[tensors:], (*outputs, *derivatives))
+
+    def backward(ctx, dy):
+        return _backward(ctx, dy, ctx.needs_input_grad[:tensors])
+
+    return eager("mlp", setup, backward, tensors, tensors)
+
+
+def _setup_of_operator(ctx, inputs, output):
+    x, weights, biases, activation, output_activation, first = inputs
+    layers, (y, *kept) = len(weights), output
+    check_kept("mlp", first < layers)
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)
+    kept = _without_stand_ins(kept)
+    if output_activation in FROM_OUTPUT:
+        kept[layers - 1] = y
+    _keep(ctx, x, weights, [b if b.numel() else None for b in biases], (activation, output_activation), kept)
+
+
+def _backward_of_operator(ctx, grads):
+    need_x, need_w, need_b = ctx.needs_input_grad[:3]
+    dx, *found = _backward(ctx, grads[0], [need_x, *need_w, *need_b])
+    return dx, found[: ctx.layers], found[ctx.layers :], None, None, None
+
+
+_forward.registered.register_autograd(_backward_of_operator, setup_context=_setup_of_operator)
 
 
 def _first_of_backward(x, weights, biases):
@@ -224,11 +335,5 @@ def _check(input, weights, biases):
                 f"mlp: biases[{i}] must have one element per row of weights[{i}]; "
                 f"got {tuple(b.shape)} and {tuple(w.shape)}"
             )
-        for name, t in ((f"weights[{i}]", w), (f"biases[{i}]", b)):
-            if t is None:
-                continue
-            if t.device != input.device:
-                raise ValueError(f"mlp: all tensors must be on one device; got input {input.device}, {name} {t.device}")
-            if t.dtype != input.dtype:
-                raise TypeError(f"mlp: all tensors must have one dtype; got input {input.dtype} and {name} {t.dtype}")
+        check_alike("mlp", {"input": input, f"weights[{i}]": w, f"biases[{i}]": b})
         width, of = w.shape[0], f"layer {i}"

@@ -9,16 +9,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as torchs_attention  # primer_fast.sdpa moves the name
 
-from primer_fast import library
 from primer_fast.backend import (
-    EAGER,
-    apply_of,
+    autocast,
     autocast_dtype,
-    autocast_to,
-    differentiates,
-    gradients_of,
     jit_traces,
-    needs_operator,
     prepares,
     runs_triton,
     sharded,
@@ -26,7 +20,9 @@ from primer_fast.backend import (
     tangents,
     wants_gradient,
 )
-from primer_fast.library.scaled_dot_product_attention import NO_SOFTCAP, Attention
+from primer_fast.functional.attention_operator import NO_SOFTCAP, Attention, forward, gradients, launch
+from primer_fast.functional.checks import check_alike, check_tensors
+from primer_fast.functional.operator import differentiable, differentiates, gradients_of, needs_operator
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _fast_backward = False
@@ -52,47 +48,6 @@ class fast_attention_backward:  # as torch.set_grad_enabled
     def __exit__(self, *_):
         global _fast_backward
         _fast_backward = self.before
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, run, q, k, v, attention):  # q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV)
-        out, lse, seed = run(q, k, v, *attention[:_TENSORS])
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.attention, ctx.fast = attention if seed is None else attention._replace(seed=seed), _fast_backward
-        return out
-
-    @staticmethod
-    def backward(ctx, dout):  # dout (B, H, T, DV)
-        q, k, v, out, lse = ctx.saved_tensors
-        needed = ctx.needs_input_grad[1:4]
-        if differentiates(dout):
-            return None, *_differentiable_grads((q, k, v), needed, dout, ctx.attention), None
-        grads = library.scaled_dot_product_attention.gradients(dout, q, k, v, out, lse, ctx.attention, ctx.fast, needed)
-        return None, *grads, None
-
-
-_apply = apply_of(_Attention)
-_TENSORS = 4  # of Attention's fields
-
-
-def _differentiable_grads(inputs, needed, dout, attention):
-    if attention.dropout_p > 0:
-        raise NotImplementedError(
-            "scaled_dot_product_attention: gradients of gradients are not built with dropout; set dropout_p=0 or use "
-            "scaled_dot_product_attention_plain"
-        )
-    q, k, v = inputs
-    offset = (attention.offset if attention.offsets is None else attention.offsets) if attention.causal else None
-
-    def plain():
-        return scaled_dot_product_attention_plain(
-            q, k, v, attention.mask, scale=attention.scale, enable_gqa=q.shape[1] != k.shape[1],
-            window=attention.window, softcap=attention.softcap, key_lengths=attention.key_lengths, causal_offset=offset,
-        )  # fmt: skip
-
-    with sdpa_kernel(SDPBackend.MATH):
-        return gradients_of(plain, inputs, needed, dout)
 
 
 def scaled_dot_product_attention(
@@ -142,8 +97,7 @@ def scaled_dot_product_attention(
     Source: Vaswani et al., Attention Is All You Need (2017), equation 1; Dao, FlashAttention-2 (2023).
     """
     if prepares(query) and (attn_mask is None or not wants_gradient(attn_mask)):
-        if (dtype := autocast_dtype(query)) is not None:
-            query, key, value, attn_mask = autocast_to(dtype, query, key, value, attn_mask)
+        query, key, value, attn_mask = autocast(query, key, value, attn_mask)
         keep = wants_gradient(query, key, value)
         try:
             attention = _attention(attn_mask, dropout_p, is_causal, scale, window, softcap, key_lengths, causal_offset)
@@ -152,7 +106,7 @@ def scaled_dot_product_attention(
             plan = None
         if plan is not None:
             return _run(plan, query, key, value, attention, keep)
-    if isinstance(query, Tensor) and not runs_triton(query) and (type(query) in EAGER or not sharded(query)):
+    if isinstance(query, Tensor) and not runs_triton(query) and not sharded(query):
         simple = (
             attn_mask is None and dropout_p == 0
             and window is None and softcap is None and key_lengths is None and causal_offset is None
@@ -175,14 +129,12 @@ def scaled_dot_product_attention(
                 window, softcap, key_lengths, causal_offset,
             )  # fmt: skip
             raise
+    query, key, value, attn_mask = autocast(query, key, value, attn_mask)
     options = {
         "attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal, "scale": scale,
         "enable_gqa": enable_gqa, "window": window, "softcap": softcap, "key_lengths": key_lengths,
         "causal_offset": causal_offset,
     }  # fmt: skip
-    if isinstance(query, Tensor) and (dtype := autocast_dtype(query)) is not None:
-        query, key, value, attn_mask = autocast_to(dtype, query, key, value, attn_mask)
-        options["attn_mask"] = attn_mask
     lead, H = _check(query, key, value, **options)
     if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
@@ -206,7 +158,7 @@ def scaled_dot_product_attention(
         attn_mask = attn_mask.expand(*lead, *(H, T, S)[3 - min(3, query.dim()) :]).reshape(len(q), H, T, S)
     attention = _attention(attn_mask, dropout_p, is_causal, scale, window, softcap, key_lengths, causal_offset)
     keep = wants_gradient(q, k, v)
-    if type(q) not in EAGER and sharded(q):
+    if sharded(q):
         from primer_fast.functional import shards
 
         def run(q, k, v, mask, lengths, offsets):
@@ -221,11 +173,10 @@ def scaled_dot_product_attention(
     elif traced:
         if dropout_p > 0:
             attention = attention._replace(seed=torch.randint(2**62, (1,), device=q.device))
-        operator = library.scaled_dot_product_attention.scaled_dot_product_attention
-        out = operator(q, k, v, *attention, _fast_backward, keep)[0]
+        out = _call(keep, q, k, v, *attention, _fast_backward, keep)
     else:
-        run = lambda q, k, v, *_: library.scaled_dot_product_attention.forward(q, k, v, attention, keep)  # noqa: E731
-        out = _run(run, q, k, v, attention, keep)
+        rest = *attention[_TENSORS:], keep, torch.get_float32_matmul_precision()
+        out = _run(lambda *tensors: launch(*tensors, *rest), q, k, v, attention, keep)
     return _as_asked(out, query, lead)
 
 
@@ -241,12 +192,48 @@ def _attention(mask, dropout_p, is_causal, scale, window, softcap, key_lengths, 
 def _plan(query, key, value, attention, enable_gqa, keep):
     """The plan for a call as it is, whose heads, if they are grouped, may be; or None."""
     precision = torch.get_float32_matmul_precision()
-    plan = library.scaled_dot_product_attention.known(query, key, value, *attention, keep, precision)
+    plan = launch.known(query, key, value, *attention, keep, precision)
     return plan if plan is None or enable_gqa or query.shape[1] == key.shape[1] else None
 
 
 def _run(run, q, k, v, attention, keep):
-    return _apply(run, q, k, v, attention) if keep else run(q, k, v, *attention[:_TENSORS])[0]
+    if keep:
+        return _apply(q, k, v, (*attention, _fast_backward, keep), run)
+    return run(q, k, v, *attention[:_TENSORS])[0]
+
+
+def _setup(ctx, inputs, output):
+    q, k, v, mask, key_lengths, offsets, seed, *ctx.numbers, _ = inputs
+    if len(output) > 2 and seed is None:
+        seed = output[2]  # drawn by the launcher
+    ctx.save_for_backward(q, k, v, output[0], output[1], mask, key_lengths, offsets, seed)
+
+
+def _backward(ctx, dout):
+    q, k, v, out, lse, *of_attention = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    if not differentiates(dout):
+        return gradients(dout, q, k, v, out, lse, *of_attention, *ctx.numbers, needed)
+    attention = Attention(*of_attention, *ctx.numbers[:-1])
+    if attention.dropout_p > 0:
+        raise NotImplementedError(
+            "scaled_dot_product_attention: gradients of gradients are not built with dropout; set dropout_p=0 or use "
+            "scaled_dot_product_attention_plain"
+        )
+    offset = (attention.offset if attention.offsets is None else attention.offsets) if attention.causal else None
+
+    def plain():
+        return scaled_dot_product_attention_plain(
+            q, k, v, attention.mask, scale=attention.scale, enable_gqa=q.shape[1] != k.shape[1],
+            window=attention.window, softcap=attention.softcap, key_lengths=attention.key_lengths, causal_offset=offset,
+        )  # fmt: skip
+
+    with sdpa_kernel(SDPBackend.MATH):
+        return gradients_of(plain, (q, k, v), needed, dout)
+
+
+_call, _apply = differentiable(forward, _setup, _backward, leading=3)
+_TENSORS = 4  # of Attention's fields, which come first
 
 
 def _as_asked(out, query, lead):
@@ -364,9 +351,7 @@ def _visible(query, S, is_causal, window, key_lengths, causal_offset):
 
 def _check_as_cast(query, key, value, attn_mask, *options):
     """``_check`` of what torch will compute on: under autocast, the tensors in its dtype."""
-    if isinstance(query, Tensor) and (dtype := autocast_dtype(query)) is not None:
-        query, key, value, attn_mask = autocast_to(dtype, query, key, value, attn_mask)
-    _check(query, key, value, attn_mask, *options)
+    _check(*autocast(query, key, value, attn_mask), *options)
 
 
 def _check(
@@ -378,13 +363,8 @@ def _check(
         return kind(f"scaled_dot_product_attention: {what}; got {got}")
 
     inputs = {"query": query, "key": key, "value": value}
-    for name, t in inputs.items():
-        if not isinstance(t, Tensor):
-            raise wrong(TypeError, f"{name} must be a tensor", type(t).__name__)
-        if t.dtype != query.dtype:
-            raise wrong(TypeError, "all tensors must have one dtype", f"query {query.dtype} and {name} {t.dtype}")
-        if t.device != query.device:
-            raise wrong(ValueError, "all tensors must be on one device", f"query {query.device}, {name} {t.device}")
+    check_tensors("scaled_dot_product_attention", inputs)
+    check_alike("scaled_dot_product_attention", inputs)
     if not query.is_floating_point():
         raise wrong(TypeError, "query must be floating", query.dtype)
 

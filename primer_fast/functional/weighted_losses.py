@@ -15,9 +15,10 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from primer_fast import library
 from primer_fast.backend import jit_traces, runs_triton, transformed
-from primer_fast.functional.logits import PLAIN_BYTES, check_target
+from primer_fast.functional.checks import check_alike
+from primer_fast.functional.logits import PLAIN_BYTES, as_they_are, check_target, sums_dtype
+from primer_fast.functional.operator import as_rows
 
 CHUNK_BYTES = 2**26  # of float32 logits at a time
 
@@ -37,10 +38,7 @@ def check_weighted(linear_weight: Tensor, target: Tensor, weight, ignore_index: 
             f"{op}: weight must have one element per row of linear_weight; "
             f"got weight {tuple(weight.shape)} and linear_weight {tuple(linear_weight.shape)}"
         )
-    if weight.device != linear_weight.device:
-        raise ValueError(
-            f"{op}: all tensors must be on one device; got linear_weight {linear_weight.device}, weight {weight.device}"
-        )
+    check_alike(op, {"linear_weight": linear_weight, "weight": weight}, dtypes=False)
     if weight.requires_grad:
         raise ValueError(f"{op}: weight must not require a gradient, which torch does not have either")
 
@@ -62,8 +60,8 @@ def weighted_losses(
 ) -> Tensor:  # (...) in float32, or float64
     """The loss of each row; 0 for ignored ones."""
     probabilities = target.is_floating_point()
-    lead, dtype = input.shape[:-1], library.logits.sums_dtype(input)
-    x, classes = library.register.as_rows(input), len(linear_weight)
+    lead, dtype = input.shape[:-1], sums_dtype(input)
+    x, classes = as_rows(input), len(linear_weight)
     targets = target.reshape(len(x), classes) if probabilities else target.reshape(-1)
     traced = torch.compiler.is_compiling() or jit_traces() or transformed()
     looks = target.is_cpu and not runs_triton(input) and not traced
@@ -73,7 +71,7 @@ def weighted_losses(
     b, weight = (None if t is None else t.to(dtype) for t in (linear_bias, weight))
 
     def losses(x_rows, targets):
-        with library.logits.as_they_are(input):
+        with as_they_are(input):
             logits = torch_F.linear(x_rows.to(dtype), w, b)
             of = functools.partial(
                 torch_F.cross_entropy, logits, weight=weight, reduction="none", label_smoothing=smoothing

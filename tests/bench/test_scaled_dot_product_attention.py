@@ -1,22 +1,21 @@
 """What only a GPU's benchmark calls: the providers beside ours and eager, and the cases' arrays."""
 
-import importlib
-
 import pytest
 import torch
 
 from primer_fast.bench import scaled_dot_product_attention as bench
 from primer_fast.bench.peers import NotAvailable
+from primer_fast.functional import attention_operator
 from primer_fast.functional.scaled_dot_product_attention import scaled_dot_product_attention_plain
-
-library = importlib.import_module("primer_fast.library.scaled_dot_product_attention")
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_one_pass_backward_agrees_with_eager(causal, device, monkeypatch):
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
-    calls, launcher = [], library.attention_bwd_onepass
-    monkeypatch.setattr(library, "attention_bwd_onepass", lambda *a, **o: calls.append(1) or launcher(*a, **o))
+    calls, launcher = [], attention_operator.attention_bwd_onepass
+    monkeypatch.setattr(
+        attention_operator, "attention_bwd_onepass", lambda *a, **o: calls.append(1) or launcher(*a, **o)
+    )
     shapes = ((1, 2, 40, 16), (1, 1, 40, 16), (1, 1, 40, 16))
     qkv = [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
     options = {"is_causal": causal, "enable_gqa": True}

@@ -1,7 +1,5 @@
 """A proof that needs no GPU: a step never waits for the device to learn a number."""
 
-import sys
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,9 +32,7 @@ class NoHostSync(TorchDispatchMode):
         self._patch, self._as_they_are = pytest.MonkeyPatch(), unprepared()
 
     def __enter__(self):
-        for name, module in sys.modules.items():
-            if name.startswith("primer_fast.functional.") and hasattr(module, "needs_operator"):
-                self._patch.setattr(module, "needs_operator", lambda *_: False)
+        self._patch.setattr("primer_fast.functional.operator._len_torch_dispatch_stack", lambda: 0)
         self._as_they_are.__enter__()  # a prepared launcher is recorded with operators of its own
         return super().__enter__()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from functional.catalogue import DERIVATIVES, LONG_SUMS
-from library.samples import SAMPLES, results
+from operators.samples import SAMPLES, results
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from primer_fast.proof import verify

@@ -7,7 +7,6 @@ from primer_fast import functional as F
 from primer_fast.functional import logits
 from primer_fast.kernels.launch import MatmulSettings
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
-from primer_fast.library import logits as chunks
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.linear_log_prob import linear_log_prob, linear_log_prob_grad
 
@@ -22,7 +21,7 @@ def take(request, monkeypatch):
     def switch(path):
         if path in ("chunks", "logits in memory"):
             request.getfixturevalue("plain_path")
-            monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * 16 * 4)
+            monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
             monkeypatch.setattr(logits, "PLAIN_BYTES", 0 if path == "chunks" else 2**24)
         return "cpu" if path in ("chunks", "logits in memory") else request.getfixturevalue("device")
 

@@ -13,7 +13,6 @@ from primer_fast.functional import logits
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy_plain
 from primer_fast.kernels.launch import MatmulSettings
 from primer_fast.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
-from primer_fast.library import logits as chunks
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_grad
@@ -84,7 +83,7 @@ def test_a_target_outside_the_vocabulary_gives_nan(device):
 
 def test_small_logits_are_left_to_torch(plain_path, monkeypatch, torch_linear_cross_entropy):
     """nanoGPT's characters on a CPU: 768 x 65 logits are less than one chunk."""
-    monkeypatch.delattr(sys.modules["primer_fast.library.linear_cross_entropy"], "chunked_fwd")
+    monkeypatch.delattr(sys.modules["primer_fast.functional.linear_cross_entropy"], "chunked_fwd")
     x, w, t = torch.randn(768, 8, requires_grad=True), torch.randn(65, 8), torch.randint(65, (768,))
     y = F.linear_cross_entropy(x, w, t)
     assert torch.equal(y, torch_linear_cross_entropy(x, w, t))
@@ -94,8 +93,8 @@ def test_small_logits_are_left_to_torch(plain_path, monkeypatch, torch_linear_cr
 def small_chunks(plain_path, monkeypatch):
     """The path of a CPU, on chunks of a few rows and classes."""
     monkeypatch.setattr(logits, "PLAIN_BYTES", 0)
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * 16 * 4)
-    monkeypatch.setattr(chunks, "_CHUNK_ROWS", 5)
+    monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
+    monkeypatch.setattr(logits, "_CHUNK_ROWS", 5)
 
 
 @pytest.mark.parametrize("dtype", verify.DTYPES)

@@ -16,7 +16,6 @@ from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_
 from primer_fast.kernels.logits_gradient import CHUNK_BYTES, chunk_size
 from primer_fast.kernels.logits_statistics import share_count
 from primer_fast.kernels.matmul import matmul
-from primer_fast.library import logits as chunks
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.linear_log_prob import linear_log_prob, linear_log_prob_grad
@@ -188,8 +187,8 @@ def test_tied_weights_add_up(device):
 def small_chunks(plain_path, monkeypatch):
     """The path of a CPU, on chunks of a few rows and classes."""
     monkeypatch.setattr(logits, "PLAIN_BYTES", 0)
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * 16 * 4)
-    monkeypatch.setattr(chunks, "_CHUNK_ROWS", 5)
+    monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
+    monkeypatch.setattr(logits, "_CHUNK_ROWS", 5)
 
 
 @pytest.mark.parametrize("dtype", verify.DTYPES)

@@ -5,7 +5,6 @@ import torch
 
 from primer_fast import functional as F
 from primer_fast.functional import logits
-from primer_fast.library import logits as chunks
 
 MASKS = {  # what masks, as a share of the dtype's least number, and which classes
     "infinite tail": (torch.inf, slice(8, None)),
@@ -23,7 +22,7 @@ def place(request, monkeypatch):
     if request.param == "kernels":
         return request.getfixturevalue("device")
     request.getfixturevalue("plain_path")
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * 16 * 4)
+    monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
     monkeypatch.setattr(logits, "PLAIN_BYTES", 0 if request.param == "chunks" else 2**24)
     return "cpu"
 
@@ -75,7 +74,7 @@ def test_cross_entropy(mask, place):
 
 def test_smoothed_labels_over_logits_that_are_all_large(plain_path, monkeypatch):
     """Their sum overflows, and their differences are what counts."""
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * 16 * 4)
+    monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
     monkeypatch.setattr(logits, "PLAIN_BYTES", 0)
     x, w, b = torch.zeros(3, 4), torch.zeros(40, 4), torch.full((40,), torch.finfo(torch.float32).min)
     target = torch.tensor([1, 32, 7])

@@ -1,4 +1,3 @@
-import importlib
 import math
 
 import numpy as np
@@ -6,6 +5,7 @@ import pytest
 import torch
 
 from primer_fast import functional as F
+from primer_fast.functional import attention_operator
 from primer_fast.functional.scaled_dot_product_attention import scaled_dot_product_attention_plain
 from primer_fast.kernels import launch
 from primer_fast.kernels.scaled_dot_product_attention import (
@@ -334,9 +334,8 @@ def test_wrong_arguments(error, message, args, options):
 def test_few_queries_share_out_many_keys(options, device, monkeypatch):
     """What a gradient would take the other way gives the same without one; NaN past the lengths too."""
     calls = []
-    module = importlib.import_module(f"primer_fast.library.{OP}")
-    decode = module.attention_decode
-    monkeypatch.setattr(module, "attention_decode", lambda *a, **o: calls.append(1) or decode(*a, **o))
+    decode = attention_operator.attention_decode
+    monkeypatch.setattr(attention_operator, "attention_decode", lambda *a, **o: calls.append(1) or decode(*a, **o))
     options = {n: torch.tensor(o, device=device) if isinstance(o, list) else o for n, o in options.items()}
     if "attn_mask" in options:
         options["attn_mask"] = torch.rand(3, 1, 4, 300, device=device) < 0.5
@@ -356,9 +355,10 @@ def test_few_queries_share_out_many_keys(options, device, monkeypatch):
 
 def test_one_pass_backward_is_taken_only_when_asked_for(device, monkeypatch):
     calls = []
-    module = importlib.import_module(f"primer_fast.library.{OP}")
-    one_pass = module.attention_bwd_onepass
-    monkeypatch.setattr(module, "attention_bwd_onepass", lambda *a, **o: calls.append(1) or one_pass(*a, **o))
+    one_pass = attention_operator.attention_bwd_onepass
+    monkeypatch.setattr(
+        attention_operator, "attention_bwd_onepass", lambda *a, **o: calls.append(1) or one_pass(*a, **o)
+    )
     leaves = inputs((2, 4, 90, 32), (2, 2, 100, 32), (2, 2, 100, 32), device=device, dtype=torch.bfloat16)
     dy = torch.randn(2, 4, 90, 32, device=device, dtype=torch.bfloat16)
 

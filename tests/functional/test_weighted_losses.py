@@ -8,7 +8,6 @@ import torch.nn.functional as torch_F
 
 from primer_fast import functional as F
 from primer_fast.functional import logits, weighted_losses
-from primer_fast.library import logits as chunks
 
 PATHS = ["kernels", "chunks", "logits in memory"]
 REDUCTIONS = ["mean", "sum", "none"]
@@ -25,7 +24,7 @@ def place(request, monkeypatch):
     request.getfixturevalue("plain_path")
     if request.param == "chunks":
         monkeypatch.setattr(logits, "PLAIN_BYTES", 0)
-        monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * 16 * 4)
+        monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
     return "cpu"
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from primer_fast import functional as F
+from primer_fast.functional import attention_operator
 from primer_fast.kernels import attention_onepass, linear, linear_prepass, matmul
 from primer_fast.kernels.launch import CHIPS, assume_chip
 from primer_fast.kernels.prepass import prepass
@@ -111,9 +112,9 @@ def test_the_way_of_attentions_backward_is_asked_for_where_both_are_allowed(devi
     tensors = [torch.randn(1, 1, 16, 16, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
     launched = []
     launcher = attention_onepass.attention_bwd_onepass
-    from primer_fast.library import scaled_dot_product_attention as library
-
-    monkeypatch.setattr(library, "attention_bwd_onepass", lambda *a, **o: launched.append(1) or launcher(*a, **o))
+    monkeypatch.setattr(
+        attention_operator, "attention_bwd_onepass", lambda *a, **o: launched.append(1) or launcher(*a, **o)
+    )
     found = {}
     for fast, way in itertools.product((True, False), ("one-pass", "deterministic")):
         context, asked = taking(way, attention_onepass.backward_choice)

@@ -1,4 +1,6 @@
-"""The operators primer_fast::scaled_dot_product_attention and scaled_dot_product_attention_backward."""
+"""Attention's launchers, and its operators of torch.library: the options of a call as the kernels take them."""
+
+__all__ = ["NO_SOFTCAP", "Attention", "forward", "gradients", "launch"]
 
 import math
 from typing import NamedTuple
@@ -6,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from primer_fast.functional.operator import operator
 from primer_fast.kernels.attention_decode import attention_decode
 from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, supported
 from primer_fast.kernels.attention_tile import empty_like_rows
@@ -16,7 +19,6 @@ from primer_fast.kernels.scaled_dot_product_attention import (
     attention_backward,
     attention_forward,
 )
-from primer_fast.library.register import absent, check_kept, only, operator, present, spread
 
 _FAR = 1 << 30  # further than any position
 NO_SOFTCAP = 1e19  # a softcap from here on changes no score that float32 holds, and may be too large to divide by
@@ -57,13 +59,9 @@ class Attention(NamedTuple):
         return Scoring(scale, softcap, mask, self.dropout_p, self.seed)
 
 
-def forward(q, k, v, attention: Attention, keep):
-    """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV) -> out (B, H, T, DV), lse, None unless keep, dropout's seed."""
-    return _forward(q, k, v, *attention, keep, torch.get_float32_matmul_precision())
-
-
 @prepared(7)
-def _forward(q, k, v, *attention_keep_precision):
+def launch(q, k, v, *attention_keep_precision):
+    """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV) -> out (B, H, T, DV), lse, None unless keep, dropout's seed."""
     *fields, keep, precision = attention_keep_precision
     attention = Attention(*fields)
     q, k, v = map(_adjacent, (q, k, v))
@@ -83,18 +81,8 @@ def _forward(q, k, v, *attention_keep_precision):
     return *attention_forward(q, k, v, attention.band(B, S), scoring, precision, keep), attention.seed
 
 
-known = _forward.known
-
-
-def gradients(dout, q, k, v, out, lse, attention: Attention, fast, needed):
-    """dout (B, H, T, DV) -> dq, dk, dv, None for each that is not needed. fast: see fast_attention_backward."""
-    fast = fast and not torch.are_deterministic_algorithms_enabled()
-    precision = torch.get_float32_matmul_precision()
-    return _gradients(dout, q, k, v, out, lse, *attention, fast, tuple(needed), precision)
-
-
 @prepared(10)
-def _gradients(dout, q, k, v, out, lse, *attention_fast_needed_precision):
+def _launch_backward(dout, q, k, v, out, lse, *attention_fast_needed_precision):
     *fields, fast, (need_q, need_k, need_v), precision = attention_fast_needed_precision
     attention = Attention(*fields)
     dout, q, k, v = map(_adjacent, (dout, q, k, v))
@@ -123,58 +111,39 @@ def _one_pass(q, k, v, band, scoring):
 
 
 @operator("scaled_dot_product_attention")
-def scaled_dot_product_attention(
+def forward(
     query: Tensor, key: Tensor, value: Tensor,
     mask: Tensor | None, key_lengths: Tensor | None, offsets: Tensor | None, seed: Tensor | None,
     causal: bool, offset: int, window: int | None, scale: float | None, softcap: float | None, dropout_p: float,
     fast_backward: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    attention = Attention(
-        mask, key_lengths, offsets, seed, causal, offset, window, scale, softcap, dropout_p
-    )  # fmt: skip
-    out, lse, _ = forward(query, key, value, attention, keep)
-    return out, present(lse, out)
+    """-> out, and lse where it is kept"""
+    attention = mask, key_lengths, offsets, seed, causal, offset, window, scale, softcap, dropout_p
+    return launch(query, key, value, *attention, keep, torch.get_float32_matmul_precision())[:2]
 
 
-@scaled_dot_product_attention.register_fake
+@forward.register_fake
 def _(query, key, value, *attention_fast_keep):
     out = empty_like_rows(query, value.shape[3])
     mask, *_, keep = attention_fast_keep
     rows = (2, *query.shape[:3]) if mask is not None and mask.is_floating_point() else query.shape[:3]
-    return out, query.new_empty(rows, dtype=torch.float32) if keep else absent(out)
+    return out, query.new_empty(rows, dtype=torch.float32) if keep else None
 
 
 @operator("scaled_dot_product_attention_backward")
-def scaled_dot_product_attention_backward(
+def gradients(
     dout: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
     mask: Tensor | None, key_lengths: Tensor | None, offsets: Tensor | None, seed: Tensor | None,
     causal: bool, offset: int, window: int | None, scale: float | None, softcap: float | None, dropout_p: float,
     fast_backward: bool, needed: list[bool],
 ) -> list[Tensor]:  # fmt: skip
-    attention = Attention(
-        mask, key_lengths, offsets, seed, causal, offset, window, scale, softcap, dropout_p
-    )  # fmt: skip
-    return only(gradients(dout, query, key, value, out, lse, attention, fast_backward, needed), needed)
+    """fast_backward: see fast_attention_backward."""
+    fast = fast_backward and not torch.are_deterministic_algorithms_enabled()
+    attention = mask, key_lengths, offsets, seed, causal, offset, window, scale, softcap, dropout_p
+    precision = torch.get_float32_matmul_precision()
+    return _launch_backward(dout, query, key, value, out, lse, *attention, fast, tuple(needed), precision)
 
 
-@scaled_dot_product_attention_backward.register_fake
-def _(dout, query, key, value, *rest):
-    return only([empty_like_rows(t, t.shape[3]) for t in (query, key, value)], rest[-1])
-
-
-def _setup(ctx, inputs, output):
-    q, k, v, mask, key_lengths, offsets, seed, *ctx.numbers, ctx.fast, keep = inputs
-    out, lse = output
-    check_kept("scaled_dot_product_attention", keep)
-    ctx.mark_non_differentiable(lse)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, out, lse, mask, key_lengths, offsets, seed)
-
-
-def _backward(ctx, dout, _):
-    needed = ctx.needs_input_grad[:3]
-    grads = scaled_dot_product_attention_backward(dout, *ctx.saved_tensors, *ctx.numbers, ctx.fast, needed)
-    return *spread(grads, needed), *(None,) * 12
-
-
-scaled_dot_product_attention.register_autograd(_backward, setup_context=_setup)
+@gradients.register_fake
+def _(dout, query, key, value, *_):
+    return [empty_like_rows(t, t.shape[3]) for t in (query, key, value)]

@@ -5,15 +5,15 @@ import importlib
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from library.samples import SAMPLES, floats, indexed, run
+from operators.samples import SAMPLES, floats, indexed, results, run
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from primer_fast import functional as F
-from primer_fast import library
-from primer_fast.functional import logits
+from primer_fast.functional import attention_operator, logits
 from primer_fast.kernels import launch
 from primer_fast.kernels.prepared import unprepared
 
@@ -165,9 +165,10 @@ def test_autocast_gives_the_dtypes_of_eager(name, device):
 
 
 def test_the_fast_backward_is_taken_where_it_is_allowed(device, monkeypatch):
-    module = importlib.import_module("primer_fast.library.scaled_dot_product_attention")
-    calls, one_pass = [], module.attention_bwd_onepass
-    monkeypatch.setattr(module, "attention_bwd_onepass", lambda *a, **o: calls.append(1) or one_pass(*a, **o))
+    calls, one_pass = [], attention_operator.attention_bwd_onepass
+    monkeypatch.setattr(
+        attention_operator, "attention_bwd_onepass", lambda *a, **o: calls.append(1) or one_pass(*a, **o)
+    )
     torch.use_deterministic_algorithms(False)
 
     @torch.compile(backend="aot_eager", fullgraph=True)
@@ -195,8 +196,9 @@ def test_the_fast_backward_is_taken_where_it_is_allowed(device, monkeypatch):
 
 def test_the_precision_is_that_of_the_launch(device, monkeypatch):
     """An exported program, which has no guards, follows it too, as torch's own products do."""
-    seen, launcher = [], library.linear.linear_fwd
-    monkeypatch.setattr(library.linear, "linear_fwd", lambda *a: seen.append(a[-1]) or launcher(*a))
+    linear = importlib.import_module("primer_fast.functional.linear")
+    seen, launcher = [], linear.linear_fwd
+    monkeypatch.setattr(linear, "linear_fwd", lambda *a: seen.append(a[-1]) or launcher(*a))
 
     class Layer(torch.nn.Module):
         def forward(self, x):
@@ -276,11 +278,43 @@ def test_gradients_of_an_operator_called_by_its_name(device):
     same(run(direct, leaves), run(lambda *t: F.linear(*t, activation="gelu"), leaves))
 
 
-def test_what_an_operator_cannot_differentiate_it_refuses(device):
+def test_an_operator_that_kept_nothing_has_no_gradient(device):
     x, w = floats((4, 3), (5, 3))(device)
     with pytest.raises(ValueError, match="linear: keep must be True where an argument requires a gradient; got False"):
         torch.ops.primer_fast.linear(x, w, None, "gelu", False)
-    y, _ = torch.ops.primer_fast.linear(x, w, None, "gelu", True)
-    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
-        dx.sum().backward()
+
+
+class NothingChanges(TorchDispatchMode):
+    """Looks on, so that calls are operators."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", GROWING)
+def test_second_derivatives_of_operators_are_those_of_eager(op, device):
+    call, make = GROWING[op]
+
+    def penalty(tensors):
+        outputs, sources = results(call(*tensors)), [t for t in tensors if t.requires_grad]
+        first = torch.autograd.grad(sum(y.square().sum() for y in outputs), sources, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), sources)
+
+    want = penalty(make(3)(device))
+    with NothingChanges():
+        got = penalty(make(3)(device))
+    torch.testing.assert_close(got, want)
+
+
+def test_an_exported_program_has_second_derivatives(device):
+    class Layer(torch.nn.Module):
+        def forward(self, x, w):
+            return F.linear(x, w, activation="gelu")
+
+    leaves = floats((4, 3), (5, 3))(device)
+    exported = torch.export.export(Layer(), tuple(leaves)).module()
+    found = []
+    for call in (exported, Layer()):
+        (dx,) = torch.autograd.grad(call(*leaves).sum(), leaves[0], create_graph=True)
+        found.append(torch.autograd.grad(dx.square().sum(), leaves))
+    torch.testing.assert_close(*found)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from library.samples import SAMPLES, run
+from operators.samples import SAMPLES, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
