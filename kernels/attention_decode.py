@@ -34,7 +34,7 @@ _COMBINED = 4096  # elements of the shares' sums that a program of the second ke
 
 
 @entry(do_not_specialize=["T", "S", "causal_offset", "window", "splits"])
-def _share_kernel(
+def attention_decode_kernel(
     o_ptr,  # one share: (B, H, T, DV), any strides; more: (B HK, splits, G T, DV) float32
     max_ptr, sum_ptr,  # (B HK, splits, G T) float32; None for one share
     q_ptr, k_ptr, v_ptr,  # (B, H, T, D), (B, HK, S, D), (B, HK, S, DV), last stride 1
@@ -143,8 +143,8 @@ def _share_kernel(
 
 
 @entry(do_not_specialize=["T", "splits"])
-def _combine_kernel(
-    o_ptr, part_ptr, max_ptr, sum_ptr,  # (B, H, T, DV), any strides; as _share_kernel leaves them
+def attention_combine_kernel(
+    o_ptr, part_ptr, max_ptr, sum_ptr,  # (B, H, T, DV), any strides; as attention_decode_kernel leaves them
     stride_ob, stride_oh, stride_ot, HK, G, T, DV, splits,
     ADDED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
@@ -278,7 +278,7 @@ def attention_decode(
     log2_e = 1.0 if added else LOG2_E
     scale, softcap = (scale / softcap, softcap * log2_e) if capped else (scale * log2_e, 0.0)
     with on_device_of(q):
-        _share_kernel[(B * HK * cdiv(G * T, s.BLOCK_M), s.SPLITS)](
+        attention_decode_kernel[(B * HK * cdiv(G * T, s.BLOCK_M), s.SPLITS)](
             part, tops, totals, q, k, v, mask, lengths, offsets,
             *strides, *q.stride()[:3], *(stride // unit for x in (k, v) for stride in x.stride()[:3]),
             *((0, 0, 0, 0) if mask is None else mask.stride()),
@@ -290,7 +290,7 @@ def attention_decode(
         )  # fmt: skip
         if s.SPLITS > 1:
             block_s = min(triton.next_power_of_2(s.SPLITS), max(_COMBINED // block_width(DV), 1))
-            _combine_kernel[(B * H * T,)](
+            attention_combine_kernel[(B * H * T,)](
                 o, part, tops, totals, *strides, HK, G, T, DV, s.SPLITS, added, block_s, block_width(DV), num_warps=4
             )  # fmt: skip
     return o

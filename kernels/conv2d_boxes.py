@@ -65,7 +65,7 @@ def _finish(
 
 
 @entry
-def _box_kernel(
+def conv2d_boxes_kernel(
     out, out_saved, part_ptr,  # results: pointers or descriptors
     a, w, bias_ptr,  # descriptors of the source and of the weights, a matrix (output channels, taps * input channels)
     stride_on, stride_oc, stride_oh, stride_ow,  # in elements
@@ -219,7 +219,7 @@ def boxes(
         return tensor_descriptor(t, [images, P, Q, M], [n, h, v, 1], [*box, s.BLOCK_M])
 
     with on_device_of(a):
-        _box_kernel[(classes * tiles_m * tiles_n, splits)](
+        conv2d_boxes_kernel[(classes * tiles_m * tiles_n, splits)](
             result(out), result(out_saved), part, a_.descriptor(box, s.BLOCK_K),
             tensor_descriptor(weights, list(weights.shape), list(weights.stride()), block), bias,
             *strides_beside(descriptors_out, 4, out),

@@ -15,7 +15,7 @@ from .tunable import Bucket, Choice
 
 
 @entry
-def _depthwise_kernel(
+def conv2d_depthwise_kernel(
     out_ptr, out_saved_ptr,  # results
     a_ptr, saved_ptr, b_ptr, bias_ptr,
     stride_an, stride_ac, stride_ah, stride_aw, stride_sn, stride_sc, stride_sh, stride_sw,  # in elements
@@ -90,7 +90,7 @@ def _depthwise_kernel(
 
 
 @entry
-def _depthwise_weight_kernel(
+def conv2d_depthwise_weight_kernel(
     part_ptr,  # (splits, total) float32: out in its memory order, then the sums
     dy_ptr, saved_ptr, x_ptr,
     stride_yn, stride_yc, stride_yh, stride_yw, stride_sn, stride_sc, stride_sh, stride_sw,  # in elements
@@ -193,7 +193,7 @@ def depthwise(out, out_saved, a, w, geometry, *, transposed, bias=None, activati
     tiles_p = cdiv(rows, block_p)
     of_o, _, of_r, of_s = w.stride()
     with on_device_of(a):
-        _depthwise_kernel[(classes * tiles_p * cdiv(channels, block_c),)](
+        conv2d_depthwise_kernel[(classes * tiles_p * cdiv(channels, block_c),)](
             out, out_saved, a, saved, w, bias, *a.stride(), *(saved.stride() if saved is not None else (0, 0, 0, 0)),
             of_o, of_r, of_s, *out.stride(), images, P, Q, *a.shape[2:], channels, tiles_p,
             *w.shape[2:], *g.stride, *g.padding, *g.dilation, *inverses(g, transposed),
@@ -213,7 +213,7 @@ def depthwise_weight(out, sums, dy, saved, x, geometry, activation):
     part = torch.empty(splits, partial_length(out.numel(), O), dtype=torch.float32, device=dy.device)
     of_o, _, of_r, of_s = out.stride()
     with on_device_of(dy):
-        _depthwise_weight_kernel[(programs, splits)](
+        conv2d_depthwise_weight_kernel[(programs, splits)](
             part, dy, saved, x, *dy.stride(), *(saved.stride() if saved is not None else (0, 0, 0, 0)), *x.stride(),
             of_o, of_r, of_s, images, P, Q, *x.shape[2:], O, steps, cdiv(steps, splits), out.numel(), part.shape[1],
             R, S, *g.stride, *g.padding, *g.dilation, O // g.groups, activation, sums is not None,

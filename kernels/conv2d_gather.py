@@ -56,7 +56,7 @@ def _finish(
 
 
 @entry
-def _gather_kernel(
+def conv2d_gather_kernel(
     out_ptr, out_saved_ptr, part_ptr,  # results
     a_ptr, b_ptr, bias_ptr,
     stride_an, stride_ac, stride_ah, stride_aw,  # in elements
@@ -215,7 +215,7 @@ def gather(
     O = w.shape[0]
     of_o, of_c, of_r, of_s = w.stride()
     with on_device_of(a):
-        _gather_kernel[(classes * g.groups * tiles_m * tiles_n, s.SPLITS)](
+        conv2d_gather_kernel[(classes * g.groups * tiles_m * tiles_n, s.SPLITS)](
             out, out_saved, part, a, w, bias, *a.stride(),
             *((of_c, of_o) if transposed else (of_o, of_c)), of_r, of_s, O // g.groups * of_o, *out.stride(),
             images, P, Q, *a.shape[2:], N, K, g.groups, tiles_m, tiles_n, total,

@@ -26,7 +26,7 @@ from .tile import grouped_tile
 
 
 @entry
-def _weight_kernel(
+def conv2d_weight_kernel(
     out_ptr, part_ptr,  # the weights' gradient
     dy_ptr, x,  # operands; x: pointer or descriptor
     stride_yn, stride_yc, stride_yh, stride_yw, stride_xn, stride_xc, stride_xh, stride_xw,  # in elements
@@ -183,7 +183,7 @@ def weight(dw, dy, x, geometry, precision, settings: MatmulSettings | None = Non
         part = torch.empty(splits, total, dtype=torch.float32, device=dw.device)
 
     with on_device_of(dy):
-        _weight_kernel[(g.groups * tiles_m * tiles_n, splits)](
+        conv2d_weight_kernel[(g.groups * tiles_m * tiles_n, splits)](
             dw, part, dy, x_.descriptor(box, s.BLOCK_N) if descriptor else x,
             *dy.stride(), *strides_beside(descriptor, 4, x), *dw.stride(),
             images, P, Q, *x.shape[2:], M, N, g.groups, tiles_m, tiles_n, steps, total,

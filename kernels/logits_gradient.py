@@ -115,7 +115,7 @@ def _store_gradient(
 
 
 @entry
-def _gradient_kernel(
+def logits_gradient_kernel(
     out,  # (M, V), rows stride_out apart: pointer or descriptor
     x, w, bias_ptr,
     target_ptr, peak_ptr, log_total_ptr, score_grad_ptr, entropy_grad_ptr, entropy_ptr,  # (M,)
@@ -144,7 +144,7 @@ def _gradient_kernel(
 
 
 @entry
-def _kept_gradient_kernel(
+def logits_kept_gradient_kernel(
     out_ptr, logits_ptr,  # (M, columns), rows stride_out and stride_logits apart; only V columns are logits
     target_ptr, peak_ptr, log_total_ptr, score_grad_ptr, entropy_grad_ptr, entropy_ptr,  # (M,)
     stride_out, stride_logits, M, V, columns, first_class, ignore_index, scale, share, smooth, inverse_temperature,
@@ -251,7 +251,7 @@ def _gradient(
     if descriptors:
         result = tensor_descriptor(out, [M, V], [stride, 1], [s.BLOCK_M, s.BLOCK_N // s.SUBTILES])
     with on_device_of(x):
-        _gradient_kernel[(cdiv(M, s.BLOCK_M) * cdiv(V, s.BLOCK_N),)](
+        logits_gradient_kernel[(cdiv(M, s.BLOCK_M) * cdiv(V, s.BLOCK_N),)](
             result, *loaded(x_, w_, s, descriptors), bias, *of_rows,
             1 if descriptors else stride, *strides_beside(descriptors, 2, x_.t, w_.t), M, V, K, first_class,
             head.ignore_index, *_factors(head, classes),
@@ -265,7 +265,7 @@ def _kept_gradient(out, logits, V, of_rows, first_class, classes, head):
     """Fill out (rows, columns) with the gradient at ``logits`` (rows, ..), of which V are its classes."""
     M, columns = len(logits), padded(V)
     with on_device_of(out):
-        _kept_gradient_kernel[(cdiv(M, _KEPT_ROWS) * cdiv(columns, _KEPT_COLUMNS),)](
+        logits_kept_gradient_kernel[(cdiv(M, _KEPT_ROWS) * cdiv(columns, _KEPT_COLUMNS),)](
             out, logits, *of_rows, out.stride(0), logits.stride(0), M, V, columns, first_class,
             head.ignore_index, *_factors(head, classes), _KEPT_ROWS, _KEPT_COLUMNS, num_warps=8,
         )  # fmt: skip

@@ -61,7 +61,7 @@ def _store_parts(tile, out, m, v, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, 
 
 
 @entry
-def _statistics_kernel(
+def logits_statistics_kernel(
     part_ptr,  # (SPLITS, 3 or 4, M) float32: maximum * scale, sum of exponentials, target's logit, extra
     kept, kept_columns,  # None, or where the logits before the scale go: (M, kept_columns), 0 beyond V
     x, w, bias_ptr, target_ptr,  # x (M, K), w (V, K): pointers or descriptors
@@ -129,7 +129,7 @@ def _statistics_kernel(
 
 
 @entry
-def _combine_kernel(
+def logits_combine_kernel(
     score_ptr, lse_ptr, entropy_ptr,  # (M,), (2, M), (M,) float32; lse: maximum, log2 of the sum relative to it
     part_ptr, target_ptr, M, V, splits, scale, ignore_index, smoothing, sign,  # ignore_index: None if none is ignored
     EXTRA: tl.constexpr, BLOCK: tl.constexpr,
@@ -245,7 +245,7 @@ def logits_fwd(
         while s.num_stages > 2 and not tile_fits(room, product, s):
             s = s._replace(num_stages=s.num_stages - 1)
     with on_device_of(x):
-        _statistics_kernel[(cdiv(N, s.BLOCK_M) * s.SPLITS,)](
+        logits_statistics_kernel[(cdiv(N, s.BLOCK_M) * s.SPLITS,)](
             part, place, columns, *loaded(x_, w_, s, descriptors), bias, target,
             *strides_beside(descriptors, 2, x_.t, w_.t),
             N, V, D, cdiv(cdiv(V, s.BLOCK_N), s.SPLITS), scale,
@@ -254,7 +254,7 @@ def logits_fwd(
             num_warps=s.num_warps, num_stages=s.num_stages,
             **({} if keep else registers(gpu, s, x.element_size(), descriptors)),  # beside what is kept, one has room
         )  # fmt: skip
-        _combine_kernel[(cdiv(N, _COMBINED),)](
+        logits_combine_kernel[(cdiv(N, _COMBINED),)](
             score, lse, entropies, part, target, N, V, s.SPLITS, scale, head.ignore_index, head.smoothing, head.sign,
             extra, _COMBINED, num_warps=4,
         )  # fmt: skip

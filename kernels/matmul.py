@@ -124,7 +124,7 @@ def _finish(
 
 
 @entry
-def _matmul_kernel(
+def matmul_kernel(
     out, out_saved, out_sums_ptr, part_ptr,  # results: pointers or descriptors of contiguous (M, N); sums (M,)
     a, saved, b, bias_ptr, addend, slope,  # operands: pointers or descriptors; the last two are laid out as the result
     stride_am, stride_ak, stride_sm, stride_sk, stride_bn, stride_bk,  # in elements
@@ -323,7 +323,7 @@ def matmul(
 
     precise = a.dtype == torch.float32
     with on_device_of(a):
-        _matmul_kernel[(cdiv(M, s.BLOCK_M) * max(cdiv(N, s.BLOCK_N), 1), splits)](
+        matmul_kernel[(cdiv(M, s.BLOCK_M) * max(cdiv(N, s.BLOCK_N), 1), splits)](
             result(out), result(out_saved), sums, part,
             operand(a_, s.BLOCK_M), operand(saved_, s.BLOCK_M), operand(b_, s.BLOCK_N), bias,
             result(addend, s.SUBTILES), result(slope, s.SUBTILES),
