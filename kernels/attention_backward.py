@@ -130,7 +130,7 @@ def attention_backward(
         columns = max(result_programs(t.shape[3], tile.COLUMNS) for t in results if t is not None)
         tensors, strides, unit, described_results = operands(tile, *results)
         kernel[(programs, columns)](
-            *tensors, statistics, *strides,
+            *tensors, statistics, strides,
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(), scoring.scale,
             B, H, T, S, at_once, H // HK, D, DV, unit, pad,
             scoring.scaled_late, S % tile.BLOCK_N == 0, dot, scoring.precise(q.dtype),

@@ -46,8 +46,8 @@ def limits(offset, offsets_ptr, lengths_ptr, b, S):
 
 
 @triton.jit
-def key_blocks(first, last, offset, length, left, right, S, BLOCK: tl.constexpr, MASKED: tl.constexpr):
-    """Queries first..last -> begin, full_begin, full_end, end: the keys that they see.
+def key_blocks(first, last, bounds, S, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """Queries first..last -> begin, full_begin, full_end, end: the keys that they see. bounds: as ``seen`` takes them.
 
     [begin, full_begin) and [full_end, end) need a mask, [full_begin, full_end) none. All but end are multiples of
     BLOCK, and none is past the next. MASKED: blocks may need one.
@@ -56,6 +56,7 @@ def key_blocks(first, last, offset, length, left, right, S, BLOCK: tl.constexpr,
     which ptxas makes every product wait for the one before it. So the last block always counts as one that needs a mask
     where any may; where no key is seen, it is the first block past the keys, which reads as zeros and is masked.
     """
+    offset, length, left, right = bounds
     begin = 0
     full_begin = 0
     end = length
@@ -81,8 +82,7 @@ def key_blocks(first, last, offset, length, left, right, S, BLOCK: tl.constexpr,
 
 @triton.jit
 def query_blocks(
-    first, BLOCK_KEYS: tl.constexpr, offset, length, left, right, T, BLOCK: tl.constexpr, MASKED: tl.constexpr,
-    TELL: tl.constexpr,
+    first, BLOCK_KEYS: tl.constexpr, bounds, T, BLOCK: tl.constexpr, MASKED: tl.constexpr, TELL: tl.constexpr,
 ):  # fmt: skip
     """Keys first..first + BLOCK_KEYS - 1 -> begin, full_begin, full_end, end: the queries that see them.
 
@@ -90,6 +90,7 @@ def query_blocks(
     counts as full: its missing queries have no weight. Without ``left`` both ends are T itself, since a loop that ends
     at an argument keeps no register for its end. TELL: say to the compiler that the first loop runs.
     """
+    offset, length, left, right = bounds
     last = tl.minimum(first + BLOCK_KEYS, length) - 1
     begin = 0
     full_begin = 0
@@ -121,8 +122,12 @@ def query_blocks(
 
 
 @triton.jit
-def seen(queries, keys, offset, length, left, right):
-    """Positions that broadcast against one another -> bool: the query sees the key."""
+def seen(queries, keys, bounds):
+    """Positions that broadcast against one another -> bool: the query sees the key.
+
+    bounds: offset, length, left, right, as on top of this file.
+    """
+    offset, length, left, right = bounds
     visible = keys < length
     if right is not None:
         visible = visible & (keys <= queries + offset + right)
