@@ -10,7 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_FAR = tl.constexpr(1 << 30)  # further than any position
+from .tile import LOG2_E
+
+FAR = tl.constexpr(1 << 30)  # further than any position
 _TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 # Whether the backward for keys says in any case that its first loop runs. Triton 3.6 keeps its products apart
 # otherwise. Later ones need to be told with a mask and lengths alone, and what 3.9 makes of it takes some 20 registers
@@ -39,7 +41,7 @@ def limits(offset, offsets_ptr, lengths_ptr, b, S):
     """Offset and number of keys of batch element b, int32."""
     length = S
     if offsets_ptr is not None:
-        offset = tl.minimum(tl.maximum(tl.load(offsets_ptr + b).to(tl.int64), -_FAR), _FAR).to(tl.int32)
+        offset = tl.minimum(tl.maximum(tl.load(offsets_ptr + b).to(tl.int64), -FAR), FAR).to(tl.int32)
     if lengths_ptr is not None:
         length = tl.minimum(tl.maximum(tl.load(lengths_ptr + b).to(tl.int64), 0), S).to(tl.int32)
     return offset, length
@@ -164,7 +166,7 @@ def in_base_2(difference, ADDED: tl.constexpr):
     keys all have that mask would look as if it saw none.
     """
     if ADDED:
-        difference *= 1.4426950408889634
+        difference *= LOG2_E
     return difference
 
 

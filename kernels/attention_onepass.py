@@ -23,7 +23,6 @@ from .attention_backward import attention_statistics
 from .attention_forward import heads_at_once, ordered_tile
 from .attention_settings import Attention, TileSettings, attention_bucket
 from .attention_tile import (
-    LOG2_E,
     block_width,
     described,
     descriptor,
@@ -33,6 +32,7 @@ from .attention_tile import (
 )
 from .entry import entry
 from .launch import Chip, cdiv, chip_of, on_device_of
+from .tile import LOG2_E
 from .tunable import Variants
 
 _CAST = 2048  # elements of dq per program
@@ -170,8 +170,8 @@ def attention_bwd_onepass(
         attention_onepass_kernel[(B * HK * cdiv(S, s.BLOCK_N),)](
             *(descriptor(t, s.BLOCK_M) for t in (sums,)), *(descriptor(t, s.BLOCK_N) for t in (dk, dv)),
             *(descriptor(t, s.BLOCK_M) for t in (do, q)), *(descriptor(t, s.BLOCK_N) for t in (k, v)),
-            attention_statistics(do, out, lse, s.BLOCK_M), B, HK, T, S, causal_offset, scale, scale * LOG2_E, at_once,
-            H // HK, causal, S % s.BLOCK_N == 0, s.BLOCK_M, s.BLOCK_M, s.BLOCK_N, width,
+            attention_statistics(do, out, lse, s.BLOCK_M),
+            B, HK, T, S, causal_offset, scale, scale * LOG2_E.value, at_once, H // HK, causal, S % s.BLOCK_N == 0, s.BLOCK_M, s.BLOCK_M, s.BLOCK_N, width,
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
         attention_onepass_cast_kernel[(cdiv(dq.numel(), _CAST),)](dq, sums, dq.numel(), scale, _CAST, num_warps=4)

@@ -9,9 +9,8 @@ import triton.language as tl
 from .attention_mask import attended, seen
 from .descriptor import tensor_descriptor
 from .launch import cdiv
-from .tile import tanh
+from .tile import LOG2_E, tanh
 
-LOG2_E = 1.4426950408889634
 ALIGNED = 16  # elements: Triton knows of strides and pointers whether 16 divides them
 
 
@@ -191,7 +190,7 @@ def scores(
         if PRECISE:
             bounded = tanh(products * scale)
         else:
-            bounded = 1.0 - 2.0 / (1.0 + tl.exp2(products * (2.0 * 1.4426950408889634 * scale)))
+            bounded = 1.0 - 2.0 / (1.0 + tl.exp2(products * (2.0 * LOG2_E * scale)))
         slope = 1.0 - bounded * bounded
         products = bounded * cap
     elif SCALED:
@@ -247,7 +246,7 @@ class Scoring(NamedTuple):
 
     def arguments(self):
         """scale, cap, mask, its strides, seed, threshold and gain of dropout, as the kernels take them."""
-        unit = 1.0 if self.added else LOG2_E
+        unit = 1.0 if self.added else LOG2_E.value
         cap = None if self.softcap is None else self.softcap * unit
         scale = self.scale * unit if self.softcap is None else self.scale / self.softcap
         mask, strides = self.mask, (0, 0, 0, 0)

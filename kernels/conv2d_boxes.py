@@ -68,7 +68,7 @@ def _finish(
 def conv2d_boxes_kernel(
     out, out_saved, part_ptr,  # results: pointers or descriptors
     a, w, bias_ptr,  # descriptors of the source and of the weights, a matrix (output channels, taps * input channels)
-    stride_on, stride_oc, stride_oh, stride_ow,  # in elements
+    strides_out,  # between images, channels, rows, columns, in elements
     images, P, Q,  # rows and columns of the result
     M, K, channels,  # of the result, of the source, of a tap in the weights
     tiles_m, tiles_n, total,  # total: row length of part
@@ -85,6 +85,7 @@ def conv2d_boxes_kernel(
 
     Classes as in conv2d_gather.py.
     """
+    stride_on, stride_oc, stride_oh, stride_ow = strides_out
     tile = tl.program_id(0)
     remainder = tile // (tiles_m * tiles_n)
     tile_n, tile_m = grouped_tile(tile - remainder * (tiles_m * tiles_n), tiles_n, tiles_m, GROUP_M)

@@ -19,7 +19,6 @@ from .launch import (
 from .logits import (
     LEAST,
     LN_2,
-    LOG2_E,
     Head,
     any_within,
     large,
@@ -31,7 +30,7 @@ from .logits import (
     registers,
 )  # fmt: skip
 from .matmul import Operand, matmul
-from .tile import grouped_tile
+from .tile import LOG2_E, grouped_tile
 
 CHUNK_BYTES = 2**28  # of the buffer for gradients at the logits
 _CHUNK_ROWS = 16384
@@ -119,7 +118,7 @@ def logits_gradient_kernel(
     out,  # (M, V), rows stride_out apart: pointer or descriptor
     x, w, bias_ptr,
     target_ptr, peak_ptr, log_total_ptr, score_grad_ptr, entropy_grad_ptr, entropy_ptr,  # (M,)
-    stride_out, stride_xm, stride_xk, stride_wv, stride_wk,  # in elements
+    stride_out, strides_x, strides_w,  # in elements
     M, V, K, first_class, ignore_index,  # V classes from first_class on; None if no row is ignored
     scale, share, smooth, inverse_temperature,
     PRECISION: tl.constexpr, EVEN_K: tl.constexpr, DESCRIPTORS: tl.constexpr, DESCRIPTOR_OUT: tl.constexpr,
@@ -130,7 +129,7 @@ def logits_gradient_kernel(
     tile_m, tile_v = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(V, BLOCK_V), GROUP_M)
     m, v = tile_m * BLOCK_M, tile_v * BLOCK_V
     products = products_tile(
-        x, w, m, v, M, V, K, stride_xm, stride_xk, stride_wv, stride_wk,
+        x, w, m, v, M, V, K, strides_x, strides_w,
         PRECISION, EVEN_K, DESCRIPTORS, X_K_MAJOR, W_K_MAJOR, BLOCK_M, BLOCK_V, BLOCK_K,
     )  # fmt: skip
     target, peak, weight, slope, uniform, at_target = _row_terms(
@@ -273,4 +272,4 @@ def _kept_gradient(out, logits, V, of_rows, first_class, classes, head):
 
 def _factors(head, classes):
     """Of the logits in units of log2, of the target's label, of every label, and of the gradient."""
-    return LOG2_E / head.temperature, 1.0 - head.smoothing, head.smoothing / classes, 1.0 / head.temperature
+    return LOG2_E.value / head.temperature, 1.0 - head.smoothing, head.smoothing / classes, 1.0 / head.temperature

@@ -24,7 +24,6 @@ from .launch import (
 from .logits import (
     LEAST,
     LN_2,
-    LOG2_E,
     LOWEST,
     Head,
     any_within,
@@ -36,7 +35,7 @@ from .logits import (
     products_tile,
     registers,
 )  # fmt: skip
-from .tile import grouped_tile
+from .tile import LOG2_E, grouped_tile
 
 _COMBINED = 128  # rows of a program that combines shares
 
@@ -65,7 +64,7 @@ def logits_statistics_kernel(
     part_ptr,  # (SPLITS, 3 or 4, M) float32: maximum * scale, sum of exponentials, target's logit, extra
     kept, kept_columns,  # None, or where the logits before the scale go: (M, kept_columns), 0 beyond V
     x, w, bias_ptr, target_ptr,  # x (M, K), w (V, K): pointers or descriptors
-    stride_xm, stride_xk, stride_wv, stride_wk,  # in elements
+    strides_x, strides_w,  # in elements
     M, V, K, tiles_per_split, scale,
     EXTRA: tl.constexpr,  # "entropy", "sum" or None
     PRECISION: tl.constexpr, EVEN_K: tl.constexpr, DESCRIPTORS: tl.constexpr,  # of the operands and of kept
@@ -88,7 +87,7 @@ def logits_statistics_kernel(
     for tile in range(first, tl.minimum(first + tiles_per_split, tl.cdiv(V, BLOCK_V))):
         v = tile * BLOCK_V
         z = products_tile(
-            x, w, m, v, M, V, K, stride_xm, stride_xk, stride_wv, stride_wk,
+            x, w, m, v, M, V, K, strides_x, strides_w,
             PRECISION, EVEN_K, DESCRIPTORS, X_K_MAJOR, W_K_MAJOR, BLOCK_M, BLOCK_V, BLOCK_K,
         )  # fmt: skip
         offs_v = v + tl.arange(0, BLOCK_V)
@@ -234,7 +233,7 @@ def logits_fwd(
     score = torch.empty(N, dtype=torch.float32, device=x.device)
     lse = torch.empty(2, N, dtype=torch.float32, device=x.device)
     entropies = torch.empty_like(score) if entropy else None
-    columns, scale = padded(V), LOG2_E / head.temperature
+    columns, scale = padded(V), LOG2_E.value / head.temperature
     kept = torch.empty(N, columns, dtype=x.dtype, device=x.device) if keep else None
     place = kept
     if keep and descriptors:

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)  # exponentials are taken in base 2: e^x = 2^(x log2 e)
+
 # What an op keeps for its backward: these recover their derivative from the output, the others keep the derivative.
 FROM_OUTPUT = ("relu", "leaky_relu", "sigmoid", "tanh")
 
