@@ -171,7 +171,8 @@ def attention_bwd_onepass(
             *(descriptor(t, s.BLOCK_M) for t in (sums,)), *(descriptor(t, s.BLOCK_N) for t in (dk, dv)),
             *(descriptor(t, s.BLOCK_M) for t in (do, q)), *(descriptor(t, s.BLOCK_N) for t in (k, v)),
             attention_statistics(do, out, lse, s.BLOCK_M),
-            B, HK, T, S, causal_offset, scale, scale * LOG2_E.value, at_once, H // HK, causal, S % s.BLOCK_N == 0, s.BLOCK_M, s.BLOCK_M, s.BLOCK_N, width,
+            B, HK, T, S, causal_offset, scale, scale * LOG2_E.value, at_once,
+            H // HK, causal, S % s.BLOCK_N == 0, s.BLOCK_M, s.BLOCK_M, s.BLOCK_N, width,
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
         attention_onepass_cast_kernel[(cdiv(dq.numel(), _CAST),)](dq, sums, dq.numel(), scale, _CAST, num_warps=4)
