@@ -46,7 +46,7 @@ def attention_onepass_kernel(
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, EVEN_S: tl.constexpr, PAD: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program: a block of keys of one key head. The first blocks, which most queries see, come first."""
+    """One program: BLOCK_N keys of one key head. The first keys, which most queries see, come first."""
     tile, head = ordered_tile(tl.program_id(0), tl.cdiv(S, BLOCK_N), B * HK, False, heads_at_once)
     b, hk, n = head // HK, head % HK, tile * BLOCK_N
     keys = n + tl.arange(0, BLOCK_N)
@@ -90,7 +90,7 @@ def attention_onepass_kernel(
 
 @entry
 def attention_onepass_cast_kernel(dq_ptr, sums_ptr, numel, scale, BLOCK: tl.constexpr):
-    """dq = scale * sums, both dense and laid out alike."""
+    """One program: BLOCK elements of dq = scale * sums, both dense and laid out alike."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     sums = tl.load(sums_ptr + offs, mask=offs < numel, other=0.0)
     tl.store(dq_ptr + offs, (sums * scale).to(dq_ptr.dtype.element_ty), mask=offs < numel)

@@ -30,7 +30,7 @@ def conv2d_depthwise_kernel(
     ACTIVATION: tl.constexpr, GRADIENT_OF: tl.constexpr, PRECISE: tl.constexpr, LARGE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Program: BLOCK_P pixels of one class, BLOCK_C channels of the result; classes as in conv2d_gather.py."""
+    """One program: BLOCK_P pixels of one class, BLOCK_C channels of the result; classes as in conv2d_gather.py."""
     stride_an, stride_ac, stride_ah, stride_aw = strides_a
     stride_sn, stride_sc, stride_sh, stride_sw = strides_saved
     stride_on, stride_oc, stride_oh, stride_ow = strides_out
