@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .tile import LOG2_E
+
 
 class Activation(NamedTuple):
     """What the host knows of an activation."""
@@ -105,7 +107,7 @@ def normal_cdf(z, PRECISE: tl.constexpr):
 @triton.jit
 def sigmoid(w, PRECISE: tl.constexpr):
     """1 / (1 + e^-w) of a float32 tile."""
-    return reciprocal(1.0 + tl.exp2(-1.4426950408889634 * w), PRECISE)
+    return reciprocal(1.0 + tl.exp2(-LOG2_E * w), PRECISE)
 
 
 @triton.jit

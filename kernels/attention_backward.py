@@ -41,17 +41,20 @@ from .launch import cdiv, chip_of, dot_precision, on_device_of
 
 @entry(do_not_specialize=["heads", "T"])
 def attention_statistics_kernel(
-    dout, out, lse_ptr, statistics_ptr, sdb, sdh, sdt, sob, soh, sot, heads, H, T,
+    dout, out,  # (B, H, T, DV)
+    lse_ptr, statistics_ptr,  # (B, H, T), or (2, B, H, T) where ADDED; see ``attention_statistics``
+    strides_do, strides_o,  # between sequences, heads and rows
+    heads, H, T,  # heads: B H
     PAD: tl.constexpr, DV: tl.constexpr, ADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """See ``attention_statistics``."""
+    """One program: the statistics of BLOCK_M queries of one head, counted with the padding after the last."""
     padded = (tl.cdiv(T, PAD) + 1) * PAD
     tiles = tl.cdiv(padded, BLOCK_M)
     head, m = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BLOCK_M
     b, h = head // H, head % H
     EVEN: tl.constexpr = DV == BLOCK_DV
-    dout_tile = load_rows(dout, (sdb, sdh, sdt), b, h, m, T, DV, BLOCK_M, BLOCK_DV, False, EVEN, True)
-    out_tile = load_rows(out, (sob, soh, sot), b, h, m, T, DV, BLOCK_M, BLOCK_DV, False, EVEN, True)
+    dout_tile = load_rows(dout, strides_do, b, h, m, T, DV, BLOCK_M, BLOCK_DV, False, EVEN, True)
+    out_tile = load_rows(out, strides_o, b, h, m, T, DV, BLOCK_M, BLOCK_DV, False, EVEN, True)
     rows = m + tl.arange(0, BLOCK_M)
     delta = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
     lse_ptr += head.to(tl.int64) * T
@@ -85,7 +88,7 @@ def attention_statistics(dout, out, lse, pad):
     block = max(16, 4096 // width)
     with on_device_of(out):
         attention_statistics_kernel[(B * H * cdiv(blocks * pad, block),)](
-            dout, out, lse, statistics, *dout.stride()[:3], *out.stride()[:3], B * H, H, T, pad, DV, added,
+            dout, out, lse, statistics, dout.stride()[:3], out.stride()[:3], B * H, H, T, pad, DV, added,
             block, width, num_warps=4,
         )  # fmt: skip
     return statistics
@@ -130,7 +133,7 @@ def attention_backward(
         columns = max(result_programs(t.shape[3], tile.COLUMNS) for t in results if t is not None)
         tensors, strides, unit, described_results = operands(tile, *results)
         kernel[(programs, columns)](
-            *tensors, statistics, *strides,
+            *tensors, statistics, strides,
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(), scoring.scale,
             B, H, T, S, at_once, H // HK, D, DV, unit, pad,
             scoring.scaled_late, S % tile.BLOCK_N == 0, dot, scoring.precise(q.dtype),

@@ -26,18 +26,23 @@ from .entry import entry
 
 @triton.jit
 def _walk_queries(
-    dk, dv, begin, end, column, k, v, q, dout, strides_k, strides_v, strides_q, strides_do, statistics_ptr,
-    b, h, h_kv, head, n, offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms,
+    dk, dv, begin, end, column, k, v, q, dout, strides, statistics_ptr, place, n, bounds, scoring,
     seed, threshold, gain, T, S, D, DV,
     MASKED: tl.constexpr, PAD: tl.constexpr, LATE: tl.constexpr, ADDED: tl.constexpr, PRECISION: tl.constexpr,
     PRECISE: tl.constexpr, DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
     ANEW: tl.constexpr, WITH_DK: tl.constexpr, WITH_DV: tl.constexpr,
 ):  # fmt: skip
-    """The queries of one head in [begin, end); tiles lie (keys, queries). k, v: tiles; pointers with COLUMNS.
+    """Add the queries of one head in [begin, end) to dk and dv of a tile of keys; tiles lie (keys, queries).
 
-    dk, dv: empty where not wanted. ANEW: compute in each step what stays the same, to save registers.
+    dk, dv: empty where not wanted. k, v: tiles; pointers with COLUMNS. strides: of k, v, q, dout. place: sequence,
+    query head, key head, number of the query head among all. MASKED: all blocks of queries need a mask, else none does.
+    ANEW: compute in each step what stays the same, to save registers.
     """
+    strides_k, strides_v, strides_q, strides_do = strides
+    b, h, h_kv, head = place
+    scale, length = scoring[0], bounds[1]
+    cap = scoring[1]
     C_D: tl.constexpr = part_width(BLOCK_D, COLUMNS)
     C_DV: tl.constexpr = part_width(BLOCK_DV, COLUMNS)
     PARTS_D: tl.constexpr = part_count(D, COLUMNS)
@@ -60,8 +65,7 @@ def _walk_queries(
             q_tile = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
             products = tl.dot(k, q_tile.T, input_precision=PRECISION)
         s, slope = scores(
-            products, scale, cap, rows[None, :], keys, n, offset, length, left, right, mask_ptr, stride_mt, stride_ms,
-            T, S, not LATE, MASKED, PRECISE,
+            products, scoring, rows[None, :], keys, n, bounds, T, S, not LATE, MASKED, PRECISE
         )  # fmt: skip
         lse = tl.load(statistics)
         if LATE:
@@ -107,16 +111,24 @@ def _walk_queries(
 
 @entry(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
 def attention_backward_kv_kernel(
-    dk, dv, dout, q, k, v, statistics_ptr,  # dk or dv may be None
-    sdkb, sdkh, sdks, sdvb, sdvh, sdvs, sdob, sdoh, sdot, sqb, sqh, sqt, skb, skh, sks, svb, svh, svs,
-    offsets_ptr, lengths_ptr, offset, left, right,
-    scale, cap, mask_ptr, smb, smh, smt, sms, seed_ptr, threshold, gain, dk_scale,
+    dk, dv,  # pointers or descriptors of (B, HK, S, D), (B, HK, S, DV); one of them may be None
+    dout, q, k, v,  # the same of (B, H, T, DV), (B, H, T, D), (B, HK, S, D), (B, HK, S, DV)
+    statistics_ptr,  # see ``attention_statistics``
+    strides,  # of these six between sequences, heads and rows, in units of UNIT elements; the last axis is adjacent
+    offsets_ptr, lengths_ptr, offset, left, right,  # these and the next two lines: as in the forward
+    scale, cap, mask_ptr, strides_mask,
+    seed_ptr, threshold, gain,
+    dk_scale,  # what the sum of ds q is multiplied by
     B, H, T, S, heads_at_once,
     GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, UNIT: tl.constexpr, PAD: tl.constexpr,
     LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, DESCRIPTORS_OUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """One program: BLOCK_N keys of one key head; with COLUMNS, at most 128 columns of their gradients.
+
+    It walks over the queries that see these keys, in all heads of the group.
+    """
     HK = H // GROUP
     # Under a causal mask the first keys are seen by most queries: heavy tiles come first as they are
     tile, head_kv = ordered_tile(tl.program_id(0), tl.cdiv(S, BLOCK_N), B * HK, False, heads_at_once)
@@ -130,8 +142,8 @@ def attention_backward_kv_kernel(
     ADDED: tl.constexpr = mask_ptr is not None and mask_ptr.dtype.element_ty != tl.uint8
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
-    strides_q, strides_do = in_elements(sqb, sqh, sqt, UNIT), in_elements(sdob, sdoh, sdot, UNIT)
-    strides_k, strides_v = in_elements(skb, skh, sks, UNIT), in_elements(svb, svh, svs, UNIT)
+    strides_q, strides_do = in_elements(strides[3], UNIT), in_elements(strides[2], UNIT)
+    strides_k, strides_v = in_elements(strides[4], UNIT), in_elements(strides[5], UNIT)
     if not COLUMNS:
         k = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, True)
         if dk is not None:
@@ -154,37 +166,32 @@ def attention_backward_kv_kernel(
     SCORED: tl.constexpr = mask_ptr is not None or seed_ptr is not None or cap is not None
     ANEW: tl.constexpr = INVARIANTS_KEPT and (SCORED or BLOCK_D == 256 or BLOCK_DV == 256)
     TELL: tl.constexpr = FIRST_LOOP_RUNS or (mask_ptr is not None and LENGTHS)
-    begin, full_begin, full_end, end = query_blocks(n, BLOCK_N, offset, length, left, right, T, BLOCK_M, MASKED, TELL)
+    bounds = offset, length, left, right
+    begin, full_begin, full_end, end = query_blocks(n, BLOCK_N, bounds, T, BLOCK_M, MASKED, TELL)
     for g in tl.range(GROUP, disable_licm=ANEW):
         h = h_kv * GROUP + g
         head = b * H + h
         statistics = head_statistics(statistics_ptr, head, T, PAD, ADDED)
-        mask_head = None
+        scoring = scale, cap, mask_ptr, strides_mask[2], strides_mask[3]
         if mask_ptr is not None:
-            mask_head = mask_ptr + b.to(tl.int64) * smb + h.to(tl.int64) * smh
-        if MASKED:
-            dk_tile, dv_tile = _walk_queries(
-                dk_tile, dv_tile, begin, full_begin, column, k, v, q, dout,
-                strides_k, strides_v, strides_q, strides_do, statistics, b, h, h_kv, head, n,
-                offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
-                True, PAD, LATE, ADDED, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
-                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, ANEW, WITH_DK, WITH_DV,
-            )  # fmt: skip
-        dk_tile, dv_tile = _walk_queries(
-            dk_tile, dv_tile, full_begin, full_end, column, k, v, q, dout,
-            strides_k, strides_v, strides_q, strides_do, statistics, b, h, h_kv, head, n,
-            offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
-            False, PAD, LATE, ADDED, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
-            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, ANEW, WITH_DK, WITH_DV,
-        )  # fmt: skip
-        if left is not None:
-            dk_tile, dv_tile = _walk_queries(
-                dk_tile, dv_tile, full_end, end, column, k, v, q, dout,
-                strides_k, strides_v, strides_q, strides_do, statistics, b, h, h_kv, head, n,
-                offset, length, left, right, scale, cap, mask_head, smt, sms, seed, threshold, gain, T, S, D, DV,
-                True, PAD, LATE, ADDED, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
-                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, ANEW, WITH_DK, WITH_DV,
-            )  # fmt: skip
+            mask_head = mask_ptr + b.to(tl.int64) * strides_mask[0] + h.to(tl.int64) * strides_mask[1]
+            scoring = scale, cap, mask_head, strides_mask[2], strides_mask[3]
+        for part in tl.static_range(3):
+            # The first blocks of queries, which need a mask; those that need none; where a window ends, those after it
+            if part == 0:
+                part_begin, part_end = begin, full_begin
+            elif part == 1:
+                part_begin, part_end = full_begin, full_end
+            else:
+                part_begin, part_end = full_end, end
+            if part == 1 or (part == 0 and MASKED) or (part == 2 and left is not None):
+                dk_tile, dv_tile = _walk_queries(
+                    dk_tile, dv_tile, part_begin, part_end, column, k, v, q, dout,
+                    (strides_k, strides_v, strides_q, strides_do), statistics, (b, h, h_kv, head), n, bounds, scoring,
+                    seed, threshold, gain, T, S, D, DV,
+                    part != 1, PAD, LATE, ADDED, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+                    BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS, ANEW, WITH_DK, WITH_DV,
+                )  # fmt: skip
     if LENGTHS and DESCRIPTORS:  # whatever stood past the length is in the rows of its own keys alone
         if WITH_DK:
             dk_tile = (without_padding(dk_tile[0], n, length, BLOCK_N),)
@@ -193,9 +200,9 @@ def attention_backward_kv_kernel(
     if WITH_DV:
         if seed_ptr is not None:
             dv_tile = scaled_parts(dv_tile, gain, PARTS_DV)
-        strides_dv = in_elements(sdvb, sdvh, sdvs, UNIT)
+        strides_dv = in_elements(strides[1], UNIT)
         store_parts(dv, strides_dv, b, h_kv, n, S, column, DV, dv_tile, BLOCK_N, C_DV, PARTS_DV, DESCRIPTORS_OUT)
     if WITH_DK:
         dk_tile = scaled_parts(dk_tile, dk_scale, PARTS_D)
-        strides_dk = in_elements(sdkb, sdkh, sdks, UNIT)
+        strides_dk = in_elements(strides[0], UNIT)
         store_parts(dk, strides_dk, b, h_kv, n, S, column, D, dk_tile, BLOCK_N, C_D, PARTS_D, DESCRIPTORS_OUT)

@@ -26,13 +26,20 @@ from .entry import entry
 
 @triton.jit
 def _walk_keys(
-    dq, begin, end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v, b, h, h_kv, head, m,
-    offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms, seed, threshold, gain, T, S, D, DV,
+    dq, begin, end, column, q, dout, lse, delta, k, v, strides, place, m, bounds, scoring,
+    seed, threshold, gain, T, S, D, DV,
     MASKED: tl.constexpr, LENGTHS: tl.constexpr, LATE: tl.constexpr, ADDED: tl.constexpr, PRECISION: tl.constexpr,
     PRECISE: tl.constexpr, DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The keys in [begin, end). q, dout: tiles; pointers with COLUMNS."""
+    """Add the keys in [begin, end) to dq of a tile of queries.
+
+    q, dout: tiles; pointers with COLUMNS. strides: of q, dout, k, v. The rest as in the forward's ``_walk``.
+    """
+    strides_q, strides_do, strides_k, strides_v = strides
+    b, h, h_kv, head = place
+    scale, length = scoring[0], bounds[1]
+    cap = scoring[1]
     BLOCK_C: tl.constexpr = part_width(BLOCK_D, COLUMNS)
     PARTS: tl.constexpr = part_count(D, COLUMNS)
     queries = (m + tl.arange(0, BLOCK_M))[:, None]
@@ -51,8 +58,7 @@ def _walk_keys(
                 v_tile = without_padding(v_tile, n, length, BLOCK_N)
             products = tl.dot(q, k_tile.T, input_precision=PRECISION)
         s, slope = scores(
-            products, scale, cap, queries, keys, n, offset, length, left, right, mask_ptr, stride_mt, stride_ms,
-            T, S, not LATE, MASKED, PRECISE,
+            products, scoring, queries, keys, n, bounds, T, S, not LATE, MASKED, PRECISE
         )  # fmt: skip
         if LATE:
             p = tl.exp2(s * scale - lse[:, None])
@@ -82,16 +88,24 @@ def _walk_keys(
 
 @entry(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
 def attention_backward_q_kernel(
-    dq, dout, q, k, v, statistics_ptr,  # see attention_statistics
-    sdqb, sdqh, sdqt, sdob, sdoh, sdot, sqb, sqh, sqt, skb, skh, sks, svb, svh, svs,
-    offsets_ptr, lengths_ptr, offset, left, right,
-    scale, cap, mask_ptr, smb, smh, smt, sms, seed_ptr, threshold, gain, dq_scale,
+    dq,  # pointer or descriptor of (B, H, T, D)
+    dout, q, k, v,  # the same of (B, H, T, DV), (B, H, T, D), (B, HK, S, D), (B, HK, S, DV)
+    statistics_ptr,  # see ``attention_statistics``
+    strides,  # of these five between sequences, heads and rows, in units of UNIT elements; the last axis is adjacent
+    offsets_ptr, lengths_ptr, offset, left, right,  # these and the next two lines: as in the forward
+    scale, cap, mask_ptr, strides_mask,
+    seed_ptr, threshold, gain,
+    dq_scale,  # what the sum of ds k is multiplied by
     B, H, T, S, heads_at_once,
     GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, UNIT: tl.constexpr, PAD: tl.constexpr,
     LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, DESCRIPTORS_OUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """One program: BLOCK_M queries of one head; with COLUMNS, at most 128 columns of their gradient.
+
+    It walks over the blocks of keys that these queries see.
+    """
     tile, head = ordered_tile(tl.program_id(0), tl.cdiv(T, BLOCK_M), B * H, right is not None, heads_at_once)
     b, h, m = head // H, head % H, tile * BLOCK_M
     offset, length = limits(offset, offsets_ptr, lengths_ptr, b, S)
@@ -99,14 +113,14 @@ def attention_backward_q_kernel(
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
     if mask_ptr is not None:
-        mask_ptr += b.to(tl.int64) * smb + h.to(tl.int64) * smh
+        mask_ptr += b.to(tl.int64) * strides_mask[0] + h.to(tl.int64) * strides_mask[1]
 
     LENGTHS: tl.constexpr = lengths_ptr is not None
     ADDED: tl.constexpr = mask_ptr is not None and mask_ptr.dtype.element_ty != tl.uint8
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
-    strides_q, strides_do = in_elements(sqb, sqh, sqt, UNIT), in_elements(sdob, sdoh, sdot, UNIT)
-    strides_k, strides_v = in_elements(skb, skh, sks, UNIT), in_elements(svb, svh, svs, UNIT)
+    strides_q, strides_do = in_elements(strides[2], UNIT), in_elements(strides[1], UNIT)
+    strides_k, strides_v = in_elements(strides[3], UNIT), in_elements(strides[4], UNIT)
     if not COLUMNS:
         q = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
         dout = load_rows(dout, strides_do, b, h, m, T, DV, BLOCK_M, BLOCK_DV, DESCRIPTORS, EVEN_DV, True)
@@ -120,33 +134,27 @@ def attention_backward_q_kernel(
         column = tl.program_id(1) * result_width(BLOCK_D, COLUMNS)
     dq_tile = zero_parts(BLOCK_M, BLOCK_C, PARTS)
     MASKED: tl.constexpr = right is not None or LENGTHS or not EVEN_S
-    begin, full_begin, full_end, end = key_blocks(
-        m, tl.minimum(m + BLOCK_M, T) - 1, offset, length, left, right, S, BLOCK_N, MASKED
-    )
-    if MASKED:  # first: this loop always runs
-        dq_tile = _walk_keys(
-            dq_tile, full_end, end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v,
-            b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
-            seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, ADDED, PRECISION, PRECISE,
-            DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
-        )  # fmt: skip
-    dq_tile = _walk_keys(
-        dq_tile, full_begin, full_end, column, q, dout, lse, delta, k, v, strides_q, strides_do, strides_k, strides_v,
-        b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
-        seed, threshold, gain, T, S, D, DV, False, LENGTHS, LATE, ADDED, PRECISION, PRECISE,
-        DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
-    )  # fmt: skip
-    if left is not None:
-        dq_tile = _walk_keys(
-            dq_tile, begin, tl.minimum(full_begin, end), column, q, dout, lse, delta, k, v,
-            strides_q, strides_do, strides_k, strides_v,
-            b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
-            seed, threshold, gain, T, S, D, DV, True, LENGTHS, LATE, ADDED, PRECISION, PRECISE,
-            DESCRIPTORS, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
-        )  # fmt: skip
+    bounds = offset, length, left, right
+    begin, full_begin, full_end, end = key_blocks(m, tl.minimum(m + BLOCK_M, T) - 1, bounds, S, BLOCK_N, MASKED)
+    scoring = scale, cap, mask_ptr, strides_mask[2], strides_mask[3]
+    for part in tl.static_range(3):  # in the order of the forward
+        if part == 0:
+            part_begin, part_end = full_end, end
+        elif part == 1:
+            part_begin, part_end = full_begin, full_end
+        else:
+            part_begin, part_end = begin, tl.minimum(full_begin, end)
+        if part == 1 or (part == 0 and MASKED) or (part == 2 and left is not None):
+            dq_tile = _walk_keys(
+                dq_tile, part_begin, part_end, column, q, dout, lse, delta, k, v,
+                (strides_q, strides_do, strides_k, strides_v), (b, h, h // GROUP, head), m, bounds, scoring,
+                seed, threshold, gain, T, S, D, DV,
+                part != 1, LENGTHS, LATE, ADDED, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV,
+                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
+            )  # fmt: skip
     if ADDED:  # lse is without the sum of exponentials. Divided by here, it is one number less in the loops
         dq_tile = scaled_parts(dq_tile, (tl.exp2(-tl.load(statistics + 2 * PAD)) * dq_scale)[:, None], PARTS)
     else:
         dq_tile = scaled_parts(dq_tile, dq_scale, PARTS)
-    strides_dq = in_elements(sdqb, sdqh, sdqt, UNIT)
+    strides_dq = in_elements(strides[0], UNIT)
     store_parts(dq, strides_dq, b, h, m, T, column, D, dq_tile, BLOCK_M, BLOCK_C, PARTS, DESCRIPTORS_OUT)

@@ -23,24 +23,24 @@ import triton
 import triton.language as tl
 
 from .activation import tanh
-from .attention_mask import in_base_2, limits
-from .attention_tile import LOG2_E, block_width, empty_like_rows
+from .attention_mask import FAR, in_base_2, limits
+from .attention_tile import block_width, empty_like_rows
 from .entry import entry
 from .launch import Chip, cdiv, chip_of, dot_precision, on_device_of
+from .tile import LOG2_E
 from .tunable import Bucket, Choice
 
-_FAR = 1 << 30  # further than any position
 _COMBINED = 4096  # elements of the shares' sums that a program of the second kernel has in flight
 
 
 @entry(do_not_specialize=["T", "S", "causal_offset", "window", "splits"])
-def _share_kernel(
+def attention_decode_kernel(
     o_ptr,  # one share: (B, H, T, DV), any strides; more: (B HK, splits, G T, DV) float32
     max_ptr, sum_ptr,  # (B HK, splits, G T) float32; None for one share
     q_ptr, k_ptr, v_ptr,  # (B, H, T, D), (B, HK, S, D), (B, HK, S, DV), last stride 1
     mask_ptr, length_ptr, offset_ptr,  # (B, H, T, S) uint8 or floating; (B,), (B,) integers; each may be None
-    stride_ob, stride_oh, stride_ot, stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_ks,
-    stride_vb, stride_vh, stride_vs, stride_mb, stride_mh, stride_mt, stride_ms, stride_length, stride_offset,
+    strides_o, strides_q, strides_k, strides_v,  # between sequences, heads and rows
+    strides_mask, stride_length, stride_offset,  # of all axes of each
     HK, G, T, S, scale, softcap, causal_offset, window, splits,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, BOOL_MASK: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
@@ -51,6 +51,11 @@ def _share_kernel(
     UNIT: the elements in which strides of keys and values are given. Where rows begin at multiples of 16 bytes, saying
     so by their form lets them be loaded 16 bytes at a time, whatever D is.
     """
+    stride_ob, stride_oh, stride_ot = strides_o
+    stride_qb, stride_qh, stride_qt = strides_q
+    stride_kb, stride_kh, stride_ks = strides_k
+    stride_vb, stride_vh, stride_vs = strides_v
+    stride_mb, stride_mh, stride_mt, stride_ms = strides_mask
     tiles = tl.cdiv(G * T, BLOCK_M)
     head, tile, split = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1)
     b, hk = (head // HK).to(tl.int64), (head % HK).to(tl.int64)
@@ -143,8 +148,8 @@ def _share_kernel(
 
 
 @entry(do_not_specialize=["T", "splits"])
-def _combine_kernel(
-    o_ptr, part_ptr, max_ptr, sum_ptr,  # (B, H, T, DV), any strides; as _share_kernel leaves them
+def attention_combine_kernel(
+    o_ptr, part_ptr, max_ptr, sum_ptr,  # (B, H, T, DV), any strides; as attention_decode_kernel leaves them
     stride_ob, stride_oh, stride_ot, HK, G, T, DV, splits,
     ADDED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
@@ -267,7 +272,7 @@ def attention_decode(
         mask = (mask.view(torch.uint8) if bool_mask else mask).expand(B, H, T, S)
     lengths = None if key_lengths is None else key_lengths.expand(B)
     offsets = causal_offset.reshape(-1).expand(B) if isinstance(causal_offset, torch.Tensor) else None
-    offset = 0 if offsets is not None else max(-_FAR, min(causal_offset or 0, _FAR))
+    offset = 0 if offsets is not None else max(-FAR.value, min(causal_offset or 0, FAR.value))
     part, tops, totals, strides = o, None, None, o.stride()[:3]
     if s.SPLITS > 1:
         part = torch.empty(B * HK, s.SPLITS, G * T, DV, dtype=torch.float32, device=q.device)
@@ -275,22 +280,22 @@ def attention_decode(
     unit = 16 // q.element_size()
     unit = unit if all(stride % unit == 0 for x in (k, v) for stride in x.stride()[:3]) else 1
     added = masked and not bool_mask  # then scores are in base e, see in_base_2
-    log2_e = 1.0 if added else LOG2_E
+    log2_e = 1.0 if added else LOG2_E.value
     scale, softcap = (scale / softcap, softcap * log2_e) if capped else (scale * log2_e, 0.0)
     with on_device_of(q):
-        _share_kernel[(B * HK * cdiv(G * T, s.BLOCK_M), s.SPLITS)](
+        attention_decode_kernel[(B * HK * cdiv(G * T, s.BLOCK_M), s.SPLITS)](
             part, tops, totals, q, k, v, mask, lengths, offsets,
-            *strides, *q.stride()[:3], *(stride // unit for x in (k, v) for stride in x.stride()[:3]),
-            *((0, 0, 0, 0) if mask is None else mask.stride()),
+            strides, q.stride()[:3], *(tuple(stride // unit for stride in x.stride()[:3]) for x in (k, v)),
+            (0, 0, 0, 0) if mask is None else mask.stride(),
             0 if lengths is None else lengths.stride(0), 0 if offsets is None else offsets.stride(0),
-            HK, G, T, S, scale, softcap, offset, min(window or 0, _FAR), s.SPLITS,
+            HK, G, T, S, scale, softcap, offset, min(window or 0, FAR.value), s.SPLITS,
             causal, window is not None, capped, bool_mask, D, DV, unit,
             dot_precision(gpu, precision), s.BLOCK_M, s.BLOCK_N, block_width(D), block_width(DV),
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
         if s.SPLITS > 1:
             block_s = min(triton.next_power_of_2(s.SPLITS), max(_COMBINED // block_width(DV), 1))
-            _combine_kernel[(B * H * T,)](
+            attention_combine_kernel[(B * H * T,)](
                 o, part, tops, totals, *strides, HK, G, T, DV, s.SPLITS, added, block_s, block_width(DV), num_warps=4
             )  # fmt: skip
     return o

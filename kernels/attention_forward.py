@@ -55,13 +55,20 @@ def ordered_tile(pid, tiles, heads, HEAVY_FIRST: tl.constexpr, heads_at_once):
 
 @triton.jit
 def _walk(
-    acc, total, top, begin, end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h_kv, head, m,
-    offset, length, left, right, scale, cap, mask_ptr, stride_mt, stride_ms, seed, threshold, T, S, D, DV,
+    sums, begin, end, column, q, k, v, strides, place, m, bounds, scoring, seed, threshold, T, S, D, DV,
     MASKED: tl.constexpr, LENGTHS: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr, ADDED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The blocks of keys in [begin, end), all of which need a mask or none. q: a tile; a pointer with COLUMNS."""
+    """Add the keys in [begin, end) to the sums of a tile of queries.
+
+    sums: acc, total, top. q: a tile; a pointer with COLUMNS. strides: of q, k, v. place: sequence, query head, key
+    head, number of the query head among all. MASKED: all blocks of keys need a mask, else none does.
+    """
+    acc, total, top = sums
+    strides_q, strides_k, strides_v = strides
+    b, h, h_kv, head = place
+    scale, length = scoring[0], bounds[1]
     BLOCK_C: tl.constexpr = part_width(BLOCK_DV, COLUMNS)
     PARTS: tl.constexpr = part_count(DV, COLUMNS)
     queries = (m + tl.arange(0, BLOCK_M))[:, None]
@@ -76,8 +83,7 @@ def _walk(
             k_tile = load_rows(k, strides_k, b, h_kv, n, length, D, BLOCK_N, BLOCK_D, DESCRIPTORS, EVEN_D, MASKED)
             products = tl.dot(q, k_tile.T, input_precision=PRECISION)
         s, _ = scores(
-            products, scale, cap, queries, keys, n, offset, length, left, right, mask_ptr, stride_mt, stride_ms,
-            T, S, not LATE, MASKED, PRECISE,
+            products, scoring, queries, keys, n, bounds, T, S, not LATE, MASKED, PRECISE
         )  # fmt: skip
         if LATE:
             new_top = tl.maximum(top, tl.max(s, 1) * scale)
@@ -108,16 +114,23 @@ def _walk(
 
 @entry(do_not_specialize=["offset", "left", "right", "threshold", "T", "S", "heads_at_once"])
 def attention_forward_kernel(
-    q, k, v, out, lse_ptr,  # pointers or descriptors of (B, H, T, D), (B, HK, S, D), (B, HK, S, DV), (B, H, T, DV)
-    sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot,  # strides in UNIT elements; that of the last axis is 1
-    offsets_ptr, lengths_ptr, offset, left, right,
-    scale, cap, mask_ptr, smb, smh, smt, sms, seed_ptr, threshold, gain,
+    q, k, v, out,  # pointers or descriptors of (B, H, T, D), (B, HK, S, D), (B, HK, S, DV), (B, H, T, DV)
+    lse_ptr,  # (B, H, T) or None; (2, B, H, T) where a mask is added
+    strides,  # of q, k, v, out between sequences, heads and rows, in units of UNIT elements; the last axis is adjacent
+    offsets_ptr, lengths_ptr, offset, left, right,  # (B,) or None, twice; for the rest see attention_mask.py
+    scale, cap, mask_ptr, strides_mask,  # mask (B, H, T, S) uint8 or floating, or None; see ``scores``
+    seed_ptr, threshold, gain,  # (1,) or None; of dropout, see ``kept``
     B, H, T, S, heads_at_once,
-    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, UNIT: tl.constexpr,
-    LATE: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, UNIT: tl.constexpr,  # GROUP: query heads of a key head
+    LATE: tl.constexpr,  # the scale is applied in the exponential's argument
+    EVEN_S: tl.constexpr, PRECISION: tl.constexpr, PRECISE: tl.constexpr,
     DESCRIPTORS: tl.constexpr, DESCRIPTOR_OUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """One program: BLOCK_M queries of one head; with COLUMNS, at most 128 columns of their result.
+
+    It walks over the blocks of keys that these queries see.
+    """
     tile, head = ordered_tile(tl.program_id(0), tl.cdiv(T, BLOCK_M), B * H, right is not None, heads_at_once)
     b, h, m = head // H, head % H, tile * BLOCK_M
     offset, length = limits(offset, offsets_ptr, lengths_ptr, b, S)
@@ -125,16 +138,16 @@ def attention_forward_kernel(
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
     if mask_ptr is not None:
-        mask_ptr += b.to(tl.int64) * smb + h.to(tl.int64) * smh
+        mask_ptr += b.to(tl.int64) * strides_mask[0] + h.to(tl.int64) * strides_mask[1]
 
     LENGTHS: tl.constexpr = lengths_ptr is not None
     ADDED: tl.constexpr = mask_ptr is not None and mask_ptr.dtype.element_ty != tl.uint8
     EVEN_D: tl.constexpr = D == BLOCK_D
     EVEN_DV: tl.constexpr = DV == BLOCK_DV
-    strides_q, strides_k = in_elements(sqb, sqh, sqt, UNIT), in_elements(skb, skh, sks, UNIT)
-    strides_v, strides_o = in_elements(svb, svh, svs, UNIT), in_elements(sob, soh, sot, UNIT)
+    sources = in_elements(strides[0], UNIT), in_elements(strides[1], UNIT), in_elements(strides[2], UNIT)
+    strides_o = in_elements(strides[3], UNIT)
     if not COLUMNS:
-        q = load_rows(q, strides_q, b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
+        q = load_rows(q, sources[0], b, h, m, T, D, BLOCK_M, BLOCK_D, DESCRIPTORS, EVEN_D, True)
     top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     BLOCK_C: tl.constexpr = part_width(BLOCK_DV, COLUMNS)
@@ -142,32 +155,29 @@ def attention_forward_kernel(
     column = 0
     if COLUMNS:
         column = tl.program_id(1) * result_width(BLOCK_DV, COLUMNS)
-    acc = zero_parts(BLOCK_M, BLOCK_C, PARTS)
+    sums = zero_parts(BLOCK_M, BLOCK_C, PARTS), total, top
     MASKED: tl.constexpr = right is not None or LENGTHS or not EVEN_S
-    begin, full_begin, full_end, end = key_blocks(
-        m, tl.minimum(m + BLOCK_M, T) - 1, offset, length, left, right, S, BLOCK_N, MASKED
-    )
-    if MASKED:  # first: this loop always runs
-        acc, total, top = _walk(
-            acc, total, top, full_end, end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h // GROUP,
-            head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
-            True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV, ADDED,
-            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
-        )  # fmt: skip
-    acc, total, top = _walk(
-        acc, total, top, full_begin, full_end, column, q, k, v, strides_q, strides_k, strides_v, b, h, h // GROUP,
-        head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms, seed, threshold, T, S, D, DV,
-        False, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV, ADDED,
-        BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
-    )  # fmt: skip
-    if left is not None:
-        acc, total, top = _walk(
-            acc, total, top, begin, tl.minimum(full_begin, end), column, q, k, v, strides_q, strides_k, strides_v,
-            b, h, h // GROUP, head, m, offset, length, left, right, scale, cap, mask_ptr, smt, sms,
-            seed, threshold, T, S, D, DV, True, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV, ADDED,
-            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
-        )  # fmt: skip
+    bounds = offset, length, left, right
+    begin, full_begin, full_end, end = key_blocks(m, tl.minimum(m + BLOCK_M, T) - 1, bounds, S, BLOCK_N, MASKED)
+    scoring = scale, cap, mask_ptr, strides_mask[2], strides_mask[3]
+    for part in tl.static_range(3):
+        # First the last blocks of keys, which need a mask: that loop always runs. Then those that need none, and where
+        # a window begins those before them
+        if part == 0:
+            part_begin, part_end = full_end, end
+        elif part == 1:
+            part_begin, part_end = full_begin, full_end
+        else:
+            part_begin, part_end = begin, tl.minimum(full_begin, end)
+        if part == 1 or (part == 0 and MASKED) or (part == 2 and left is not None):
+            sums = _walk(
+                sums, part_begin, part_end, column, q, k, v, sources, (b, h, h // GROUP, head), m, bounds, scoring,
+                seed, threshold, T, S, D, DV,
+                part != 1, LENGTHS, LATE, PRECISION, PRECISE, DESCRIPTORS, EVEN_D, EVEN_DV, ADDED,
+                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, COLUMNS,
+            )  # fmt: skip
 
+    acc, total, top = sums
     shrink = 1.0 / tl.where(total == 0, 1.0, total)
     if seed_ptr is not None:
         shrink *= gain
@@ -221,8 +231,7 @@ def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, se
             *((descriptor(q, s.BLOCK_M), descriptor(k, s.BLOCK_N), descriptor(v, s.BLOCK_N)) if descriptors else
               (q, k, v)),
             descriptor(out, s.BLOCK_M) if descriptor_out else out, lse,
-            *strides,
-            band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(),
+            strides, band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(),
             B, H, T, S, at_once, H // HK, D, DV, unit,
             scoring.scaled_late, S % s.BLOCK_N == 0, dot, scoring.precise(q.dtype),
             descriptors, descriptor_out, s.BLOCK_M, s.BLOCK_N, block_d, block_dv, s.COLUMNS,

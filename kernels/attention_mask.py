@@ -10,7 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_FAR = tl.constexpr(1 << 30)  # further than any position
+from .tile import LOG2_E
+
+FAR = tl.constexpr(1 << 30)  # further than any position
 _TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 # Whether the backward for keys says in any case that its first loop runs. Triton 3.6 keeps its products apart
 # otherwise. Later ones need to be told with a mask and lengths alone, and what 3.9 makes of it takes some 20 registers
@@ -39,15 +41,15 @@ def limits(offset, offsets_ptr, lengths_ptr, b, S):
     """Offset and number of keys of batch element b, int32."""
     length = S
     if offsets_ptr is not None:
-        offset = tl.minimum(tl.maximum(tl.load(offsets_ptr + b).to(tl.int64), -_FAR), _FAR).to(tl.int32)
+        offset = tl.minimum(tl.maximum(tl.load(offsets_ptr + b).to(tl.int64), -FAR), FAR).to(tl.int32)
     if lengths_ptr is not None:
         length = tl.minimum(tl.maximum(tl.load(lengths_ptr + b).to(tl.int64), 0), S).to(tl.int32)
     return offset, length
 
 
 @triton.jit
-def key_blocks(first, last, offset, length, left, right, S, BLOCK: tl.constexpr, MASKED: tl.constexpr):
-    """Queries first..last -> begin, full_begin, full_end, end: the keys that they see.
+def key_blocks(first, last, bounds, S, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """Queries first..last -> begin, full_begin, full_end, end: the keys that they see. bounds: as ``seen`` takes them.
 
     [begin, full_begin) and [full_end, end) need a mask, [full_begin, full_end) none. All but end are multiples of
     BLOCK, and none is past the next. MASKED: blocks may need one.
@@ -56,6 +58,7 @@ def key_blocks(first, last, offset, length, left, right, S, BLOCK: tl.constexpr,
     which ptxas makes every product wait for the one before it. So the last block always counts as one that needs a mask
     where any may; where no key is seen, it is the first block past the keys, which reads as zeros and is masked.
     """
+    offset, length, left, right = bounds
     begin = 0
     full_begin = 0
     end = length
@@ -81,8 +84,7 @@ def key_blocks(first, last, offset, length, left, right, S, BLOCK: tl.constexpr,
 
 @triton.jit
 def query_blocks(
-    first, BLOCK_KEYS: tl.constexpr, offset, length, left, right, T, BLOCK: tl.constexpr, MASKED: tl.constexpr,
-    TELL: tl.constexpr,
+    first, BLOCK_KEYS: tl.constexpr, bounds, T, BLOCK: tl.constexpr, MASKED: tl.constexpr, TELL: tl.constexpr,
 ):  # fmt: skip
     """Keys first..first + BLOCK_KEYS - 1 -> begin, full_begin, full_end, end: the queries that see them.
 
@@ -90,6 +92,7 @@ def query_blocks(
     counts as full: its missing queries have no weight. Without ``left`` both ends are T itself, since a loop that ends
     at an argument keeps no register for its end. TELL: say to the compiler that the first loop runs.
     """
+    offset, length, left, right = bounds
     last = tl.minimum(first + BLOCK_KEYS, length) - 1
     begin = 0
     full_begin = 0
@@ -121,8 +124,12 @@ def query_blocks(
 
 
 @triton.jit
-def seen(queries, keys, offset, length, left, right):
-    """Positions that broadcast against one another -> bool: the query sees the key."""
+def seen(queries, keys, bounds):
+    """Positions that broadcast against one another -> bool: the query sees the key.
+
+    bounds: offset, length, left, right, as on top of this file.
+    """
+    offset, length, left, right = bounds
     visible = keys < length
     if right is not None:
         visible = visible & (keys <= queries + offset + right)
@@ -159,7 +166,7 @@ def in_base_2(difference, ADDED: tl.constexpr):
     keys all have that mask would look as if it saw none.
     """
     if ADDED:
-        difference *= 1.4426950408889634
+        difference *= LOG2_E
     return difference
 
 

@@ -23,7 +23,6 @@ from .attention_backward import attention_statistics
 from .attention_forward import heads_at_once, ordered_tile
 from .attention_settings import Attention, TileSettings, attention_bucket
 from .attention_tile import (
-    LOG2_E,
     block_width,
     described,
     descriptor,
@@ -33,20 +32,21 @@ from .attention_tile import (
 )
 from .entry import entry
 from .launch import Chip, cdiv, chip_of, on_device_of
+from .tile import LOG2_E
 from .tunable import Variants
 
 _CAST = 2048  # elements of dq per program
 
 
 @entry(do_not_specialize=["T", "S", "offset", "heads_at_once"])
-def _onepass_kernel(
+def attention_onepass_kernel(
     dq, dk, dv, do, q, k, v,  # descriptors of (B, H or HK, T or S, D); dq is of float32
     statistics_ptr,  # see attention_statistics
     B, HK, T, S, offset, scale, scale_log2, heads_at_once,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, EVEN_S: tl.constexpr, PAD: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program: a block of keys of one key head. The first blocks, which most queries see, come first."""
+    """One program: BLOCK_N keys of one key head. The first keys, which most queries see, come first."""
     tile, head = ordered_tile(tl.program_id(0), tl.cdiv(S, BLOCK_N), B * HK, False, heads_at_once)
     b, hk, n = head // HK, head % HK, tile * BLOCK_N
     keys = n + tl.arange(0, BLOCK_N)
@@ -89,8 +89,8 @@ def _onepass_kernel(
 
 
 @entry
-def _cast_kernel(dq_ptr, sums_ptr, numel, scale, BLOCK: tl.constexpr):
-    """dq = scale * sums, both dense and laid out alike."""
+def attention_onepass_cast_kernel(dq_ptr, sums_ptr, numel, scale, BLOCK: tl.constexpr):
+    """One program: BLOCK elements of dq = scale * sums, both dense and laid out alike."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     sums = tl.load(sums_ptr + offs, mask=offs < numel, other=0.0)
     tl.store(dq_ptr + offs, (sums * scale).to(dq_ptr.dtype.element_ty), mask=offs < numel)
@@ -167,12 +167,13 @@ def attention_bwd_onepass(
     s = settings or onepass_settings(width)
     at_once = min(B * HK, heads_at_once(HK, HK, T * H // HK, D, D, q.element_size()))
     with on_device_of(q):
-        _onepass_kernel[(B * HK * cdiv(S, s.BLOCK_N),)](
+        attention_onepass_kernel[(B * HK * cdiv(S, s.BLOCK_N),)](
             *(descriptor(t, s.BLOCK_M) for t in (sums,)), *(descriptor(t, s.BLOCK_N) for t in (dk, dv)),
             *(descriptor(t, s.BLOCK_M) for t in (do, q)), *(descriptor(t, s.BLOCK_N) for t in (k, v)),
-            attention_statistics(do, out, lse, s.BLOCK_M), B, HK, T, S, causal_offset, scale, scale * LOG2_E, at_once,
+            attention_statistics(do, out, lse, s.BLOCK_M),
+            B, HK, T, S, causal_offset, scale, scale * LOG2_E.value, at_once,
             H // HK, causal, S % s.BLOCK_N == 0, s.BLOCK_M, s.BLOCK_M, s.BLOCK_N, width,
             num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
-        _cast_kernel[(cdiv(dq.numel(), _CAST),)](dq, sums, dq.numel(), scale, _CAST, num_warps=4)
+        attention_onepass_cast_kernel[(cdiv(dq.numel(), _CAST),)](dq, sums, dq.numel(), scale, _CAST, num_warps=4)
     return dq, dk, dv

@@ -10,14 +10,15 @@ from .activation import tanh
 from .attention_mask import attended, seen
 from .descriptor import tensor_descriptor
 from .launch import cdiv
+from .tile import LOG2_E
 
-LOG2_E = 1.4426950408889634
 ALIGNED = 16  # elements: Triton knows of strides and pointers whether 16 divides them
 
 
 @triton.jit
-def in_elements(stride_b, stride_h, stride_row, UNIT: tl.constexpr):
-    """Strides that are given in units of so many elements, see ``_stride_unit``."""
+def in_elements(strides, UNIT: tl.constexpr):
+    """Strides between sequences, heads and rows, given in units of so many elements (see ``_stride_unit``)."""
+    stride_b, stride_h, stride_row = strides
     if UNIT > 1:
         stride_b = tl.cast(stride_b, tl.int64) * UNIT
         stride_h = tl.cast(stride_h, tl.int64) * UNIT
@@ -174,22 +175,23 @@ def without_padding(tile, row, length, BLOCK: tl.constexpr):
 
 @triton.jit
 def scores(
-    products, scale, cap, queries, keys, first_key, offset, length, left, right,
-    mask_ptr, stride_mt, stride_ms, T, S,
+    products, scoring, queries, keys, first_key, bounds, T, S,
     SCALED: tl.constexpr, MASKED: tl.constexpr, PRECISE: tl.constexpr,
 ):  # fmt: skip
     """Products of queries and keys -> scores, and the slope of the softcap (1 without one).
 
-    scale: times log2 e, or over the softcap where there is one; cap: the softcap times log2 e. Both are without log2 e
-    where a floating mask is added, and so are the scores, see ``in_base_2``. SCALED: multiply by the scale here; else
-    the caller does. MASKED: the tile holds keys that some query does not see.
+    scoring: scale, cap, mask, its strides between queries and between keys. scale: times log2 e, or over the softcap
+    where there is one; cap: the softcap times log2 e. Both are without log2 e where a floating mask is added, and so
+    are the scores, see ``in_base_2``. bounds: as ``seen`` takes them. SCALED: multiply by the scale here; else the
+    caller does. MASKED: the tile holds keys that some query does not see.
     """
+    scale, cap, mask_ptr, stride_mt, stride_ms = scoring
     slope = 1.0
     if cap is not None:
         if PRECISE:
             bounded = tanh(products * scale)
         else:
-            bounded = 1.0 - 2.0 / (1.0 + tl.exp2(products * (2.0 * 1.4426950408889634 * scale)))
+            bounded = 1.0 - 2.0 / (1.0 + tl.exp2(products * (2.0 * LOG2_E * scale)))
         slope = 1.0 - bounded * bounded
         products = bounded * cap
     elif SCALED:
@@ -197,7 +199,7 @@ def scores(
     if mask_ptr is not None:
         products = attended(products, mask_ptr, queries, keys, first_key, stride_mt, stride_ms, T, S, MASKED)
     if MASKED:
-        products = tl.where(seen(queries, keys, offset, length, left, right), products, float("-inf"))
+        products = tl.where(seen(queries, keys, bounds), products, float("-inf"))
     return products, slope
 
 
@@ -244,8 +246,8 @@ class Scoring(NamedTuple):
         return self._replace(mask=copy.expand(*mask.shape[:3], -1))
 
     def arguments(self):
-        """scale, cap, mask, its four strides, seed, threshold and gain of dropout, as the kernels take them."""
-        unit = 1.0 if self.added else LOG2_E
+        """scale, cap, mask, its strides, seed, threshold and gain of dropout, as the kernels take them."""
+        unit = 1.0 if self.added else LOG2_E.value
         cap = None if self.softcap is None else self.softcap * unit
         scale = self.scale * unit if self.softcap is None else self.scale / self.softcap
         mask, strides = self.mask, (0, 0, 0, 0)
@@ -254,7 +256,7 @@ class Scoring(NamedTuple):
             strides = mask.stride()
         seed = self.seed if self.dropout_p > 0 else None
         gain = 1 / (1 - self.dropout_p) if self.dropout_p < 1 else 0.0
-        return scale, cap, mask, *strides, seed, round(self.dropout_p * 2**24), gain
+        return scale, cap, mask, strides, seed, round(self.dropout_p * 2**24), gain
 
 
 def block_width(d):
@@ -283,17 +285,16 @@ def descriptor(t, block):
 
 
 def strides_of(tensors, described):
-    """(B, H, rows, d) or None each -> strides of all axes but the last, one after the other, and their unit.
+    """(B, H, rows, d) or None each -> a tuple with the strides of all axes but the last for each, and their unit.
 
     Ones for None and where a descriptor carries them, as ``described`` says of each: of a one Triton makes a constant.
     """
     moved = [t for t, by_descriptor in zip(tensors, described, strict=True) if t is not None and not by_descriptor]
     unit = _stride_unit(moved) if moved else 1
-    strides = [
-        1 if t is None or by_descriptor else stride // unit
+    strides = tuple(
+        (1, 1, 1) if t is None or by_descriptor else tuple(stride // unit for stride in t.stride()[:3])
         for t, by_descriptor in zip(tensors, described, strict=True)
-        for stride in ((1, 1, 1) if t is None else t.stride()[:3])
-    ]  # fmt: skip
+    )
     return strides, unit
 
 

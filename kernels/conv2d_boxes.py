@@ -66,10 +66,10 @@ def _finish(
 
 
 @entry
-def _box_kernel(
+def conv2d_boxes_kernel(
     out, out_saved, part_ptr,  # results: pointers or descriptors
     a, w, bias_ptr,  # descriptors of the source and of the weights, a matrix (output channels, taps * input channels)
-    stride_on, stride_oc, stride_oh, stride_ow,  # in elements
+    strides_out,  # between images, channels, rows, columns, in elements
     images, P, Q,  # rows and columns of the result
     M, K, channels,  # of the result, of the source, of a tap in the weights
     tiles_m, tiles_n, total,  # total: row length of part
@@ -86,6 +86,7 @@ def _box_kernel(
 
     Classes as in conv2d_gather.py.
     """
+    stride_on, stride_oc, stride_oh, stride_ow = strides_out
     tile = tl.program_id(0)
     remainder = tile // (tiles_m * tiles_n)
     tile_n, tile_m = grouped_tile(tile - remainder * (tiles_m * tiles_n), tiles_n, tiles_m, GROUP_M)
@@ -220,7 +221,7 @@ def boxes(
         return tensor_descriptor(t, [images, P, Q, M], [n, h, v, 1], [*box, s.BLOCK_M])
 
     with on_device_of(a):
-        _box_kernel[(classes * tiles_m * tiles_n, splits)](
+        conv2d_boxes_kernel[(classes * tiles_m * tiles_n, splits)](
             result(out), result(out_saved), part, a_.descriptor(box, s.BLOCK_K),
             tensor_descriptor(weights, list(weights.shape), list(weights.stride()), block), bias,
             *strides_beside(descriptors_out, 4, out),

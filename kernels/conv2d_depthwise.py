@@ -15,11 +15,12 @@ from .tunable import Bucket, Choice
 
 
 @entry
-def _depthwise_kernel(
+def conv2d_depthwise_kernel(
     out_ptr, out_saved_ptr,  # results
     a_ptr, saved_ptr, b_ptr, bias_ptr,
-    stride_an, stride_ac, stride_ah, stride_aw, stride_sn, stride_sc, stride_sh, stride_sw,  # in elements
-    stride_bn, stride_br, stride_bs, stride_on, stride_oc, stride_oh, stride_ow,
+    strides_a, strides_saved,  # between images, channels, rows, columns, in elements
+    strides_b,  # between output channels, tap rows, tap columns
+    strides_out,  # as of a
     images, P, Q, H, W, channels,  # rows and columns of the result, of the source; channels of the result
     tiles_p,  # pixel tiles of a class
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
@@ -29,7 +30,11 @@ def _depthwise_kernel(
     ACTIVATION: tl.constexpr, GRADIENT_OF: tl.constexpr, PRECISE: tl.constexpr, LARGE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Program: BLOCK_P pixels of one class, BLOCK_C channels of the result; classes as in conv2d_gather.py."""
+    """One program: BLOCK_P pixels of one class, BLOCK_C channels of the result; classes as in conv2d_gather.py."""
+    stride_an, stride_ac, stride_ah, stride_aw = strides_a
+    stride_sn, stride_sc, stride_sh, stride_sw = strides_saved
+    stride_on, stride_oc, stride_oh, stride_ow = strides_out
+    stride_bn, stride_br, stride_bs = strides_b
     blocks = tl.cdiv(channels, BLOCK_C)
     tile = tl.program_id(0) // blocks
     c = (tl.program_id(0) - tile * blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -90,11 +95,11 @@ def _depthwise_kernel(
 
 
 @entry
-def _depthwise_weight_kernel(
+def conv2d_depthwise_weight_kernel(
     part_ptr,  # (splits, total) float32: out in its memory order, then the sums
     dy_ptr, saved_ptr, x_ptr,
-    stride_yn, stride_yc, stride_yh, stride_yw, stride_sn, stride_sc, stride_sh, stride_sw,  # in elements
-    stride_xn, stride_xc, stride_xh, stride_xw, stride_on, stride_or, stride_os,
+    strides_dy, strides_saved, strides_x,  # between images, channels, rows, columns, in elements
+    strides_out,  # between output channels, tap rows, tap columns
     images, P, Q, H, W, channels,  # rows and columns of dy, of x; channels of dy
     tiles_p, share, numel, total,  # pixel tiles, in all and of a split
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
@@ -103,6 +108,10 @@ def _depthwise_weight_kernel(
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Program (t, s): share s of the sum over all pixels; t: one tap, BLOCK_C channels."""
+    stride_yn, stride_yc, stride_yh, stride_yw = strides_dy
+    stride_sn, stride_sc, stride_sh, stride_sw = strides_saved
+    stride_xn, stride_xc, stride_xh, stride_xw = strides_x
+    stride_on, stride_or, stride_os = strides_out
     blocks = tl.cdiv(channels, BLOCK_C)
     tap = tl.program_id(0) // blocks
     c = (tl.program_id(0) - tap * blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -193,9 +202,10 @@ def depthwise(out, out_saved, a, w, geometry, *, transposed, bias=None, activati
     tiles_p = cdiv(rows, block_p)
     of_o, _, of_r, of_s = w.stride()
     with on_device_of(a):
-        _depthwise_kernel[(classes * tiles_p * cdiv(channels, block_c),)](
-            out, out_saved, a, saved, w, bias, *a.stride(), *(saved.stride() if saved is not None else (0, 0, 0, 0)),
-            of_o, of_r, of_s, *out.stride(), images, P, Q, *a.shape[2:], channels, tiles_p,
+        conv2d_depthwise_kernel[(classes * tiles_p * cdiv(channels, block_c),)](
+            out, out_saved, a, saved, w, bias,
+            a.stride(), (0, 0, 0, 0) if saved is None else saved.stride(), (of_o, of_r, of_s), out.stride(),
+            images, P, Q, *a.shape[2:], channels, tiles_p,
             *w.shape[2:], *g.stride, *g.padding, *g.dilation, *inverses(g, transposed),
             w.shape[0] // g.groups, transposed, activation, gradient_of, a.dtype == torch.float32,
             numbers_are_large(rows), block_p, block_c, num_warps=warps,
@@ -213,9 +223,10 @@ def depthwise_weight(out, sums, dy, saved, x, geometry, activation):
     part = torch.empty(splits, partial_length(out.numel(), O), dtype=torch.float32, device=dy.device)
     of_o, _, of_r, of_s = out.stride()
     with on_device_of(dy):
-        _depthwise_weight_kernel[(programs, splits)](
-            part, dy, saved, x, *dy.stride(), *(saved.stride() if saved is not None else (0, 0, 0, 0)), *x.stride(),
-            of_o, of_r, of_s, images, P, Q, *x.shape[2:], O, steps, cdiv(steps, splits), out.numel(), part.shape[1],
+        conv2d_depthwise_weight_kernel[(programs, splits)](
+            part, dy, saved, x,
+            dy.stride(), (0, 0, 0, 0) if saved is None else saved.stride(), x.stride(), (of_o, of_r, of_s),
+            images, P, Q, *x.shape[2:], O, steps, cdiv(steps, splits), out.numel(), part.shape[1],
             R, S, *g.stride, *g.padding, *g.dilation, O // g.groups, activation, sums is not None,
             numbers_are_large(images * P * Q), block_p, block_c, num_warps=warps,
         )  # fmt: skip

@@ -20,7 +20,7 @@ from .launch import cdiv, on_device_of
 
 
 @entry
-def _frame_kernel(
+def conv2d_frame_kernel(
     out_ptr, x_ptr,  # (images, rows, columns, CHANNELS) contiguous; (images, C, H, W)
     stride_xn, stride_xc, stride_xh, stride_xw, C, H, W, rows, columns,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
@@ -50,7 +50,7 @@ def _framed(x, geometry, R, S):
     copy = torch.empty(images, rows, columns, filled, dtype=x.dtype, device=x.device)
     block = min(1024, triton.next_power_of_2(columns * filled))
     with on_device_of(x):
-        _frame_kernel[(images * rows, cdiv(columns * filled, block))](
+        conv2d_frame_kernel[(images * rows, cdiv(columns * filled, block))](
             copy, x, *x.stride(), C, H, W, rows, columns, *geometry.padding, filled, block, num_warps=4
         )  # fmt: skip
     line = columns * filled

@@ -57,12 +57,12 @@ def _finish(
 
 
 @entry
-def _gather_kernel(
+def conv2d_gather_kernel(
     out_ptr, out_saved_ptr, part_ptr,  # results
     a_ptr, b_ptr, bias_ptr,
-    stride_an, stride_ac, stride_ah, stride_aw,  # in elements
-    stride_bn, stride_bk, stride_br, stride_bs, stride_bg,  # result channel, summed channel, tap row and column, group
-    stride_on, stride_oc, stride_oh, stride_ow,
+    strides_a,  # between images, channels, rows, columns, in elements
+    strides_b,  # between result channels, summed channels, tap rows, tap columns, groups
+    strides_out,  # as of a
     images, P, Q, H, W,  # rows and columns of the result, of the source
     N, K, groups,  # result channels and summed channels, of one group
     tiles_m, tiles_n, total,  # total: row length of part
@@ -82,6 +82,9 @@ def _gather_kernel(
     reach all of them, and among them the step is 1. JOINT: a reduction step may hold several taps.
     LINES: see ``gather``.
     """
+    stride_an, stride_ac, stride_ah, stride_aw = strides_a
+    stride_bn, stride_bk, stride_br, stride_bs, stride_bg = strides_b
+    stride_on, stride_oc, stride_oh, stride_ow = strides_out
     if LINES:
         K, stride_aw = K // 4 * 4, stride_aw // 4 * 4  # the compiler then knows that they are multiples of four
     tile = tl.program_id(0)
@@ -216,9 +219,9 @@ def gather(
     O = w.shape[0]
     of_o, of_c, of_r, of_s = w.stride()
     with on_device_of(a):
-        _gather_kernel[(classes * g.groups * tiles_m * tiles_n, s.SPLITS)](
-            out, out_saved, part, a, w, bias, *a.stride(),
-            *((of_c, of_o) if transposed else (of_o, of_c)), of_r, of_s, O // g.groups * of_o, *out.stride(),
+        conv2d_gather_kernel[(classes * g.groups * tiles_m * tiles_n, s.SPLITS)](
+            out, out_saved, part, a, w, bias, a.stride(),
+            (*((of_c, of_o) if transposed else (of_o, of_c)), of_r, of_s, O // g.groups * of_o), out.stride(),
             images, P, Q, *a.shape[2:], N, K, g.groups, tiles_m, tiles_n, total,
             R, S, *g.stride, *g.padding, *g.dilation, *inverses(g, transposed), transposed,
             activation, a.dtype == torch.float32, dot, K % s.BLOCK_K == 0, joint, a_.swapped,

@@ -26,11 +26,11 @@ from .tile import grouped_tile
 
 
 @entry
-def _weight_kernel(
+def conv2d_weight_kernel(
     out_ptr, part_ptr,  # the weights' gradient
     dy_ptr, x,  # operands; x: pointer or descriptor
-    stride_yn, stride_yc, stride_yh, stride_yw, stride_xn, stride_xc, stride_xh, stride_xw,  # in elements
-    stride_on, stride_oc, stride_or, stride_os,
+    strides_dy, strides_x,  # between images, channels, rows, columns, in elements
+    strides_out,  # between output channels, input channels, tap rows, tap columns
     images, P, Q, H, W,  # rows and columns of dy, of x
     M, N, groups,  # output channels and input channels, of one group
     tiles_m, tiles_n, steps, total,  # steps: of the whole sum; total: row length of part
@@ -49,6 +49,9 @@ def _weight_kernel(
     boxes divide the images; x may move by a DESCRIPTOR then. dy is read by pointers: the tensor cores take such a tile
     from shared memory as it arrived, and would not take a box in the first place.
     """
+    stride_yn, stride_yc, stride_yh, stride_yw = strides_dy
+    stride_xn, stride_xc, stride_xh, stride_xw = strides_x
+    stride_on, stride_oc, stride_or, stride_os = strides_out
     if LINES:
         N, stride_xw = N // 4 * 4, stride_xw // 4 * 4  # the compiler then knows that they are multiples of four
     tile = tl.program_id(0)
@@ -183,9 +186,9 @@ def weight(dw, dy, x, geometry, precision, settings: MatmulSettings | None = Non
         part = torch.empty(splits, total, dtype=torch.float32, device=dw.device)
 
     with on_device_of(dy):
-        _weight_kernel[(g.groups * tiles_m * tiles_n, splits)](
+        conv2d_weight_kernel[(g.groups * tiles_m * tiles_n, splits)](
             dw, part, dy, x_.descriptor(box, s.BLOCK_N) if descriptor else x,
-            *dy.stride(), *strides_beside(descriptor, 4, x), *dw.stride(),
+            dy.stride(), *strides_beside(descriptor, 4, x), dw.stride(),
             images, P, Q, *x.shape[2:], M, N, g.groups, tiles_m, tiles_n, steps, total,
             R, S, *g.stride, *g.padding, *g.dilation, dot, joint, x_.swapped, numbers_are_large(images * P * Q), lines,
             descriptor, box is not None, *(box or (1, 1, 1)),

@@ -25,11 +25,11 @@ def tensor_descriptor(base, shape, strides, block_shape):
 
 
 def strides_beside(described, axes, *tensors):
-    """Strides of the tensors' first ``axes``, one after the other, as a kernel's arguments.
+    """Of each tensor the strides of its first ``axes``, a tuple, as a kernel's arguments.
 
     Ones where a descriptor carries them, and for None: of a one Triton makes a constant, and no argument.
     """
-    return [s for t in tensors for s in ((1,) * axes if described or t is None else t.stride()[:axes])]
+    return [(1,) * axes if described or t is None else t.stride()[:axes] for t in tensors]
 
 
 def check(base, shape, strides, block_shape) -> None:

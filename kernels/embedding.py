@@ -43,7 +43,7 @@ def _gather(table_ptr, ids, col, rows, stride_row, stride_col, inside):
 
 
 @entry
-def _forward_kernel(
+def embedding_forward_kernel(
     y_ptr,  # (M, D) contiguous
     input_ptr, weight_ptr, position_ptr, position_ids_ptr,  # (M,), (V, D), (P, D) or None, (period,) or None
     stride_wv, stride_wd, stride_pp, stride_pd,  # in elements
@@ -67,7 +67,7 @@ def _forward_kernel(
 
 
 @entry
-def _runs_kernel(
+def embedding_runs_kernel(
     table_ptr, part_ptr,  # (V, D) contiguous; (chunks, 2, D) float32
     dy_ptr, sorted_ptr, order_ptr,  # (M, D); (M,): indices in ascending order, and whose they are
     stride_row, stride_col, M, D, V, padding,
@@ -109,7 +109,7 @@ def _runs_kernel(
 
 
 @entry
-def _join_kernel(
+def embedding_join_kernel(
     table_ptr, part_ptr, sorted_ptr,  # (V, D) contiguous; (chunks, 2, D) float32; (M,)
     chunks, D, V,
     CHUNK: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, BLOCK_COLS: tl.constexpr,
@@ -187,7 +187,7 @@ def embedding_fwd(ids, weight, position, position_ids, period, settings: TileSet
     cut = settings or forward_choice(chip_of(weight), Grid(M, D, weight.element_size(), tables))
     positions, strides = (1, (0, 0)) if position is None else (position.shape[0], position.stride())
     with on_device_of(weight):
-        _forward_kernel[(cdiv(M, cut.BLOCK_ROWS) * cdiv(D, cut.BLOCK_COLS),)](
+        embedding_forward_kernel[(cdiv(M, cut.BLOCK_ROWS) * cdiv(D, cut.BLOCK_COLS),)](
             y, ids.contiguous(), weight, position, position_ids, *weight.stride(), *strides,
             M, D, V, positions, period, cut.BLOCK_ROWS, cut.BLOCK_COLS, num_warps=cut.num_warps,
         )  # fmt: skip
@@ -207,12 +207,12 @@ def embedding_bwd(dy, ids, rows, dtype, padding=None, settings: RunSettings | No
     part = torch.empty(chunks, 2, D, dtype=torch.float32, device=dy.device)
     padding = -1 if padding is None else padding
     with on_device_of(dy):
-        _runs_kernel[(chunks, blocks)](
+        embedding_runs_kernel[(chunks, blocks)](
             table, part, dy, ordered, order, *dy.stride(), M, D, rows, padding,
             cut.CHUNK, cut.BLOCK_COLS, num_warps=1,
         )  # fmt: skip
         if chunks > 1:
-            _join_kernel[(chunks - 1, blocks)](
+            embedding_join_kernel[(chunks - 1, blocks)](
                 table, part, ordered, chunks, D, rows,
                 cut.CHUNK, cut.BLOCK_CHUNKS, cut.BLOCK_COLS, num_warps=4,
             )  # fmt: skip

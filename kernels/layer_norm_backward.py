@@ -52,7 +52,7 @@ def _store_sums(part_ptr, dw, db, part, col, N, DW: tl.constexpr, DB: tl.constex
 
 
 @entry
-def _backward_kernel(
+def layer_norm_backward_kernel(
     ds_ptr, part_ptr,  # (rows, N) contiguous or None; (programs, DW + DB, N) float32 or None
     dy_ptr, dsum_ptr, s_ptr, weight_ptr,  # (rows, N); the same or None, twice; (N,) or None
     mean_ptr, rstd_ptr,  # (rows,)
@@ -111,7 +111,7 @@ def _one_row(
 
 
 @entry
-def _long_rows_kernel(
+def layer_norm_long_rows_kernel(
     ds_ptr, part_ptr, dy_ptr, dsum_ptr, s_ptr, weight_ptr, mean_ptr, rstd_ptr,  # as above
     stride_dy, stride_dsum, stride_s, rows, N,  # N and the strides in units of GRAIN
     GRAIN: tl.constexpr, DW: tl.constexpr, DB: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -175,12 +175,12 @@ def layer_norm_bwd(
     asked = grain, dw is not None, db is not None
     with on_device_of(dy):
         if not cut.CHUNK:
-            _backward_kernel[(parts,)](
+            layer_norm_backward_kernel[(parts,)](
                 *arrays, *sizes, *asked, cut.BLOCK_ROWS, cut.BLOCK_N, cut.STAGES, num_warps=cut.num_warps
             )
         else:
             programs = (cut.CHUNK if ds is not None else 0) + (cdiv(N, cut.BLOCK_COLS) if sums else 0)
-            _long_rows_kernel[(parts * programs,)](
+            layer_norm_long_rows_kernel[(parts * programs,)](
                 *arrays, *sizes, *asked, cut.BLOCK_N, cut.CHUNK, cut.BLOCK_ROWS, cut.BLOCK_COLS, cut.STAGES,
                 num_warps=cut.num_warps,
             )  # fmt: skip

@@ -44,7 +44,7 @@ def _added(tiles, COUNT: tl.constexpr):
 
 
 @entry
-def _forward_kernel(
+def layer_norm_forward_kernel(
     y_ptr, sum_ptr, mean_ptr, rstd_ptr,  # (rows, N) contiguous, the same or None; (rows,) float32 or None
     x_ptr, residual_ptr, weight_ptr, bias_ptr,  # (rows, N); the same or None; (N,) or None
     stride_x, stride_r,  # between rows; these and N in units of GRAIN
@@ -125,7 +125,7 @@ def layer_norm_fwd(
     cut = settings or forward_choice(gpu, Rows(rows, N, x.element_size(), arrays))
     grain = grain_of(N, x, residual)
     with on_device_of(x):
-        _forward_kernel[(cdiv(rows, cut.BLOCK_ROWS),)](
+        layer_norm_forward_kernel[(cdiv(rows, cut.BLOCK_ROWS),)](
             y, s, mean, rstd, x, residual, vector_of(weight), vector_of(bias),
             x.stride(0) // grain, 0 if residual is None else residual.stride(0) // grain, rows, N // grain, eps,
             _TL[sum_dtype], N > cut.BLOCK_N, grain, cut.BLOCK_ROWS, cut.BLOCK_N,

@@ -38,7 +38,6 @@ import triton.language as tl
 from .launch import Product, cdiv
 from .matmul import movable, operand_tile, wrapped
 
-LOG2_E = 1.4426950408889634
 LN_2 = tl.constexpr(0.6931471805599453)
 LEAST = tl.constexpr(-1e3)  # log2 of an exponential that is 0: in place of -inf, so that 0 log 0 = 0
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # the least finite float32
@@ -46,7 +45,7 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)  # the least finite float32
 
 @triton.jit
 def products_tile(
-    x, w, m, v, M, V, K, stride_xm, stride_xk, stride_wv, stride_wk,
+    x, w, m, v, M, V, K, strides_x, strides_w,
     PRECISION: tl.constexpr, EVEN_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
     X_K_MAJOR: tl.constexpr, W_K_MAJOR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -55,8 +54,8 @@ def products_tile(
     products = tl.zeros((BLOCK_M, BLOCK_V), dtype=tl.float32)
     # Where the loop might not run at all, Triton 3.6 lets every tensor-core product wait for the one before.
     for k in range(0, tl.maximum(K, 1), BLOCK_K):
-        x_tile = operand_tile(x, m, k, M, K, stride_xm, stride_xk, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS, X_K_MAJOR)
-        w_tile = operand_tile(w, v, k, V, K, stride_wv, stride_wk, BLOCK_V, BLOCK_K, EVEN_K, DESCRIPTORS, W_K_MAJOR)
+        x_tile = operand_tile(x, m, k, M, K, strides_x, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS, X_K_MAJOR)
+        w_tile = operand_tile(w, v, k, V, K, strides_w, BLOCK_V, BLOCK_K, EVEN_K, DESCRIPTORS, W_K_MAJOR)
         products = tl.dot(x_tile, w_tile.T, products, input_precision=PRECISION)
     return products
 

@@ -19,7 +19,6 @@ from .launch import (
 from .logits import (
     LEAST,
     LN_2,
-    LOG2_E,
     Head,
     any_within,
     large,
@@ -31,7 +30,7 @@ from .logits import (
     registers,
 )  # fmt: skip
 from .matmul import Operand, matmul
-from .tile import grouped_tile
+from .tile import LOG2_E, grouped_tile
 
 CHUNK_BYTES = 2**28  # of the buffer for gradients at the logits
 _CHUNK_ROWS = 16384
@@ -115,11 +114,11 @@ def _store_gradient(
 
 
 @entry
-def _gradient_kernel(
+def logits_gradient_kernel(
     out,  # (M, V), rows stride_out apart: pointer or descriptor
     x, w, bias_ptr,
     target_ptr, peak_ptr, log_total_ptr, score_grad_ptr, entropy_grad_ptr, entropy_ptr,  # (M,)
-    stride_out, stride_xm, stride_xk, stride_wv, stride_wk,  # in elements
+    stride_out, strides_x, strides_w,  # in elements
     M, V, K, first_class, ignore_index,  # V classes from first_class on; None if no row is ignored
     scale, share, smooth, inverse_temperature,
     PRECISION: tl.constexpr, EVEN_K: tl.constexpr, DESCRIPTORS: tl.constexpr, DESCRIPTOR_OUT: tl.constexpr,
@@ -130,7 +129,7 @@ def _gradient_kernel(
     tile_m, tile_v = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(V, BLOCK_V), GROUP_M)
     m, v = tile_m * BLOCK_M, tile_v * BLOCK_V
     products = products_tile(
-        x, w, m, v, M, V, K, stride_xm, stride_xk, stride_wv, stride_wk,
+        x, w, m, v, M, V, K, strides_x, strides_w,
         PRECISION, EVEN_K, DESCRIPTORS, X_K_MAJOR, W_K_MAJOR, BLOCK_M, BLOCK_V, BLOCK_K,
     )  # fmt: skip
     target, peak, weight, slope, uniform, at_target = _row_terms(
@@ -144,7 +143,7 @@ def _gradient_kernel(
 
 
 @entry
-def _kept_gradient_kernel(
+def logits_kept_gradient_kernel(
     out_ptr, logits_ptr,  # (M, columns), rows stride_out and stride_logits apart; only V columns are logits
     target_ptr, peak_ptr, log_total_ptr, score_grad_ptr, entropy_grad_ptr, entropy_ptr,  # (M,)
     stride_out, stride_logits, M, V, columns, first_class, ignore_index, scale, share, smooth, inverse_temperature,
@@ -251,7 +250,7 @@ def _gradient(
     if descriptors:
         result = tensor_descriptor(out, [M, V], [stride, 1], [s.BLOCK_M, s.BLOCK_N // s.SUBTILES])
     with on_device_of(x):
-        _gradient_kernel[(cdiv(M, s.BLOCK_M) * cdiv(V, s.BLOCK_N),)](
+        logits_gradient_kernel[(cdiv(M, s.BLOCK_M) * cdiv(V, s.BLOCK_N),)](
             result, *loaded(x_, w_, s, descriptors), bias, *of_rows,
             1 if descriptors else stride, *strides_beside(descriptors, 2, x_.t, w_.t), M, V, K, first_class,
             head.ignore_index, *_factors(head, classes),
@@ -265,7 +264,7 @@ def _kept_gradient(out, logits, V, of_rows, first_class, classes, head):
     """Fill out (rows, columns) with the gradient at ``logits`` (rows, ..), of which V are its classes."""
     M, columns = len(logits), padded(V)
     with on_device_of(out):
-        _kept_gradient_kernel[(cdiv(M, _KEPT_ROWS) * cdiv(columns, _KEPT_COLUMNS),)](
+        logits_kept_gradient_kernel[(cdiv(M, _KEPT_ROWS) * cdiv(columns, _KEPT_COLUMNS),)](
             out, logits, *of_rows, out.stride(0), logits.stride(0), M, V, columns, first_class,
             head.ignore_index, *_factors(head, classes), _KEPT_ROWS, _KEPT_COLUMNS, num_warps=8,
         )  # fmt: skip
@@ -273,4 +272,4 @@ def _kept_gradient(out, logits, V, of_rows, first_class, classes, head):
 
 def _factors(head, classes):
     """Of the logits in units of log2, of the target's label, of every label, and of the gradient."""
-    return LOG2_E / head.temperature, 1.0 - head.smoothing, head.smoothing / classes, 1.0 / head.temperature
+    return LOG2_E.value / head.temperature, 1.0 - head.smoothing, head.smoothing / classes, 1.0 / head.temperature

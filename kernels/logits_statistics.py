@@ -24,7 +24,6 @@ from .launch import (
 from .logits import (
     LEAST,
     LN_2,
-    LOG2_E,
     LOWEST,
     Head,
     any_within,
@@ -36,7 +35,7 @@ from .logits import (
     products_tile,
     registers,
 )  # fmt: skip
-from .tile import grouped_tile
+from .tile import LOG2_E, grouped_tile
 
 _COMBINED = 128  # rows of a program that combines shares
 
@@ -61,11 +60,11 @@ def _store_parts(tile, out, m, v, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, 
 
 
 @entry
-def _statistics_kernel(
+def logits_statistics_kernel(
     part_ptr,  # (SPLITS, 3 or 4, M) float32: maximum * scale, sum of exponentials, target's logit, extra
     kept, kept_columns,  # None, or where the logits before the scale go: (M, kept_columns), 0 beyond V
     x, w, bias_ptr, target_ptr,  # x (M, K), w (V, K): pointers or descriptors
-    stride_xm, stride_xk, stride_wv, stride_wk,  # in elements
+    strides_x, strides_w,  # in elements
     M, V, K, tiles_per_split, scale,
     EXTRA: tl.constexpr,  # "entropy", "sum" or None
     PRECISION: tl.constexpr, EVEN_K: tl.constexpr, DESCRIPTORS: tl.constexpr,  # of the operands and of kept
@@ -88,7 +87,7 @@ def _statistics_kernel(
     for tile in range(first, tl.minimum(first + tiles_per_split, tl.cdiv(V, BLOCK_V))):
         v = tile * BLOCK_V
         z = products_tile(
-            x, w, m, v, M, V, K, stride_xm, stride_xk, stride_wv, stride_wk,
+            x, w, m, v, M, V, K, strides_x, strides_w,
             PRECISION, EVEN_K, DESCRIPTORS, X_K_MAJOR, W_K_MAJOR, BLOCK_M, BLOCK_V, BLOCK_K,
         )  # fmt: skip
         offs_v = v + tl.arange(0, BLOCK_V)
@@ -129,7 +128,7 @@ def _statistics_kernel(
 
 
 @entry
-def _combine_kernel(
+def logits_combine_kernel(
     score_ptr, lse_ptr, entropy_ptr,  # (M,), (2, M), (M,) float32; lse: maximum, log2 of the sum relative to it
     part_ptr, target_ptr, M, V, splits, scale, ignore_index, smoothing, sign,  # ignore_index: None if none is ignored
     EXTRA: tl.constexpr, BLOCK: tl.constexpr,
@@ -234,7 +233,7 @@ def logits_fwd(
     score = torch.empty(N, dtype=torch.float32, device=x.device)
     lse = torch.empty(2, N, dtype=torch.float32, device=x.device)
     entropies = torch.empty_like(score) if entropy else None
-    columns, scale = padded(V), LOG2_E / head.temperature
+    columns, scale = padded(V), LOG2_E.value / head.temperature
     kept = torch.empty(N, columns, dtype=x.dtype, device=x.device) if keep else None
     place = kept
     if keep and descriptors:
@@ -245,7 +244,7 @@ def logits_fwd(
         while s.num_stages > 2 and not tile_fits(room, product, s):
             s = s._replace(num_stages=s.num_stages - 1)
     with on_device_of(x):
-        _statistics_kernel[(cdiv(N, s.BLOCK_M) * s.SPLITS,)](
+        logits_statistics_kernel[(cdiv(N, s.BLOCK_M) * s.SPLITS,)](
             part, place, columns, *loaded(x_, w_, s, descriptors), bias, target,
             *strides_beside(descriptors, 2, x_.t, w_.t),
             N, V, D, cdiv(cdiv(V, s.BLOCK_N), s.SPLITS), scale,
@@ -254,7 +253,7 @@ def logits_fwd(
             num_warps=s.num_warps, num_stages=s.num_stages,
             **({} if keep else registers(gpu, s, x.element_size(), descriptors)),  # beside what is kept, one has room
         )  # fmt: skip
-        _combine_kernel[(cdiv(N, _COMBINED),)](
+        logits_combine_kernel[(cdiv(N, _COMBINED),)](
             score, lse, entropies, part, target, N, V, s.SPLITS, scale, head.ignore_index, head.smoothing, head.sign,
             extra, _COMBINED, num_warps=4,
         )  # fmt: skip

@@ -32,10 +32,13 @@ from .tunable import Bucket, Variants
 
 @triton.jit
 def operand_tile(
-    source, row, k, rows, K, stride_row, stride_k,
+    source, row, k, rows, K, strides,
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, DESCRIPTOR: tl.constexpr, K_MAJOR: tl.constexpr,
 ):  # fmt: skip
-    """Tile (ROWS, BLOCK_K) of an operand at (row, k), zero past its edges. K_MAJOR: a row's elements are adjacent."""
+    """Tile (ROWS, BLOCK_K) of an operand at (row, k), zero past its edges. strides: between rows, and along them.
+
+    K_MAJOR: a row's elements are adjacent.
+    """
     if DESCRIPTOR:
         if K_MAJOR:
             tile = source.load([row, k])
@@ -47,7 +50,7 @@ def operand_tile(
         inside = offs_row[:, None] < rows
         if not EVEN_K:
             inside = inside & (offs_k[None, :] < K)
-        offsets = offs_row.to(tl.int64)[:, None] * stride_row + offs_k.to(tl.int64)[None, :] * stride_k
+        offsets = offs_row.to(tl.int64)[:, None] * strides[0] + offs_k.to(tl.int64)[None, :] * strides[1]
         tile = tl.load(source + offsets, mask=inside, other=0.0)
     return tile
 
@@ -125,10 +128,10 @@ def _finish(
 
 
 @entry
-def _matmul_kernel(
+def matmul_kernel(
     out, out_saved, out_sums_ptr, part_ptr,  # results: pointers or descriptors of contiguous (M, N); sums (M,)
     a, saved, b, bias_ptr, addend, slope,  # operands: pointers or descriptors; the last two are laid out as the result
-    stride_am, stride_ak, stride_sm, stride_sk, stride_bn, stride_bk,  # in elements
+    strides_a, strides_saved, strides_b,  # each between rows and along K, in elements
     M, N, K, k_per_split, numel, total,  # numel = M * N; total: row length of part, at least numel + M
     ACTIVATION: tl.constexpr, SLOPE_OF: tl.constexpr,  # of the result; whose derivative the result is multiplied by
     GRADIENT_OF: tl.constexpr,  # of a, which then is a gradient at the output
@@ -151,11 +154,11 @@ def _matmul_kernel(
     products = tl.zeros((BLOCK_N, BLOCK_M) if SWAPPED else (BLOCK_M, BLOCK_N), dtype=tl.float32)
     sums = tl.zeros((64, BLOCK_M) if SWAPPED else (BLOCK_M, 16), dtype=tl.float32)
     for k in range(k_begin, k_end, BLOCK_K):
-        a_tile = operand_tile(a, m, k, M, K, stride_am, stride_ak, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS_IN, A_K_MAJOR)
-        b_tile = operand_tile(b, n, k, N, K, stride_bn, stride_bk, BLOCK_N, BLOCK_K, EVEN_K, DESCRIPTORS_IN, B_K_MAJOR)
+        a_tile = operand_tile(a, m, k, M, K, strides_a, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS_IN, A_K_MAJOR)
+        b_tile = operand_tile(b, n, k, N, K, strides_b, BLOCK_N, BLOCK_K, EVEN_K, DESCRIPTORS_IN, B_K_MAJOR)
         if GRADIENT_OF is not None:
             saved_tile = operand_tile(
-                saved, m, k, M, K, stride_sm, stride_sk, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS_IN, A_K_MAJOR
+                saved, m, k, M, K, strides_saved, BLOCK_M, BLOCK_K, EVEN_K, DESCRIPTORS_IN, A_K_MAJOR
             )
             g = backpropagate(a_tile.to(tl.float32), saved_tile.to(tl.float32), GRADIENT_OF)
             a_tile = g.to(a_tile.dtype)
@@ -324,7 +327,7 @@ def matmul(
 
     precise = a.dtype == torch.float32
     with on_device_of(a):
-        _matmul_kernel[(cdiv(M, s.BLOCK_M) * max(cdiv(N, s.BLOCK_N), 1), splits)](
+        matmul_kernel[(cdiv(M, s.BLOCK_M) * max(cdiv(N, s.BLOCK_N), 1), splits)](
             result(out), result(out_saved), sums, part,
             operand(a_, s.BLOCK_M), operand(saved_, s.BLOCK_M), operand(b_, s.BLOCK_N), bias,
             result(addend, s.SUBTILES), result(slope, s.SUBTILES),

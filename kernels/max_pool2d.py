@@ -64,7 +64,7 @@ def _compare(x, position, best, kept):
 
 
 @entry
-def _forward_kernel(
+def max_pool2d_forward_kernel(
     y_ptr, kept_ptr, indices_ptr,  # dense (N, C, OH, OW) in the layout of x; the last two may be None
     x_ptr,  # (N, C, H, W)
     stride_n, stride_c, stride_h, stride_w,  # of x, in elements
@@ -128,7 +128,7 @@ def _forward_kernel(
 
 
 @entry
-def _backward_kernel(
+def max_pool2d_backward_kernel(
     dx_ptr,  # dense (N, C, H, W)
     dy_ptr, kept_ptr,  # (N, C, OH, OW); kept is dense in the layout of dx
     stride_n, stride_c, stride_h, stride_w,  # of dy, in elements
@@ -285,7 +285,7 @@ def max_pool2d_fwd(x, kernel, stride, padding, dilation, size, keep, indices, se
     strip = min(strip, _most(s, x, stride[1]))
     move = grain(line, strip * stride[1]) if strip > 1 else 1
     with on_device_of(x):
-        _forward_kernel[(programs,)](
+        max_pool2d_forward_kernel[(programs,)](
             y, kept, found, x, *x.stride(), *x.shape[1:], *size, rows, cols // strip,
             *kernel, *stride, *padding, *dilation, *past, channels_last, _large(y.numel(), x), unroll_h, unroll_w,
             strip, move, s.BLOCK_ROWS, s.BLOCK_COLS // strip, num_warps=s.num_warps,
@@ -321,7 +321,7 @@ def max_pool2d_bwd(dy, kept, kernel, stride, padding, dilation, size, settings: 
     strip = min(strip, _most(s, dy, pixels))
     move = grain(line, strip * stride[1]) if strip > 1 else 1
     with on_device_of(dy):
-        _backward_kernel[(programs if unrolled else programs * pixels,)](
+        max_pool2d_backward_kernel[(programs if unrolled else programs * pixels,)](
             dx, dy, kept, *dy.stride(), *dx.shape[1:], *dy.shape[2:], *cells, rows, cols // strip,
             *kernel, *stride, *outside, *dilation, *start, channels_last, _large(dx.numel(), dy), unrolled,
             strip, move, s.BLOCK_ROWS, s.BLOCK_COLS // strip, num_warps=s.num_warps,

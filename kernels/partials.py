@@ -11,7 +11,7 @@ _BLOCK = 1024  # elements per program
 
 
 @entry
-def _reduce_kernel(
+def reduce_partials_kernel(
     out_ptr, out_saved_ptr, out_sums_ptr,  # results: numel elements of dense memory, the same, (sums,)
     part_ptr, bias_ptr, addend_ptr, slope_ptr,  # part (splits, total) float32: a result, then sums; last two: as it
     channels, inner, numel, sums, total, splits,  # element i of a result takes the bias i // inner % channels
@@ -54,14 +54,14 @@ def reduce_partials(
     """
     splits, total = part.shape
     channels, sums = (1 if t is None else t.numel() for t in (bias, out_sums))
-    _reduce_kernel[(cdiv(total, _BLOCK),)](
+    reduce_partials_kernel[(cdiv(total, _BLOCK),)](
         out, out_saved, out_sums, part, bias, addend, slope, channels, inner, out.numel(), sums, total, splits,
         activation, slope_of, precise, _BLOCK, num_warps=4,
     )  # fmt: skip
 
 
 @entry
-def _add_rows_kernel(
+def add_rows_kernel(
     out_ptr, second_ptr,  # (first,), (cols - first,) or None
     source_ptr, stride, rows, cols, first, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
@@ -90,6 +90,6 @@ def add_rows(source, out, second=None):
     width = next((w for w in (32, 64, 128) if w >= fill), 256)
     height = min(max(triton.next_power_of_2(rows), 1), 4096 // width)
     with on_device_of(source):
-        _add_rows_kernel[(cdiv(cols, width),)](
+        add_rows_kernel[(cdiv(cols, width),)](
             out, second, source, source.stride(0), rows, cols, out.numel(), height, width, num_warps=4
         )  # fmt: skip

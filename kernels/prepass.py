@@ -27,7 +27,7 @@ _BESIDE = 4  # programs for each processor
 
 
 @entry
-def _prepass_kernel(
+def activation_prepass_kernel(
     g_ptr, part_ptr, dy_ptr, saved_ptr,  # g (M, N) contiguous or None; part (programs, N) float32 or None
     stride_di, stride_dm, stride_dn, stride_si, stride_sm, stride_sn, M, N, rows,
     pixels,  # rows of an image; None: all rows are of one
@@ -85,7 +85,7 @@ def prepass(dy, saved, activation, sums_dtype):
         sums = torch.empty(N, dtype=sums_dtype, device=dy.device)
         part = torch.empty(shares, N, dtype=torch.float32, device=dy.device)
     with on_device_of(dy):
-        _prepass_kernel[(shares, columns)](
+        activation_prepass_kernel[(shares, columns)](
             g, part, dy, saved, *strides, M, N, rows, pixels if images else None,
             activation, block_m, block_n, _STAGES, num_warps=_WARPS,
         )  # fmt: skip

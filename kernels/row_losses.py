@@ -16,7 +16,7 @@ _REDUCED, _SPREAD = 4096, 1024  # rows that a program holds at once
 
 
 @entry
-def _reduce_losses_kernel(
+def linear_cross_entropy_reduce_kernel(
     loss_ptr, number_ptr,  # (): results; the second None for a sum
     losses_ptr, target_ptr,  # (N,)
     N, ignore_index, BLOCK: tl.constexpr,
@@ -39,7 +39,7 @@ def _reduce_losses_kernel(
 
 
 @entry
-def _spread_gradient_kernel(
+def linear_cross_entropy_spread_kernel(
     score_grad_ptr,  # (N,): result, float32
     dloss_ptr, stride, number_ptr,  # of all rows (stride None) or of each; () or None
     target_ptr, N, ignore_index, BLOCK: tl.constexpr,
@@ -66,7 +66,9 @@ def reduce_losses(losses, target, ignore_index, mean, dtype):
     loss = torch.empty((), dtype=dtype, device=losses.device)
     number = torch.empty((), dtype=torch.float32, device=losses.device) if mean else None
     with on_device_of(losses):
-        _reduce_losses_kernel[(1,)](loss, number, losses, target, len(losses), ignore_index, _REDUCED, num_warps=8)
+        linear_cross_entropy_reduce_kernel[(1,)](
+            loss, number, losses, target, len(losses), ignore_index, _REDUCED, num_warps=8
+        )
     return loss, number
 
 
@@ -79,7 +81,7 @@ def spread_gradient(dloss, number, target, ignore_index):
     score_grad = torch.empty(N, dtype=torch.float32, device=target.device)
     stride = None if dloss.dim() == 0 else dloss.stride(0)
     with on_device_of(target):
-        _spread_gradient_kernel[(cdiv(N, _SPREAD),)](
+        linear_cross_entropy_spread_kernel[(cdiv(N, _SPREAD),)](
             score_grad, dloss, stride, number, target, N, ignore_index, _SPREAD, num_warps=4
         )  # fmt: skip
     return score_grad

@@ -36,6 +36,14 @@ def test_the_lint_finds_a_kernel_that_is_not():
     assert list(undeclared(source)) == ["_bad_kernel"]
 
 
+def test_a_profile_can_tell_the_kernels_apart():
+    """It lists them by name alone: "_forward_kernel" could be that of any op."""
+    nodes = [node for path in KERNELS for node in ast.walk(ast.parse(path.read_text()))]
+    names = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")]
+    assert len(names) > 30 and len(set(names)) == len(names)
+    assert not [name for name in names if name.startswith("_")]
+
+
 def test_a_launch_asks_for_fused_sums(monkeypatch):
     asked = {}
     monkeypatch.setattr(JITFunction, "run", lambda self, *args, **kwargs: asked.update(kwargs, args=args))

@@ -133,7 +133,7 @@ def test_the_way_of_linears_backward_follows_from_its_size(size, way):
 
 def test_the_estimate_of_shared_memory_is_not_below_what_kernels_take():
     table = json.loads((ROOT / "bench/results/offline/sm_90.json").read_text())
-    rows = [row for row in table["rows"] if row["kernel"] == "_matmul_kernel" and row["constexprs"]["DESCRIPTORS_IN"]]
+    rows = [row for row in table["rows"] if row["kernel"] == "matmul_kernel" and row["constexprs"]["DESCRIPTORS_IN"]]
     assert len(rows) > 20
     for row in rows:
         c = row["constexprs"]

@@ -111,7 +111,7 @@ def _table(rows: list[CompiledLaunch], target: str, dtype: str, op: str) -> Tabl
 
 
 def _cells(row: CompiledLaunch) -> list[str]:
-    kernel = row.kernel.removeprefix("_").removeprefix("attention_").removesuffix("_kernel")
+    kernel = row.kernel.removeprefix("attention_").removeprefix(f"{row.op}_").removesuffix("_kernel")
     blocks = [str(v) for name, v in row.constexprs.items() if name.startswith("BLOCK")]
     splits = row.constexprs.get("SPLITS", 1)
     tile = "x".join(blocks) + (f" /{splits}" if splits != 1 else "")

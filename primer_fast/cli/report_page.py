@@ -263,7 +263,7 @@ def _compiled_table(rows: list[dict]) -> str:
         failed = len(group) - len(needs)
         matrix = " ".join(dict.fromkeys(name for r in needs for name in r["matrix"])) or NONE
         lines.append((
-            op if op != before else "", kernel.removeprefix("_").removesuffix("_kernel"), f"{dtype}, {target}", matrix,
+            op if op != before else "", kernel.removesuffix("_kernel"), f"{dtype}, {target}", matrix,
             str(len(group)), (str(failed), "bad" if failed else ""), _range(needs, "registers"),
             (str(spilling), "bad" if spilling else ""), _range(needs, "spill_bytes"),
             _range(needs, "shared_bytes", 1024), _range(needs, "programs_per_processor"), _range(needs, "instructions"),

@@ -103,5 +103,5 @@ ATTENTION = (
     _space(forward_choice, ("attention_forward_kernel",), 2, 1, False),
     _space(keys_choice, ("attention_backward_kv_kernel",), 4, 2, True),
     _space(queries_choice, ("attention_backward_q_kernel",), 3, 1, False),
-    Space(decode_choice, ("_share_kernel", "_combine_kernel"), decode_candidates, estimate_decode),
+    Space(decode_choice, ("attention_decode_kernel", "attention_combine_kernel"), decode_candidates, estimate_decode),
 )

@@ -54,9 +54,9 @@ def estimate_shared(gpu: Chip, p: Product, s: MatmulSettings) -> float:
 
 
 PRODUCTS = (
-    Space(matmul_settings, ("_matmul_kernel", "_reduce_kernel"), split, estimate),
-    Space(gather_settings, ("_box_kernel", "_gather_kernel", "_reduce_kernel"), split, estimate),
-    Space(weight_settings, ("_weight_kernel", "_reduce_kernel"), split, estimate),
-    Space(statistics_settings, ("_statistics_kernel", "_combine_kernel"), shared, estimate_shared),
-    Space(gradient_settings, ("_gradient_kernel",), tiles, estimate),
+    Space(matmul_settings, ("matmul_kernel", "reduce_partials_kernel"), split, estimate),
+    Space(gather_settings, ("conv2d_boxes_kernel", "conv2d_gather_kernel", "reduce_partials_kernel"), split, estimate),
+    Space(weight_settings, ("conv2d_weight_kernel", "reduce_partials_kernel"), split, estimate),
+    Space(statistics_settings, ("logits_statistics_kernel", "logits_combine_kernel"), shared, estimate_shared),
+    Space(gradient_settings, ("logits_gradient_kernel",), tiles, estimate),
 )

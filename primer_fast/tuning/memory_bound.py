@@ -99,14 +99,18 @@ def estimate_depthwise(gpu: Chip, p: Depthwise, s: DepthwiseSettings) -> float:
 
 
 MEMORY_BOUND = (
-    Space(forward_choice, ("_forward_kernel",), row_candidates, estimate_rows),
+    Space(forward_choice, ("layer_norm_forward_kernel",), row_candidates, estimate_rows),
     Space(
-        backward_choice, ("_backward_kernel", "_long_rows_kernel", "_add_rows_kernel"), walk_candidates, estimate_walk
+        backward_choice, ("layer_norm_backward_kernel", "layer_norm_long_rows_kernel", "add_rows_kernel"),
+        walk_candidates, estimate_walk,
     ),
-    Space(max_pool2d.forward_choice, ("_forward_kernel",), tile_candidates, estimate_tiles),
-    Space(max_pool2d.backward_choice, ("_backward_kernel",), tile_candidates, estimate_tiles),
-    Space(embedding.forward_choice, ("_forward_kernel",), tile_candidates, estimate_tiles),
-    Space(embedding.run_choice, ("_runs_kernel", "_join_kernel"), run_candidates, estimate_runs),
-    Space(result_choice, ("_depthwise_kernel",), depthwise_candidates, estimate_depthwise),
-    Space(weight_choice, ("_depthwise_weight_kernel", "_reduce_kernel"), depthwise_candidates, estimate_depthwise),
-)
+    Space(max_pool2d.forward_choice, ("max_pool2d_forward_kernel",), tile_candidates, estimate_tiles),
+    Space(max_pool2d.backward_choice, ("max_pool2d_backward_kernel",), tile_candidates, estimate_tiles),
+    Space(embedding.forward_choice, ("embedding_forward_kernel",), tile_candidates, estimate_tiles),
+    Space(embedding.run_choice, ("embedding_runs_kernel", "embedding_join_kernel"), run_candidates, estimate_runs),
+    Space(result_choice, ("conv2d_depthwise_kernel",), depthwise_candidates, estimate_depthwise),
+    Space(
+        weight_choice, ("conv2d_depthwise_weight_kernel", "reduce_partials_kernel"),
+        depthwise_candidates, estimate_depthwise,
+    ),
+)  # fmt: skip

@@ -5,7 +5,7 @@ from primer_fast.kernels.matmul import operands_choice
 from primer_fast.kernels.tunable import Variant, Variants
 from primer_fast.tuning.space import Space
 
-_PRODUCT = ("_matmul_kernel", "_reduce_kernel")
+_PRODUCT = ("matmul_kernel", "reduce_partials_kernel")
 
 
 def _space(choice: Variants, kernels: tuple[str, ...], inside: tuple[str, ...], late: bool = False) -> Space:
@@ -14,14 +14,14 @@ def _space(choice: Variants, kernels: tuple[str, ...], inside: tuple[str, ...], 
 
 VARIANTS = (
     _space(
-        linear_prepass.backward_choice, ("_prepass_kernel", "_add_rows_kernel", *_PRODUCT),
+        linear_prepass.backward_choice, ("activation_prepass_kernel", "add_rows_kernel", *_PRODUCT),
         ("matmul_operands", "matmul"),
     ),
     _space(operands_choice, _PRODUCT, ("matmul",), late=True),
     _space(
         attention_onepass.backward_choice,
         (
-            "attention_statistics_kernel", "_onepass_kernel", "_cast_kernel",
+            "attention_statistics_kernel", "attention_onepass_kernel", "attention_onepass_cast_kernel",
             "attention_backward_kv_kernel", "attention_backward_q_kernel",
         ),
         ("attention_backward_kv", "attention_backward_q"),

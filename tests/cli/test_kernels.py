@@ -29,7 +29,7 @@ TILE = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "SPLITS": 3, "ACTIVATION"
 def row(direction, resources, error=None, epilogue=None):
     unit = ("linear", "square_4096", "bfloat16", "sm_90")
     serialized = None if resources is None else resources.serialized
-    return CompiledLaunch(*unit, direction, "_matmul_kernel", 1536, TILE, 8, 4, resources, error, serialized, epilogue)
+    return CompiledLaunch(*unit, direction, "matmul_kernel", 1536, TILE, 8, 4, resources, error, serialized, epilogue)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_failure_is_named_and_is_the_exit_status(compiled, capsys):
     compiled.append(row("backward", None, "PTXASError: Insufficient registers"))
     assert main(["kernels", *ONE]) == 1
     out = capsys.readouterr().out
-    assert "sm_90 bfloat16 linear square_4096 backward _matmul_kernel: PTXASError: Insufficient registers" in out
+    assert "sm_90 bfloat16 linear square_4096 backward matmul_kernel: PTXASError: Insufficient registers" in out
     assert "3 launches: 2 compiled, 1 failed, 1 spill" in out
 
 

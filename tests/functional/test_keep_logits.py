@@ -185,12 +185,13 @@ for dtype, entropy, D in ((torch.bfloat16, False, 4096), (torch.bfloat16, True, 
     x, w = (torch.empty(n, D, dtype=dtype, device="meta", requires_grad=True) for n in (8192, 50257))
     b = torch.empty(50257, dtype=dtype, device="meta", requires_grad=True)
     t = torch.empty(8192, dtype=torch.int64, device="meta")
-    with offline("sm_90", wanted=lambda kernel: kernel in ("_statistics_kernel", "_kept_gradient_kernel")) as launches:
+    ours = ("logits_statistics_kernel", "logits_kept_gradient_kernel")
+    with offline("sm_90", wanted=lambda kernel: kernel in ours) as launches:
         y = F.linear_log_prob(x, w, t, linear_bias=b, return_entropy=entropy, keep_logits=True)
         y = y[0] + y[1] if entropy else y
         torch.autograd.grad(y, (x, w), torch.empty_like(y))
     whole = MatmulSettings(128, 256, 64, 8, 4)  # kept in one part, for which four stages leave no room
-    with offline("sm_90", wanted=lambda kernel: kernel == "_statistics_kernel") as too:
+    with offline("sm_90", wanted=lambda kernel: kernel == "logits_statistics_kernel") as too:
         if dtype == torch.bfloat16:
             linear_log_prob_fwd(x, w, None, t, 1.0, entropy, "highest", whole, keep=True)
     for launch in launches + too:
@@ -206,6 +207,6 @@ def test_compiles_for_a_gpu():
     done = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     seen = json.loads(done.stdout)
-    assert {kernel for kernel, *_ in seen} == {"_statistics_kernel", "_kept_gradient_kernel"}
+    assert {kernel for kernel, *_ in seen} == {"logits_statistics_kernel", "logits_kept_gradient_kernel"}
     assert all(spilled == 0 and serialized is False for _, spilled, serialized, _ in seen), seen
-    assert all(stores == ["wide"] for kernel, *_, stores in seen if kernel == "_kept_gradient_kernel"), seen
+    assert all(stores == ["wide"] for kernel, *_, stores in seen if kernel == "logits_kept_gradient_kernel"), seen

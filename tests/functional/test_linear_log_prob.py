@@ -75,7 +75,8 @@ from primer_fast.proof.offline import offline
 
 x, w = (torch.empty(n, 768, dtype=torch.bfloat16, device="meta", requires_grad=True) for n in (16384, 50257))
 t = torch.empty(16384, dtype=torch.int64, device="meta")
-with offline("sm_90", wanted=lambda kernel: kernel in ("_statistics_kernel", "_gradient_kernel")) as launches:
+ours = ("logits_statistics_kernel", "logits_gradient_kernel")
+with offline("sm_90", wanted=lambda kernel: kernel in ours) as launches:
     y, h = linear_log_prob(x, w, t, return_entropy=True)
     torch.autograd.grad(y + h, x, torch.empty_like(y))
 for launch in launches[:2]:
@@ -88,7 +89,8 @@ def test_small_tiles_share_a_multiprocessor():
     """The estimate counts on two programs there, of which one multiplies while the other does not."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", PROBE], env=kept, capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["_statistics_kernel 0 2", "_gradient_kernel 0 2"], done.stderr[-4000:]
+    expected = ["logits_statistics_kernel 0 2", "logits_gradient_kernel 0 2"]
+    assert done.stdout.splitlines() == expected, done.stderr[-4000:]
 
 
 def test_an_addend_is_added_in_float32(device):

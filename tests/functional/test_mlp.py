@@ -178,11 +178,11 @@ def test_launches_of_gpt2():
     done = subprocess.run([sys.executable, "-c", LAUNCHES], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     (forward, backward), (_, with_output) = json.loads(done.stdout)
-    assert forward == ["_matmul_kernel"] * 2
-    assert backward.count("_matmul_kernel") == 4 and set(backward) <= {"_matmul_kernel", "_reduce_kernel"}
-    assert backward.count("_reduce_kernel") <= 2
-    assert with_output[0] == "_prepass_kernel" and with_output.count("_prepass_kernel") == 1
-    assert with_output.count("_matmul_kernel") == 4
+    assert forward == ["matmul_kernel"] * 2
+    assert backward.count("matmul_kernel") == 4 and set(backward) <= {"matmul_kernel", "reduce_partials_kernel"}
+    assert backward.count("reduce_partials_kernel") <= 2
+    assert with_output[0] == "activation_prepass_kernel" and with_output.count("activation_prepass_kernel") == 1
+    assert with_output.count("matmul_kernel") == 4
 
 
 ONES = torch.ones

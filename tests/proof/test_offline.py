@@ -15,10 +15,11 @@ pytestmark = pytest.mark.xdist_group("offline")  # one process has what the sess
 
 CUDA = ("sm_80", "sm_90", "sm_100")
 FEW_RESULTS = (  # kernels whose whole result is a number or two a row, column or channel
-    "_depthwise_weight_kernel", "_add_rows_kernel", "_join_kernel", "_statistics_kernel",
-    "_combine_kernel", "attention_statistics_kernel", "_reduce_losses_kernel",
+    "conv2d_depthwise_weight_kernel", "add_rows_kernel", "embedding_join_kernel", "logits_statistics_kernel",
+    "logits_combine_kernel", "linear_cross_entropy_reduce_kernel", "attention_statistics_kernel",
+    "attention_combine_kernel",
 )  # fmt: skip
-FEW_ROWS = ("_share_kernel",)  # a query at a time: its products have fewer rows than wgmma takes
+FEW_ROWS = ("attention_decode_kernel",)  # a query at a time: its products have fewer rows than wgmma takes
 UNALIGNED = (  # cases that cannot move 16 bytes at a time
     "odd", "digits",  # rows do not start on 16-byte boundaries: of the latter those of its 10 classes
     "resnet_stem", "mnist_first", "mnist_second",  # channels are too few to fill 16 bytes, or not adjacent
@@ -190,8 +191,10 @@ def test_all_products_of_a_convolution_use_wgmma(table):
     """y, dx and dw; but not dw of the digit CNN's first layer, which has 32 rows where wgmma takes 64."""
     rows = [r for r in products(table, "sm_90") if r["op"] == "conv2d" and r["dtype"] != "float32"]
     without = [row for row in rows if "HGMMA" not in row["resources"]["matrix"]]
-    assert {(row["case"], row["kernel"]) for row in without} <= {("mnist_first", "_weight_kernel")}, names(without)
-    assert {row["kernel"] for row in rows} == {"_box_kernel", "_gather_kernel", "_weight_kernel", "_matmul_kernel"}
+    known = {("mnist_first", "conv2d_weight_kernel")}
+    assert {(row["case"], row["kernel"]) for row in without} <= known, names(without)
+    of_conv2d = {f"conv2d_{part}_kernel" for part in ("boxes", "gather", "weight")}
+    assert {row["kernel"] for row in rows} == {"matmul_kernel", *of_conv2d}
 
 
 def test_dw_of_resnet_layers_fills_the_chip(table):
@@ -212,14 +215,15 @@ def test_attention_and_the_loss_head_multiply_on_wgmma_throughout(table):
     rows = [r for r in products(table, "sm_90") if r["op"] in ops and r["dtype"] == "bfloat16" and large(r)]
     assert {r["kernel"] for r in rows} == {
         "attention_forward_kernel", "attention_backward_kv_kernel", "attention_backward_q_kernel",
-        "_statistics_kernel", "_gradient_kernel", "_matmul_kernel",
+        "logits_statistics_kernel", "logits_gradient_kernel", "matmul_kernel",
     }  # fmt: skip
     without = [r for r in rows if set(r["resources"]["matrix"]) != {"HGMMA"}]
     assert not without, names(without)
 
 
 def test_memory_is_read_16_bytes_at_a_time(table):
-    few = ("_combine_kernel",)  # partial results of the few rows of a decoding step, or a few numbers a row
+    # Of these, one reads partial results of the few rows of a decoding step, the other a few numbers a row
+    few = ("attention_combine_kernel", "logits_combine_kernel")
     rows = [row for row in compiled(table, unaligned=False) if row["kernel"] not in few]
     without = [row for row in rows if not wide_loads(row)]
     assert rows and not without, names(without)

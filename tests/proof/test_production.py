@@ -47,7 +47,7 @@ def test_max_pool_moves_neighbours_of_a_line_together(hopper):
 
 def test_layer_norm_takes_both_means_by_one_reduction(hopper):
     """Two reductions would need twice the barriers of one: six or seven."""
-    rows = [row for row in hopper if (row["op"], row["kernel"]) == ("layer_norm", "_backward_kernel")]
+    rows = [row for row in hopper if (row["op"], row["kernel"]) == ("layer_norm", "layer_norm_backward_kernel")]
     assert len(rows) >= 6
     crowded = [row for row in rows if row["resources"]["hot_loop"]["barriers"] > 4]
     assert not crowded, names(crowded)
@@ -57,8 +57,8 @@ def test_layer_norm_reads_long_rows_twice_in_one_launch(hopper):
     """Programs for rows, then those for columns, chunk by chunk; a processor runs one at a time."""
     rows = [r for r in hopper if r["op"] == "layer_norm" and r["direction"] == "backward"]
     rows = [row for row in rows if row["case"].startswith(("width_32768", "width_65536"))]
-    assert {row["kernel"] for row in rows} == {"_long_rows_kernel", "_add_rows_kernel"}
-    for row in (row for row in rows if row["kernel"] == "_long_rows_kernel"):
+    assert {row["kernel"] for row in rows} == {"layer_norm_long_rows_kernel", "add_rows_kernel"}
+    for row in (row for row in rows if row["kernel"] == "layer_norm_long_rows_kernel"):
         count, width = (4096, 32768) if "32768" in row["case"] else (1024, 65536)
         chunk, columns = row["constexprs"]["CHUNK"], row["constexprs"]["BLOCK_COLS"]
         assert row["programs"] == count // chunk * (chunk + width // columns), names([row])

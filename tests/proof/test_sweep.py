@@ -34,7 +34,7 @@ for dtype, D, T, mask in (
 def test_decoding_spills_nothing_where_larger_tiles_would():
     """Float32 of narrow heads, of part of a tile, of wide ones; masks whose elements have addresses of their own."""
     done = run_python("-c", DECODE)
-    expected = ["_share_kernel 0 None", "_combine_kernel 0 None"] * 4
+    expected = ["attention_decode_kernel 0 None", "attention_combine_kernel 0 None"] * 4
     assert done.stdout.splitlines() == expected, done.stdout + done.stderr[-2000:]
 
 

@@ -44,15 +44,15 @@ def test_processes_compile_and_look_for_problems_where_this_one_interprets(seen)
 
 def test_only_what_is_wanted_is_compiled(seen):
     """A linear layer's launches: none where none is wanted, all where the unit is compiled whole."""
-    backward = ["_prepass_kernel", "_add_rows_kernel", "_matmul_kernel", "_matmul_kernel"]
-    assert seen["asked"] == [["_matmul_kernel", *backward], 0] and seen["whole"] == 5
+    backward = ["activation_prepass_kernel", "add_rows_kernel", "matmul_kernel", "matmul_kernel"]
+    assert seen["asked"] == [["matmul_kernel", *backward], 0] and seen["whole"] == 5
 
 
 def test_a_way_owns_all_launches_on_it(seen):
     """With those of the settings that are asked for on the way; not the forward's product."""
     assert seen["ways"] == {
-        "fused": ["_matmul_kernel"] * 2,
-        "prepass": ["_prepass_kernel", "_add_rows_kernel", "_matmul_kernel", "_matmul_kernel"],
+        "fused": ["matmul_kernel"] * 2,
+        "prepass": ["activation_prepass_kernel", "add_rows_kernel", "matmul_kernel", "matmul_kernel"],
     }
 
 
