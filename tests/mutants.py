@@ -92,7 +92,7 @@ MUTANTS = [
         ("rows + ((rows & -PAD) * 2 if ADDED else rows & -PAD)", "rows + (rows & -PAD)"),
         ("tl.where(nothing, 0.0, log_total)", "log_total"),
     ),
-    *_of(_MASKS, "kernels/attention_mask.py", ("difference *= 1.4426950408889634", "difference *= 1.0")),
+    *_of(_MASKS, "kernels/attention_mask.py", ("difference *= LOG2_E", "difference *= 1.0")),
     *_of(_MASKS, "kernels/attention_decode.py",
         ("log2_e = 1.0 if added else LOG2_E", "log2_e = LOG2_E"),
         ("tl.exp2(in_base_2(tops - base, ADDED))", "tl.exp2(tops - base)"),
