@@ -32,7 +32,10 @@ def main(argv: list[str]) -> int:
     with Display(Console(stderr=True, highlight=False)) as display:
         advance = display.task("verifying", total=len(plan))
         for done, unit in enumerate(plan, 1):
-            rows.append(verify.check(*unit))
+            try:
+                rows.append(verify.check(*unit))
+            except ValueError as error:  # no wrong call, but a fault of the op: its traceback is wanted
+                raise RuntimeError(f"{unit} could not be computed") from error
             advance(done, str(unit))
     console = Console(highlight=False)
     console.width = console.width if console.is_terminal else _WIDTH

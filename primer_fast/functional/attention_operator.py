@@ -10,6 +10,7 @@ from torch import Tensor
 
 from primer_fast.functional.operator import operator
 from primer_fast.kernels.attention_decode import attention_decode
+from primer_fast.kernels.attention_mask import FAR
 from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, supported
 from primer_fast.kernels.attention_tile import empty_like_rows
 from primer_fast.kernels.prepared import prepared
@@ -20,7 +21,7 @@ from primer_fast.kernels.scaled_dot_product_attention import (
     attention_forward,
 )
 
-_FAR = 1 << 30  # further than any position
+_FAR = FAR.value
 NO_SOFTCAP = 1e19  # a softcap from here on changes no score that float32 holds, and may be too large to divide by
 _DECODED_ROWS, _DECODED_KEYS = 64, 256  # at most so many queries of a key head, at least so many keys: keys are split
 
