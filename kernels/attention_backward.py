@@ -11,6 +11,7 @@ queries walks over the keys (dq). Dropout keeps p' = p kept / (1 - P) in dv and 
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 from .attention_backward_kv import attention_backward_kv_kernel
 from .attention_backward_q import attention_backward_q_kernel
@@ -70,7 +71,7 @@ def attention_statistics_kernel(
         tl.store(statistics_ptr + 2 * PAD, tl.where(nothing, 0.0, log_total), mask=rows < padded)
 
 
-def attention_statistics(dout, out, lse, pad):
+def attention_statistics(dout: Tensor, out: Tensor, lse: Tensor, pad: int) -> Tensor:
     """What the backward's loops read of each query: float32 (B, H, blocks of ``pad`` queries and 1, 2 or 3, pad).
 
     First lse, infinite where a query sees nothing or is not there, so that its weights come out 0; then delta, the row
@@ -95,9 +96,9 @@ def attention_statistics(dout, out, lse, pad):
 
 
 def attention_backward(
-    dout, q, k, v, out, lse, band: Band, scoring: Scoring, precision, needed=(True, True),
-    settings: BackwardSettings | None = None,
-):  # fmt: skip
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, band: Band, scoring: Scoring,
+    precision: str, needed: tuple[bool, bool] = (True, True), settings: BackwardSettings | None = None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """dout, out (B, H, T, DV), lse and the forward's arguments -> dq, dk, dv, or None where not needed.
 
     needed: whether dq is, whether dk and dv are.

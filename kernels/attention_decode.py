@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .activation import tanh
 from .attention_mask import FAR, in_base_2, limits
@@ -247,9 +248,10 @@ decode_choice = Choice(
 
 
 def attention_decode(
-    q, k, v, *, scale, causal, causal_offset, window, softcap, key_lengths, mask, precision,
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool, causal_offset: int | Tensor | None,
+    window: int | None, softcap: float | None, key_lengths: Tensor | None, mask: Tensor | None, precision: str,
     settings: DecodeSettings | None = None,
-):  # fmt: skip
+) -> Tensor:  # fmt: skip
     """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV) -> o (B, H, T, DV), which lies in memory as q.
 
     causal: query i sees keys j <= i + causal_offset, an int, None for 0, or a (), (1,) or (B,) integer tensor on the

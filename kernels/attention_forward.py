@@ -10,6 +10,7 @@ small number would be the great one, as where a query has a mask of -1e9 on all 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .attention_mask import Band, in_base_2, kept, key_blocks, limits
 from .attention_settings import Attention, TileSettings, burden_of, forward_choice
@@ -197,12 +198,15 @@ def attention_forward_kernel(
 _CACHED = 16 << 20  # bytes of keys and values that programs at work share in L2
 
 
-def heads_at_once(H, HK, S, D, DV, itemsize):
+def heads_at_once(H: int, HK: int, S: int, D: int, DV: int, itemsize: int) -> int:
     """Query heads whose keys and values stay in L2 together; those that share them count once."""
     return max(1, _CACHED // max(1, S * (D + DV) * itemsize)) * (H // HK)
 
 
-def attention_forward(q, k, v, band: Band, scoring: Scoring, precision, keep, settings: TileSettings | None = None):
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, band: Band, scoring: Scoring, precision: str, keep: bool,
+    settings: TileSettings | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV), last stride 1 -> out (B, H, T, DV), lse (B, H, T) or None.
 
     out lies in memory as q. lse: base-2 logarithm of the sum of exponentials, float32, where ``keep``. With a mask that

@@ -18,6 +18,7 @@ workspace, written, read, and added to by each of S / BLOCK_N programs, in L2 wh
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 from .attention_backward import attention_statistics
 from .attention_forward import heads_at_once, ordered_tile
@@ -102,7 +103,9 @@ def onepass_settings(width: int) -> TileSettings:
 
 
 def supported(
-    q, k, v, *, causal_offset=0, window=None, softcap=None, key_lengths=None, mask=None, dropout_p=0.0
+    q: Tensor, k: Tensor, v: Tensor, *, causal_offset: int | Tensor | None = 0, window: int | None = None,
+    softcap: float | None = None, key_lengths: Tensor | None = None, mask: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> bool:  # fmt: skip
     """Whether attention_bwd_onepass serves these arguments, and determinism is not asked for."""
     return (
@@ -143,7 +146,7 @@ backward_choice = Variants(
 )  # fmt: skip
 
 
-def chosen(q, k, causal) -> bool:
+def chosen(q: Tensor, k: Tensor, causal: bool) -> bool:
     """Whether the backward in one pass is the one to take for q (B, H, T, D), k (B, HK, S, D), as ``supported``."""
     (B, H, T, D), (_, HK, S, _) = q.shape, k.shape
     problem = Attention(
@@ -153,8 +156,9 @@ def chosen(q, k, causal) -> bool:
 
 
 def attention_bwd_onepass(
-    do, q, k, v, out, lse, *, scale, causal, causal_offset=0, settings: TileSettings | None = None
-):
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, scale: float, causal: bool,
+    causal_offset: int = 0, settings: TileSettings | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """do, q (B, H, T, D), k, v (B, HK, S, D), all as ``supported`` asks -> dq, dk, dv, laid out as q, k, v.
 
     out (B, H, T, D), lse (B, H, T): of the forward. causal: query i saw keys j <= i + causal_offset.

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .activation import tanh
 from .attention_mask import attended, seen
@@ -120,7 +121,7 @@ def part_count(d, columns):
     return (min(128, d) + columns - 1) // columns if columns else 1
 
 
-def result_programs(d, columns):
+def result_programs(d: int, columns: int) -> int:
     """Programs that share the d columns of a result."""
     return cdiv(d, result_width(block_width(d), columns))
 
@@ -259,12 +260,12 @@ class Scoring(NamedTuple):
         return scale, cap, mask, strides, seed, round(self.dropout_p * 2**24), gain
 
 
-def block_width(d):
+def block_width(d: int) -> int:
     """Columns of a tile that holds rows of d elements."""
     return max(16, 1 << (d - 1).bit_length())
 
 
-def described(t):
+def described(t: Tensor) -> bool:
     """Whether a descriptor can move (B, H, rows, d): 16-byte strides, none of them 0."""
     (B, H, rows, d), (b, h, row, _), step = t.shape, t.stride(), 16 // t.element_size()
     return (
@@ -310,7 +311,7 @@ def _stride_unit(tensors):
     return unit if divided and any(stride % ALIGNED for stride in strides) else 1
 
 
-def empty_like_rows(t, width):
+def empty_like_rows(t: Tensor, width: int) -> Tensor:
     """Uninitialised (B, H, rows, width) in the order of t's axes in memory, without gaps."""
     B, H, rows, _ = t.shape
     if t.stride(1) < t.stride(2):  # (B, rows, H, width)

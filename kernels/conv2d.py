@@ -31,7 +31,10 @@ FLOPs: 2 rows x columns x summed each. Traffic: every tensor once, as long as th
 A sum split over programs goes through float32 partial sums, added in a fixed order: two runs are bitwise equal.
 """
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from .activation import FROM_OUTPUT, keeps_derivative
 from .conv2d_boxes import boxes, movable
@@ -41,7 +44,7 @@ from .conv2d_gather import gather
 from .conv2d_geometry import FEW, FEW_PIXELS, FILL, dense_channels_last
 from .conv2d_geometry import Geometry as Geometry
 from .conv2d_weight import weight
-from .launch import chip_of
+from .launch import MatmulSettings, chip_of
 from .linear import linear_bwd, linear_bwd_input, linear_bwd_weight, linear_fwd
 from .prepass import prepass
 
@@ -71,7 +74,10 @@ def _as_linear(geometry, w, *tensors):
     return None if any(r is None and t is not None for r, t in zip(rows, tensors, strict=True)) else rows
 
 
-def conv2d_fwd(x, w, b, geometry, activation, keep, precision, channels_last, settings=None):
+def conv2d_fwd(
+    x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, activation: str | None, keep: bool, precision: str,
+    channels_last: bool, settings: MatmulSettings | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """x (N, C, H, W), w (O, C / groups, R, S), b (O,) or None -> y (N, O, *size), what the backward needs or None.
 
     keep: whether a backward will come. precision: torch's float32 matmul precision. channels_last: the layout of y.
@@ -101,7 +107,9 @@ def _product(out, out_saved, a, w, geometry, precision, transposed, settings, **
     by(out, out_saved, a, w, geometry, precision, transposed=transposed, settings=settings, **finish)
 
 
-def conv2d_bwd_input(g, x, w, geometry, precision, settings=None):
+def conv2d_bwd_input(
+    g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, precision: str, settings: MatmulSettings | None = None
+) -> Tensor:
     """g (N, O, P, Q) -> dx in x's shape, dtype and layout; of x nothing else is read. Not for depthwise ones."""
     matrices = _as_linear(geometry, w, g) if dense_channels_last(x) else None
     if matrices is not None:
@@ -112,7 +120,9 @@ def conv2d_bwd_input(g, x, w, geometry, precision, settings=None):
     return dx
 
 
-def conv2d_bwd_weight(g, x, w, geometry, precision, settings=None):
+def conv2d_bwd_weight(
+    g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, precision: str, settings: MatmulSettings | None = None
+) -> Tensor:
     """g (N, O, P, Q), x -> dw in w's shape and layout. Of w nothing but that is read. Not for depthwise ones."""
     matrices = _as_linear(geometry, w, g, x)
     if matrices is not None:
@@ -138,7 +148,10 @@ def _like(w, dw):
     return dw.as_strided(w.shape, w.stride() if w.is_contiguous() else torch.empty_like(w).stride())
 
 
-def conv2d_bwd(dy, saved, x, w, geometry, activation, needed, precision):
+def conv2d_bwd(
+    dy: Tensor, saved: Tensor | None, x: Tensor, w: Tensor, geometry: Geometry, activation: str | None,
+    needed: Sequence[bool], precision: str,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """dy, saved (N, O, P, Q) -> dx, dw, db (O,) in w.dtype; None for each that is not needed, in the same order."""
     need_x, need_w, need_b = needed
     dx = dw = db = None

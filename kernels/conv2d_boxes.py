@@ -10,12 +10,14 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .activation import INSTRUCTIONS, activate, keeps_derivative
 from .conv2d_gather import gather_settings
 from .conv2d_geometry import (
     FEW,
     FEW_PIXELS,
+    Geometry,
     Source,
     box_corner,
     box_of,
@@ -163,7 +165,7 @@ def conv2d_boxes_kernel(
                 tl.store(out_saved + offsets, kept, mask=mask)
 
 
-def movable(out, a, w, geometry, transposed):
+def movable(out: Tensor, a: Tensor, w: Tensor, geometry: Geometry, transposed: bool) -> bool:
     """Whether descriptors can move the source in boxes, and the weights are or can be made a matrix of channels."""
     gpu, g = chip_of(a), geometry
     return (
@@ -186,9 +188,10 @@ def _matrix(w, step):
 
 
 def boxes(
-    out, out_saved, a, w, geometry, precision, *, transposed, bias=None, activation=None,
+    out: Tensor, out_saved: Tensor | None, a: Tensor, w: Tensor, geometry: Geometry, precision: str, *,
+    transposed: bool, bias: Tensor | None = None, activation: str | None = None,
     settings: MatmulSettings | None = None,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """As conv2d_gather.gather, for what is ``movable``."""
     g, (R, S), itemsize = geometry, w.shape[2:], a.element_size()
     images, M, P, Q = out.shape

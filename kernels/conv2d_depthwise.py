@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 from .activation import activate, backpropagate
-from .conv2d_geometry import flat_pixels, inverses, most_of_a_class, numbers_are_large, pixel_offset, walk
+from .conv2d_geometry import Geometry, flat_pixels, inverses, most_of_a_class, numbers_are_large, pixel_offset, walk
 from .entry import entry
 from .launch import Chip, cdiv, chip_of, on_device_of
 from .partials import partial_length, reduce_partials
@@ -146,7 +147,7 @@ def conv2d_depthwise_weight_kernel(
         tl.store(part_ptr + numel + c, tl.sum(sums, axis=0), mask=(c < channels) & (tap == 0))
 
 
-def is_depthwise(geometry, w):
+def is_depthwise(geometry: Geometry, w: Tensor) -> bool:
     return geometry.groups > 1 and w.shape[1] == 1 and w.shape[0] < 16 * geometry.groups
 
 
@@ -191,7 +192,11 @@ weight_choice = Choice(
 )
 
 
-def depthwise(out, out_saved, a, w, geometry, *, transposed, bias=None, activation=None, saved=None, gradient_of=None):
+def depthwise(
+    out: Tensor, out_saved: Tensor | None, a: Tensor, w: Tensor, geometry: Geometry, *, transposed: bool,
+    bias: Tensor | None = None, activation: str | None = None, saved: Tensor | None = None,
+    gradient_of: str | None = None,
+) -> None:  # fmt: skip
     """As ``gather`` for a depthwise convolution; float32 sums without tensor cores."""
     g = geometry
     images, channels, P, Q = out.shape
@@ -212,7 +217,10 @@ def depthwise(out, out_saved, a, w, geometry, *, transposed, bias=None, activati
         )  # fmt: skip
 
 
-def depthwise_weight(out, sums, dy, saved, x, geometry, activation):
+def depthwise_weight(
+    out: Tensor, sums: Tensor | None, dy: Tensor, saved: Tensor | None, x: Tensor, geometry: Geometry,
+    activation: str | None,
+) -> None:  # fmt: skip
     """out: gradient of the weights, sums: of the bias or None."""
     g, (O, _, R, S) = geometry, out.shape
     images, _, P, Q = dy.shape

@@ -11,12 +11,13 @@ Traffic: 4 / C times the source, written and read, beside what the convolution m
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .conv2d_gather import gather
-from .conv2d_geometry import FEW, FEW_PIXELS
+from .conv2d_geometry import FEW, FEW_PIXELS, Geometry
 from .conv2d_weight import weight
 from .entry import entry
-from .launch import cdiv, on_device_of
+from .launch import MatmulSettings, cdiv, on_device_of
 
 
 @entry
@@ -63,7 +64,7 @@ def _of_rows(geometry):
     return geometry._replace(stride=(u, 1), padding=(0, 0), dilation=(d, 1))
 
 
-def suits(x, w, geometry):
+def suits(x: Tensor, w: Tensor, geometry: Geometry) -> bool:
     """Whether x has few channels, and enough pixels to be worth the copy."""
     return (
         x.shape[1] < FEW and geometry.groups == 1 and geometry.dilation[1] == 1
@@ -71,7 +72,10 @@ def suits(x, w, geometry):
     )  # fmt: skip
 
 
-def few(y, saved, x, w, geometry, precision, *, bias, activation, settings=None):
+def few(
+    y: Tensor, saved: Tensor | None, x: Tensor, w: Tensor, geometry: Geometry, precision: str, *, bias: Tensor | None,
+    activation: str | None, settings: MatmulSettings | None = None,
+) -> None:  # fmt: skip
     """As conv2d_gather.gather of what ``suits``, not transposed."""
     O, C, R, S = w.shape
     filled = _filled(C)
@@ -85,7 +89,9 @@ def few(y, saved, x, w, geometry, precision, *, bias, activation, settings=None)
     )  # fmt: skip
 
 
-def few_weight(dw, g, x, geometry, precision, settings=None):
+def few_weight(
+    dw: Tensor, g: Tensor, x: Tensor, geometry: Geometry, precision: str, settings: MatmulSettings | None = None
+) -> None:
     """As conv2d_weight.weight of what ``suits``."""
     O, C, R, S = dw.shape
     filled = _filled(C)

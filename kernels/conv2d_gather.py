@@ -3,11 +3,13 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .activation import INSTRUCTIONS, activate, keeps_derivative
 from .conv2d_geometry import (
     FEW,
     FEW_PIXELS,
+    Geometry,
     Source,
     columns_of,
     fit_step,
@@ -184,9 +186,10 @@ gather_settings = product_choice("conv2d_gather")
 
 
 def gather(
-    out, out_saved, a, w, geometry, precision, *, transposed, bias=None, activation=None,
-    settings: MatmulSettings | None = None, lines=False,
-):  # fmt: skip
+    out: Tensor, out_saved: Tensor | None, a: Tensor, w: Tensor, geometry: Geometry, precision: str, *,
+    transposed: bool, bias: Tensor | None = None, activation: str | None = None,
+    settings: MatmulSettings | None = None, lines: bool = False,
+) -> None:  # fmt: skip
     """Write the convolution of a with w, or that transposed, to out (and what to save to out_saved), laid out alike.
 
     a (images, channels, H, W), any strides: x, or transposed the gradient before the activation. out: dense memory.

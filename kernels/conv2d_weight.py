@@ -2,10 +2,12 @@
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 from .conv2d_geometry import (
     FEW,
     FILL,
+    Geometry,
     Source,
     box_corner,
     box_of,
@@ -145,7 +147,10 @@ def conv2d_weight_kernel(
 weight_settings = product_choice("conv2d_weight")
 
 
-def weight(dw, dy, x, geometry, precision, settings: MatmulSettings | None = None, lines=False):
+def weight(
+    dw: Tensor, dy: Tensor, x: Tensor, geometry: Geometry, precision: str, settings: MatmulSettings | None = None,
+    lines: bool = False,
+) -> None:  # fmt: skip
     """Write the gradient of the weights to dw (O, C / groups, R, S), dense memory.
 
     dy (images, O, P, Q): the gradient before the activation; x (images, C, H, W); any strides. lines: of x, see

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .entry import entry
 from .launch import Chip, cdiv, chip_of, on_device_of
@@ -172,7 +173,10 @@ forward_choice = tile_choice("embedding_forward")
 run_choice = Choice("embedding_backward", RunSettings, run_bucket, run_fits, run_settings, reach=2)
 
 
-def embedding_fwd(ids, weight, position, position_ids, period, settings: TileSettings | None = None):
+def embedding_fwd(
+    ids: Tensor, weight: Tensor, position: Tensor | None, position_ids: Tensor | None, period: int,
+    settings: TileSettings | None = None,
+) -> Tensor:  # fmt: skip
     """ids (...), weight (V, D), position (P, D) or None, each of any strides -> y (..., D).
 
     Token m, counted through all axes of ids, has position m mod period, or the element there of position_ids
@@ -194,7 +198,10 @@ def embedding_fwd(ids, weight, position, position_ids, period, settings: TileSet
     return y
 
 
-def embedding_bwd(dy, ids, rows, dtype, padding=None, settings: RunSettings | None = None):
+def embedding_bwd(
+    dy: Tensor, ids: Tensor, rows: int, dtype: torch.dtype, padding: int | None = None,
+    settings: RunSettings | None = None,
+) -> Tensor:  # fmt: skip
     """dy (..., D), any strides; ids (...) -> gradient (rows, D) of the table that ids index, row ``padding`` zero."""
     M, D = ids.numel(), dy.shape[-1]
     table = torch.zeros(rows, D, dtype=dtype, device=dy.device)
@@ -219,7 +226,7 @@ def embedding_bwd(dy, ids, rows, dtype, padding=None, settings: RunSettings | No
     return table
 
 
-def embedding_bwd_axis(dy, rows, dtype):
+def embedding_bwd_axis(dy: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
     """dy (..., T, D), any strides -> gradient (rows, D) of a table whose row t is added at place t of that axis."""
     T, D = dy.shape[-2:]
     table = (torch.zeros if rows > T or dy.numel() == 0 else torch.empty)(rows, D, dtype=dtype, device=dy.device)

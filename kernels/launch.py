@@ -7,10 +7,12 @@ roofline estimate likes best. Nothing is searched at the first call.
 import contextlib
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
 from .prepared import forget
 from .tunable import Bucket, Choice
@@ -100,7 +102,7 @@ def chip(device: int | None = None) -> Chip:
     return _active_chip(triton.runtime.driver.active.get_current_device() if device is None else device)
 
 
-def chip_of(x) -> Chip:
+def chip_of(x: Tensor) -> Chip:
     """The GPU that holds ``x``: where a host has two kinds of them, settings must suit that one."""
     return chip(x.get_device() if x.is_cuda else None)
 
@@ -108,7 +110,7 @@ def chip_of(x) -> Chip:
 _stay = contextlib.nullcontext()
 
 
-def on_device_of(x):
+def on_device_of(x: Tensor) -> AbstractContextManager:
     """Context in which kernels run on the GPU that holds ``x``; costs nothing where that is the current one."""
     return _stay if not x.is_cuda or x.get_device() == torch.cuda.current_device() else torch.cuda.device_of(x)
 

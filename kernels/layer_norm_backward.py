@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .entry import entry
 from .launch import cdiv, chip_of, on_device_of
@@ -149,8 +150,10 @@ def layer_norm_long_rows_kernel(
 
 
 def layer_norm_bwd(
-    dy, dsum, s, mean, rstd, weight, N, *, dtype=None, dweight=None, dbias=None, settings: RowSettings | None = None
-):
+    dy: Tensor, dsum: Tensor | None, s: Tensor | None, mean: Tensor, rstd: Tensor, weight: Tensor | None, N: int, *,
+    dtype: torch.dtype | None = None, dweight: torch.dtype | None = None, dbias: torch.dtype | None = None,
+    settings: RowSettings | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """dy, dsum, s (..., of N elements), dsum or None -> ds, dw, db; None for each whose dtype is None.
 
     dtype, dweight, dbias: the dtypes of ds, dw and db. s may be None where db alone is asked for.

@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .entry import entry
 from .launch import cdiv, chip_of, on_device_of
@@ -105,8 +106,9 @@ def layer_norm_forward_kernel(
 
 
 def layer_norm_fwd(
-    x, residual, weight, bias, N, eps, *, dtype=None, keep_sum=True, keep=True, settings: RowSettings | None = None
-):
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, N: int, eps: float, *,
+    dtype: torch.dtype | None = None, keep_sum: bool = True, keep: bool = True, settings: RowSettings | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """x, residual (..., of N elements), the latter or None; weight, bias of N elements or None -> y, s, mean, rstd.
 
     dtype: of y, None for that of s. keep_sum: return s, else None; None too where there is no residual. keep: return

@@ -4,6 +4,7 @@ import math
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
@@ -22,17 +23,17 @@ def load_columns(ptr, col, N, default: tl.constexpr):
     return values
 
 
-def rows_of(t, N):
+def rows_of(t: Tensor, N: int) -> Tensor:
     """(..., normalised axes) -> (rows, N) with adjacent elements; a view where strides allow."""
     t = t if t.dim() == 2 and t.shape[1] == N else t.reshape(t.numel() // N, N)
     return t if N == 1 or t.stride(1) == 1 else t.contiguous()
 
 
-def vector_of(t):
+def vector_of(t: Tensor | None) -> Tensor | None:
     return t if t is None or (t.dim() == 1 and t.is_contiguous()) else t.reshape(-1).contiguous()
 
 
-def grain_of(N, *arrays) -> int:
+def grain_of(N: int, *arrays: Tensor | None) -> int:
     """What N and the strides between rows are passed in units of, so that the compiler knows their common divisor.
 
     Of itself it knows only whether 16 divides them.
@@ -41,7 +42,7 @@ def grain_of(N, *arrays) -> int:
     return 1 if divisor == 16 else divisor
 
 
-def moves_single(N, *arrays) -> bool:
+def moves_single(N: int, *arrays: Tensor | None) -> bool:
     """Whether no two neighbours in a row can move together."""
     odd = any(t is not None and t.data_ptr() % (2 * t.element_size()) for t in arrays)
     return odd or _common(N, arrays) == 1

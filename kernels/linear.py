@@ -19,14 +19,22 @@ the way into both products, and db is summed by the programs of dw's first tile 
 writes g and db once, M N elements more of memory, and both products go as if there were no activation.
 """
 
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
 from .activation import FROM_OUTPUT, keeps_derivative
-from .launch import chip_of, dot_precision, passes
+from .launch import MatmulSettings, chip_of, dot_precision, passes
 from .linear_prepass import Activated, backward_choice
 from .matmul import matmul
 from .prepass import prepass
 
 
-def linear_fwd(x, w, b, activation, keep, precision, settings=None):
+def linear_fwd(
+    x: Tensor, w: Tensor, b: Tensor | None, activation: str | None, keep: bool, precision: str,
+    settings: MatmulSettings | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """x (M, K), w (N, K), b (N,) or None -> y (M, N), what the backward needs beside x and w (M, N) or None.
 
     keep: whether a backward will come. precision: torch's float32 matmul precision, "highest", "high" or "medium".
@@ -36,12 +44,18 @@ def linear_fwd(x, w, b, activation, keep, precision, settings=None):
     return y, (y if keep and activation in FROM_OUTPUT else saved)
 
 
-def linear_bwd_input(dy, saved, w, activation, precision, settings=None):
+def linear_bwd_input(
+    dy: Tensor, saved: Tensor | None, w: Tensor, activation: str | None, precision: str,
+    settings: MatmulSettings | None = None,
+) -> Tensor:  # fmt: skip
     """dy, saved (M, N), w (N, K) -> dx (M, K) in w.dtype."""
     return matmul(dy, w.T, precision, saved=saved, gradient_of=activation, settings=settings)[0]
 
 
-def linear_bwd_weight(dy, saved, x, activation, bias_dtype, precision, settings=None, fill=1.0):
+def linear_bwd_weight(
+    dy: Tensor, saved: Tensor | None, x: Tensor, activation: str | None, bias_dtype: torch.dtype | None,
+    precision: str, settings: MatmulSettings | None = None, fill: float = 1.0,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """dy, saved (M, N), x (M, K) -> dw (N, K) in x.dtype, db (N,) in bias_dtype, or None where that is None.
 
     fill: by what factor the estimated time may rise so that the sum over rows is split over the whole chip.
@@ -53,7 +67,10 @@ def linear_bwd_weight(dy, saved, x, activation, bias_dtype, precision, settings=
     return dw, db
 
 
-def linear_bwd(dy, saved, x, w, activation, needed, precision, fill=1.0):
+def linear_bwd(
+    dy: Tensor, saved: Tensor | None, x: Tensor, w: Tensor, activation: str | None, needed: Sequence[bool],
+    precision: str, fill: float = 1.0,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """dy, saved (M, N), x (M, K), w (N, K) -> dx, dw, db, None for each that is not needed: of x, of w, of the bias.
 
     fill: see linear_bwd_weight.

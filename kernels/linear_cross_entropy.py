@@ -10,13 +10,21 @@ Shapes: x (N, D), w (V, D), b (V,), t (N,) int64 -> loss (N,) float32. A target 
 gives NaN, in the row's gradients too, and reads nothing outside w.
 """
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .launch import MatmulSettings
 from .logits import Head
 from .logits_gradient import logits_bwd
 from .logits_statistics import logits_fwd
 from .row_losses import spread_gradient
 
 
-def linear_cross_entropy_fwd(x, w, bias, target, ignore_index, smoothing, precision, settings=None, keep=False):
+def linear_cross_entropy_fwd(
+    x: Tensor, w: Tensor, bias: Tensor | None, target: Tensor, ignore_index: int | None, smoothing: float,
+    precision: str, settings: MatmulSettings | None = None, keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """-> losses (N,), lse (2, N) for the backward; float32; logits for it, or None: see logits_fwd."""
     head = Head(1.0, smoothing, ignore_index, -1.0)
     losses, lse, _, kept = logits_fwd(x, w, bias, target, head, False, precision, settings, keep)
@@ -24,9 +32,11 @@ def linear_cross_entropy_fwd(x, w, bias, target, ignore_index, smoothing, precis
 
 
 def linear_cross_entropy_bwd(
-    dloss, x, w, bias, target, lse, smoothing, needed, precision, settings=None, chunk=None, kept=None,
-    ignore_index=None, number=None,
-):  # fmt: skip
+    dloss: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, target: Tensor, lse: Tensor, smoothing: float,
+    needed: Sequence[bool], precision: str, settings: MatmulSettings | None = None,
+    chunk: tuple[int, int] | None = None, kept: Tensor | None = None, ignore_index: int | None = None,
+    number: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """dloss (N,), or () of the sum of all losses or, with ``number``, of a mean (see row_losses.py); lse, kept of the
     forward -> dx, dw, db if needed. Rows whose target is ``ignore_index`` have no gradient.
     """

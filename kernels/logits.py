@@ -82,12 +82,12 @@ def product_of(M, V, K, itemsize, dot, descriptors, vector):
     )  # fmt: skip
 
 
-def padded(classes):
+def padded(classes: int) -> int:
     """Classes in a row of logits in memory: every row starts on a 16-byte boundary."""
     return cdiv(classes, 16) * 16
 
 
-def large(rows, classes, features):
+def large(rows: int, classes: int, features: int) -> bool:
     return min(rows, classes) >= 256 and features >= 64
 
 

@@ -1,8 +1,11 @@
 """Backward of the loss heads: the gradient at the logits, and the products that take it from there. See logits.py."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .descriptor import strides_beside, tensor_descriptor
 from .entry import entry
@@ -178,9 +181,10 @@ def chunk_size(rows: int, classes: int, itemsize: int, limit: int = CHUNK_BYTES)
 
 
 def logits_bwd(
-    score_grad, entropy_grad, x, w, bias, target, lse, entropy, head: Head, needed, precision,
-    settings: MatmulSettings | None = None, chunk: tuple[int, int] | None = None, kept=None,
-):  # fmt: skip
+    score_grad: Tensor, entropy_grad: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, target: Tensor,
+    lse: Tensor, entropy: Tensor | None, head: Head, needed: Sequence[bool], precision: str,
+    settings: MatmulSettings | None = None, chunk: tuple[int, int] | None = None, kept: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """score_grad, entropy_grad (N,) float32, contiguous, entropy_grad and entropy None where there was none; lse of the
     forward -> dx (N, D), dw (V, D), db (V,), each None unless ``needed`` (three bools); score_grad is of the scores
     before ``head.sign``. chunk: its rows and classes. kept: the forward's logits, or None to make them once more.

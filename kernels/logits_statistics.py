@@ -6,6 +6,7 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .descriptor import strides_beside, tensor_descriptor
 from .entry import entry
@@ -214,8 +215,9 @@ statistics_settings = product_choice("logits_statistics", _shares_fit, _shared_s
 
 
 def logits_fwd(
-    x, w, bias, target, head: Head, entropy: bool, precision, settings: MatmulSettings | None = None, keep=False
-):  # fmt: skip
+    x: Tensor, w: Tensor, bias: Tensor | None, target: Tensor, head: Head, entropy: bool, precision: str,
+    settings: MatmulSettings | None = None, keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """x (N, D), w (V, D), bias (V,) or None, target (N,) int64 -> scores (N,), lse (2, N), entropies (N,) or None, and
     with ``keep`` the logits before the temperature (N, V rounded up to 16), zeros behind V, otherwise None.
 

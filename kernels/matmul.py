@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .activation import INSTRUCTIONS, activate, backpropagate, keeps_derivative
 from .descriptor import strides_beside, tensor_descriptor
@@ -273,9 +274,11 @@ def movable(a, b, saved):
 
 
 def matmul(
-    a, b, precision, *, bias=None, activation=None, keep=False, saved=None, gradient_of=None, slope=None, slope_of=None,
-    sums_dtype=None, fill=1.0, out=None, addend=None, settings: MatmulSettings | None = None,
-):  # fmt: skip
+    a: Tensor, b: Tensor, precision: str, *, bias: Tensor | None = None, activation: str | None = None,
+    keep: bool = False, saved: Tensor | None = None, gradient_of: str | None = None, slope: Tensor | None = None,
+    slope_of: str | None = None, sums_dtype: torch.dtype | None = None, fill: float = 1.0, out: Tensor | None = None,
+    addend: Tensor | None = None, settings: MatmulSettings | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """a (M, K), b (N, K), any strides -> out (M, N), what to save (M, N) or None, sums of a over K (M,) or None.
 
     bias (N,), activation: of the result; keep: return the derivative too. saved (M, K), gradient_of: a is a gradient at

@@ -26,6 +26,7 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .entry import entry
 from .launch import cdiv, chip_of, on_device_of
@@ -206,7 +207,7 @@ def max_pool2d_backward_kernel(
         tl.store(dx_ptr + (tl.cast(r, tl.int64) * W + s) * column, dx.to(dx_ptr.dtype.element_ty), mask=there)
 
 
-def is_channels_last(x) -> bool:
+def is_channels_last(x: Tensor) -> bool:
     """Whether PyTorch gives results made from ``x`` (N, C, H, W) the channels_last layout: c10's rule of strides."""
     (N, C, H, W), (n, c, h, w) = x.shape, x.stride()
     if c == 0 or 0 in (N, C, H, W):
@@ -259,7 +260,10 @@ def _most(s: TileSettings, t, held: int) -> int:
     return 1 << (most.bit_length() - 1)
 
 
-def max_pool2d_fwd(x, kernel, stride, padding, dilation, size, keep, indices, settings: TileSettings | None = None):
+def max_pool2d_fwd(
+    x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int],
+    size: tuple[int, int], keep: bool, indices: bool, settings: TileSettings | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """x (N, C, H, W), any strides -> y (N, C, OH, OW), positions of the winners, int64 indices, each dense, or None.
 
     kernel, stride, padding, dilation: pairs; size: (OH, OW). keep: return the winner's position i * KW + j in its
@@ -299,7 +303,10 @@ def _start(kernel: int, stride: int, padding: int, dilation: int) -> int:
     return padding if windows(0) < windows(padding) else 0
 
 
-def max_pool2d_bwd(dy, kept, kernel, stride, padding, dilation, size, settings: TileSettings | None = None):
+def max_pool2d_bwd(
+    dy: Tensor, kept: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
+    dilation: tuple[int, int], size: tuple[int, int], settings: TileSettings | None = None,
+) -> Tensor:  # fmt: skip
     """dy (N, C, OH, OW), any strides; kept as the forward returns it; size: (H, W) -> dx (N, C, H, W)."""
     channels_last = is_channels_last(kept)
     dx = _empty(dy, *size, dy.dtype, channels_last)

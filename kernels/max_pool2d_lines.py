@@ -10,6 +10,7 @@ import math
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 _BYTES = 16  # that one load or store moves at most
 
@@ -133,7 +134,7 @@ def store_line(
             tl.store(at, line[col].to(ptr.dtype.element_ty), mask=there)
 
 
-def line_of(t) -> tuple[int, ...]:
+def line_of(t: Tensor) -> tuple[int, ...]:
     """What the moves along lines of ``t`` (N, C, H, W) depend on: size of an element, its address, W, strides."""
     return (t.element_size(), t.data_ptr() % _BYTES, t.shape[3], *t.stride())
 

@@ -26,13 +26,20 @@ Sources: the primer's multilayer perceptron, A_i = act(W_i A_{i-1} + b_i) on col
 (arXiv:1706.03762), 3.3, max(0, x W_1 + b_1) W_2 + b_2 on every position.
 """
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from .activation import FROM_OUTPUT
 from .linear import linear_bwd, linear_bwd_input, linear_bwd_weight, linear_fwd
 from .matmul import matmul
 from .prepass import prepass
 
 
-def mlp_fwd(x, weights, biases, activation, output_activation, first, precision):
+def mlp_fwd(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: str | None,
+    output_activation: str | None, first: int, precision: str,
+) -> tuple[Tensor, list[Tensor | None], list[Tensor | None]]:  # fmt: skip
     """x (M, n_0), weights (n_i, n_{i-1}), biases (n_i,) or None -> y (M, n_L), outputs, derivatives.
 
     first: how many layers from the bottom need no backward; all of them where none will come.
@@ -51,7 +58,11 @@ def mlp_fwd(x, weights, biases, activation, output_activation, first, precision)
     return x, outputs, derivatives
 
 
-def mlp_bwd(dy, x, outputs, derivatives, weights, activation, output_activation, needed, precision):
+def mlp_bwd(
+    dy: Tensor, x: Tensor, outputs: Sequence[Tensor | None], derivatives: Sequence[Tensor | None],
+    weights: Sequence[Tensor], activation: str | None, output_activation: str | None, needed: Sequence[bool],
+    precision: str,
+) -> list[Tensor | None]:  # fmt: skip
     """dy (M, n_L), what the forward took and kept -> [dx, dw_1 .. dw_L, db_1 .. db_L], None where not needed.
 
     needed: a bool for each of these results.

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .activation import activate, backpropagate
 from .entry import entry
@@ -39,14 +40,16 @@ def reduce_partials_kernel(
         tl.store(out_saved_ptr + offs, kept.to(out_saved_ptr.dtype.element_ty), mask=offs < numel)
 
 
-def partial_length(numel, sums):
+def partial_length(numel: int, sums: int) -> int:
     """Elements of one row of the partial sums: a result and the sums, up to a 16-byte boundary."""
     return cdiv(numel + sums, 16) * 16
 
 
 def reduce_partials(
-    out, out_saved, out_sums, part, bias, activation, precise, *, inner=1, addend=None, slope=None, slope_of=None
-):
+    out: Tensor, out_saved: Tensor | None, out_sums: Tensor | None, part: Tensor, bias: Tensor | None,
+    activation: str | None, precise: bool, *, inner: int = 1, addend: Tensor | None = None,
+    slope: Tensor | None = None, slope_of: str | None = None,
+) -> None:  # fmt: skip
     """part (splits, partial_length) -> out and out_saved, dense and laid out alike, and out_sums (sums,).
 
     bias (channels,): element i of out's memory belongs to channel i // inner % channels. addend: float32, laid out as
@@ -80,7 +83,7 @@ def add_rows_kernel(
         tl.store(second_ptr + at, total.to(second_ptr.dtype.element_ty), mask=(at >= 0) & (col < cols))
 
 
-def add_rows(source, out, second=None):
+def add_rows(source: Tensor, out: Tensor, second: Tensor | None = None) -> None:
     """Sums over the rows of source (rows, cols), whose elements are adjacent, into out and, from its end on, second.
 
     In float32, in an order that depends on the sizes and the GPU alone.

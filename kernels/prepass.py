@@ -15,6 +15,7 @@ the shares of db in a fixed order: two runs are bitwise equal.
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .activation import backpropagate
 from .entry import entry
@@ -59,7 +60,9 @@ def activation_prepass_kernel(
         tl.store(part_ptr + tl.program_id(0).to(tl.int64) * N + col, tl.sum(sums, axis=0), mask=col < N)
 
 
-def prepass(dy, saved, activation, sums_dtype):
+def prepass(
+    dy: Tensor, saved: Tensor | None, activation: str | None, sums_dtype: torch.dtype | None
+) -> tuple[Tensor | None, Tensor | None]:
     """dy, saved (M, N) or (images, pixels, N), any strides -> g (M, N) contiguous, its sums over rows (N,).
 
     M = images * pixels. The sums are None where sums_dtype is. Without an activation, saved is None and so is g: dy is

@@ -8,6 +8,7 @@ alone decides. With torch's operators each would be three to five launches for a
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 from .entry import entry
 from .launch import cdiv, on_device_of
@@ -58,7 +59,9 @@ def linear_cross_entropy_spread_kernel(
     tl.store(score_grad_ptr + rows, -dloss, mask=rows < N)
 
 
-def reduce_losses(losses, target, ignore_index, mean, dtype):
+def reduce_losses(
+    losses: Tensor, target: Tensor, ignore_index: int | None, mean: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
     """losses (N,) float32, target (N,), contiguous -> sum or mean () in dtype, and the number in a mean () or None.
 
     Ignored rows have loss 0.
@@ -72,7 +75,7 @@ def reduce_losses(losses, target, ignore_index, mean, dtype):
     return loss, number
 
 
-def spread_gradient(dloss, number, target, ignore_index):
+def spread_gradient(dloss: Tensor, number: Tensor | None, target: Tensor, ignore_index: int | None) -> Tensor:
     """dloss () or (N,), number as ``reduce_losses`` returns it, target (N,) -> gradient at the scores (N,), float32.
 
     Scores are the losses with the other sign. ignore_index: None where no row is ignored.
