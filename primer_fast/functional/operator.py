@@ -219,8 +219,11 @@ def as_rows(t: Tensor) -> Tensor:
 
 
 def like_rows_of(x: Tensor, *results: Tensor | None) -> tuple:
-    """(M, n) -> with the leading axes of ``x``; None stays None."""
-    return tuple(t if t is None or x.dim() == 2 else t.view(*x.shape[:-1], t.shape[-1]) for t in results)
+    """(M, n) -> with the leading axes of ``x``; None stays None, and what is one tensor stays one."""
+    if x.dim() == 2:
+        return results
+    views = {id(t): t.view(*x.shape[:-1], t.shape[-1]) for t in results if t is not None}
+    return tuple(None if t is None else views[id(t)] for t in results)
 
 
 def check_kept(name: str, keep: bool) -> None:

@@ -120,7 +120,7 @@ def _cross_entropy(why, make, **options):
 QKV = ((1, 1, 5, 8), (1, 1, 6, 8), (1, 1, 6, 8))
 SAMPLES = [
     _linear("bias, gelu", floats((4, 3), (5, 3), (5,)), activation="gelu"),
-    _linear("relu, from the output", floats((4, 3), (5, 3), (5,), dtype=BF16), activation="relu"),
+    _linear("relu, from the output", floats((2, 2, 3), (5, 3), (5,), dtype=BF16), activation="relu"),
     _linear("transposed rows", arranged(lambda t: t.mT, (2, 3, 4), (5, 3))),
     _linear("frozen weight", floats((4, 3), (5, 3), (5,), frozen=(1,)), activation="silu"),
     _linear("bias alone", floats((4, 3), (5, 3), (5,), dtype=HALF, frozen=(0, 1)), activation="tanh"),
