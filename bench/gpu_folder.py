@@ -10,7 +10,7 @@ from pathlib import Path
 from primer_fast.bench import environment, stages
 from primer_fast.bench.op import OURS
 from primer_fast.bench.report import COMPILE, FAILED, FAST, KINDS, PROGRAMS, SCHEMAS, TUNE, WRONG, Report, parse
-from primer_fast.kernels.launch import file_name
+from primer_fast.kernels.device import file_name
 from primer_fast.kernels.tunable import FIGURES, Bucket, read_tuned
 
 HEADER = ("device", "details", "driver", "python", "torch", "triton", "source")  # equal in all files of a folder

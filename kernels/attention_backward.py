@@ -36,8 +36,8 @@ from .attention_tile import (
     result_programs,
     strides_of,
 )  # fmt: skip
+from .device import cdiv, chip_of, dot_precision, on_device_of
 from .entry import entry
-from .launch import cdiv, chip_of, dot_precision, on_device_of
 
 
 @entry(do_not_specialize=["heads", "T"])

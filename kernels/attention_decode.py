@@ -26,8 +26,8 @@ from torch import Tensor
 from .activation import tanh
 from .attention_mask import FAR, in_base_2, limits
 from .attention_tile import block_width, empty_like_rows
+from .device import Chip, cdiv, chip_of, dot_precision, on_device_of
 from .entry import entry
-from .launch import Chip, cdiv, chip_of, dot_precision, on_device_of
 from .tile import LOG2_E
 from .tunable import Bucket, Choice
 

@@ -35,8 +35,8 @@ from .attention_tile import (
     without_padding,
     zero_parts,
 )  # fmt: skip
+from .device import cdiv, chip_of, dot_precision, on_device_of
 from .entry import entry
-from .launch import cdiv, chip_of, dot_precision, on_device_of
 
 
 @triton.jit

@@ -31,8 +31,8 @@ from .attention_tile import (
     head_statistics,
     query_statistics,
 )
+from .device import Chip, cdiv, chip_of, on_device_of
 from .entry import entry
-from .launch import Chip, cdiv, chip_of, on_device_of
 from .tile import LOG2_E
 from .tunable import Variants
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from .attention_mask import INVARIANTS_KEPT
 from .attention_tile import result_width
-from .launch import Chip
+from .device import Chip
 from .tunable import Bucket, Choice
 
 

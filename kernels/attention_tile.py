@@ -10,7 +10,7 @@ from torch import Tensor
 from .activation import tanh
 from .attention_mask import attended, seen
 from .descriptor import tensor_descriptor
-from .launch import cdiv
+from .device import cdiv
 from .tile import LOG2_E
 
 ALIGNED = 16  # elements: Triton knows of strides and pointers whether 16 divides them

@@ -44,9 +44,10 @@ from .conv2d_gather import gather
 from .conv2d_geometry import FEW, FEW_PIXELS, FILL, dense_channels_last
 from .conv2d_geometry import Geometry as Geometry
 from .conv2d_weight import weight
-from .launch import MatmulSettings, chip_of
+from .device import chip_of
 from .linear import linear_bwd, linear_bwd_input, linear_bwd_weight, linear_fwd
 from .prepass import prepass
+from .product import MatmulSettings
 
 
 def _pixel_rows(t):

@@ -31,9 +31,10 @@ from .conv2d_geometry import (
     walk,
 )
 from .descriptor import strides_beside, tensor_descriptor
+from .device import cdiv, chip_of, dot_precision, on_device_of, passes
 from .entry import entry
-from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, passes
 from .partials import partial_length, reduce_partials
+from .product import MatmulSettings, Product
 from .tile import grouped_tile
 
 

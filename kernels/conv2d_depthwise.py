@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .activation import activate, backpropagate
 from .conv2d_geometry import Geometry, flat_pixels, inverses, most_of_a_class, numbers_are_large, pixel_offset, walk
+from .device import Chip, cdiv, chip_of, on_device_of
 from .entry import entry
-from .launch import Chip, cdiv, chip_of, on_device_of
 from .partials import partial_length, reduce_partials
 from .tunable import Bucket, Choice
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from .conv2d_gather import gather
 from .conv2d_geometry import FEW, FEW_PIXELS, Geometry
 from .conv2d_weight import weight
+from .device import cdiv, on_device_of
 from .entry import entry
-from .launch import MatmulSettings, cdiv, on_device_of
+from .product import MatmulSettings
 
 
 @entry

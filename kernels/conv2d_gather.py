@@ -22,9 +22,10 @@ from .conv2d_geometry import (
     rows_of,
     walk,
 )
+from .device import cdiv, chip_of, dot_precision, on_device_of, passes
 from .entry import entry
-from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, passes, product_choice
 from .partials import partial_length, reduce_partials
+from .product import MatmulSettings, Product, product_choice
 from .tile import grouped_tile
 
 

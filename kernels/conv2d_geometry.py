@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .descriptor import tensor_descriptor
-from .launch import cdiv
+from .device import cdiv
 
 FILL = 1.3  # dw sums over very many pixels, and few tiles do it: see Product.fill
 FEW = 32  # channels below which a reduction step holds several taps

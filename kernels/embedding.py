@@ -28,8 +28,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import Chip, cdiv, chip_of, on_device_of
 from .entry import entry
-from .launch import Chip, cdiv, chip_of, on_device_of
 from .partials import add_rows
 from .tile_settings import Grid, TileSettings, tile_choice
 from .tunable import Bucket, Choice

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import cdiv, chip_of, on_device_of
 from .entry import entry
-from .launch import cdiv, chip_of, on_device_of
 from .layer_norm_rows import grain_of, load_columns, load_rows, rows_of, vector_of
 from .layer_norm_settings import Rows, RowSettings, forward_choice, forward_parts
 

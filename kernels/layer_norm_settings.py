@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import triton
 
-from .launch import Chip
+from .device import Chip
 from .tunable import Bucket, Choice
 
 

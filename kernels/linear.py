@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from .activation import FROM_OUTPUT, keeps_derivative
-from .launch import MatmulSettings, chip_of, dot_precision, passes
+from .device import chip_of, dot_precision, passes
 from .linear_prepass import Activated, backward_choice
 from .matmul import matmul
 from .prepass import prepass
+from .product import MatmulSettings
 
 
 def linear_fwd(

@@ -6,7 +6,8 @@ Prepass: prepass.py writes the gradient before the activation once, and both pro
 import functools
 from typing import NamedTuple
 
-from .launch import LAUNCH_SECONDS, Chip, Product, estimate, estimated_settings
+from .device import Chip
+from .product import LAUNCH_SECONDS, Product, estimate, estimated_settings
 from .tunable import Bucket, Variants
 
 
@@ -17,7 +18,7 @@ class Activated(NamedTuple):
     N: int
     K: int
     itemsize: int
-    passes: int = 1  # see launch.Product
+    passes: int = 1  # see product.Product
     input: bool = True  # x needs a gradient
     weight: bool = True  # so does w
     sums: bool = True  # so does the bias

@@ -35,8 +35,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .launch import Product, cdiv
+from .device import cdiv
 from .matmul import movable, operand_tile, wrapped
+from .product import Product
 
 LN_2 = tl.constexpr(0.6931471805599453)
 LEAST = tl.constexpr(-1e3)  # log2 of an exponential that is 0: in place of -inf, so that 0 log 0 = 0

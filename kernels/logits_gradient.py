@@ -8,17 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .descriptor import strides_beside, tensor_descriptor
+from .device import cdiv, chip_of, dot_precision, on_device_of
 from .entry import entry
-from .launch import (
-    MatmulSettings,
-    cdiv,
-    chip_of,
-    dot_precision,
-    estimated_settings,
-    on_device_of,
-    product_choice,
-    tile_fits,
-)  # fmt: skip
 from .logits import (
     LEAST,
     LN_2,
@@ -33,6 +24,7 @@ from .logits import (
     registers,
 )  # fmt: skip
 from .matmul import Operand, matmul
+from .product import MatmulSettings, estimated_settings, product_choice, tile_fits
 from .tile import LOG2_E, grouped_tile
 
 CHUNK_BYTES = 2**28  # of the buffer for gradients at the logits

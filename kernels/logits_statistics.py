@@ -9,19 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .descriptor import strides_beside, tensor_descriptor
+from .device import Chip, cdiv, chip_of, dot_precision, on_device_of
 from .entry import entry
-from .launch import (
-    Chip,
-    MatmulSettings,
-    Product,
-    cdiv,
-    chip_of,
-    dot_precision,
-    estimated_settings,
-    on_device_of,
-    product_choice,
-    tile_fits,
-)  # fmt: skip
 from .logits import (
     LEAST,
     LN_2,
@@ -36,6 +25,7 @@ from .logits import (
     products_tile,
     registers,
 )  # fmt: skip
+from .product import MatmulSettings, Product, estimated_settings, product_choice, tile_fits
 from .tile import LOG2_E, grouped_tile
 
 _COMBINED = 128  # rows of a program that combines shares

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from .activation import INSTRUCTIONS, activate, backpropagate, keeps_derivative
 from .descriptor import strides_beside, tensor_descriptor
+from .device import Chip, cdiv, chip_of, dot_precision, on_device_of, passes
 from .entry import entry
-from .launch import Chip, MatmulSettings, Product, cdiv, chip_of, dot_precision, matmul_settings, on_device_of, passes
 from .partials import partial_length, reduce_partials
+from .product import MatmulSettings, Product, matmul_settings
 from .tile import grouped_tile
 from .tunable import Bucket, Variants
 

@@ -28,8 +28,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import cdiv, chip_of, on_device_of
 from .entry import entry
-from .launch import cdiv, chip_of, on_device_of
 from .max_pool2d_lines import (
     dense_offset,
     grain,

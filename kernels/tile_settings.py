@@ -3,7 +3,7 @@
 import functools
 from typing import NamedTuple
 
-from .launch import Chip, cdiv
+from .device import Chip, cdiv
 from .tunable import Bucket, Choice
 
 

@@ -12,7 +12,7 @@ from primer_fast.kernels.attention_settings import (
     keys_choice,
     queries_choice,
 )
-from primer_fast.kernels.launch import Chip, cdiv
+from primer_fast.kernels.device import Chip, cdiv
 from primer_fast.kernels.tunable import Choice
 from primer_fast.tuning.space import Space, seconds_to_move
 

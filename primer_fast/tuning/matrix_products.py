@@ -5,9 +5,10 @@ from itertools import product
 
 from primer_fast.kernels.conv2d_gather import gather_settings
 from primer_fast.kernels.conv2d_weight import weight_settings
-from primer_fast.kernels.launch import Chip, MatmulSettings, Product, cdiv, estimate, matmul_settings, shape_tile
+from primer_fast.kernels.device import Chip, cdiv
 from primer_fast.kernels.logits_gradient import gradient_settings
 from primer_fast.kernels.logits_statistics import share_count, statistics_settings
+from primer_fast.kernels.product import MatmulSettings, Product, estimate, matmul_settings, shape_tile
 from primer_fast.tuning.space import Space
 
 _BLOCKS = (16, 32, 64, 128, 256)

@@ -5,8 +5,8 @@ from itertools import product
 
 from primer_fast.kernels import embedding, max_pool2d
 from primer_fast.kernels.conv2d_depthwise import Depthwise, DepthwiseSettings, result_choice, weight_choice
+from primer_fast.kernels.device import Chip, cdiv
 from primer_fast.kernels.embedding import Runs, RunSettings
-from primer_fast.kernels.launch import Chip, cdiv
 from primer_fast.kernels.layer_norm_settings import Rows, RowSettings, backward_choice, forward_choice
 from primer_fast.kernels.tile_settings import Grid, TileSettings, idle
 from primer_fast.tuning.space import Space, seconds_to_move

@@ -11,7 +11,7 @@ from primer_fast.bench import op as ops
 from primer_fast.bench.ceilings import matmul_precision
 from primer_fast.bench.op import EAGER, OURS, PRECISIONS
 from primer_fast.bench.peers import NotAvailable
-from primer_fast.kernels.launch import Chip, assume_chip
+from primer_fast.kernels.device import Chip, assume_chip
 from primer_fast.kernels.tunable import Bucket, Variants, watching
 from primer_fast.proof.offline import offline
 from primer_fast.proof.targets import Target

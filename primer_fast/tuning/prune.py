@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from primer_fast.kernels.launch import Chip
+from primer_fast.kernels.device import Chip
 from primer_fast.tuning.problems import Decision
 
 FACTOR = 1.5  # times the best estimate

@@ -13,7 +13,7 @@ import torch
 from primer_fast.bench.report import Report
 from primer_fast.bench.timing import Clock, clock_for
 from primer_fast.bench.units import check_device, each, one_line
-from primer_fast.kernels.launch import Chip, chip
+from primer_fast.kernels.device import Chip, chip
 from primer_fast.kernels.tunable import TUNED
 from primer_fast.proof.targets import TARGETS, Target, target_of
 from primer_fast.tuning import order, prune, tuned_file

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast.kernels import launch
 from primer_fast.kernels.attention_decode import DecodeSettings, attention_decode, decode_settings
+from primer_fast.kernels.device import CHIPS
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.proof.verify import DTYPES
 
@@ -225,7 +225,7 @@ def test_heads_can_be_merged_without_a_copy(device):
 
 
 def test_shares_fill_the_chip_where_heads_do_not():
-    h100 = launch.CHIPS["sm_90"]
+    h100 = CHIPS["sm_90"]
     for heads, rows, S, D in ((64, 4, 8192, 128), (64, 4, 32768, 128), (8, 4, 32768, 128), (12, 1, 1024, 64)):
         s = decode_settings(h100, heads, rows, S, D, D, 2, False, False)
         programs = heads * s.SPLITS

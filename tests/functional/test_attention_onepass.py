@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast.kernels import launch
 from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, onepass_settings, supported
 from primer_fast.kernels.attention_settings import TileSettings
+from primer_fast.kernels.device import assume_chip
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.proof.verify import DTYPES
 
@@ -107,7 +107,7 @@ def test_supported(device, monkeypatch):
     assert not supported(q, k, v), "the tests run under torch.use_deterministic_algorithms"
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
     assert supported(q, k, v) and supported(q, k, v, causal_offset=3)
-    with launch.assume_chip("sm_80"):
+    with assume_chip("sm_80"):
         assert not supported(q, k, v)
     tensor = torch.zeros(2, dtype=torch.int64, device=device)
     others = (

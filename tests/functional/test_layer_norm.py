@@ -3,7 +3,7 @@ import torch
 
 from primer_fast import functional as F
 from primer_fast.functional.layer_norm import layer_norm_plain
-from primer_fast.kernels import launch
+from primer_fast.kernels.device import CHIPS
 from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
 from primer_fast.kernels.layer_norm_rows import grain_of, moves_single
 from primer_fast.kernels.layer_norm_settings import (
@@ -57,7 +57,7 @@ def test_every_way_to_cut_rows_gives_the_same_answer(cut, residual, device):
 @pytest.mark.parametrize("N", [1, 24, 768, 1024, 4096, 8192, 8193, 32768, 65536, 200_000])
 def test_settings_fit_registers_and_shared_memory(N, chip):
     """What the compiler was seen to hold without spilling: 64 elements a thread forward, 16 beside dw and db."""
-    gpu = launch.CHIPS[chip]
+    gpu = CHIPS[chip]
     cut = forward_settings(gpu, N)
     held = cut.BLOCK_ROWS * cut.BLOCK_N // (32 * cut.num_warps)
     assert held <= 64 and cut.num_warps <= 16 and (cut.BLOCK_N >= N or N > 32768)
@@ -69,7 +69,7 @@ def test_settings_fit_registers_and_shared_memory(N, chip):
         else:
             assert cut.CHUNK * N * itemsize * 2 <= 2**23 or cut.CHUNK == 32, "dy and s of a chunk fit L2"
             assert (cut.STAGES - 1) * 2 * cut.BLOCK_ROWS * cut.BLOCK_COLS * itemsize <= 2**16
-    assert backward_settings(launch.CHIPS["sm_90"], N, 2).STAGES == 3
+    assert backward_settings(CHIPS["sm_90"], N, 2).STAGES == 3
 
 
 @pytest.mark.parametrize("cut", [None, RowSettings(2, 16, 4, CHUNK=4, BLOCK_COLS=32)], ids=["held", "read twice"])
@@ -109,7 +109,7 @@ def test_common_divisors_are_told_to_the_compiler():
     assert grain_of(4096, torch.empty(4, 4096)) == 1 and grain_of(4096, torch.empty(4, 4112)) == 1
     single = [moves_single(n, x[:, i : i + n]) for n, i in ((4096, 0), (4096, 1), (4096, 2), (4999, 0), (4998, 0))]
     assert single == [False, True, False, True, False]
-    gpu = launch.CHIPS["sm_90"]
+    gpu = CHIPS["sm_90"]
     for N in (99, 1001, 4095, 4999, 32769):
         cut, wide = (backward_choice.default(gpu, Rows(4096, N, 2, single=single)) for single in (True, False))
         assert backward_fits(gpu, Rows(4096, N, 2, single=True), cut)

@@ -10,7 +10,7 @@ import torch
 
 from primer_fast import functional as F
 from primer_fast.functional.max_pool2d import max_pool2d_plain
-from primer_fast.kernels.launch import CHIPS
+from primer_fast.kernels.device import CHIPS
 from primer_fast.kernels.max_pool2d import max_pool2d_bwd, max_pool2d_fwd, position_dtype
 from primer_fast.kernels.tile_settings import TileSettings, tile_settings
 from primer_fast.proof import verify

@@ -4,10 +4,10 @@ from primer_fast.kernels.attention_decode import Decode, DecodeSettings
 from primer_fast.kernels.attention_settings import Attention, TileSettings
 from primer_fast.kernels.conv2d_depthwise import Depthwise, DepthwiseSettings
 from primer_fast.kernels.embedding import Runs, RunSettings
-from primer_fast.kernels.launch import MatmulSettings, Product
 from primer_fast.kernels.layer_norm_settings import Rows, RowSettings
 from primer_fast.kernels.linear_prepass import Activated
 from primer_fast.kernels.matmul import Operands
+from primer_fast.kernels.product import MatmulSettings, Product
 from primer_fast.kernels.tile_settings import Grid
 from primer_fast.kernels.tile_settings import TileSettings as GridSettings
 from primer_fast.kernels.tunable import Variant

@@ -10,7 +10,8 @@ import torch
 from primer_fast.bench import units
 from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD
 from primer_fast.bench.report import FAST, Goal, Report
-from primer_fast.kernels.launch import CHIPS, Product
+from primer_fast.kernels.device import CHIPS
+from primer_fast.kernels.product import Product
 from primer_fast.kernels.tunable import Variant
 from primer_fast.proof.targets import TARGETS
 from primer_fast.tuning import order, portfolio, prune, search, session

@@ -3,7 +3,8 @@
 import pytest
 from tuning.problems import PROBLEMS
 
-from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
+from primer_fast.kernels.device import CHIPS
+from primer_fast.kernels.product import MatmulSettings, Product, matmul_settings
 from primer_fast.kernels.tunable import Variant
 from primer_fast.tuning import prune
 from primer_fast.tuning.problems import Decision, TunedCase

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from primer_fast.bench.units import DeviceLost
-from primer_fast.kernels.launch import CHIPS, Product, matmul_settings
+from primer_fast.kernels.device import CHIPS
+from primer_fast.kernels.product import Product, matmul_settings
 from primer_fast.proof.targets import TARGETS
 from primer_fast.tuning import prune, report, session, tuned_file
 from primer_fast.tuning.problems import Decision, TunedCase

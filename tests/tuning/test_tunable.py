@@ -9,9 +9,10 @@ from tuning.problems import PROBLEMS
 
 from primer_fast import functional as F
 from primer_fast.kernels import tunable
-from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
+from primer_fast.kernels.device import CHIPS
 from primer_fast.kernels.linear_prepass import backward_choice
 from primer_fast.kernels.matmul import operands_choice
+from primer_fast.kernels.product import MatmulSettings, Product, matmul_settings
 from primer_fast.kernels.tunable import Bucket, Variant, watching
 from primer_fast.tuning.registry import SPACES
 

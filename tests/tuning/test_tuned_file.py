@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
+from primer_fast.kernels.device import CHIPS
+from primer_fast.kernels.product import MatmulSettings, Product, matmul_settings
 from primer_fast.tuning import tuned_file
 from primer_fast.tuning.problems import Decision, TunedCase
 from primer_fast.tuning.search import Fastest

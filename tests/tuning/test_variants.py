@@ -8,7 +8,7 @@ import torch
 from primer_fast import functional as F
 from primer_fast.functional import attention_operator
 from primer_fast.kernels import attention_onepass, linear, linear_prepass, matmul
-from primer_fast.kernels.launch import CHIPS, assume_chip
+from primer_fast.kernels.device import CHIPS, assume_chip
 from primer_fast.kernels.prepass import prepass
 from primer_fast.kernels.tunable import Variant, watching
 from primer_fast.proof import verify

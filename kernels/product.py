@@ -1,118 +1,14 @@
-"""Launch settings: what turns sizes and a GPU into tile sizes, warps and stages.
+"""How a product of matrices is cut up: the settings that a roofline estimate likes best, unless a file has better.
 
-Settings found by measurement are read from tuned/<gpu>.json (tunable.py); sizes without an entry get the tile that a
-roofline estimate likes best. Nothing is searched at the first call.
+Nothing is searched at the first call.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-import torch
-import triton
-from torch import Tensor
-
-from .prepared import forget
+from .device import Chip, cdiv
 from .tunable import Bucket, Choice
-
-
-class Chip(NamedTuple):
-    """What settings depend on. Rates are data-sheet figures for dense 16-bit products; only their ratios matter."""
-
-    arch: str  # sm_90, gfx942, ...
-    name: str  # of the file in tuned/
-    processors: int  # multiprocessors or compute units
-    shared: int  # bytes of shared memory that one program may use
-    tflops: float
-    bandwidth: float  # of device memory, TB/s
-
-    @property
-    def has_descriptors(self) -> bool:
-        """A tensor memory accelerator: Hopper and later."""
-        return self.arch.startswith("sm_") and int(self.arch[3:]) >= 90
-
-    @property
-    def is_amd(self) -> bool:
-        return self.arch.startswith("gfx")
-
-
-_RATES = {"sm_80": (312, 2.0), "sm_89": (165, 1.0), "sm_90": (989, 3.35), "sm_100": (2250, 8.0), "sm_120": (209, 1.8),
-          "gfx942": (1307, 5.3), "gfx950": (2300, 8.0)}  # fmt: skip
-CHIPS = {  # stand-ins where no driver says: the interpreter and tests
-    "sm_80": Chip("sm_80", "a100", 108, 166912, *_RATES["sm_80"]),
-    "sm_90": Chip("sm_90", "h100", 132, 232448, *_RATES["sm_90"]),
-}
-_assumed: Chip | None = None
-
-
-@contextlib.contextmanager
-def assume_chip(arch: str | Chip):
-    """Choose kernels and settings as for a chip or one of ``CHIPS``: "sm_80" takes pointers, "sm_90" descriptors."""
-    global _assumed
-    before, _assumed = _assumed, CHIPS[arch] if isinstance(arch, str) else arch
-    forget()
-    try:
-        yield
-    finally:
-        _assumed = before
-        forget()
-
-
-def file_name(device: str) -> str:
-    """What the files of a GPU are called, from the name that its driver gives it."""
-    return "_".join(device.lower().split())
-
-
-@functools.cache
-def _active_chip(device: int) -> Chip:
-    driver = triton.runtime.driver.active
-    current = driver.get_current_device()
-    driver.set_current_device(device)  # drivers tell the target of the current one
-    try:
-        target = driver.get_current_target()
-    finally:
-        driver.set_current_device(current)
-    arch = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
-    properties = driver.utils.get_device_properties(device)
-    known = arch if arch in _RATES else "gfx942" if target.backend == "hip" else "sm_80"
-    name = properties.get("name") or torch.cuda.get_device_name(device)  # stand-in drivers know theirs
-    return Chip(
-        arch,
-        file_name(name),
-        properties["multiprocessor_count"],
-        properties["max_shared_mem"],
-        *_RATES[known],
-    )
-
-
-def forget_chip() -> None:
-    """Ask the driver again: it was replaced."""
-    _active_chip.cache_clear()
-    forget()
-
-
-def chip(device: int | None = None) -> Chip:
-    """The GPU of that number; without a number, the one that the next kernel is launched on."""
-    if _assumed is not None:
-        return _assumed
-    if triton.knobs.runtime.interpret:
-        return CHIPS["sm_90"]
-    return _active_chip(triton.runtime.driver.active.get_current_device() if device is None else device)
-
-
-def chip_of(x: Tensor) -> Chip:
-    """The GPU that holds ``x``: where a host has two kinds of them, settings must suit that one."""
-    return chip(x.get_device() if x.is_cuda else None)
-
-
-_stay = contextlib.nullcontext()
-
-
-def on_device_of(x: Tensor) -> AbstractContextManager:
-    """Context in which kernels run on the GPU that holds ``x``; costs nothing where that is the current one."""
-    return _stay if not x.is_cuda or x.get_device() == torch.cuda.current_device() else torch.cuda.device_of(x)
 
 
 class MatmulSettings(NamedTuple):
@@ -315,19 +211,3 @@ def product_choice(name: str, fits: Callable = fits, default: Callable = estimat
 
 
 matmul_settings = product_choice("matmul")
-
-
-def dot_precision(gpu: Chip, precision: str) -> str:
-    """torch.get_float32_matmul_precision() -> input_precision of tl.dot; AMD multiplies float32 as it is."""
-    if gpu.is_amd:
-        return "ieee"
-    return "tf32x3" if precision == "highest" else "tf32"
-
-
-def passes(dot: str, itemsize: int) -> int:
-    """How many tensor-core products make one product: three for float32 split into TF32 parts, otherwise one."""
-    return 3 if dot == "tf32x3" and itemsize == 4 else 1
-
-
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)
