@@ -29,7 +29,7 @@ from .attention_tile import block_width, empty_like_rows
 from .device import Chip, cdiv, chip_of, dot_precision, on_device_of
 from .entry import entry
 from .tile import LOG2_E
-from .tunable import Bucket, Choice
+from .tunable import Choice, bucket_of
 
 _COMBINED = 4096  # elements of the shares' sums that a program of the second kernel has in flight
 
@@ -230,8 +230,8 @@ class Decode(NamedTuple):
     masked: bool
 
 
-def decode_bucket(p: Decode) -> Bucket:
-    return Bucket.of(p.heads, p.rows, p.S, item=p.itemsize, d=p.D, dv=p.DV, capped=p.capped, masked=p.masked)
+def decode_bucket(p: Decode) -> str:
+    return bucket_of(p.heads, p.rows, p.S, item=p.itemsize, d=p.D, dv=p.DV, capped=p.capped, masked=p.masked)
 
 
 def decode_fits(gpu: Chip, p: Decode, s: DecodeSettings) -> bool:
@@ -243,7 +243,7 @@ def decode_fits(gpu: Chip, p: Decode, s: DecodeSettings) -> bool:
 
 
 decode_choice = Choice(
-    "attention_decode", DecodeSettings, decode_bucket, decode_fits, lambda gpu, p: decode_settings(gpu, *p), reach=1
+    "attention_decode", DecodeSettings, decode_bucket, decode_fits, lambda gpu, p: decode_settings(gpu, *p)
 )
 
 

@@ -142,7 +142,7 @@ def predicted_way(gpu: Chip, p: Attention) -> str:
 # Asked only where the caller allows sums without a fixed order and ``supported`` says yes
 backward_choice = Variants(
     "attention_backward", attention_bucket,
-    {"one-pass": lambda gpu, p: True, "deterministic": lambda gpu, p: True}, predicted_way, reach=2,
+    {"one-pass": lambda gpu, p: True, "deterministic": lambda gpu, p: True}, predicted_way,
 )  # fmt: skip
 
 

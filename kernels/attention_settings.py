@@ -5,7 +5,7 @@ from typing import NamedTuple
 from .attention_mask import INVARIANTS_KEPT
 from .attention_tile import result_width
 from .device import Chip
-from .tunable import Bucket, Choice
+from .tunable import Choice, bucket_of
 
 
 class TileSettings(NamedTuple):
@@ -142,9 +142,9 @@ class Attention(NamedTuple):
         return self.itemsize, self.width, self.descriptors, self.burden
 
 
-def attention_bucket(p: Attention) -> Bucket:
+def attention_bucket(p: Attention) -> str:
     window = 1 << (p.window - 1).bit_length() if p.window else 0
-    return Bucket.of(
+    return bucket_of(
         p.heads, p.T, p.S, item=p.itemsize, width=p.width, desc=p.descriptors, burden=p.burden, passes=p.passes,
         group=p.group, causal=p.causal, window=window,
     )  # fmt: skip
@@ -181,13 +181,13 @@ def _fits(results: int, operands: int, products: int, rows_are_keys: bool = Fals
 
 forward_choice = Choice(
     "attention_forward", TileSettings, attention_bucket, _fits(1, 1, 1, whole=64),
-    lambda gpu, p: forward_settings(gpu, *p.tile_choice()), reach=2,
+    lambda gpu, p: forward_settings(gpu, *p.tile_choice()),
 )  # fmt: skip
 keys_choice = Choice(
     "attention_backward_kv", TileSettings, attention_bucket, _fits(2, 2, 2, rows_are_keys=True),
-    lambda gpu, p: backward_settings(gpu, *p.tile_choice()).keys, reach=2,
+    lambda gpu, p: backward_settings(gpu, *p.tile_choice()).keys,
 )  # fmt: skip
 queries_choice = Choice(
     "attention_backward_q", TileSettings, attention_bucket, _fits(1, 2, 2),
-    lambda gpu, p: backward_settings(gpu, *p.tile_choice()).queries, reach=2,
+    lambda gpu, p: backward_settings(gpu, *p.tile_choice()).queries,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from .conv2d_geometry import Geometry, flat_pixels, inverses, most_of_a_class, n
 from .device import Chip, cdiv, chip_of, on_device_of
 from .entry import entry
 from .partials import partial_length, reduce_partials
-from .tunable import Bucket, Choice
+from .tunable import Choice, bucket_of
 
 
 @entry
@@ -174,8 +174,8 @@ def depthwise_settings(gpu: Chip, p: Depthwise) -> DepthwiseSettings:
     return DepthwiseSettings(32, 64, 4) if p.adjacent else DepthwiseSettings(512, 1, 4)
 
 
-def depthwise_bucket(p: Depthwise) -> Bucket:
-    return Bucket.of(p.pixels, p.channels, item=p.itemsize, adjacent=p.adjacent, taps=p.taps)
+def depthwise_bucket(p: Depthwise) -> str:
+    return bucket_of(p.pixels, p.channels, item=p.itemsize, adjacent=p.adjacent, taps=p.taps)
 
 
 def depthwise_fits(gpu: Chip, p: Depthwise, s: DepthwiseSettings) -> bool:
@@ -184,11 +184,9 @@ def depthwise_fits(gpu: Chip, p: Depthwise, s: DepthwiseSettings) -> bool:
     return 1 <= held <= 32 and (s.BLOCK_C >= 32 if p.adjacent else s.BLOCK_C == 1)
 
 
-result_choice = Choice(
-    "conv2d_depthwise", DepthwiseSettings, depthwise_bucket, depthwise_fits, depthwise_settings, reach=2
-)
+result_choice = Choice("conv2d_depthwise", DepthwiseSettings, depthwise_bucket, depthwise_fits, depthwise_settings)
 weight_choice = Choice(
-    "conv2d_depthwise_weight", DepthwiseSettings, depthwise_bucket, depthwise_fits, depthwise_settings, reach=2
+    "conv2d_depthwise_weight", DepthwiseSettings, depthwise_bucket, depthwise_fits, depthwise_settings
 )
 
 

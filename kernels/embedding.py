@@ -32,7 +32,7 @@ from .device import Chip, cdiv, chip_of, on_device_of
 from .entry import entry
 from .partials import add_rows
 from .tile_settings import Grid, TileSettings, tile_choice
-from .tunable import Bucket, Choice
+from .tunable import Choice, bucket_of
 
 
 @triton.jit
@@ -159,8 +159,8 @@ def run_settings(gpu: Chip, p: Runs) -> RunSettings:
     return RunSettings(BLOCK_COLS=min(triton.next_power_of_2(p.cols), widest))
 
 
-def run_bucket(p: Runs) -> Bucket:
-    return Bucket.of(p.indices, p.cols, item=p.itemsize)
+def run_bucket(p: Runs) -> str:
+    return bucket_of(p.indices, p.cols, item=p.itemsize)
 
 
 def run_fits(gpu: Chip, p: Runs, s: RunSettings) -> bool:
@@ -170,7 +170,7 @@ def run_fits(gpu: Chip, p: Runs, s: RunSettings) -> bool:
 
 
 forward_choice = tile_choice("embedding_forward")
-run_choice = Choice("embedding_backward", RunSettings, run_bucket, run_fits, run_settings, reach=2)
+run_choice = Choice("embedding_backward", RunSettings, run_bucket, run_fits, run_settings)
 
 
 def embedding_fwd(

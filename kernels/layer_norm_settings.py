@@ -6,7 +6,7 @@ from typing import NamedTuple
 import triton
 
 from .device import Chip
-from .tunable import Bucket, Choice
+from .tunable import Choice, bucket_of
 
 
 class RowSettings(NamedTuple):
@@ -72,11 +72,11 @@ def backward_settings(gpu: Chip, N: int, itemsize: int, single: bool = False) ->
     return RowSettings(rows, block, warps, stages, beside * gpu.processors)
 
 
-def row_bucket(p: Rows) -> Bucket:
+def row_bucket(p: Rows) -> str:
     """Rows of one width to the next power of two."""
     single = {"single": 1} if p.single else {}
     width = triton.next_power_of_2(max(p.N, 16))
-    return Bucket.of(p.rows, item=p.itemsize, width=width, arrays=p.arrays, **single)
+    return bucket_of(p.rows, item=p.itemsize, width=width, arrays=p.arrays, **single)
 
 
 def _lanes(gpu: Chip, s: RowSettings) -> int:
@@ -111,9 +111,9 @@ def backward_fits(gpu: Chip, p: Rows, s: RowSettings) -> bool:
 
 
 forward_choice = Choice(
-    "layer_norm_forward", RowSettings, row_bucket, forward_fits, lambda gpu, p: forward_settings(gpu, p.N), reach=2
+    "layer_norm_forward", RowSettings, row_bucket, forward_fits, lambda gpu, p: forward_settings(gpu, p.N)
 )
 backward_choice = Choice(
     "layer_norm_backward", RowSettings, row_bucket, backward_fits,
-    lambda gpu, p: backward_settings(gpu, p.N, p.itemsize, p.single), reach=1,
+    lambda gpu, p: backward_settings(gpu, p.N, p.itemsize, p.single),
 )  # fmt: skip

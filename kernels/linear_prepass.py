@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .device import Chip
 from .product import LAUNCH_SECONDS, Product, estimate, estimated_settings
-from .tunable import Bucket, Variants
+from .tunable import Variants, bucket_of
 
 
 class Activated(NamedTuple):
@@ -48,10 +48,9 @@ def estimated_way(gpu: Chip, p: Activated) -> str:
 
 backward_choice = Variants(
     "linear_backward",
-    lambda p: Bucket.of(
+    lambda p: bucket_of(
         p.M, p.N, p.K, item=p.itemsize, passes=p.passes, input=p.input, weight=p.weight, sums=p.sums
     ),
     {"fused": lambda gpu, p: True, "prepass": _possible},
     estimated_way,
-    reach=1,
 )  # fmt: skip

@@ -29,7 +29,7 @@ from .entry import entry
 from .partials import partial_length, reduce_partials
 from .product import MatmulSettings, Product, matmul_settings
 from .tile import grouped_tile
-from .tunable import Bucket, Variants
+from .tunable import Variants, bucket_of
 
 
 @triton.jit
@@ -254,10 +254,9 @@ def _by_descriptors(gpu: Chip, p: Operands) -> bool:
 
 operands_choice = Variants(
     "matmul_operands",
-    lambda p: Bucket.of(p.M, p.N, p.K, item=p.itemsize, passes=p.passes, fused=p.fused, aligned=p.aligned),
+    lambda p: bucket_of(p.M, p.N, p.K, item=p.itemsize, passes=p.passes, fused=p.fused, aligned=p.aligned),
     {"descriptors": _by_descriptors, "pointers": lambda gpu, p: True},
     lambda gpu, p: "descriptors" if _by_descriptors(gpu, p) and (p.aligned or p.large) else "pointers",
-    reach=1,
 )  # fmt: skip
 
 

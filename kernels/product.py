@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .device import Chip, cdiv
-from .tunable import Bucket, Choice
+from .tunable import Choice, bucket_of
 
 
 class MatmulSettings(NamedTuple):
@@ -198,16 +198,16 @@ def estimated_settings(gpu: Chip, p: Product) -> MatmulSettings:
     return chosen
 
 
-def product_bucket(p: Product) -> Bucket:
-    return Bucket.of(
+def product_bucket(p: Product) -> str:
+    return bucket_of(
         p.M, p.N, p.K, item=p.itemsize, passes=p.passes, desc=p.descriptors, vector=p.vector, wide=p.wide_result,
         fused=p.fused, double=p.double, count=p.count,
     )  # fmt: skip
 
 
 def product_choice(name: str, fits: Callable = fits, default: Callable = estimated_settings) -> Choice:
-    """The choice of a kernel that multiplies matrices. Shares suit one size: it reaches no further than twice that."""
-    return Choice(name, MatmulSettings, product_bucket, fits, default, reach=1)
+    """The choice of a kernel that multiplies matrices."""
+    return Choice(name, MatmulSettings, product_bucket, fits, default)
 
 
 matmul_settings = product_choice("matmul")

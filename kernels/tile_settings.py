@@ -4,7 +4,7 @@ import functools
 from typing import NamedTuple
 
 from .device import Chip, cdiv
-from .tunable import Bucket, Choice
+from .tunable import Choice, bucket_of
 
 
 class TileSettings(NamedTuple):
@@ -41,9 +41,9 @@ def tile_settings(gpu: Chip, cols: int, itemsize: int, vector: bool = True) -> T
     return TileSettings(elements // width, width)
 
 
-def grid_bucket(p: Grid) -> Bucket:
+def grid_bucket(p: Grid) -> str:
     single = {} if p.vector else {"vector": 0}
-    return Bucket.of(p.rows, p.cols, item=p.itemsize, reads=p.reads, **single)
+    return bucket_of(p.rows, p.cols, item=p.itemsize, reads=p.reads, **single)
 
 
 def tile_fits(gpu: Chip, p: Grid, s: TileSettings) -> bool:
@@ -56,4 +56,4 @@ def tile_fits(gpu: Chip, p: Grid, s: TileSettings) -> bool:
 def tile_choice(name: str) -> Choice:
     """The choice of one such kernel."""
     default = lambda gpu, p: tile_settings(gpu, p.cols, p.itemsize, p.vector)  # noqa: E731
-    return Choice(name, TileSettings, grid_bucket, tile_fits, default, reach=2)
+    return Choice(name, TileSettings, grid_bucket, tile_fits, default)

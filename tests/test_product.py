@@ -1,4 +1,4 @@
-"""How products are cut up: tuned settings where there are some, estimated ones elsewhere; for which GPU."""
+"""How products are cut up by the estimate, and the GPU for which they are."""
 
 import json
 from pathlib import Path
@@ -16,30 +16,6 @@ from primer_fast.reference.linear import CASES, sizes
 
 ROOT = Path(__file__).parent.parent
 H100, A100 = CHIPS["sm_90"], CHIPS["sm_80"]
-
-
-@pytest.fixture
-def tuned(tmp_path, monkeypatch):
-    """Write tuned settings of a GPU for the time of a test."""
-
-    def write(chip, entries):
-        (tmp_path / f"{chip.name}.json").write_text(json.dumps({"settings": {"matmul": entries}}))
-
-    monkeypatch.setattr(tunable, "TUNED", tmp_path)
-    tunable.forget_tuned()
-    yield write
-    tunable.forget_tuned()
-
-
-def test_tuned_settings_serve_their_bucket_and_their_gpu_alone(tuned):
-    product = Product(1000, 1100, 4000, 2, descriptors=True)
-    mine = MatmulSettings(64, 64, 32, 4, 3, SPLITS=5, GROUP_M=4)
-    tuned(H100, {str(products.product_bucket(product)): mine._asdict()})
-    assert matmul_settings(H100, product) == mine
-    assert matmul_settings(H100, product._replace(M=1024)) == mine, "1000 and 1024 round to one power of two"
-    assert matmul_settings(H100, product._replace(M=3000)) != mine
-    assert matmul_settings(H100, product._replace(itemsize=4)) != mine
-    assert matmul_settings(A100, product) != mine
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda c: c.arch)

@@ -125,7 +125,7 @@ def plan(
     if small:
         every, most = [next(decision for decision in every if decision.variants is kind) for kind in (True, False)], 3
     done = {} if again else tuned_file.load(out / f"{gpu.name}.json")
-    left = [decision for decision in every if str(decision.bucket) not in done.get(decision.choice, {})]
+    left = [decision for decision in every if decision.bucket not in done.get(decision.choice, {})]
     pruned = map_(partial(prune.prune, gpu=gpu, factor=factor, most=most), left)
     return SearchPlan(gpu, compiled_for, left, len(every) - len(left), dict(zip(left, pruned, strict=True)), needs)
 

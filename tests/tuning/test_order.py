@@ -151,7 +151,7 @@ def test_what_became_of_each_problem_is_written(played, tmp_path, capsys):
     assert first["refused"] == ["(1,): Wrong: result 0"]
     assert "by estimate 4 of 4 problems fit into 4 minutes" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "tuned" / "h100.json").read_text())["settings"]["matmul"]) == {
-        str(s.bucket) for s in DECISIONS
+        s.bucket for s in DECISIONS
     }
 
 

@@ -22,7 +22,7 @@ def test_what_is_written_is_what_the_launcher_chooses(tuned):
     path = tuned(H100, {})
     tuned_file.add(path, H100.name, DECISION, FASTER)
     content = json.loads(path.read_text())
-    assert content["settings"]["matmul"][str(DECISION.bucket)] == MINE._asdict() | {
+    assert content["settings"]["matmul"][DECISION.bucket] == MINE._asdict() | {
         "seconds": 1.235e-4,
         "default_seconds": 2e-4,
     }
@@ -66,4 +66,4 @@ def test_a_file_that_cannot_be_read_is_kept_under_another_name(tuned):
 def test_a_folder_that_is_not_there_is_made(tmp_path):
     path = tmp_path / "new" / "tuned" / "h100.json"
     tuned_file.add(path, H100.name, DECISION, FASTER)
-    assert tuned_file.load(path) == {"matmul": {str(DECISION.bucket): FASTER}}
+    assert tuned_file.load(path) == {"matmul": {DECISION.bucket: FASTER}}
