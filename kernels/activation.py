@@ -107,7 +107,7 @@ def normal_cdf(z, PRECISE: tl.constexpr):
 @triton.jit
 def sigmoid(w, PRECISE: tl.constexpr):
     """1 / (1 + e^-w) of a float32 tile."""
-    return reciprocal(1.0 + tl.exp2(-LOG2_E * w), PRECISE)
+    return reciprocal(1.0 + tl.exp2(w * -LOG2_E), PRECISE)
 
 
 @triton.jit

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from properties.calls import FLOATS, PATHS, explore, near, not_a_tensor, rarely, tensors
-from properties.test_linear import ACTIVATION
+from properties.test_linear import FUNCTION
 
 
 @st.composite
@@ -35,7 +35,7 @@ def calls(draw, path):
         ),
         "dilation": rarely(draw, draw(pairs(st.sampled_from([1, 1, 1, 2, 3]))), *WRONG_PAIRS),
         "groups": rarely(draw, groups, 0, -1, 2, 4, 1.0, None, True, "1"),
-        "activation": rarely(draw, draw(st.sampled_from([None, None, *ACTIVATION])), "swish"),
+        "activation": rarely(draw, draw(st.sampled_from([None, None, *FUNCTION])), "swish"),
     }
     name = draw(st.sampled_from(["input", "weight", "bias"]))
     arguments[name] = not_a_tensor(draw, arguments[name])
@@ -44,7 +44,7 @@ def calls(draw, path):
 
 def reference(input, weight, bias, stride, padding, dilation, groups, activation):
     y = torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return ACTIVATION[activation](y)
+    return FUNCTION[activation](y)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from properties.calls import FLOATS, PATHS, SIZES, explore, near, not_a_tensor, product, rarely, tensors
-from properties.test_linear import ACTIVATION
+from properties.test_linear import FUNCTION
 
 
 @st.composite
@@ -18,14 +18,14 @@ def calls(draw, path):
         arguments[f"weights.{i}"] = not_a_tensor(draw, weight)
         if biased:
             arguments[f"biases.{i}"] = draw(tensors(near(draw, (n,)), rarely(draw, dtype, torch.float32)))
-    names = st.sampled_from([None, *ACTIVATION])
+    names = st.sampled_from([None, *FUNCTION])
     arguments["activation"] = rarely(draw, draw(names), "swish", 3, torch.relu, ["relu"])
     arguments["output_activation"] = rarely(draw, draw(names), "swish", 3)
     return arguments
 
 
 def reference(input, weights, biases=None, *, activation, output_activation):
-    ACTIVATION[activation]  # a name that one layer has no use for is refused, too
+    FUNCTION[activation]  # a name that one layer has no use for is refused, too
     acts = [activation] * (len(weights) - 1) + [output_activation]
     for i, (weight, act) in enumerate(zip(weights, acts, strict=True)):
         if weight.dim() != 2:
@@ -33,7 +33,7 @@ def reference(input, weights, biases=None, *, activation, output_activation):
         bias = None if biases is None else biases[i]
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError("a bias does not broadcast")
-        input = ACTIVATION[act](torch.nn.functional.linear(input, weight, bias))
+        input = FUNCTION[act](torch.nn.functional.linear(input, weight, bias))
     return input
 
 
