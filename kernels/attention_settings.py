@@ -8,7 +8,7 @@ from .device import Chip
 from .tunable import Choice, bucket_of
 
 
-class TileSettings(NamedTuple):
+class AttentionSettings(NamedTuple):
     """Queries and keys of a tile, warps, pipeline stages.
 
     COLUMNS: how many of a head are multiplied at a time, read anew for each tile; 0 for all, from tiles that stay on
@@ -25,8 +25,8 @@ class TileSettings(NamedTuple):
 class BackwardSettings(NamedTuple):
     """Tiles of the two backward kernels."""
 
-    keys: TileSettings  # walks over queries
-    queries: TileSettings  # walks over keys
+    keys: AttentionSettings  # walks over queries
+    queries: AttentionSettings  # walks over keys
     apart: bool = False  # dk and dv by programs of their own
 
 
@@ -47,74 +47,7 @@ def burden_of(scoring, lengths: bool, grouped: bool) -> int:
     return sum(weight for name, weight in _SCORED.items() if there[name]) + mixed
 
 
-def forward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, burden: int) -> TileSettings:
-    """width: the larger of the two head dimensions, rounded up to a power of two. burden: see ``burden_of``."""
-    plain = burden <= PLAIN
-    if itemsize == 4:
-        if width <= 64:
-            return TileSettings(64, 64 if burden < _SCORED["dropout"] else 32, 4, 2)
-        return TileSettings(64, 32 if plain else 16, 4, 1, 32)
-    if not descriptors:
-        scored = (128, 32, 8, 2) if gpu.is_amd else (64, 64, 8, 2)
-        wide = {128: (128, 64, 8, 2) if plain else scored, 256: (64, 32, 8, 2)}
-        return TileSettings(*wide.get(width, (128, 64, 4 if plain else 8, 2)))
-    if width <= 64:
-        return TileSettings(128, 64, 4 if plain else 8, 3)
-    tiles = {
-        128: ((3, (128, 128, 8, 2)), (9, (128, 64, 8, 2)), (99, (128, 32, 8, 2))),
-        256: ((3, (128, 64, 8, 2)), (6, (128, 32, 8, 2)), (99, (64, 32, 8, 2))),
-    }
-    if width == 256 and burden == _SCORED["lengths"]:
-        burden = 6  # values past a length are zeroed on their way through registers
-    if width == 128 and burden == 3 and gpu.arch == "sm_100":
-        burden = 9  # this tile alone spills less there
-    return _first(tiles[width], burden)
-
-
-def _first(tiles, burden: int) -> TileSettings:
-    """Of tiles with the most that each carries."""
-    return next(TileSettings(*tile) for most, tile in tiles if burden <= most)
-
-
-def backward_settings(gpu: Chip, itemsize: int, width: int, descriptors: bool, burden: int) -> BackwardSettings:
-    """width: the larger of the two head dimensions, rounded up to a power of two. burden: see ``burden_of``.
-
-    Programs that make dk or dv alone multiply five times together where one that makes both does four times, but hold
-    one accumulator: where both would leave a step of 16 or 32 queries, they are faster, since products of so few read
-    shared memory for longer than they multiply.
-    """
-    if itemsize == 4:
-        block_n = (32 if width > 64 else 64) // (1 if burden <= PLAIN else 2)
-        apart = width > 64 or burden > _SCORED["dropout"]
-        return BackwardSettings(TileSettings(32, 64, 4, 1, 32), TileSettings(64, block_n, 4, 1, 32), apart)
-    if not descriptors:  # addresses take registers too: half the tile where scores go through anything
-        tiles = {
-            64: ((32 if burden > PLAIN else 64, 64, 4, 2), (64, 64, 4, 2)),
-            128: ((32 if burden or gpu.is_amd else 64, 64, 8, 2), (64 if burden > PLAIN else 128, 32, 8, 2)),
-            256: ((32, 64, 8, 1), (32 if burden > PLAIN else 64, 32, 8, 1)),
-        }
-        if gpu.is_amd:
-            tiles[256] = (16, 64, 8, 1), (32 if burden > PLAIN else 64, 16, 8, 1)
-            if burden > PLAIN:
-                tiles[128] = (32, 64, 8, 2), (64, 16, 8, 2)
-        return BackwardSettings(*(TileSettings(*tile) for tile in tiles[max(width, 64)]))
-    if width <= 64:
-        keys = ((4, (64, 64, 4, 2)), (99, (32, 64, 4, 2)))
-        queries = ((0, (128, 64, 4, 2)), (99, (128, 64, 8, 2)))
-    elif width == 128:
-        keys = ((0, (64, 128, 8, 2)), (7, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
-        queries = ((6, (128, 64, 8, 2)), (9, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
-    else:
-        most = PLAIN if gpu.arch == "sm_100" else 5 if INVARIANTS_KEPT.value else 99
-        keys = ((1, (32, 128, 8, 2)), (most, (32, 64, 8, 2)), (99, (16, 64, 8, 2)))
-        queries = ((0, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
-    apart = width == 256 or (width == 128 and burden >= 5)
-    if width == 256 and burden > PLAIN and gpu.arch == "sm_100":
-        apart = False  # where both together spill less
-    return BackwardSettings(_first(keys, burden), _first(queries, burden), apart)
-
-
-class Attention(NamedTuple):
+class AttentionProblem(NamedTuple):
     """What a tile of attention's kernels depends on."""
 
     heads: int  # that programs are made for: query heads, or key heads where keys are walked from
@@ -137,12 +70,76 @@ class Attention(NamedTuple):
             band.right is not None, 0 if band.left is None else band.left + 1,
         )  # fmt: skip
 
-    def tile_choice(self):
-        """What the default depends on."""
-        return self.itemsize, self.width, self.descriptors, self.burden
+
+def forward_default(gpu: Chip, p: AttentionProblem) -> AttentionSettings:
+    itemsize, width, descriptors, burden = p.itemsize, p.width, p.descriptors, p.burden
+    plain = burden <= PLAIN
+    if itemsize == 4:
+        if width <= 64:
+            return AttentionSettings(64, 64 if burden < _SCORED["dropout"] else 32, 4, 2)
+        return AttentionSettings(64, 32 if plain else 16, 4, 1, 32)
+    if not descriptors:
+        scored = (128, 32, 8, 2) if gpu.is_amd else (64, 64, 8, 2)
+        wide = {128: (128, 64, 8, 2) if plain else scored, 256: (64, 32, 8, 2)}
+        return AttentionSettings(*wide.get(width, (128, 64, 4 if plain else 8, 2)))
+    if width <= 64:
+        return AttentionSettings(128, 64, 4 if plain else 8, 3)
+    tiles = {
+        128: ((3, (128, 128, 8, 2)), (9, (128, 64, 8, 2)), (99, (128, 32, 8, 2))),
+        256: ((3, (128, 64, 8, 2)), (6, (128, 32, 8, 2)), (99, (64, 32, 8, 2))),
+    }
+    if width == 256 and burden == _SCORED["lengths"]:
+        burden = 6  # values past a length are zeroed on their way through registers
+    if width == 128 and burden == 3 and gpu.arch == "sm_100":
+        burden = 9  # this tile alone spills less there
+    return _first(tiles[width], burden)
 
 
-def attention_bucket(p: Attention) -> str:
+def _first(tiles, burden: int) -> AttentionSettings:
+    """Of tiles with the most that each carries."""
+    return next(AttentionSettings(*tile) for most, tile in tiles if burden <= most)
+
+
+def backward_default(gpu: Chip, p: AttentionProblem) -> BackwardSettings:
+    """Tiles, and whether dk and dv come from programs of their own.
+
+    Two programs multiply five times where one that makes both multiplies four times, but each holds one accumulator.
+    They are faster where one program would have room for steps of only 16 or 32 queries: products of so few rows read
+    shared memory for longer than they multiply.
+    """
+    itemsize, width, descriptors, burden = p.itemsize, p.width, p.descriptors, p.burden
+    if itemsize == 4:
+        block_n = (32 if width > 64 else 64) // (1 if burden <= PLAIN else 2)
+        apart = width > 64 or burden > _SCORED["dropout"]
+        return BackwardSettings(AttentionSettings(32, 64, 4, 1, 32), AttentionSettings(64, block_n, 4, 1, 32), apart)
+    if not descriptors:  # addresses take registers too: half the tile where scores go through anything
+        tiles = {
+            64: ((32 if burden > PLAIN else 64, 64, 4, 2), (64, 64, 4, 2)),
+            128: ((32 if burden or gpu.is_amd else 64, 64, 8, 2), (64 if burden > PLAIN else 128, 32, 8, 2)),
+            256: ((32, 64, 8, 1), (32 if burden > PLAIN else 64, 32, 8, 1)),
+        }
+        if gpu.is_amd:
+            tiles[256] = (16, 64, 8, 1), (32 if burden > PLAIN else 64, 16, 8, 1)
+            if burden > PLAIN:
+                tiles[128] = (32, 64, 8, 2), (64, 16, 8, 2)
+        return BackwardSettings(*(AttentionSettings(*tile) for tile in tiles[max(width, 64)]))
+    if width <= 64:
+        keys = ((4, (64, 64, 4, 2)), (99, (32, 64, 4, 2)))
+        queries = ((0, (128, 64, 4, 2)), (99, (128, 64, 8, 2)))
+    elif width == 128:
+        keys = ((0, (64, 128, 8, 2)), (7, (32, 128, 8, 2)), (99, (32, 64, 8, 2)))
+        queries = ((6, (128, 64, 8, 2)), (9, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
+    else:
+        most = PLAIN if gpu.arch == "sm_100" else 5 if INVARIANTS_KEPT.value else 99
+        keys = ((1, (32, 128, 8, 2)), (most, (32, 64, 8, 2)), (99, (16, 64, 8, 2)))
+        queries = ((0, (128, 32, 8, 2)), (99, (64, 32, 8, 2)))
+    apart = width == 256 or (width == 128 and burden >= 5)
+    if width == 256 and burden > PLAIN and gpu.arch == "sm_100":
+        apart = False  # where both together spill less
+    return BackwardSettings(_first(keys, burden), _first(queries, burden), apart)
+
+
+def attention_bucket(p: AttentionProblem) -> str:
     window = 1 << (p.window - 1).bit_length() if p.window else 0
     return bucket_of(
         p.heads, p.T, p.S, item=p.itemsize, width=p.width, desc=p.descriptors, burden=p.burden, passes=p.passes,
@@ -160,11 +157,11 @@ def _fits(results: int, operands: int, products: int, rows_are_keys: bool = Fals
     whole: width to which float32 is multiplied in whole rows; 16-bit operands always are.
     """
 
-    def fits(gpu: Chip, p: Attention, s: TileSettings) -> bool:
+    def fits(gpu: Chip, p: AttentionProblem, s: AttentionSettings) -> bool:
         kept, walked = (s.BLOCK_N, s.BLOCK_M) if rows_are_keys else (s.BLOCK_M, s.BLOCK_N)
         wide = p.itemsize == 4
         columns = wide and p.width > whole
-        apart = rows_are_keys and backward_settings(gpu, *p.tile_choice()).apart
+        apart = rows_are_keys and backward_default(gpu, p).apart
         parts = 1 if apart else results
         accumulators = parts * kept * int(result_width(p.width, s.COLUMNS)) + products * kept * walked
         if accumulators > (_HELD_SPLIT if wide else _HELD) * 32 * s.num_warps or (s.COLUMNS > 0) != columns:
@@ -180,14 +177,13 @@ def _fits(results: int, operands: int, products: int, rows_are_keys: bool = Fals
 
 
 forward_choice = Choice(
-    "attention_forward", TileSettings, attention_bucket, _fits(1, 1, 1, whole=64),
-    lambda gpu, p: forward_settings(gpu, *p.tile_choice()),
+    "attention_forward", AttentionSettings, attention_bucket, _fits(1, 1, 1, whole=64), forward_default
 )  # fmt: skip
 keys_choice = Choice(
-    "attention_backward_kv", TileSettings, attention_bucket, _fits(2, 2, 2, rows_are_keys=True),
-    lambda gpu, p: backward_settings(gpu, *p.tile_choice()).keys,
+    "attention_backward_kv", AttentionSettings, attention_bucket, _fits(2, 2, 2, rows_are_keys=True),
+    lambda gpu, p: backward_default(gpu, p).keys,
 )  # fmt: skip
 queries_choice = Choice(
-    "attention_backward_q", TileSettings, attention_bucket, _fits(1, 2, 2),
-    lambda gpu, p: backward_settings(gpu, *p.tile_choice()).queries,
+    "attention_backward_q", AttentionSettings, attention_bucket, _fits(1, 2, 2),
+    lambda gpu, p: backward_default(gpu, p).queries,
 )  # fmt: skip

@@ -31,7 +31,7 @@ from torch import Tensor
 from .device import Chip, cdiv, chip_of, on_device_of
 from .entry import entry
 from .partials import add_rows
-from .tile_settings import Grid, TileSettings, tile_choice
+from .tile_settings import Grid, GridSettings, grid_choice
 from .tunable import Choice, bucket_of
 
 
@@ -153,7 +153,7 @@ class Runs(NamedTuple):
     itemsize: int  # of an element of dy, in bytes
 
 
-def run_settings(gpu: Chip, p: Runs) -> RunSettings:
+def run_default(gpu: Chip, p: Runs) -> RunSettings:
     """16 bytes a lane of one warp."""
     widest = (64 if gpu.is_amd else 32) * 16 // p.itemsize
     return RunSettings(BLOCK_COLS=min(triton.next_power_of_2(p.cols), widest))
@@ -169,13 +169,13 @@ def run_fits(gpu: Chip, p: Runs, s: RunSettings) -> bool:
     return s.CHUNK * s.BLOCK_COLS * p.itemsize <= 128 * 4 * lanes and 2 * max(p.cols, 16) > s.BLOCK_COLS
 
 
-forward_choice = tile_choice("embedding_forward")
-run_choice = Choice("embedding_backward", RunSettings, run_bucket, run_fits, run_settings)
+forward_choice = grid_choice("embedding_forward")
+run_choice = Choice("embedding_backward", RunSettings, run_bucket, run_fits, run_default)
 
 
 def embedding_fwd(
     ids: Tensor, weight: Tensor, position: Tensor | None, position_ids: Tensor | None, period: int,
-    settings: TileSettings | None = None,
+    settings: GridSettings | None = None,
 ) -> Tensor:  # fmt: skip
     """ids (...), weight (V, D), position (P, D) or None, each of any strides -> y (..., D).
 
@@ -188,12 +188,12 @@ def embedding_fwd(
     if y.numel() == 0:
         return y
     tables = 1 if position is None else 2
-    cut = settings or forward_choice(chip_of(weight), Grid(M, D, weight.element_size(), tables))
+    settings = settings or forward_choice(chip_of(weight), Grid(M, D, weight.element_size(), tables))
     positions, strides = (1, (0, 0)) if position is None else (position.shape[0], position.stride())
     with on_device_of(weight):
-        embedding_forward_kernel[(cdiv(M, cut.BLOCK_ROWS) * cdiv(D, cut.BLOCK_COLS),)](
+        embedding_forward_kernel[(cdiv(M, settings.BLOCK_ROWS) * cdiv(D, settings.BLOCK_COLS),)](
             y, ids.contiguous(), weight, position, position_ids, *weight.stride(), *strides,
-            M, D, V, positions, period, cut.BLOCK_ROWS, cut.BLOCK_COLS, num_warps=cut.num_warps,
+            M, D, V, positions, period, settings.BLOCK_ROWS, settings.BLOCK_COLS, num_warps=settings.num_warps,
         )  # fmt: skip
     return y
 
@@ -209,19 +209,19 @@ def embedding_bwd(
         return table
     dy = dy.reshape(M, D)
     ordered, order = torch.sort(ids.reshape(M), stable=True)
-    cut = settings or run_choice(chip_of(dy), Runs(M, D, dy.element_size()))
-    chunks, blocks = cdiv(M, cut.CHUNK), cdiv(D, cut.BLOCK_COLS)
+    settings = settings or run_choice(chip_of(dy), Runs(M, D, dy.element_size()))
+    chunks, blocks = cdiv(M, settings.CHUNK), cdiv(D, settings.BLOCK_COLS)
     part = torch.empty(chunks, 2, D, dtype=torch.float32, device=dy.device)
     padding = -1 if padding is None else padding
     with on_device_of(dy):
         embedding_runs_kernel[(chunks, blocks)](
             table, part, dy, ordered, order, *dy.stride(), M, D, rows, padding,
-            cut.CHUNK, cut.BLOCK_COLS, num_warps=1,
+            settings.CHUNK, settings.BLOCK_COLS, num_warps=1,
         )  # fmt: skip
         if chunks > 1:
             embedding_join_kernel[(chunks - 1, blocks)](
                 table, part, ordered, chunks, D, rows,
-                cut.CHUNK, cut.BLOCK_CHUNKS, cut.BLOCK_COLS, num_warps=4,
+                settings.CHUNK, settings.BLOCK_CHUNKS, settings.BLOCK_COLS, num_warps=4,
             )  # fmt: skip
     return table
 

@@ -167,25 +167,26 @@ def layer_norm_bwd(
     s = rows_of(s, N) if ds is not None or dw is not None else None
     single = moves_single(N, dy, dsum, s)
     problem = Rows(rows, N, dy.element_size(), 3 + (dsum is not None), single)
-    cut = settings or backward_choice(chip_of(dy), problem)
+    settings = settings or backward_choice(chip_of(dy), problem)
     sums = [t for t in (dw, db) if t is not None]
-    tiles = cdiv(rows, cut.CHUNK or cut.BLOCK_ROWS)
-    parts = tiles if cut.CHUNK or not sums else min(tiles, cut.programs)
+    tiles = cdiv(rows, settings.CHUNK or settings.BLOCK_ROWS)
+    parts = tiles if settings.CHUNK or not sums else min(tiles, settings.programs)
     part = torch.empty(parts, len(sums), N, dtype=torch.float32, device=dy.device) if sums else None
     grain = grain_of(N, dy, dsum, s)
     arrays = ds, part, dy, dsum, s, vector_of(weight), mean, rstd
     sizes = *(0 if t is None else t.stride(0) // grain for t in (dy, dsum, s)), rows, N // grain
     asked = grain, dw is not None, db is not None
     with on_device_of(dy):
-        if not cut.CHUNK:
+        if not settings.CHUNK:
             layer_norm_backward_kernel[(parts,)](
-                *arrays, *sizes, *asked, cut.BLOCK_ROWS, cut.BLOCK_N, cut.STAGES, num_warps=cut.num_warps
-            )
+                *arrays, *sizes, *asked, settings.BLOCK_ROWS, settings.BLOCK_N, settings.STAGES,
+                num_warps=settings.num_warps,
+            )  # fmt: skip
         else:
-            programs = (cut.CHUNK if ds is not None else 0) + (cdiv(N, cut.BLOCK_COLS) if sums else 0)
+            programs = (settings.CHUNK if ds is not None else 0) + (cdiv(N, settings.BLOCK_COLS) if sums else 0)
             layer_norm_long_rows_kernel[(parts * programs,)](
-                *arrays, *sizes, *asked, cut.BLOCK_N, cut.CHUNK, cut.BLOCK_ROWS, cut.BLOCK_COLS, cut.STAGES,
-                num_warps=cut.num_warps,
+                *arrays, *sizes, *asked, settings.BLOCK_N, settings.CHUNK, settings.BLOCK_ROWS, settings.BLOCK_COLS,
+                settings.STAGES, num_warps=settings.num_warps,
             )  # fmt: skip
         if sums:
             add_rows(part.view(parts, -1), *sums)

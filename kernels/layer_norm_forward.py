@@ -124,13 +124,13 @@ def layer_norm_fwd(
     x, residual = rows_of(x, N), None if residual is None else rows_of(residual, N)
     arrays = 2 + (residual is not None) + (s is not None)
     gpu = chip_of(x)
-    cut = settings or forward_choice(gpu, Rows(rows, N, x.element_size(), arrays))
+    settings = settings or forward_choice(gpu, Rows(rows, N, x.element_size(), arrays))
     grain = grain_of(N, x, residual)
     with on_device_of(x):
-        layer_norm_forward_kernel[(cdiv(rows, cut.BLOCK_ROWS),)](
+        layer_norm_forward_kernel[(cdiv(rows, settings.BLOCK_ROWS),)](
             y, s, mean, rstd, x, residual, vector_of(weight), vector_of(bias),
             x.stride(0) // grain, 0 if residual is None else residual.stride(0) // grain, rows, N // grain, eps,
-            _TL[sum_dtype], N > cut.BLOCK_N, grain, cut.BLOCK_ROWS, cut.BLOCK_N,
-            forward_parts(gpu, cut, x.element_size()), num_warps=cut.num_warps,
+            _TL[sum_dtype], N > settings.BLOCK_N, grain, settings.BLOCK_ROWS, settings.BLOCK_N,
+            forward_parts(gpu, settings, x.element_size()), num_warps=settings.num_warps,
         )  # fmt: skip
     return y, s, mean, rstd

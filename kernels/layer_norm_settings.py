@@ -1,6 +1,5 @@
 """How layer_norm's rows are cut up: what the settings depend on, and what they are where no file has better."""
 
-import functools
 from typing import NamedTuple
 
 import triton
@@ -39,11 +38,10 @@ _ACCUMULATED = 8192  # of a row whose sums for dw and db a program holds too: 16
 _READ = 32768  # bytes of an array that a program reads of a longer row at once
 
 
-@functools.lru_cache(maxsize=4096)
-def forward_settings(gpu: Chip, N: int) -> RowSettings:
+def forward_default(gpu: Chip, p: Rows) -> RowSettings:
     """A tile of whole rows; longer rows in blocks, by few programs: their rows stay in L2 for the second read."""
     lanes = 64 if gpu.is_amd else 32
-    block = triton.next_power_of_2(max(N, 16))
+    block = triton.next_power_of_2(max(p.N, 16))
     if block > _HELD:
         block = _HELD // 2
     rows = max(1, 4096 // block)
@@ -51,13 +49,13 @@ def forward_settings(gpu: Chip, N: int) -> RowSettings:
     return RowSettings(rows, block, max(4, rows * block // (held * lanes)))
 
 
-@functools.lru_cache(maxsize=4096)
-def backward_settings(gpu: Chip, N: int, itemsize: int, single: bool = False) -> RowSettings:
+def backward_default(gpu: Chip, p: Rows) -> RowSettings:
     """A tile of rows that fits the registers beside the sums of dw and db.
 
     Longer rows come in chunks of 32 or 64. Up to 128 KB a row, dy and s of a chunk are at most 8 MB, which L2 keeps.
     """
     lanes = 64 if gpu.is_amd else 32
+    N, itemsize, single = p.N, p.itemsize, p.single
     held = 8 if single else 16  # elements a thread
     block = triton.next_power_of_2(max(N, 16))
     if block > _ACCUMULATED * held // 16:
@@ -110,10 +108,7 @@ def backward_fits(gpu: Chip, p: Rows, s: RowSettings) -> bool:
     return right and 0 < tile <= held * threads and coming <= gpu.shared
 
 
-forward_choice = Choice(
-    "layer_norm_forward", RowSettings, row_bucket, forward_fits, lambda gpu, p: forward_settings(gpu, p.N)
-)
+forward_choice = Choice("layer_norm_forward", RowSettings, row_bucket, forward_fits, forward_default)
 backward_choice = Choice(
-    "layer_norm_backward", RowSettings, row_bucket, backward_fits,
-    lambda gpu, p: backward_settings(gpu, p.N, p.itemsize, p.single),
+    "layer_norm_backward", RowSettings, row_bucket, backward_fits, backward_default
 )  # fmt: skip

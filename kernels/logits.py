@@ -100,14 +100,14 @@ def operands(x, w, gpu, large):
     return *movable(x_, w_, None)[:2], True
 
 
-def registers(gpu, s, itemsize, descriptors):
+def registers(gpu, settings, itemsize, descriptors):
     """Option of a launch on Hopper: where two programs fit a processor in all else, registers keep neither out."""
-    held = s.BLOCK_M * s.BLOCK_N // (s.num_warps * 32)
-    two = gpu.arch == "sm_90" and descriptors and itemsize == 2 and (held, s.num_warps) == (64, 8)
+    held = settings.BLOCK_M * settings.BLOCK_N // (settings.num_warps * 32)
+    two = gpu.arch == "sm_90" and descriptors and itemsize == 2 and (held, settings.num_warps) == (64, 8)
     return {"maxnreg": 128} if two else {}
 
 
-def loaded(x, w, s, descriptors):
+def loaded(x, w, settings, descriptors):
     if not descriptors:
         return x.t, w.t
-    return x.descriptor(s.BLOCK_M, s.BLOCK_K), w.descriptor(s.BLOCK_N, s.BLOCK_K)
+    return x.descriptor(settings.BLOCK_M, settings.BLOCK_K), w.descriptor(settings.BLOCK_N, settings.BLOCK_K)

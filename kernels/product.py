@@ -210,4 +210,4 @@ def product_choice(name: str, fits: Callable = fits, default: Callable = estimat
     return Choice(name, MatmulSettings, product_bucket, fits, default)
 
 
-matmul_settings = product_choice("matmul")
+matmul_choice = product_choice("matmul")

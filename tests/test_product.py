@@ -11,7 +11,7 @@ from primer_fast.kernels import product as products
 from primer_fast.kernels import tunable
 from primer_fast.kernels.device import CHIPS, assume_chip, chip
 from primer_fast.kernels.linear_prepass import Activated, backward_choice
-from primer_fast.kernels.product import MatmulSettings, Product, matmul_settings
+from primer_fast.kernels.product import MatmulSettings, Product, matmul_choice
 from primer_fast.reference.linear import CASES, sizes
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +25,7 @@ def test_estimated_settings_fit_the_chip(case, itemsize, chip):
     M, K, N = sizes(case)
     for vector in (True, False):
         p = Product(M, N, K, itemsize, descriptors=vector and chip.has_descriptors, vector=vector, fused=True)
-        s = matmul_settings(chip, p)
+        s = matmul_choice(chip, p)
         stage = (2 * s.BLOCK_M + s.BLOCK_N) * s.BLOCK_K * itemsize
         assert stage * s.num_stages <= chip.shared
         assert min(s.BLOCK_M, s.BLOCK_N, s.BLOCK_K) >= 16, "the smallest tensor-core product"
@@ -34,12 +34,12 @@ def test_estimated_settings_fit_the_chip(case, itemsize, chip):
 
 
 def test_large_products_get_the_large_tile():
-    s = matmul_settings(H100, Product(8192, 8192, 8192, 2, descriptors=True))
+    s = matmul_choice(H100, Product(8192, 8192, 8192, 2, descriptors=True))
     assert (s.BLOCK_M, s.BLOCK_N, s.SPLITS) == (128, 256, 1)
 
 
 def test_a_long_reduction_with_few_tiles_is_split_to_fill_the_chip():
-    s = matmul_settings(H100, Product(256, 256, 65536, 2, descriptors=True))
+    s = matmul_choice(H100, Product(256, 256, 65536, 2, descriptors=True))
     assert s.SPLITS > 1
     assert products._programs(Product(256, 256, 65536, 2), s) >= H100.processors / 2
 
@@ -57,7 +57,7 @@ def test_the_assumed_chip_ends_with_its_context():
 def test_a_product_that_asks_for_it_fills_the_chip(channels, size):
     """dw of ResNet-50's 3 x 3 layers: few tiles, a long sum over pixels."""
     product = Product(channels, channels, 64 * size * size, 2, descriptors=True, fused=True, count=9, traffic=2**26)
-    least, filled = (matmul_settings(H100, product._replace(fill=fill)) for fill in (1.0, 1.3))
+    least, filled = (matmul_choice(H100, product._replace(fill=fill)) for fill in (1.0, 1.3))
     assert products._programs(product, filled) >= 0.95 * H100.processors > products._programs(product, least)
     assert filled.BLOCK_M >= 64
     assert products.estimate(H100, product, filled) <= 1.3 * products.estimate(H100, product, least)
@@ -80,7 +80,7 @@ def test_what_overlaps_nothing_costs_less_with_a_second_program_on_the_processor
     assert [products._residents(H100, product, s) for s in (alone, beside)] == [1, 2]
     assert products._alone(H100, product, beside) > 0 == products._alone(A100, product, beside)
     assert products.estimate(H100, product, beside) < 0.8 * products.estimate(H100, product, alone)
-    assert products._residents(H100, product, matmul_settings(H100, product)) == 2
+    assert products._residents(H100, product, matmul_choice(H100, product)) == 2
 
 
 def test_a_costly_epilogue_is_estimated():

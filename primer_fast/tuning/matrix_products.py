@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from itertools import product
 
-from primer_fast.kernels.conv2d_gather import gather_settings
-from primer_fast.kernels.conv2d_weight import weight_settings
+from primer_fast.kernels.conv2d_gather import gather_choice
+from primer_fast.kernels.conv2d_weight import weight_choice
 from primer_fast.kernels.device import Chip, cdiv
-from primer_fast.kernels.logits_gradient import gradient_settings
-from primer_fast.kernels.logits_statistics import share_count, statistics_settings
-from primer_fast.kernels.product import MatmulSettings, Product, estimate, matmul_settings, shape_tile
+from primer_fast.kernels.logits_gradient import gradient_choice
+from primer_fast.kernels.logits_statistics import share_count, statistics_choice
+from primer_fast.kernels.product import MatmulSettings, Product, estimate, matmul_choice, shape_tile
 from primer_fast.tuning.space import Space
 
 _BLOCKS = (16, 32, 64, 128, 256)
@@ -55,9 +55,9 @@ def estimate_shared(gpu: Chip, p: Product, s: MatmulSettings) -> float:
 
 
 PRODUCTS = (
-    Space(matmul_settings, ("matmul_kernel", "reduce_partials_kernel"), split, estimate),
-    Space(gather_settings, ("conv2d_boxes_kernel", "conv2d_gather_kernel", "reduce_partials_kernel"), split, estimate),
-    Space(weight_settings, ("conv2d_weight_kernel", "reduce_partials_kernel"), split, estimate),
-    Space(statistics_settings, ("logits_statistics_kernel", "logits_combine_kernel"), shared, estimate_shared),
-    Space(gradient_settings, ("logits_gradient_kernel",), tiles, estimate),
+    Space(matmul_choice, ("matmul_kernel", "reduce_partials_kernel"), split, estimate),
+    Space(gather_choice, ("conv2d_boxes_kernel", "conv2d_gather_kernel", "reduce_partials_kernel"), split, estimate),
+    Space(weight_choice, ("conv2d_weight_kernel", "reduce_partials_kernel"), split, estimate),
+    Space(statistics_choice, ("logits_statistics_kernel", "logits_combine_kernel"), shared, estimate_shared),
+    Space(gradient_choice, ("logits_gradient_kernel",), tiles, estimate),
 )

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, onepass_settings, supported
-from primer_fast.kernels.attention_settings import TileSettings
+from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, onepass_default, supported
+from primer_fast.kernels.attention_settings import AttentionSettings
 from primer_fast.kernels.device import assume_chip
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.proof.verify import DTYPES
 
-SMALL = TileSettings(16, 32, 4, 2)
+SMALL = AttentionSettings(16, 32, 4, 2)
 
 
 def truth(do, q, k, v, scale, causal, causal_offset):
@@ -123,7 +123,7 @@ def test_supported(device, monkeypatch):
 
 
 def test_settings_fill_wgmma():
-    assert all(onepass_settings(width).BLOCK_N >= 128 for width in (16, 64, 128))
+    assert all(onepass_default(width).BLOCK_N >= 128 for width in (16, 64, 128))
 
 
 @pytest.mark.parametrize(

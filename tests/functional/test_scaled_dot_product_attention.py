@@ -9,10 +9,10 @@ from primer_fast.functional import attention_operator
 from primer_fast.functional.scaled_dot_product_attention import scaled_dot_product_attention_plain
 from primer_fast.kernels.device import assume_chip
 from primer_fast.kernels.scaled_dot_product_attention import (
+    AttentionSettings,
     BackwardSettings,
     Band,
     Scoring,
-    TileSettings,
     attention_backward,
     attention_forward,
 )  # fmt: skip
@@ -58,12 +58,12 @@ def test_reference_is_torch(T, S, options):
     np.testing.assert_allclose(scaled_dot_product_attention(*map(exact, (q, k, v)), **options), want, atol=1e-12)
 
 
-SMALL = TileSettings(32, 16, 4, 1)
+SMALL = AttentionSettings(32, 16, 4, 1)
 TILES = [
     (SMALL, BackwardSettings(SMALL, SMALL)),
     (
-        TileSettings(16, 64, 4, 2, 16),
-        BackwardSettings(TileSettings(64, 32, 4, 1, 16), TileSettings(16, 64, 4, 1, 16), apart=True),
+        AttentionSettings(16, 64, 4, 2, 16),
+        BackwardSettings(AttentionSettings(64, 32, 4, 1, 16), AttentionSettings(16, 64, 4, 1, 16), apart=True),
     ),
 ]
 BANDS = {

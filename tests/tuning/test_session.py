@@ -7,7 +7,7 @@ import torch
 
 from primer_fast.bench.units import DeviceLost
 from primer_fast.kernels.device import CHIPS
-from primer_fast.kernels.product import Product, matmul_settings
+from primer_fast.kernels.product import Product, matmul_choice
 from primer_fast.proof.targets import TARGETS
 from primer_fast.tuning import prune, report, session, tuned_file
 from primer_fast.tuning.problems import Decision, TunedCase
@@ -130,7 +130,7 @@ def test_a_problem_without_time_for_it_does_not_end_the_search(played, tmp_path,
     def late(decision, *_):
         if decision == DECISIONS[0]:
             raise TimeoutError
-        return Fastest(matmul_settings.default(H100, decision.problem), 1e-4, 1e-4, 0.01)
+        return Fastest(matmul_choice.default(H100, decision.problem), 1e-4, 1e-4, 0.01)
 
     monkeypatch.setattr(session, "time_decision", late)
     rows = searched(planned(DECISIONS[:2]), 1e6, played, out=tmp_path)

@@ -12,7 +12,7 @@ from primer_fast.kernels import tunable
 from primer_fast.kernels.device import CHIPS
 from primer_fast.kernels.linear_prepass import backward_choice
 from primer_fast.kernels.matmul import operands_choice
-from primer_fast.kernels.product import MatmulSettings, Product, matmul_settings
+from primer_fast.kernels.product import MatmulSettings, Product, matmul_choice
 from primer_fast.kernels.tunable import Variant, bucket_of, watching
 from primer_fast.tuning.registry import SPACES
 
@@ -21,7 +21,7 @@ PRODUCT = Product(1024, 1024, 4096, 2, descriptors=True)
 MINE = MatmulSettings(64, 64, 32, 4, 3, SPLITS=5, GROUP_M=4)
 
 
-BUCKET = matmul_settings.bucket(PRODUCT)
+BUCKET = matmul_choice.bucket(PRODUCT)
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -72,7 +72,7 @@ def test_every_launcher_asks_its_choice(device):
 @pytest.mark.parametrize("change", [{"M": 1000}, {"M": 1400, "N": 800}], ids=str)
 def test_an_entry_serves_its_bucket(tuned, change):
     tuned(H100, {"matmul": {BUCKET: MINE._asdict()}})
-    assert matmul_settings(H100, PRODUCT._replace(**change)) == MINE
+    assert matmul_choice(H100, PRODUCT._replace(**change)) == MINE
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_an_entry_serves_its_bucket(tuned, change):
 def test_an_entry_serves_no_other_bucket(tuned, change):
     tuned(H100, {"matmul": {BUCKET: MINE._asdict()}})
     other = PRODUCT._replace(**change)
-    assert matmul_settings(H100, other) == matmul_settings.default(H100, other) != MINE
+    assert matmul_choice(H100, other) == matmul_choice.default(H100, other) != MINE
 
 
 def test_settings_that_do_not_fit_the_problem_at_hand_are_passed_over(tuned):
@@ -89,16 +89,16 @@ def test_settings_that_do_not_fit_the_problem_at_hand_are_passed_over(tuned):
     shares = MatmulSettings(64, 64, 64, 4, 3, SPLITS=32)
     tuned(H100, {"matmul": {BUCKET: shares._asdict()}})
     short = PRODUCT._replace(K=2900)  # the same bucket, but 46 steps for 32 shares
-    assert matmul_settings.bucket(short) == BUCKET and matmul_settings(H100, PRODUCT) == shares
-    assert matmul_settings(H100, short) == matmul_settings.default(H100, short)
+    assert matmul_choice.bucket(short) == BUCKET and matmul_choice(H100, PRODUCT) == shares
+    assert matmul_choice(H100, short) == matmul_choice.default(H100, short)
     too_large = MatmulSettings(128, 256, 64, 8, 5)  # 5 stages of 48 KiB are 240 KiB, and there are 227
     tuned(H100, {"matmul": {BUCKET: too_large._asdict()}})
-    assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
+    assert matmul_choice(H100, PRODUCT) == matmul_choice.default(H100, PRODUCT)
 
 
 def test_a_default_that_nothing_beat_stays(tuned):
     tuned(H100, {"matmul": {BUCKET: {"seconds": 1e-3, "default_seconds": 1e-3}}})
-    assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
+    assert matmul_choice(H100, PRODUCT) == matmul_choice.default(H100, PRODUCT)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_a_default_that_nothing_beat_stays(tuned):
 def test_a_broken_file_is_ignored_with_one_warning(tuned, content):
     path = tuned(H100, content)
     with pytest.warns(UserWarning, match=str(path)) as seen:
-        assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
-        matmul_settings(H100, PRODUCT._replace(M=77))
+        assert matmul_choice(H100, PRODUCT) == matmul_choice.default(H100, PRODUCT)
+        matmul_choice(H100, PRODUCT._replace(M=77))
     assert len(seen) == 1
 
 
@@ -146,22 +146,22 @@ def test_bytes_that_are_no_text_are_ignored(tuned):
     path = tuned(H100, {})
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.warns(UserWarning, match="ignored"):
-        assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
+        assert matmul_choice(H100, PRODUCT) == matmul_choice.default(H100, PRODUCT)
 
 
 def test_choices_of_another_version_are_not_looked_at(tuned):
     tuned(H100, {"matmul": {BUCKET: MINE._asdict()}, "fft": {"8": {"RADIX": 4}}})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert matmul_settings(H100, PRODUCT) == MINE
+        assert matmul_choice(H100, PRODUCT) == MINE
 
 
 def test_a_look_up_is_made_once(tuned, monkeypatch):
     tuned(H100, {"matmul": {BUCKET: MINE._asdict()}})
-    assert matmul_settings(H100, PRODUCT) == MINE
-    monkeypatch.setattr(matmul_settings, "fits", lambda *_: 1 / 0)
-    monkeypatch.setattr(matmul_settings, "bucket", lambda *_: 1 / 0)
-    assert matmul_settings(H100, PRODUCT) == MINE
+    assert matmul_choice(H100, PRODUCT) == MINE
+    monkeypatch.setattr(matmul_choice, "fits", lambda *_: 1 / 0)
+    monkeypatch.setattr(matmul_choice, "bucket", lambda *_: 1 / 0)
+    assert matmul_choice(H100, PRODUCT) == MINE
 
 
 def test_a_bucket_is_rounded_sizes_and_flags():
@@ -170,6 +170,6 @@ def test_a_bucket_is_rounded_sizes_and_flags():
 
 def test_watching_ends_with_its_block():
     with pytest.raises(KeyError), watching(lambda *_: MINE):
-        assert matmul_settings(H100, PRODUCT) == MINE
+        assert matmul_choice(H100, PRODUCT) == MINE
         raise KeyError
-    assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
+    assert matmul_choice(H100, PRODUCT) == matmul_choice.default(H100, PRODUCT)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from primer_fast.kernels.device import CHIPS
-from primer_fast.kernels.product import MatmulSettings, Product, matmul_settings
+from primer_fast.kernels.product import MatmulSettings, Product, matmul_choice
 from primer_fast.tuning import tuned_file
 from primer_fast.tuning.problems import Decision, TunedCase
 from primer_fast.tuning.search import Fastest
@@ -14,7 +14,7 @@ H100 = CHIPS["sm_90"]
 PRODUCT = Product(1024, 1024, 4096, 2, descriptors=True)
 DECISION = Decision(TunedCase("linear", "square_1024", "bfloat16"), "matmul", PRODUCT)
 MINE = MatmulSettings(64, 64, 32, 4, 3)
-DEFAULT = matmul_settings.default(H100, PRODUCT)
+DEFAULT = matmul_choice.default(H100, PRODUCT)
 FASTER = tuned_file.entry(Fastest(MINE, 1.23456789e-4, 2e-4, 0.01), DEFAULT)
 
 
@@ -30,7 +30,7 @@ def test_what_is_written_is_what_the_launcher_chooses(tuned):
     from primer_fast.kernels.tunable import forget_tuned
 
     forget_tuned()
-    assert matmul_settings(H100, PRODUCT) == MINE
+    assert matmul_choice(H100, PRODUCT) == MINE
 
 
 def test_a_default_that_won_is_written_without_settings():
