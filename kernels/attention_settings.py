@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from .attention_mask import INVARIANTS_KEPT
 from .attention_tile import result_width
-from .device import Chip
+from .device import Chip, passes
 from .tunable import Choice, bucket_of
 
 
@@ -66,7 +66,7 @@ class AttentionProblem(NamedTuple):
     def of(cls, q, k, v, heads, band, descriptors, burden, dot, width):
         return cls(
             heads, q.shape[2], k.shape[2], q.element_size(), width, descriptors, burden,
-            3 if dot == "tf32x3" and q.element_size() == 4 else 1, q.shape[1] // k.shape[1],
+            passes(dot, q.element_size()), q.shape[1] // k.shape[1],
             band.right is not None, 0 if band.left is None else band.left + 1,
         )  # fmt: skip
 

@@ -7,8 +7,17 @@ from torch import Tensor
 
 from .device import cdiv, chip_of, on_device_of
 from .entry import entry
-from .layer_norm_rows import grain_of, load_columns, load_rows, moves_single, rows_of, vector_of
-from .layer_norm_settings import Rows, RowSettings, backward_choice
+from .layer_norm_rows import (
+    Rows,
+    RowSettings,
+    backward_choice,
+    grain_of,
+    load_columns,
+    load_rows,
+    moves_single,
+    rows_of,
+    vector_of,
+)
 from .partials import add_rows
 
 

@@ -35,7 +35,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .device import cdiv
+from .device import cdiv, passes
 from .matmul import movable, operand_tile, wrapped
 from .product import Product
 
@@ -78,7 +78,7 @@ class Head(NamedTuple):
 
 def product_of(M, V, K, itemsize, dot, descriptors, vector):
     return Product(
-        M, V, K, itemsize, passes=3 if dot == "tf32x3" and itemsize == 4 else 1, descriptors=descriptors,
+        M, V, K, itemsize, passes=passes(dot, itemsize), descriptors=descriptors,
         vector=descriptors or (vector and K % 16 == 0),
     )  # fmt: skip
 

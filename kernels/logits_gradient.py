@@ -24,7 +24,7 @@ from .logits import (
     registers,
 )  # fmt: skip
 from .matmul import Operand, matmul
-from .product import MatmulSettings, estimated_settings, product_choice, tile_fits
+from .product import MatmulSettings, product_choice, tile_fits
 from .tile import LOG2_E, grouped_tile
 
 CHUNK_BYTES = 2**28  # of the buffer for gradients at the logits
@@ -161,7 +161,7 @@ def logits_kept_gradient_kernel(
     tl.store(out_ptr + rows * stride_out + offs_v[None, :], g.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-gradient_choice = product_choice("logits_gradient", tile_fits, estimated_settings)
+gradient_choice = product_choice("logits_gradient", tile_fits)
 
 
 def chunk_size(rows: int, classes: int, itemsize: int, limit: int = CHUNK_BYTES) -> tuple[int, int]:

@@ -34,7 +34,7 @@ _HEADS = "cross_entropy or log_prob or masked_classes"
 
 MUTANTS = [
     # Layer norm
-    *_of("layer_norm", "kernels/layer_norm_forward.py",
+    *_of("layer_norm", "kernels/layer_norm.py",
         ("count = tl.minimum(N - start, BLOCK_N)", "count = tl.minimum(N, BLOCK_N)"),
         ("step * step * share * start", "step * step * share"),
         ("tl.rsqrt(squares / N + eps)", "tl.rsqrt(squares / N)"),

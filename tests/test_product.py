@@ -10,7 +10,7 @@ from primer_fast import functional as F
 from primer_fast.kernels import product as products
 from primer_fast.kernels import tunable
 from primer_fast.kernels.device import CHIPS, assume_chip, chip
-from primer_fast.kernels.linear_prepass import Activated, backward_choice
+from primer_fast.kernels.linear import BackwardProblem, backward_choice
 from primer_fast.kernels.product import MatmulSettings, Product, matmul_choice
 from primer_fast.reference.linear import CASES, sizes
 
@@ -106,7 +106,7 @@ def test_a_costly_epilogue_is_estimated():
 )
 def test_the_way_of_linears_backward_follows_from_its_size(size, way):
     """Writing the gradient once pays where the products are long; a small one would wait for another products."""
-    assert backward_choice.default(H100, Activated(*size, 2)).variant == way
+    assert backward_choice.default(H100, BackwardProblem(*size, 2)).variant == way
 
 
 def test_the_estimate_of_shared_memory_is_not_below_what_kernels_take():

@@ -12,7 +12,7 @@ from primer_fast.kernels.conv2d_depthwise import (
 )
 from primer_fast.kernels.device import Chip, cdiv
 from primer_fast.kernels.embedding import Runs, RunSettings
-from primer_fast.kernels.layer_norm_settings import Rows, RowSettings, backward_choice, forward_choice
+from primer_fast.kernels.layer_norm_rows import Rows, RowSettings, backward_choice, forward_choice
 from primer_fast.kernels.tile_settings import Grid, GridSettings, idle
 from primer_fast.tuning.space import Space, seconds_to_move
 

@@ -5,13 +5,14 @@ from primer_fast import functional as F
 from primer_fast.functional.layer_norm import layer_norm_plain
 from primer_fast.kernels.device import CHIPS
 from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
-from primer_fast.kernels.layer_norm_rows import grain_of, moves_single
-from primer_fast.kernels.layer_norm_settings import (
+from primer_fast.kernels.layer_norm_rows import (
     Rows,
     RowSettings,
     backward_choice,
     backward_fits,
     forward_choice,
+    grain_of,
+    moves_single,
 )  # fmt: skip
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.layer_norm import layer_norm, layer_norm_grad

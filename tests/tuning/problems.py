@@ -4,8 +4,8 @@ from primer_fast.kernels.attention_decode import DecodeProblem, DecodeSettings
 from primer_fast.kernels.attention_settings import AttentionProblem, AttentionSettings
 from primer_fast.kernels.conv2d_depthwise import DepthwiseProblem, DepthwiseSettings
 from primer_fast.kernels.embedding import Runs, RunSettings
-from primer_fast.kernels.layer_norm_settings import Rows, RowSettings
-from primer_fast.kernels.linear_prepass import Activated
+from primer_fast.kernels.layer_norm_rows import Rows, RowSettings
+from primer_fast.kernels.linear import BackwardProblem
 from primer_fast.kernels.matmul import OperandsProblem
 from primer_fast.kernels.product import MatmulSettings, Product
 from primer_fast.kernels.tile_settings import Grid, GridSettings
@@ -34,6 +34,6 @@ PROBLEMS = {
     "conv2d_depthwise": _DEPTHWISE,
     "conv2d_depthwise_weight": _DEPTHWISE,
     "matmul_operands": (OperandsProblem(4096, 4096, 4096, 2), Variant("pointers")),
-    "linear_backward": (Activated(4096, 4096, 4096, 2), Variant("fused")),
+    "linear_backward": (BackwardProblem(4096, 4096, 4096, 2), Variant("fused")),
     "attention_backward": (_ATTENTION[0], Variant("deterministic")),
 }

@@ -10,7 +10,7 @@ from tuning.problems import PROBLEMS
 from primer_fast import functional as F
 from primer_fast.kernels import tunable
 from primer_fast.kernels.device import CHIPS
-from primer_fast.kernels.linear_prepass import backward_choice
+from primer_fast.kernels.linear import backward_choice
 from primer_fast.kernels.matmul import operands_choice
 from primer_fast.kernels.product import MatmulSettings, Product, matmul_choice
 from primer_fast.kernels.tunable import Variant, bucket_of, watching
