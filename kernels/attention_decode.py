@@ -203,7 +203,7 @@ class DecodeProblem(NamedTuple):
 
 
 def decode_default(gpu: Chip, p: DecodeProblem) -> DecodeSettings:
-    """Two programs on each multiprocessor, and as many shares of the keys as end together."""
+    """Tiles of which a multiprocessor holds two, and the number of shares of the keys that takes the least time."""
     heads, rows, S, D, DV, itemsize, capped, masked = p
     width = max(block_width(D), block_width(DV))
     wide = width > 128

@@ -98,7 +98,7 @@ def attention_onepass_cast_kernel(dq_ptr, sums_ptr, numel, scale, BLOCK: tl.cons
 
 
 def onepass_default(width: int) -> AttentionSettings:
-    """width: of a row, rounded up to a power of two, at most 128. These do not spill on Hopper."""
+    """Settings that do not spill on Hopper. width: of a row, rounded up to a power of two, at most 128."""
     return AttentionSettings(64, 128, 8, 2) if width <= 64 else AttentionSettings(32, 128, 8, 2)
 
 
@@ -134,7 +134,7 @@ _CLOCKS = {
 
 
 def predicted_way(gpu: Chip, p: AttentionProblem) -> str:
-    """The way of the backward that takes fewer clocks."""
+    """The way of the backward that is predicted to take fewer clocks."""
     one_pass, two_kernels = _CLOCKS[64 if p.width <= 64 else 128, p.group > 1]
     return "one-pass" if one_pass < two_kernels else "deterministic"
 

@@ -11,8 +11,9 @@ from .tunable import Choice, bucket_of
 class AttentionSettings(NamedTuple):
     """Queries and keys of a tile, warps, pipeline stages.
 
-    COLUMNS: how many of a head are multiplied at a time, read anew for each tile; 0 for all, from tiles that stay on
-    the chip. Float32 is split into tf32 parts in registers, which do not hold those of a whole tile.
+    COLUMNS: 0, or how many columns of a head are multiplied at a time. With 0 a program keeps its rows on the chip;
+    otherwise it reads these columns again for each tile that it walks over. Float32 needs that: it is split into tf32
+    parts in registers, which do not hold the parts of a whole tile.
     """
 
     BLOCK_M: int
@@ -37,26 +38,29 @@ PLAIN = 2  # lengths and grouped heads at most: scores are scaled and nothing el
 
 
 def burden_of(scoring, lengths: bool, grouped: bool) -> int:
-    """What scores go through, by weights; grouped: a window or grouped heads, for the backward's loops over them."""
+    """The weights of all that scores go through, added up.
+
+    grouped: whether a window or grouped heads give the backward more loops.
+    """
     there = {
         "softcap": scoring.softcap is not None, "mask": scoring.mask is not None, "dropout": scoring.dropout_p > 0,
         "lengths": lengths, "grouped": grouped,
     }  # fmt: skip
-    # a mask takes more where its addresses change with the head, and beside a length
+    # A mask costs more beside a length, and where its addresses change with the head
     mixed = there["mask"] and (lengths or grouped)
     return sum(weight for name, weight in _SCORED.items() if there[name]) + mixed
 
 
 class AttentionProblem(NamedTuple):
-    """What a tile of attention's kernels depends on."""
+    """What the settings of attention's kernels depend on."""
 
-    heads: int  # that programs are made for: query heads, or key heads where keys are walked from
+    heads: int  # in all sequences: of keys where programs own keys, otherwise of queries
     T: int
     S: int
     itemsize: int  # of an element, in bytes
     width: int  # the larger of the two head dimensions, rounded up to a power of two
     descriptors: bool  # operands move by tensor descriptors
-    burden: int  # what scores go through, see ``burden_of``
+    burden: int  # of what scores go through, see ``burden_of``
     passes: int = 1  # tensor-core products per product
     group: int = 1  # query heads that share a key head
     causal: bool = False
@@ -96,7 +100,7 @@ def forward_default(gpu: Chip, p: AttentionProblem) -> AttentionSettings:
 
 
 def _first(tiles, burden: int) -> AttentionSettings:
-    """Of tiles with the most that each carries."""
+    """The first of the tiles that can carry the burden; each stands beside the most that it can."""
     return next(AttentionSettings(*tile) for most, tile in tiles if burden <= most)
 
 
@@ -152,9 +156,10 @@ _HELD_SPLIT = 96  # where the parts of a split float32 need registers too
 
 
 def _fits(results: int, operands: int, products: int, rows_are_keys: bool = False, whole: int = 0):
-    """For a kernel that keeps ``results`` accumulators and ``operands`` tiles and makes ``products`` a step.
+    """Whether registers and shared memory hold a tile of a kernel.
 
-    whole: width to which float32 is multiplied in whole rows; 16-bit operands always are.
+    The kernel keeps ``results`` accumulators and ``operands`` tiles, and makes ``products`` in each step.
+    whole: largest head width whose float32 rows are multiplied in one piece; 16-bit rows always are.
     """
 
     def fits(gpu: Chip, p: AttentionProblem, s: AttentionSettings) -> bool:

@@ -160,9 +160,9 @@ class DepthwiseSettings(NamedTuple):
 
 
 class DepthwiseProblem(NamedTuple):
-    """What its settings depend on."""
+    """What DepthwiseSettings depend on."""
 
-    pixels: int  # of the result, or that are summed over
+    pixels: int  # of the result; for the gradient of the weights, those that are summed over
     channels: int
     itemsize: int  # of an element, in bytes
     adjacent: bool  # the channels are adjacent in memory, else the pixels
@@ -170,7 +170,7 @@ class DepthwiseProblem(NamedTuple):
 
 
 def depthwise_default(gpu: Chip, p: DepthwiseProblem) -> DepthwiseSettings:
-    """Threads read neighbours in memory."""
+    """Tiles along the axis that is adjacent in memory, so that threads read neighbours."""
     return DepthwiseSettings(32, 64, 4) if p.adjacent else DepthwiseSettings(512, 1, 4)
 
 

@@ -112,9 +112,9 @@ def flat_pixels(tile, images, P, Q, LARGE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def next_channels(c, u, t, K, taps_w, BLOCK_K: tl.constexpr):
-    """The channels of a step and the tap column and row they belong to -> those of the next step.
+    """The first channel of a step and its tap's column and row -> those of the next step.
 
-    Counted: divisions would take longer than all else that a step computes.
+    They are counted on, as divisions would take longer than all else that a step computes.
     """
     c += BLOCK_K
     u = tl.where(c < K, u, u + 1)
@@ -125,7 +125,7 @@ def next_channels(c, u, t, K, taps_w, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def next_box(image, row, column, P, Q, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr):
-    """The corner of a box -> that of the next, counted too."""
+    """The corner of a box -> that of the next, counted on as in ``next_channels``."""
     column += BOX_COLUMNS
     row = tl.where(column < Q, row, row + BOX_ROWS)
     column = tl.where(column < Q, column, 0)
@@ -145,7 +145,7 @@ def box_corner(box, P, Q, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_
 def box_pixels(
     image, row, column, images, P, Q, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr
 ):
-    """The pixels of the box with that corner: as ``flat_pixels``."""
+    """The pixels of the box with that corner, in the form of ``flat_pixels``."""
     i = tl.arange(0, BOX_IMAGES * BOX_ROWS * BOX_COLUMNS)
     image = image + i // (BOX_ROWS * BOX_COLUMNS)
     row = row + i // BOX_COLUMNS % BOX_ROWS
@@ -185,10 +185,11 @@ def walk(
     remainder, size, PAD: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, TAPS: tl.constexpr,
     PERIOD: tl.constexpr, INVERSE: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
-    """How the result's pixels reach the source, along one axis of ``size`` result pixels.
+    """Which pixels of the result one class has along an axis of ``size`` pixels, and which taps they take.
 
-    Returns the first pixel; its first tap; how many taps, each PERIOD after the one before; the source pixel that the
-    first tap takes the first pixel to; how many pixels, each ``spread`` after the one before.
+    Returns (first_pixel, first_tap, taps, source_of_first, pixels): the class has ``pixels`` pixels from first_pixel
+    on; each takes ``taps`` taps from first_tap on, PERIOD apart. With its first tap the first pixel reads the source
+    at source_of_first.
 
     TRANSPOSED: the result is the gradient at the input. Its pixels i with (i + PAD) % STRIDE == remainder are reached
     by the same taps, PERIOD = STRIDE / gcd(STRIDE, DILATION) apart; INVERSE is that of DILATION / gcd modulo PERIOD.

@@ -13,10 +13,10 @@ from .prepared import forget
 
 
 class Chip(NamedTuple):
-    """What settings depend on. Rates are data-sheet figures for dense 16-bit products; only their ratios matter."""
+    """A GPU, as far as settings depend on it. Rates are data sheets' for 16-bit products; only ratios matter."""
 
     arch: str  # sm_90, gfx942, ...
-    name: str  # of the file in tuned/
+    name: str  # that its file in tuned/ has
     processors: int  # multiprocessors or compute units
     shared: int  # bytes of shared memory that one program may use
     tflops: float
@@ -24,7 +24,7 @@ class Chip(NamedTuple):
 
     @property
     def has_descriptors(self) -> bool:
-        """A tensor memory accelerator: Hopper and later."""
+        """Whether it has a tensor memory accelerator, as Hopper and later do."""
         return self.arch.startswith("sm_") and int(self.arch[3:]) >= 90
 
     @property
@@ -43,7 +43,10 @@ _assumed: Chip | None = None
 
 @contextlib.contextmanager
 def assume_chip(arch: str | Chip):
-    """Choose kernels and settings as for a chip or one of ``CHIPS``: "sm_80" takes pointers, "sm_90" descriptors."""
+    """Inside, kernels and settings are chosen for this chip, or for the one of ``CHIPS`` with this name.
+
+    "sm_80" loads by pointers, "sm_90" by descriptors.
+    """
     global _assumed
     before, _assumed = _assumed, CHIPS[arch] if isinstance(arch, str) else arch
     forget()
@@ -63,7 +66,7 @@ def file_name(device: str) -> str:
 def _active_chip(device: int) -> Chip:
     driver = triton.runtime.driver.active
     current = driver.get_current_device()
-    driver.set_current_device(device)  # drivers tell the target of the current one
+    driver.set_current_device(device)  # drivers tell the target of the current device alone
     try:
         target = driver.get_current_target()
     finally:
@@ -71,7 +74,7 @@ def _active_chip(device: int) -> Chip:
     arch = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
     properties = driver.utils.get_device_properties(device)
     known = arch if arch in _RATES else "gfx942" if target.backend == "hip" else "sm_80"
-    name = properties.get("name") or torch.cuda.get_device_name(device)  # stand-in drivers know theirs
+    name = properties.get("name") or torch.cuda.get_device_name(device)  # only stand-in drivers give a name
     return Chip(
         arch,
         file_name(name),
@@ -97,7 +100,7 @@ def chip(device: int | None = None) -> Chip:
 
 
 def chip_of(x: Tensor) -> Chip:
-    """The GPU that holds ``x``: where a host has two kinds of them, settings must suit that one."""
+    """The GPU that holds ``x``: settings must suit it even where the host has GPUs of another kind."""
     return chip(x.get_device() if x.is_cuda else None)
 
 
@@ -110,7 +113,7 @@ def on_device_of(x: Tensor) -> AbstractContextManager:
 
 
 def dot_precision(gpu: Chip, precision: str) -> str:
-    """torch.get_float32_matmul_precision() -> input_precision of tl.dot; AMD multiplies float32 as it is."""
+    """torch.get_float32_matmul_precision() -> input_precision of tl.dot. AMD does not split float32."""
     if gpu.is_amd:
         return "ieee"
     return "tf32x3" if precision == "highest" else "tf32"

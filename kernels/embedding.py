@@ -138,15 +138,15 @@ def embedding_join_kernel(
 
 
 class RunSettings(NamedTuple):
-    """How sorted indices are cut up."""
+    """How the backward cuts up the sorted indices."""
 
     CHUNK: int = 16  # indices a program, all of whose rows are in flight at once
     BLOCK_COLS: int = 256
-    BLOCK_CHUNKS: int = 32  # whose partial sums are in flight at once
+    BLOCK_CHUNKS: int = 32  # chunks whose partial sums are in flight at once
 
 
 class Runs(NamedTuple):
-    """What they depend on."""
+    """What RunSettings depend on."""
 
     indices: int
     cols: int
@@ -154,7 +154,7 @@ class Runs(NamedTuple):
 
 
 def run_default(gpu: Chip, p: Runs) -> RunSettings:
-    """16 bytes a lane of one warp."""
+    """Columns of 16 bytes for each lane of one warp."""
     widest = (64 if gpu.is_amd else 32) * 16 // p.itemsize
     return RunSettings(BLOCK_COLS=min(triton.next_power_of_2(p.cols), widest))
 

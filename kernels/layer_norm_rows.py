@@ -62,35 +62,36 @@ def _common(N, arrays):
 class RowSettings(NamedTuple):
     """How rows are cut up. A row longer than BLOCK_N is read in blocks.
 
-    A backward with CHUNK reads rows twice. Its sums over rows have tiles of BLOCK_ROWS x BLOCK_COLS.
+    Only a backward has the last four. With CHUNK it reads rows twice, and sums over rows in tiles of
+    BLOCK_ROWS x BLOCK_COLS.
     """
 
     BLOCK_ROWS: int
     BLOCK_N: int
     num_warps: int
     STAGES: int = 1  # tiles of rows that a walking program has on their way, itself included
-    programs: int = 0  # that walk over all rows
-    CHUNK: int = 0  # rows that one program walks over; 0: see ``programs``
+    programs: int = 0  # how many walk over all rows
+    CHUNK: int = 0  # rows that one program sums; 0: ``programs`` share all rows
     BLOCK_COLS: int = 0
 
 
 class Rows(NamedTuple):
-    """What the settings depend on."""
+    """The size of a call: what its settings depend on."""
 
     rows: int
     N: int
     itemsize: int  # of an element, in bytes
-    arrays: int = 2  # of rows that are read and written
+    arrays: int = 2  # how many arrays of such rows are read or written
     single: bool = False  # each element moves on its own, and its address takes registers
 
 
 _HELD = 32768  # elements of a row that a program holds
-_ACCUMULATED = 8192  # of a row whose sums for dw and db a program holds too: 16 a thread
-_READ = 32768  # bytes of an array that a program reads of a longer row at once
+_ACCUMULATED = 8192  # elements of the longest row that a program holds beside its sums for dw and db: 16 a thread
+_READ = 32768  # bytes that a program reads at once of each array, of a longer row
 
 
 def forward_default(gpu: Chip, p: Rows) -> RowSettings:
-    """A tile of whole rows; longer rows in blocks, by few programs: their rows stay in L2 for the second read."""
+    """A tile of whole rows. Longer rows come in blocks, by so few programs that L2 keeps them for the second read."""
     lanes = 64 if gpu.is_amd else 32
     block = triton.next_power_of_2(max(p.N, 16))
     if block > _HELD:
@@ -122,7 +123,7 @@ def backward_default(gpu: Chip, p: Rows) -> RowSettings:
 
 
 def row_bucket(p: Rows) -> str:
-    """Rows of one width to the next power of two."""
+    """Of rows of one width, rounded up to a power of two."""
     single = {"single": 1} if p.single else {}
     width = triton.next_power_of_2(max(p.N, 16))
     return bucket_of(p.rows, item=p.itemsize, width=width, arrays=p.arrays, **single)

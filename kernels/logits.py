@@ -101,7 +101,7 @@ def operands(x, w, gpu, large):
 
 
 def registers(gpu, settings, itemsize, descriptors):
-    """Option of a launch on Hopper: where two programs fit a processor in all else, registers keep neither out."""
+    """Options of a launch: on Hopper, a limit of registers where only they keep a second program from a processor."""
     held = settings.BLOCK_M * settings.BLOCK_N // (settings.num_warps * 32)
     two = gpu.arch == "sm_90" and descriptors and itemsize == 2 and (held, settings.num_warps) == (64, 8)
     return {"maxnreg": 128} if two else {}

@@ -179,9 +179,10 @@ def logits_combine_kernel(
 
 @functools.lru_cache(maxsize=4096)
 def share_count(gpu: Chip, s: MatmulSettings, rows: int, classes: int) -> int:
-    """Shares of the vocabulary that end together: of those within 2 % of the fewest tiles in turn, the nearest to 16.
+    """How many programs share the vocabulary of a row block.
 
-    A wave of 8 row blocks by 16 shares keeps the rows in L2 and reads the weight once for every 8 row blocks.
+    Of all numbers that let the last program end within 2 % of the earliest possible, the nearest to 16: a wave of 8
+    row blocks by 16 shares keeps the rows in L2 and reads the weight once for every 8 row blocks.
     """
     row_blocks, tiles = cdiv(rows, s.BLOCK_M), cdiv(classes, s.BLOCK_N)
     turns = {

@@ -37,10 +37,10 @@ class Product(NamedTuple):
     wide_result: bool = True  # the result can be written 16 bytes at a time
     fused: bool = False  # a is multiplied by the activation's derivative on the way in
     double: bool = False  # the activation's derivative is written beside the result, or read there
-    finish: int = 0  # instructions for an element of the result, beside what a plain product takes
+    finish: int = 0  # instructions for an element of the result, beyond those of a plain product
     count: int = 1  # products of this size in one launch
-    fill: float = 1.0  # by what factor the estimate may rise so that _FULL of the processors get a program
-    traffic: int | None = None  # bytes that pass through device memory, where not every operand and result once
+    fill: float = 1.0  # settings slower by up to this factor are taken if they give _FULL of the processors a program
+    traffic: int | None = None  # bytes through device memory; None: every operand and result passes once
 
 
 _TILES = (  # BLOCK_M, BLOCK_N, warps
@@ -49,20 +49,20 @@ _TILES = (  # BLOCK_M, BLOCK_N, warps
 )  # fmt: skip
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TILE_SECONDS = 2.1e-6  # a tile's prologue and epilogue on Hopper, fitted to the figures of Triton's Gluon tutorial 07
-_CLOCK = 1.6e9  # of a multiprocessor, which begins an instruction of four warps in each cycle
+_CLOCK = 1.6e9  # cycles a second of a multiprocessor, which begins an instruction of four warps in each
 _REGISTERS = 65536  # of a multiprocessor
-_SPLIT = 12  # instructions that make two tf32 parts of an element, counted in code for sm_90
-_FUSED = 3  # the same that make an element of a gradient, on its way to a product
-_DOUBLE = 3  # the same that make the derivative beside an element of the result, or multiply by it
-_ORDER = 100  # cycles until the tensor cores see what a program wrote to shared memory, an estimate
-LAUNCH_SECONDS = 3e-6  # a second launch, on the device
-_FULL = 0.95  # share of the processors with a program that counts as all
+_SPLIT = 12  # instructions that split an element into two tf32 parts, counted in code for sm_90
+_FUSED = 3  # instructions that multiply an element by the derivative on its way to a product
+_DOUBLE = 3  # instructions that write the derivative beside an element of the result, or multiply by it
+_ORDER = 100  # estimated cycles until the tensor cores see what a program wrote to shared memory
+LAUNCH_SECONDS = 3e-6  # that a second launch takes on the device
+_FULL = 0.95  # where this share of the processors has a program, the chip counts as full
 _LATENCY = 0.8e-6  # of a load from device memory
-_INDIFFERENT = 0.3e-6  # settings whose estimates differ by less: the one with fewer programs
+_INDIFFERENT = 0.3e-6  # of settings whose estimates differ by less, those with fewer programs are taken
 
 
 def _held(gpu: Chip, p: Product) -> int:
-    """Accumulators per thread that leave registers for the rest."""
+    """The most accumulators that a thread may hold: everything else that it holds needs registers too."""
     limit = 128
     if not p.vector:
         limit = 32  # element-wise loads keep every address in a register
@@ -74,7 +74,7 @@ def _held(gpu: Chip, p: Product) -> int:
 
 
 def _shared(p: Product, s: MatmulSettings) -> int:
-    """Bytes of shared memory, about: a buffer of each operand for each stage, and what is written there on the way.
+    """About how many bytes of shared memory a program takes: one buffer of each operand for each stage, or the result.
 
     An operand that is changed on its way to the product needs one buffer less, and room for what it is changed into.
     """
@@ -98,12 +98,12 @@ def tile_fits(gpu: Chip, p: Product, s: MatmulSettings) -> bool:
 
 
 def fits(gpu: Chip, p: Product, s: MatmulSettings) -> bool:
-    """Whether a processor holds a tile, and each share of the reduction has work."""
+    """Whether registers and shared memory hold a tile, and every share of the reduction has at least two steps."""
     return tile_fits(gpu, p, s) and (s.SPLITS == 1 or cdiv(p.K, s.BLOCK_K) >= 2 * s.SPLITS)
 
 
 def shape_tile(gpu: Chip, p: Product, block_m: int, block_n: int, warps: int) -> MatmulSettings | None:
-    """Reduction step, stages and subtiles for a tile; None where the tile does not fit the chip."""
+    """A tile with the reduction step, stages and subtiles that suit it; None where the chip does not hold it."""
     elements = block_m * block_n // (warps * 32)  # accumulators per thread
     step_bytes = 128 if p.descriptors or elements <= 32 else 64
     if not p.vector:
@@ -130,7 +130,7 @@ def _residents(gpu: Chip, p: Product, s: MatmulSettings) -> int:
 
 
 def _alone(gpu: Chip, p: Product, s: MatmulSettings) -> float:
-    """Seconds of a reduction step in which a program multiplies nothing, because the next product waits for it."""
+    """Seconds of a reduction step in which a program prepares an operand, so that its next product has to wait."""
     threads = s.num_warps * 32
     instructions = _SPLIT * (s.BLOCK_M + s.BLOCK_N) * s.BLOCK_K / threads if p.passes > 1 else 0
     if p.fused:
@@ -139,9 +139,11 @@ def _alone(gpu: Chip, p: Product, s: MatmulSettings) -> float:
 
 
 def estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
-    """Seconds by a roofline per wave of programs: tensor cores, L2, latency, device memory, and what overlaps nothing.
+    """Estimated seconds of a product.
 
-    While one program does something else than multiply, the programs beside it on the processor multiply.
+    A wave of programs takes as long as its slowest resource does: tensor cores, L2, or the latency of a load. What a
+    program does without multiplying adds to that, except where other programs on the same processor multiply
+    meanwhile. The whole takes at least as long as device memory does.
     """
     steps = cdiv(cdiv(p.K, s.BLOCK_K), s.SPLITS)
     stage = (s.BLOCK_M * (1 + p.fused) + s.BLOCK_N) * s.BLOCK_K * p.itemsize
@@ -174,7 +176,7 @@ def estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def estimated_settings(gpu: Chip, p: Product) -> MatmulSettings:
-    """The settings with the least estimated time."""
+    """The default: the settings with the least estimated time; where ``fill`` asks for it, those that fill the chip."""
     candidates = []
     for tile in _TILES:
         shaped = shape_tile(gpu, p, *tile)
@@ -206,7 +208,7 @@ def product_bucket(p: Product) -> str:
 
 
 def product_choice(name: str, fits: Callable = fits, default: Callable = estimated_settings) -> Choice:
-    """The choice of a kernel that multiplies matrices."""
+    """The choice of a kernel that multiplies matrices, by its name in tuned files."""
     return Choice(name, MatmulSettings, product_bucket, fits, default)
 
 

@@ -89,7 +89,7 @@ class Choice:
 
 
 class Variant(NamedTuple):
-    """The settings of ``Variants``: which way is taken."""
+    """The settings that ``Variants`` give: the name of a way."""
 
     variant: str
 
@@ -121,7 +121,7 @@ _watcher: Callable | None = None
 
 @contextlib.contextmanager
 def watching(watcher: Callable):
-    """Inside, settings are what ``watcher(choice, gpu, problem)`` returns; what ``choice.chosen`` does is usual."""
+    """Inside, settings are what ``watcher(choice, gpu, problem)`` returns; ``choice.chosen`` gives the usual ones."""
     global _watcher
     before, _watcher = _watcher, watcher
     try:
@@ -132,7 +132,7 @@ def watching(watcher: Callable):
 
 
 def forget_tuned() -> None:
-    """Read the files again: one has changed."""
+    """Forget what was read and chosen, as a file has changed."""
     _file.cache_clear()
     for choice in _choices:
         choice.chosen.cache_clear()

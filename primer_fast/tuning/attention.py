@@ -31,7 +31,7 @@ def tiles(gpu: Chip, p: AttentionProblem, choice: Choice) -> Iterator[AttentionS
 
 
 def visible(p: AttentionProblem) -> float:
-    """Pairs of a query and a key that it sees, in one head."""
+    """How many pairs of a query and a key that it sees there are in one head."""
     keys = min(p.S, p.window) if p.window else p.S
     return p.T * keys * (0.5 if p.causal and not p.window else 1.0)
 
@@ -39,7 +39,7 @@ def visible(p: AttentionProblem) -> float:
 def estimate(
     gpu: Chip, p: AttentionProblem, s: AttentionSettings, products: int, results: int, rows_are_keys: bool
 ) -> float:
-    """Tensor cores and exponentials of each step, which overlap where two groups of warps share a processor."""
+    """Seconds of tensor cores and of exponentials; both overlap where two groups of warps share a processor."""
     kept, walked = (s.BLOCK_N, s.BLOCK_M) if rows_are_keys else (s.BLOCK_M, s.BLOCK_N)
     rows = p.S if rows_are_keys else p.T
     programs = p.heads * cdiv(rows, kept)

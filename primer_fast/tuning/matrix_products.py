@@ -17,7 +17,7 @@ _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
 
 def tiles(gpu: Chip, p: Product) -> Iterator[MatmulSettings]:
-    """Every tile, step and number of stages, the reduction undivided."""
+    """Every tile with every reduction step and number of stages, the reduction not split."""
     for block_m, block_n, warps in product(_BLOCKS, _BLOCKS, (4, 8)):
         shaped = shape_tile(gpu, p, block_m, block_n, warps)
         if shaped is None or warps * 32 * 4 > block_m * block_n:
@@ -29,7 +29,7 @@ def tiles(gpu: Chip, p: Product) -> Iterator[MatmulSettings]:
 
 
 def split(gpu: Chip, p: Product) -> Iterator[MatmulSettings]:
-    """Tiles, with the reduction shared by as many programs as are useful, and by those that fill the chip evenly."""
+    """Tiles, with the reduction split over any useful number of programs, and over those that fill the chip evenly."""
     for tile in tiles(gpu, p):
         programs = p.count * cdiv(p.M, tile.BLOCK_M) * max(cdiv(p.N, tile.BLOCK_N), 1)
         even = {gpu.processors * n // programs for n in (1, 2, 3, 4)}
@@ -39,7 +39,7 @@ def split(gpu: Chip, p: Product) -> Iterator[MatmulSettings]:
 
 
 def shared(gpu: Chip, p: Product) -> Iterator[MatmulSettings]:
-    """Tiles, with the classes shared by the number of programs that ends evenly, and by half and twice as many."""
+    """Tiles, with the classes shared by the default number of programs, and by half and twice as many."""
     for tile in tiles(gpu, p):
         even = share_count(gpu, tile, p.M, p.N)
         for splits in sorted({even, max(1, even // 2), min(2 * even, cdiv(p.N, tile.BLOCK_N))}):
@@ -47,7 +47,7 @@ def shared(gpu: Chip, p: Product) -> Iterator[MatmulSettings]:
 
 
 def estimate_shared(gpu: Chip, p: Product, s: MatmulSettings) -> float:
-    """That of the product, times the processors' time over what it would be if all ended together."""
+    """The product's estimate, longer by the factor that is lost where programs do not end together."""
     row_blocks, tiles_n = cdiv(p.M, s.BLOCK_M), cdiv(p.N, s.BLOCK_N)
     turns = cdiv(row_blocks * s.SPLITS, gpu.processors) * cdiv(tiles_n, s.SPLITS)
     uneven = turns / cdiv(row_blocks * tiles_n, gpu.processors)

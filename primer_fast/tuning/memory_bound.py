@@ -66,7 +66,7 @@ def tile_candidates(gpu: Chip, p: Grid) -> Iterator[GridSettings]:
 
 
 def estimate_tiles(gpu: Chip, p: Grid, s: GridSettings) -> float:
-    """Idle columns are loads that are not made; narrow ones and narrow tiles move fewer bytes an instruction."""
+    """Idle columns cost no traffic, but leave fewer bytes in flight; narrow loads move fewer bytes an instruction."""
     tile = s.BLOCK_ROWS * s.BLOCK_COLS
     held = tile / (32 * s.num_warps)
     width = min(16.0, held * p.itemsize, s.BLOCK_COLS * p.itemsize) if p.vector else p.itemsize  # bytes of one load

@@ -35,7 +35,7 @@ class TunedCase(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """One problem of one choice, and a unit that comes to it."""
+    """One problem of one choice, and a unit in which it is met."""
 
     unit: TunedCase
     choice: str

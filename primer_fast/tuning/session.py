@@ -64,7 +64,7 @@ class DecisionResult:
 
 @dataclass
 class SearchPlan:
-    """What there is to do, in this order."""
+    """The problems to work on, in this order, and what is left of their candidates."""
 
     gpu: Chip
     target: Target
@@ -221,7 +221,7 @@ def work_on(
 
 
 class Unknown(RuntimeError):
-    """What would be right cannot be told."""
+    """The right result is not known, so nothing can be timed."""
 
 
 def time_decision(
