@@ -147,7 +147,7 @@ backward_choice = Variants(
 
 
 def chosen(q: Tensor, k: Tensor, causal: bool) -> bool:
-    """Whether the backward in one pass is the one to take for q (B, H, T, D), k (B, HK, S, D), as ``supported``."""
+    """Whether to take the backward in one pass for q (B, H, T, D), k (B, HK, S, D), which must be ``supported``."""
     (B, H, T, D), (_, HK, S, _) = q.shape, k.shape
     problem = AttentionProblem(
         B * HK, T, S, q.element_size(), block_width(D), True, int(H != HK), group=H // HK, causal=causal

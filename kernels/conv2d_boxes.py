@@ -193,7 +193,7 @@ def boxes(
     transposed: bool, bias: Tensor | None = None, activation: str | None = None,
     settings: MatmulSettings | None = None,
 ) -> None:  # fmt: skip
-    """As conv2d_gather.gather, for what is ``movable``."""
+    """As conv2d_gather.gather, for a source that is ``movable``."""
     g, (R, S), itemsize = geometry, w.shape[2:], a.element_size()
     images, M, P, Q = out.shape
     K = a.shape[1]

@@ -20,7 +20,7 @@ FEW_PIXELS = 1024  # fewer are not worth a copy of weights whose channels are no
 
 
 class Geometry(NamedTuple):
-    """Of one convolution; pairs are (rows, columns)."""
+    """Sizes of one convolution; pairs are (rows, columns)."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]  # before the first row and column; what is after the last follows from size
@@ -53,7 +53,7 @@ def dense_channels_last(t):
 
 
 class Source:
-    """A tensor (images, channels, rows, columns) that tiles are gathered from, a step of ``stride`` pixels apart."""
+    """A tensor (images, channels, rows, columns) from which tiles take pixels that are ``stride`` apart."""
 
     def __init__(self, t, stride=(1, 1)):
         self.t, self.stride = t, stride
@@ -76,7 +76,9 @@ class Source:
 
 @functools.lru_cache(maxsize=4096)
 def box_of(images, rows, columns, pixels):
-    """Images, rows and columns of the box of ``pixels``, a power of two, that covers all with the least overhang."""
+    """Images, rows and columns of a box of ``pixels``, a power of two, of all boxes the one that tiles the images with
+    the least overhang.
+    """
     powers = [2**i for i in range(pixels.bit_length())]
     shapes = [(pixels // (h * w), h, w) for w in powers for h in powers if h * w <= pixels]
     covered = lambda b: math.prod(cdiv(n, k) * k for n, k in zip((images, rows, columns), b, strict=True))  # noqa: E731
@@ -94,7 +96,7 @@ def fit_step(s, channels, itemsize):
 
 
 def numbers_are_large(pixels):
-    """Whether numbers of pixels, up to the end of the last tile, need 64 bits."""
+    """Whether counting pixels, up to the end of the last tile, needs 64 bits."""
     return pixels >= 2**31 - 2**16
 
 

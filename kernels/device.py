@@ -58,7 +58,7 @@ def assume_chip(arch: str | Chip):
 
 
 def file_name(device: str) -> str:
-    """What the files of a GPU are called, from the name that its driver gives it."""
+    """The name of a GPU's files, made of the name that its driver gives it."""
     return "_".join(device.lower().split())
 
 
@@ -85,13 +85,13 @@ def _active_chip(device: int) -> Chip:
 
 
 def forget_chip() -> None:
-    """Ask the driver again: it was replaced."""
+    """Forget the GPU, as its driver was replaced."""
     _active_chip.cache_clear()
     forget()
 
 
 def chip(device: int | None = None) -> Chip:
-    """The GPU of that number; without a number, the one that the next kernel is launched on."""
+    """The GPU of this number; without a number, the one on which the next kernel is launched."""
     if _assumed is not None:
         return _assumed
     if triton.knobs.runtime.interpret:

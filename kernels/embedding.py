@@ -76,7 +76,7 @@ def embedding_runs_kernel(
 ):  # fmt: skip
     """Program (c, d): the runs in chunk c of the sorted indices, for block d of the columns.
 
-    part[c, 0]: of a run that came from the chunk before; part[c, 1]: of one that starts here and goes on.
+    part[c, 0]: the sum of a run that began in an earlier chunk; part[c, 1]: of one that begins here and goes on.
     """
     begin = tl.program_id(0).to(tl.int64) * CHUNK
     col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)

@@ -70,7 +70,7 @@ def layer_norm_backward_kernel(
     GRAIN: tl.constexpr, DW: tl.constexpr, DB: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Program p: every programs-th tile of whole rows, from p on."""
+    """Program p of n: the tiles of whole rows p, p + n, p + 2n and so on."""
     N, stride_dy, stride_dsum, stride_s = N * GRAIN, stride_dy * GRAIN, stride_dsum * GRAIN, stride_s * GRAIN
     col = tl.arange(0, BLOCK_N)
     w = load_columns(weight_ptr, col, N, 1.0)
@@ -98,7 +98,7 @@ def _one_row(
     ds_ptr, dy_ptr, dsum_ptr, s_ptr, weight_ptr, mean_ptr, rstd_ptr, stride_dy, stride_dsum, stride_s, row, N,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """ds of a row that is too long to be held: its second read comes from the caches."""
+    """ds of a row that is too long for the registers: it is read twice, the second time from the caches."""
     row = tl.cast(row, tl.int64) + tl.arange(0, 1)
     there = row >= 0
     sum_g = tl.zeros((1, BLOCK_N // 8), dtype=tl.float32)

@@ -41,16 +41,16 @@ def vector_of(t: Tensor | None) -> Tensor | None:
 
 
 def grain_of(N: int, *arrays: Tensor | None) -> int:
-    """What N and the strides between rows are passed in units of, so that the compiler knows their common divisor.
+    """The unit in which N and the strides between rows are passed, so that the compiler knows their common divisor.
 
-    Of itself it knows only whether 16 divides them.
+    By itself the compiler knows only whether 16 divides them.
     """
     divisor = _common(N, arrays)
     return 1 if divisor == 16 else divisor
 
 
 def moves_single(N: int, *arrays: Tensor | None) -> bool:
-    """Whether no two neighbours in a row can move together."""
+    """Whether each element has to move on its own, as no two neighbours are aligned to move together."""
     odd = any(t is not None and t.data_ptr() % (2 * t.element_size()) for t in arrays)
     return odd or _common(N, arrays) == 1
 

@@ -60,7 +60,7 @@ def linear_bwd_weight(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """dy, saved (M, N), x (M, K) -> dw (N, K) in x.dtype, db (N,) in bias_dtype, or None where that is None.
 
-    fill: by what factor the estimated time may rise so that the sum over rows is split over the whole chip.
+    fill: settings slower by up to this factor are taken if they split the sum over rows over the whole chip.
     """
     saved_t = None if saved is None else saved.T
     dw, _, db = matmul(

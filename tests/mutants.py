@@ -60,6 +60,11 @@ MUTANTS = [
         ("offs_m.to(tl.int64)[:, None] * N", "offs_m[:, None] * N"),
     ),
     *_of("linear and not linear_", "kernels/tile.py", ("tiles_m - first_m", "tiles_m")),
+    # Which settings are taken from a file
+    *_of(["tests/tuning/test_tunable.py"], "kernels/tunable.py",
+        ("tuned is not None and self.fits(gpu, problem, tuned)", "tuned is not None"),
+        ("(f\"{name}{int(value)}\" for name, value in flags.items())", "()"),
+    ),
     # Convolution
     *_of("conv2d", "kernels/conv2d_depthwise.py", ("other=0.0", "other=1.0")),
     # Max pooling
