@@ -28,7 +28,7 @@ from primer_fast.bench.op import COMPILED, PASSES
 from primer_fast.bench.report import COMPILE, Report
 from primer_fast.bench.right import ORDER, other_cases
 from primer_fast.bench.units import leave
-from primer_fast.kernels.launch import Chip, chip
+from primer_fast.kernels.device import Chip, chip
 from primer_fast.proof.production import CaseOnTarget, cases_to_compile, compiled_launches, end_with_parent
 
 _PEER_JOBS = 8  # each holds the tensors of a case on the GPU

@@ -10,8 +10,8 @@ from pathlib import Path
 from primer_fast.bench import environment, stages
 from primer_fast.bench.op import OURS
 from primer_fast.bench.report import COMPILE, FAILED, FAST, KINDS, PROGRAMS, SCHEMAS, TUNE, WRONG, Report, parse
-from primer_fast.kernels.launch import file_name
-from primer_fast.kernels.tunable import FIGURES, Bucket, read_tuned
+from primer_fast.kernels.device import file_name
+from primer_fast.kernels.tunable import FIGURES, read_tuned
 
 HEADER = ("device", "details", "driver", "python", "torch", "triton", "source")  # equal in all files of a folder
 
@@ -81,7 +81,8 @@ def _checked_stage(kind: str, data: dict) -> dict:
 def _checked_tuned(content: dict) -> dict:
     for choice, section in content["settings"].items():
         for bucket, entry in section.items():
-            Bucket.parse(bucket)
+            if not re.fullmatch(r"\d+(x\d+)*( \w+)*", bucket):
+                raise ValueError(f"{choice} must have buckets of sizes and flags; got {bucket!r}")
             figures = [entry.get(key) for key in FIGURES] if isinstance(entry, dict) else [None]
             if not all(isinstance(figure, int | float) and figure > 0 for figure in figures):
                 raise ValueError(f"{choice} {bucket} must have {', '.join(FIGURES)}, positive; got {entry}")

@@ -18,9 +18,9 @@ from .attention_backward_q import attention_backward_q_kernel
 from .attention_forward import heads_at_once
 from .attention_mask import Band
 from .attention_settings import (
-    Attention,
+    AttentionProblem,
     BackwardSettings,
-    backward_settings,
+    backward_default,
     burden_of,
     keys_choice,
     queries_choice,
@@ -36,8 +36,8 @@ from .attention_tile import (
     result_programs,
     strides_of,
 )  # fmt: skip
+from .device import cdiv, chip_of, dot_precision, on_device_of
 from .entry import entry
-from .launch import cdiv, chip_of, dot_precision, on_device_of
 
 
 @entry(do_not_specialize=["heads", "T"])
@@ -111,17 +111,17 @@ def attention_backward(
     gpu, scoring = chip_of(q), scoring.aligned()
     descriptors = gpu.has_descriptors and q.element_size() == 2 and all(described(t) for t in (q, k, v, dout))
     block_d, block_dv = block_width(D), block_width(DV)
-    load = burden_of(scoring, band.lengths is not None, H != HK or band.left is not None)
+    burden = burden_of(scoring, band.lengths is not None, H != HK or band.left is not None)
     dot = dot_precision(gpu, precision)
 
     def problem(heads):
-        return Attention.of(q, k, v, heads, band, descriptors, load, dot, max(block_d, block_dv))
+        return AttentionProblem.of(q, k, v, heads, band, descriptors, burden, dot, max(block_d, block_dv))
 
-    def operands(tile, *results):
+    def operands(settings, *results):
         """Results, then dout, q, k, v, as kernels take them; their strides and its unit; are results descriptors."""
-        blocks = (tile.BLOCK_M, tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_N)
+        blocks = (settings.BLOCK_M, settings.BLOCK_M, settings.BLOCK_N, settings.BLOCK_N)
         described_results = descriptors and all(described(t) for t in results if t is not None)
-        rows = tile.BLOCK_N if len(results) == 2 else tile.BLOCK_M
+        rows = settings.BLOCK_N if len(results) == 2 else settings.BLOCK_M
         tensors = [descriptor(t, rows) if described_results and t is not None else t for t in results]
         tensors += [
             descriptor(t, block) if descriptors else t for t, block in zip((dout, q, k, v), blocks, strict=True)
@@ -130,26 +130,26 @@ def attention_backward(
         strides, unit = strides_of((*results, dout, q, k, v), by_descriptor)
         return tensors, strides, unit, described_results
 
-    def launch(kernel, programs, tile, at_once, *results):
-        columns = max(result_programs(t.shape[3], tile.COLUMNS) for t in results if t is not None)
-        tensors, strides, unit, described_results = operands(tile, *results)
+    def launch(kernel, programs, settings, at_once, *results):
+        columns = max(result_programs(t.shape[3], settings.COLUMNS) for t in results if t is not None)
+        tensors, strides, unit, described_results = operands(settings, *results)
         kernel[(programs, columns)](
             *tensors, statistics, strides,
             band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(), scoring.scale,
             B, H, T, S, at_once, H // HK, D, DV, unit, pad,
-            scoring.scaled_late, S % tile.BLOCK_N == 0, dot, scoring.precise(q.dtype),
-            descriptors, described_results, tile.BLOCK_M, tile.BLOCK_N, block_d, block_dv, tile.COLUMNS,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
+            scoring.scaled_late, S % settings.BLOCK_N == 0, dot, scoring.precise(q.dtype),
+            descriptors, described_results, settings.BLOCK_M, settings.BLOCK_N, block_d, block_dv, settings.COLUMNS,
+            num_warps=settings.num_warps, num_stages=settings.num_stages,
         )  # fmt: skip
 
     keys = (settings.keys if settings else keys_choice(gpu, problem(B * HK))) if needed[1] else None
     queries = (settings.queries if settings else queries_choice(gpu, problem(B * H))) if needed[0] else None
-    pad = max(tile.BLOCK_M for tile in (keys, queries) if tile is not None)
+    pad = max(s.BLOCK_M for s in (keys, queries) if s is not None)
     with on_device_of(q):
         statistics = attention_statistics(dout, out, lse, pad)
         if keys is not None:
             at_once = min(B * HK, heads_at_once(1, 1, T * (H // HK), D, DV, q.element_size()))
-            apart = (settings or backward_settings(gpu, *problem(B * HK).tile_choice())).apart
+            apart = (settings or backward_default(gpu, problem(B * HK))).apart
             programs = B * HK * cdiv(S, keys.BLOCK_N)
             for results in ((dk, None), (None, dv)) if apart else ((dk, dv),):
                 launch(attention_backward_kv_kernel, programs, keys, at_once, *results)

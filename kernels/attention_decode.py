@@ -15,7 +15,6 @@ FLOPs: 2 H T L (D + DV) per sequence of L visible keys. Traffic: HK L (D + DV) e
 q and o and, with more than one share, 8 H T DV bytes per share. Bound by memory up to some 300 rows of a tile.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -26,10 +25,10 @@ from torch import Tensor
 from .activation import tanh
 from .attention_mask import FAR, in_base_2, limits
 from .attention_tile import block_width, empty_like_rows
+from .device import Chip, cdiv, chip_of, dot_precision, on_device_of
 from .entry import entry
-from .launch import Chip, cdiv, chip_of, dot_precision, on_device_of
 from .tile import LOG2_E
-from .tunable import Bucket, Choice
+from .tunable import Choice, bucket_of
 
 _COMBINED = 4096  # elements of the shares' sums that a program of the second kernel has in flight
 
@@ -190,11 +189,22 @@ class DecodeSettings(NamedTuple):
     num_stages: int
 
 
-@functools.lru_cache(maxsize=4096)
-def decode_settings(
-    gpu: Chip, heads: int, rows: int, S: int, D: int, DV: int, itemsize: int, capped: bool, masked: bool
-) -> DecodeSettings:
-    """Settings for ``heads`` = B HK heads of keys with ``rows`` = G T query rows each; capped: by a softcap."""
+class DecodeProblem(NamedTuple):
+    """What the settings of a decoding step depend on."""
+
+    heads: int  # of keys, in all sequences: B HK
+    rows: int  # query rows for each of them: G T
+    S: int
+    D: int
+    DV: int
+    itemsize: int  # of an element, in bytes
+    capped: bool  # by a softcap
+    masked: bool
+
+
+def decode_default(gpu: Chip, p: DecodeProblem) -> DecodeSettings:
+    """Tiles of which a multiprocessor holds two, and the number of shares of the keys that takes the least time."""
+    heads, rows, S, D, DV, itemsize, capped, masked = p
     width = max(block_width(D), block_width(DV))
     wide = width > 128
     partly = width > 64 and (block_width(D) > D or block_width(DV) > DV)  # telling where columns end takes registers
@@ -217,24 +227,11 @@ def decode_settings(
     return DecodeSettings(block_m, block_n, splits, warps, stages)
 
 
-class Decode(NamedTuple):
-    """What the settings of a decoding step depend on: the arguments of decode_settings."""
-
-    heads: int
-    rows: int
-    S: int
-    D: int
-    DV: int
-    itemsize: int
-    capped: bool
-    masked: bool
+def decode_bucket(p: DecodeProblem) -> str:
+    return bucket_of(p.heads, p.rows, p.S, item=p.itemsize, d=p.D, dv=p.DV, capped=p.capped, masked=p.masked)
 
 
-def decode_bucket(p: Decode) -> Bucket:
-    return Bucket.of(p.heads, p.rows, p.S, item=p.itemsize, d=p.D, dv=p.DV, capped=p.capped, masked=p.masked)
-
-
-def decode_fits(gpu: Chip, p: Decode, s: DecodeSettings) -> bool:
+def decode_fits(gpu: Chip, p: DecodeProblem, s: DecodeSettings) -> bool:
     """Whether a processor holds a tile, and no share of the keys is empty."""
     key = (block_width(p.D) + block_width(p.DV)) * p.itemsize
     shared = s.BLOCK_M * block_width(p.D) * p.itemsize + s.num_stages * s.BLOCK_N * key + 2048
@@ -242,9 +239,7 @@ def decode_fits(gpu: Chip, p: Decode, s: DecodeSettings) -> bool:
     return shared <= gpu.shared and held <= (64 if p.itemsize == 4 else 128) and cdiv(p.S, s.BLOCK_N) >= s.SPLITS
 
 
-decode_choice = Choice(
-    "attention_decode", DecodeSettings, decode_bucket, decode_fits, lambda gpu, p: decode_settings(gpu, *p), reach=1
-)
+decode_choice = Choice("attention_decode", DecodeSettings, decode_bucket, decode_fits, decode_default)
 
 
 def attention_decode(
@@ -268,7 +263,8 @@ def attention_decode(
     gpu = chip_of(q)
     capacity = cdiv(S, 128) * 128  # a cache that grows gets its settings once in 128 steps
     capped, masked = softcap is not None, mask is not None
-    s = settings or decode_choice(gpu, Decode(B * HK, G * T, capacity, D, DV, q.element_size(), capped, masked))
+    problem = DecodeProblem(B * HK, G * T, capacity, D, DV, q.element_size(), capped, masked)
+    settings = settings or decode_choice(gpu, problem)
     bool_mask = mask is not None and mask.dtype == torch.bool
     if mask is not None:
         mask = (mask.view(torch.uint8) if bool_mask else mask).expand(B, H, T, S)
@@ -276,8 +272,8 @@ def attention_decode(
     offsets = causal_offset.reshape(-1).expand(B) if isinstance(causal_offset, torch.Tensor) else None
     offset = 0 if offsets is not None else max(-FAR.value, min(causal_offset or 0, FAR.value))
     part, tops, totals, strides = o, None, None, o.stride()[:3]
-    if s.SPLITS > 1:
-        part = torch.empty(B * HK, s.SPLITS, G * T, DV, dtype=torch.float32, device=q.device)
+    if settings.SPLITS > 1:
+        part = torch.empty(B * HK, settings.SPLITS, G * T, DV, dtype=torch.float32, device=q.device)
         tops, totals = torch.empty(2, *part.shape[:3], dtype=torch.float32, device=q.device)
     unit = 16 // q.element_size()
     unit = unit if all(stride % unit == 0 for x in (k, v) for stride in x.stride()[:3]) else 1
@@ -285,19 +281,20 @@ def attention_decode(
     log2_e = 1.0 if added else LOG2_E.value
     scale, softcap = (scale / softcap, softcap * log2_e) if capped else (scale * log2_e, 0.0)
     with on_device_of(q):
-        attention_decode_kernel[(B * HK * cdiv(G * T, s.BLOCK_M), s.SPLITS)](
+        attention_decode_kernel[(B * HK * cdiv(G * T, settings.BLOCK_M), settings.SPLITS)](
             part, tops, totals, q, k, v, mask, lengths, offsets,
             strides, q.stride()[:3], *(tuple(stride // unit for stride in x.stride()[:3]) for x in (k, v)),
             (0, 0, 0, 0) if mask is None else mask.stride(),
             0 if lengths is None else lengths.stride(0), 0 if offsets is None else offsets.stride(0),
-            HK, G, T, S, scale, softcap, offset, min(window or 0, FAR.value), s.SPLITS,
+            HK, G, T, S, scale, softcap, offset, min(window or 0, FAR.value), settings.SPLITS,
             causal, window is not None, capped, bool_mask, D, DV, unit,
-            dot_precision(gpu, precision), s.BLOCK_M, s.BLOCK_N, block_width(D), block_width(DV),
-            num_warps=s.num_warps, num_stages=s.num_stages,
+            dot_precision(gpu, precision), settings.BLOCK_M, settings.BLOCK_N, block_width(D), block_width(DV),
+            num_warps=settings.num_warps, num_stages=settings.num_stages,
         )  # fmt: skip
-        if s.SPLITS > 1:
-            block_s = min(triton.next_power_of_2(s.SPLITS), max(_COMBINED // block_width(DV), 1))
+        if settings.SPLITS > 1:
+            block_s = min(triton.next_power_of_2(settings.SPLITS), max(_COMBINED // block_width(DV), 1))
             attention_combine_kernel[(B * H * T,)](
-                o, part, tops, totals, *strides, HK, G, T, DV, s.SPLITS, added, block_s, block_width(DV), num_warps=4
+                o, part, tops, totals, *strides, HK, G, T, DV, settings.SPLITS, added,
+                block_s, block_width(DV), num_warps=4,
             )  # fmt: skip
     return o

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_mask import Band, in_base_2, kept, key_blocks, limits
-from .attention_settings import Attention, TileSettings, burden_of, forward_choice
+from .attention_settings import AttentionProblem, AttentionSettings, burden_of, forward_choice
 from .attention_tile import (
     Scoring,
     add_products,
@@ -35,8 +35,8 @@ from .attention_tile import (
     without_padding,
     zero_parts,
 )  # fmt: skip
+from .device import cdiv, chip_of, dot_precision, on_device_of
 from .entry import entry
-from .launch import cdiv, chip_of, dot_precision, on_device_of
 
 
 @triton.jit
@@ -205,7 +205,7 @@ def heads_at_once(H: int, HK: int, S: int, D: int, DV: int, itemsize: int) -> in
 
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, band: Band, scoring: Scoring, precision: str, keep: bool,
-    settings: TileSettings | None = None,
+    settings: AttentionSettings | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """q (B, H, T, D), k (B, HK, S, D), v (B, HK, S, DV), last stride 1 -> out (B, H, T, DV), lse (B, H, T) or None.
 
@@ -224,21 +224,23 @@ def attention_forward(
     descriptors = gpu.has_descriptors and q.element_size() == 2 and all(described(t) for t in (q, k, v))
     block_d, block_dv = block_width(D), block_width(DV)
     dot = dot_precision(gpu, precision)
-    load = burden_of(scoring, band.lengths is not None, False)
-    problem = Attention.of(q, k, v, B * H, band, descriptors, load, dot, max(block_d, block_dv))
-    s = settings or forward_choice(gpu, problem)
+    burden = burden_of(scoring, band.lengths is not None, False)
+    problem = AttentionProblem.of(q, k, v, B * H, band, descriptors, burden, dot, max(block_d, block_dv))
+    settings = settings or forward_choice(gpu, problem)
     descriptor_out = descriptors and described(out)
     at_once = min(B * H, heads_at_once(H, HK, S, D, DV, q.element_size()))
     strides, unit = strides_of((q, k, v, out), (*(descriptors,) * 3, descriptor_out))
+    operands = q, k, v
+    if descriptors:
+        rows = settings.BLOCK_M, settings.BLOCK_N, settings.BLOCK_N
+        operands = tuple(descriptor(t, n) for t, n in zip(operands, rows, strict=True))
     with on_device_of(q):
-        attention_forward_kernel[(B * H * cdiv(T, s.BLOCK_M), result_programs(DV, s.COLUMNS))](
-            *((descriptor(q, s.BLOCK_M), descriptor(k, s.BLOCK_N), descriptor(v, s.BLOCK_N)) if descriptors else
-              (q, k, v)),
-            descriptor(out, s.BLOCK_M) if descriptor_out else out, lse,
+        attention_forward_kernel[(B * H * cdiv(T, settings.BLOCK_M), result_programs(DV, settings.COLUMNS))](
+            *operands, descriptor(out, settings.BLOCK_M) if descriptor_out else out, lse,
             strides, band.offsets, band.lengths, band.offset, band.left, band.right, *scoring.arguments(),
             B, H, T, S, at_once, H // HK, D, DV, unit,
-            scoring.scaled_late, S % s.BLOCK_N == 0, dot, scoring.precise(q.dtype),
-            descriptors, descriptor_out, s.BLOCK_M, s.BLOCK_N, block_d, block_dv, s.COLUMNS,
-            num_warps=s.num_warps, num_stages=s.num_stages,
+            scoring.scaled_late, S % settings.BLOCK_N == 0, dot, scoring.precise(q.dtype),
+            descriptors, descriptor_out, settings.BLOCK_M, settings.BLOCK_N, block_d, block_dv, settings.COLUMNS,
+            num_warps=settings.num_warps, num_stages=settings.num_stages,
         )  # fmt: skip
     return out, lse

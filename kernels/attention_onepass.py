@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .attention_backward import attention_statistics
 from .attention_forward import heads_at_once, ordered_tile
-from .attention_settings import Attention, TileSettings, attention_bucket
+from .attention_settings import AttentionProblem, AttentionSettings, attention_bucket
 from .attention_tile import (
     block_width,
     described,
@@ -31,8 +31,8 @@ from .attention_tile import (
     head_statistics,
     query_statistics,
 )
+from .device import Chip, cdiv, chip_of, on_device_of
 from .entry import entry
-from .launch import Chip, cdiv, chip_of, on_device_of
 from .tile import LOG2_E
 from .tunable import Variants
 
@@ -97,9 +97,9 @@ def attention_onepass_cast_kernel(dq_ptr, sums_ptr, numel, scale, BLOCK: tl.cons
     tl.store(dq_ptr + offs, (sums * scale).to(dq_ptr.dtype.element_ty), mask=offs < numel)
 
 
-def onepass_settings(width: int) -> TileSettings:
-    """width: of a row, rounded up to a power of two, at most 128. These do not spill on Hopper."""
-    return TileSettings(64, 128, 8, 2) if width <= 64 else TileSettings(32, 128, 8, 2)
+def onepass_default(width: int) -> AttentionSettings:
+    """Settings that do not spill on Hopper. width: of a row, rounded up to a power of two, at most 128."""
+    return AttentionSettings(64, 128, 8, 2) if width <= 64 else AttentionSettings(32, 128, 8, 2)
 
 
 def supported(
@@ -133,8 +133,8 @@ _CLOCKS = {
 }
 
 
-def predicted_way(gpu: Chip, p: Attention) -> str:
-    """The way of the backward that takes fewer clocks."""
+def predicted_way(gpu: Chip, p: AttentionProblem) -> str:
+    """The way of the backward that is predicted to take fewer clocks."""
     one_pass, two_kernels = _CLOCKS[64 if p.width <= 64 else 128, p.group > 1]
     return "one-pass" if one_pass < two_kernels else "deterministic"
 
@@ -142,14 +142,14 @@ def predicted_way(gpu: Chip, p: Attention) -> str:
 # Asked only where the caller allows sums without a fixed order and ``supported`` says yes
 backward_choice = Variants(
     "attention_backward", attention_bucket,
-    {"one-pass": lambda gpu, p: True, "deterministic": lambda gpu, p: True}, predicted_way, reach=2,
+    {"one-pass": lambda gpu, p: True, "deterministic": lambda gpu, p: True}, predicted_way,
 )  # fmt: skip
 
 
 def chosen(q: Tensor, k: Tensor, causal: bool) -> bool:
-    """Whether the backward in one pass is the one to take for q (B, H, T, D), k (B, HK, S, D), as ``supported``."""
+    """Whether to take the backward in one pass for q (B, H, T, D), k (B, HK, S, D), which must be ``supported``."""
     (B, H, T, D), (_, HK, S, _) = q.shape, k.shape
-    problem = Attention(
+    problem = AttentionProblem(
         B * HK, T, S, q.element_size(), block_width(D), True, int(H != HK), group=H // HK, causal=causal
     )  # fmt: skip
     return backward_choice(chip_of(q), problem).variant == "one-pass"
@@ -157,7 +157,7 @@ def chosen(q: Tensor, k: Tensor, causal: bool) -> bool:
 
 def attention_bwd_onepass(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, scale: float, causal: bool,
-    causal_offset: int = 0, settings: TileSettings | None = None,
+    causal_offset: int = 0, settings: AttentionSettings | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """do, q (B, H, T, D), k, v (B, HK, S, D), all as ``supported`` asks -> dq, dk, dv, laid out as q, k, v.
 
@@ -168,16 +168,16 @@ def attention_bwd_onepass(
     do = do if described(do) and do.stride(-1) == 1 else empty_like_rows(q, D).copy_(do)
     sums = torch.zeros_like(dq, dtype=torch.float32)
     width = block_width(D)
-    s = settings or onepass_settings(width)
+    settings = settings or onepass_default(width)
     at_once = min(B * HK, heads_at_once(HK, HK, T * H // HK, D, D, q.element_size()))
     with on_device_of(q):
-        attention_onepass_kernel[(B * HK * cdiv(S, s.BLOCK_N),)](
-            *(descriptor(t, s.BLOCK_M) for t in (sums,)), *(descriptor(t, s.BLOCK_N) for t in (dk, dv)),
-            *(descriptor(t, s.BLOCK_M) for t in (do, q)), *(descriptor(t, s.BLOCK_N) for t in (k, v)),
-            attention_statistics(do, out, lse, s.BLOCK_M),
+        attention_onepass_kernel[(B * HK * cdiv(S, settings.BLOCK_N),)](
+            *(descriptor(t, settings.BLOCK_M) for t in (sums,)), *(descriptor(t, settings.BLOCK_N) for t in (dk, dv)),
+            *(descriptor(t, settings.BLOCK_M) for t in (do, q)), *(descriptor(t, settings.BLOCK_N) for t in (k, v)),
+            attention_statistics(do, out, lse, settings.BLOCK_M),
             B, HK, T, S, causal_offset, scale, scale * LOG2_E.value, at_once,
-            H // HK, causal, S % s.BLOCK_N == 0, s.BLOCK_M, s.BLOCK_M, s.BLOCK_N, width,
-            num_warps=s.num_warps, num_stages=s.num_stages,
+            H // HK, causal, S % settings.BLOCK_N == 0, settings.BLOCK_M, settings.BLOCK_M, settings.BLOCK_N, width,
+            num_warps=settings.num_warps, num_stages=settings.num_stages,
         )  # fmt: skip
         attention_onepass_cast_kernel[(cdiv(dq.numel(), _CAST),)](dq, sums, dq.numel(), scale, _CAST, num_warps=4)
     return dq, dk, dv

@@ -10,7 +10,7 @@ from torch import Tensor
 from .activation import tanh
 from .attention_mask import attended, seen
 from .descriptor import tensor_descriptor
-from .launch import cdiv
+from .device import cdiv
 from .tile import LOG2_E
 
 ALIGNED = 16  # elements: Triton knows of strides and pointers whether 16 divides them
@@ -105,7 +105,7 @@ def products_of_rows(
 
 @triton.constexpr_function
 def result_width(width, columns):
-    """Columns of the result that one program makes: all but where the parts of split float32 take the registers."""
+    """Columns of the result that one program makes: all, or fewer where parts of split float32 take the registers."""
     return min(128, width) if columns else width
 
 
@@ -117,12 +117,12 @@ def part_width(width, columns):
 
 @triton.constexpr_function
 def part_count(d, columns):
-    """Parts that hold d columns of a result, or those that one program makes of it."""
+    """How many parts hold d columns of a result, or those of them that one program makes."""
     return (min(128, d) + columns - 1) // columns if columns else 1
 
 
 def result_programs(d: int, columns: int) -> int:
-    """Programs that share the d columns of a result."""
+    """How many programs share the d columns of a result."""
     return cdiv(d, result_width(block_width(d), columns))
 
 
@@ -205,7 +205,7 @@ def scores(
 
 
 class Scoring(NamedTuple):
-    """How products become weights. mask: expanded to (B, H, T, S), bool or floating."""
+    """How the products of queries and keys become weights. mask: expanded to (B, H, T, S), bool or floating."""
 
     scale: float
     softcap: float | None = None

@@ -44,13 +44,14 @@ from .conv2d_gather import gather
 from .conv2d_geometry import FEW, FEW_PIXELS, FILL, dense_channels_last
 from .conv2d_geometry import Geometry as Geometry
 from .conv2d_weight import weight
-from .launch import MatmulSettings, chip_of
+from .device import chip_of
 from .linear import linear_bwd, linear_bwd_input, linear_bwd_weight, linear_fwd
 from .prepass import prepass
+from .product import MatmulSettings
 
 
 def _pixel_rows(t):
-    """t (N, C, H, W) as (N * H * W, C) in its own memory; None where its strides do not allow that."""
+    """t (N, C, H, W) viewed as (N * H * W, C); None where its strides do not allow a view."""
     (N, C, H, W), (n, c, h, w) = t.shape, t.stride()
     step = w if W > 1 else h if H > 1 else n
     if (H > 1 and h != W * step) or (N > 1 and n != H * W * step):
@@ -59,7 +60,7 @@ def _pixel_rows(t):
 
 
 def _images(rows, images, size):
-    """Back from ``_pixel_rows``, channels_last; None stays None."""
+    """Undo ``_pixel_rows``: rows as images in channels_last, None as None."""
     return None if rows is None else rows.view(images, *size, -1).permute(0, 3, 1, 2)
 
 
@@ -110,7 +111,7 @@ def _product(out, out_saved, a, w, geometry, precision, transposed, settings, **
 def conv2d_bwd_input(
     g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, precision: str, settings: MatmulSettings | None = None
 ) -> Tensor:
-    """g (N, O, P, Q) -> dx in x's shape, dtype and layout; of x nothing else is read. Not for depthwise ones."""
+    """g (N, O, P, Q) -> dx in x's shape, dtype and layout; x's values are not read. Not for depthwise convolutions."""
     matrices = _as_linear(geometry, w, g) if dense_channels_last(x) else None
     if matrices is not None:
         rows = linear_bwd_input(matrices[0], None, w[:, :, 0, 0], None, precision, settings)
@@ -123,7 +124,7 @@ def conv2d_bwd_input(
 def conv2d_bwd_weight(
     g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, precision: str, settings: MatmulSettings | None = None
 ) -> Tensor:
-    """g (N, O, P, Q), x -> dw in w's shape and layout. Of w nothing but that is read. Not for depthwise ones."""
+    """g (N, O, P, Q), x -> dw in w's shape and layout; w's values are not read. Not for depthwise convolutions."""
     matrices = _as_linear(geometry, w, g, x)
     if matrices is not None:
         dw, _ = linear_bwd_weight(matrices[0], None, matrices[1], None, None, precision, settings, FILL)
@@ -137,7 +138,7 @@ def conv2d_bwd_weight(
 
 
 def _channels_last(t, other):
-    """A source (N, C, H, W), copied to where descriptors can move it, if that and the sizes make it worth it."""
+    """t (N, C, H, W), copied to channels_last where descriptors can then move it and the sizes are worth a copy."""
     pixels = other.numel() // max(other.shape[1], 1)
     worth = chip_of(t).has_descriptors and t.shape[1] >= FEW and pixels >= FEW_PIXELS
     return t.contiguous(memory_format=torch.channels_last) if worth and t.stride(1) != 1 else t

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import INSTRUCTIONS, activate, keeps_derivative
-from .conv2d_gather import gather_settings
+from .conv2d_gather import gather_choice
 from .conv2d_geometry import (
     FEW,
     FEW_PIXELS,
@@ -31,9 +31,10 @@ from .conv2d_geometry import (
     walk,
 )
 from .descriptor import strides_beside, tensor_descriptor
+from .device import cdiv, chip_of, dot_precision, on_device_of, passes
 from .entry import entry
-from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, passes
 from .partials import partial_length, reduce_partials
+from .product import MatmulSettings, Product
 from .tile import grouped_tile
 
 
@@ -192,7 +193,7 @@ def boxes(
     transposed: bool, bias: Tensor | None = None, activation: str | None = None,
     settings: MatmulSettings | None = None,
 ) -> None:  # fmt: skip
-    """As conv2d_gather.gather, for what is ``movable``."""
+    """As conv2d_gather.gather, for a source that is ``movable``."""
     g, (R, S), itemsize = geometry, w.shape[2:], a.element_size()
     images, M, P, Q = out.shape
     K = a.shape[1]
@@ -202,37 +203,39 @@ def boxes(
     a_ = Source(a, (1, 1) if transposed else g.stride)
     wide_out = out.stride(1) == 1 and M * itemsize % 16 == 0
     results = (out, out) if keeps_derivative(activation) else (out,)  # kept or not: two forwards are bitwise equal
-    s = settings or fit_step(gather_settings(gpu, Product(
+    problem = Product(
         max(M, 64), images * rows_p * rows_q, max(R * S // classes, 1) * K, itemsize, passes=passes(dot, itemsize),
         descriptors=True, wide_result=wide_out, double=len(results) > 1, finish=INSTRUCTIONS[activation],
         count=classes, traffic=itemsize * sum(t.numel() for t in (a, w, *results)),
-    )), K, itemsize)  # fmt: skip
-    box = box_of(images, rows_p, rows_q, s.BLOCK_N)
+    )  # fmt: skip
+    settings = settings or fit_step(gather_choice(gpu, problem), K, itemsize)
+    box = box_of(images, rows_p, rows_q, settings.BLOCK_N)
     tiles_n = math.prod(cdiv(n, k) for n, k in zip((images, rows_p, rows_q), box, strict=True))
-    tiles_m, total = cdiv(M, s.BLOCK_M), partial_length(out.numel(), 0)
-    steps = R * S * cdiv(K, s.BLOCK_K)
-    splits = cdiv(steps, cdiv(steps, s.SPLITS))  # all of them have work, but in classes with fewer taps
+    tiles_m, total = cdiv(M, settings.BLOCK_M), partial_length(out.numel(), 0)
+    steps = R * S * cdiv(K, settings.BLOCK_K)
+    splits = cdiv(steps, cdiv(steps, settings.SPLITS))  # all of them have work, but in classes with fewer taps
     part = torch.empty(splits, total, dtype=torch.float32, device=a.device) if splits > 1 else None
     descriptors_out = splits == 1 and wide_out and classes == 1 and Source(out).box
-    weights, channels = _matrix(w, 16 // itemsize if transposed else s.BLOCK_K)  # whole rows of 16 bytes; whole steps
-    block = [s.BLOCK_K, s.BLOCK_M] if transposed else [s.BLOCK_M, s.BLOCK_K]
+    # Whole steps, or transposed whole rows of 16 bytes
+    weights, channels = _matrix(w, 16 // itemsize if transposed else settings.BLOCK_K)
+    block = [settings.BLOCK_K, settings.BLOCK_M] if transposed else [settings.BLOCK_M, settings.BLOCK_K]
 
     def result(t):
         if t is None or not descriptors_out:
             return t
         n, _, h, v = t.stride()
-        return tensor_descriptor(t, [images, P, Q, M], [n, h, v, 1], [*box, s.BLOCK_M])
+        return tensor_descriptor(t, [images, P, Q, M], [n, h, v, 1], [*box, settings.BLOCK_M])
 
     with on_device_of(a):
         conv2d_boxes_kernel[(classes * tiles_m * tiles_n, splits)](
-            result(out), result(out_saved), part, a_.descriptor(box, s.BLOCK_K),
+            result(out), result(out_saved), part, a_.descriptor(box, settings.BLOCK_K),
             tensor_descriptor(weights, list(weights.shape), list(weights.stride()), block), bias,
             *strides_beside(descriptors_out, 4, out),
             images, P, Q, M, K, channels, tiles_m, tiles_n, total,
             R, S, *g.stride, *g.padding, *g.dilation, *inverses(g, transposed), transposed,
             activation, a.dtype == torch.float32, dot, descriptors_out, *box,
-            s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, splits, s.GROUP_M, s.SUBTILES,
-            num_warps=s.num_warps, num_stages=s.num_stages,
+            settings.BLOCK_M, settings.BLOCK_N, settings.BLOCK_K, splits, settings.GROUP_M, settings.SUBTILES,
+            num_warps=settings.num_warps, num_stages=settings.num_stages,
         )  # fmt: skip
         if splits > 1:
             inner = 1 if out.stride(1) == 1 else P * Q

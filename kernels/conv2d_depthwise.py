@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .activation import activate, backpropagate
 from .conv2d_geometry import Geometry, flat_pixels, inverses, most_of_a_class, numbers_are_large, pixel_offset, walk
+from .device import Chip, cdiv, chip_of, on_device_of
 from .entry import entry
-from .launch import Chip, cdiv, chip_of, on_device_of
 from .partials import partial_length, reduce_partials
-from .tunable import Bucket, Choice
+from .tunable import Choice, bucket_of
 
 
 @entry
@@ -159,36 +159,34 @@ class DepthwiseSettings(NamedTuple):
     num_warps: int
 
 
-class Depthwise(NamedTuple):
-    """What they depend on."""
+class DepthwiseProblem(NamedTuple):
+    """What DepthwiseSettings depend on."""
 
-    pixels: int  # of the result, or that are summed over
+    pixels: int  # of the result; for the gradient of the weights, those that are summed over
     channels: int
     itemsize: int  # of an element, in bytes
     adjacent: bool  # the channels are adjacent in memory, else the pixels
     taps: int
 
 
-def depthwise_settings(gpu: Chip, p: Depthwise) -> DepthwiseSettings:
-    """Threads read neighbours in memory."""
+def depthwise_default(gpu: Chip, p: DepthwiseProblem) -> DepthwiseSettings:
+    """Tiles along the axis that is adjacent in memory, so that threads read neighbours."""
     return DepthwiseSettings(32, 64, 4) if p.adjacent else DepthwiseSettings(512, 1, 4)
 
 
-def depthwise_bucket(p: Depthwise) -> Bucket:
-    return Bucket.of(p.pixels, p.channels, item=p.itemsize, adjacent=p.adjacent, taps=p.taps)
+def depthwise_bucket(p: DepthwiseProblem) -> str:
+    return bucket_of(p.pixels, p.channels, item=p.itemsize, adjacent=p.adjacent, taps=p.taps)
 
 
-def depthwise_fits(gpu: Chip, p: Depthwise, s: DepthwiseSettings) -> bool:
+def depthwise_fits(gpu: Chip, p: DepthwiseProblem, s: DepthwiseSettings) -> bool:
     """Whether a thread has at most 32 sums, and its neighbour the next element in memory."""
     held = s.BLOCK_P * s.BLOCK_C / (s.num_warps * (64 if gpu.is_amd else 32))
     return 1 <= held <= 32 and (s.BLOCK_C >= 32 if p.adjacent else s.BLOCK_C == 1)
 
 
-result_choice = Choice(
-    "conv2d_depthwise", DepthwiseSettings, depthwise_bucket, depthwise_fits, depthwise_settings, reach=2
-)
-weight_choice = Choice(
-    "conv2d_depthwise_weight", DepthwiseSettings, depthwise_bucket, depthwise_fits, depthwise_settings, reach=2
+depthwise_choice = Choice("conv2d_depthwise", DepthwiseSettings, depthwise_bucket, depthwise_fits, depthwise_default)
+depthwise_weight_choice = Choice(
+    "conv2d_depthwise_weight", DepthwiseSettings, depthwise_bucket, depthwise_fits, depthwise_default
 )
 
 
@@ -203,17 +201,17 @@ def depthwise(
     classes, rows_p, rows_q = most_of_a_class(geometry, (P, Q), transposed)
     rows = images * rows_p * rows_q
     adjacent, taps = a.stride(1) == 1, math.prod(w.shape[2:])
-    block_p, block_c, warps = result_choice(chip_of(a), Depthwise(rows, channels, a.element_size(), adjacent, taps))
-    tiles_p = cdiv(rows, block_p)
+    settings = depthwise_choice(chip_of(a), DepthwiseProblem(rows, channels, a.element_size(), adjacent, taps))
+    tiles_p = cdiv(rows, settings.BLOCK_P)
     of_o, _, of_r, of_s = w.stride()
     with on_device_of(a):
-        conv2d_depthwise_kernel[(classes * tiles_p * cdiv(channels, block_c),)](
+        conv2d_depthwise_kernel[(classes * tiles_p * cdiv(channels, settings.BLOCK_C),)](
             out, out_saved, a, saved, w, bias,
             a.stride(), (0, 0, 0, 0) if saved is None else saved.stride(), (of_o, of_r, of_s), out.stride(),
             images, P, Q, *a.shape[2:], channels, tiles_p,
             *w.shape[2:], *g.stride, *g.padding, *g.dilation, *inverses(g, transposed),
             w.shape[0] // g.groups, transposed, activation, gradient_of, a.dtype == torch.float32,
-            numbers_are_large(rows), block_p, block_c, num_warps=warps,
+            numbers_are_large(rows), settings.BLOCK_P, settings.BLOCK_C, num_warps=settings.num_warps,
         )  # fmt: skip
 
 
@@ -224,9 +222,9 @@ def depthwise_weight(
     """out: gradient of the weights, sums: of the bias or None."""
     g, (O, _, R, S) = geometry, out.shape
     images, _, P, Q = dy.shape
-    problem = Depthwise(images * P * Q, O, dy.element_size(), dy.stride(1) == 1, R * S)
-    block_p, block_c, warps = weight_choice(chip_of(dy), problem)
-    programs, steps = R * S * cdiv(O, block_c), cdiv(images * P * Q, block_p)
+    problem = DepthwiseProblem(images * P * Q, O, dy.element_size(), dy.stride(1) == 1, R * S)
+    settings = depthwise_weight_choice(chip_of(dy), problem)
+    programs, steps = R * S * cdiv(O, settings.BLOCK_C), cdiv(images * P * Q, settings.BLOCK_P)
     splits = max(1, min(cdiv(4 * chip_of(dy).processors, programs), cdiv(steps, 4), 64))
     part = torch.empty(splits, partial_length(out.numel(), O), dtype=torch.float32, device=dy.device)
     of_o, _, of_r, of_s = out.stride()
@@ -236,6 +234,6 @@ def depthwise_weight(
             dy.stride(), (0, 0, 0, 0) if saved is None else saved.stride(), x.stride(), (of_o, of_r, of_s),
             images, P, Q, *x.shape[2:], O, steps, cdiv(steps, splits), out.numel(), part.shape[1],
             R, S, *g.stride, *g.padding, *g.dilation, O // g.groups, activation, sums is not None,
-            numbers_are_large(images * P * Q), block_p, block_c, num_warps=warps,
+            numbers_are_large(images * P * Q), settings.BLOCK_P, settings.BLOCK_C, num_warps=settings.num_warps,
         )  # fmt: skip
         reduce_partials(out, None, sums, part, None, None, True)

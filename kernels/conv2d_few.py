@@ -16,8 +16,9 @@ from torch import Tensor
 from .conv2d_gather import gather
 from .conv2d_geometry import FEW, FEW_PIXELS, Geometry
 from .conv2d_weight import weight
+from .device import cdiv, on_device_of
 from .entry import entry
-from .launch import MatmulSettings, cdiv, on_device_of
+from .product import MatmulSettings
 
 
 @entry
@@ -76,7 +77,7 @@ def few(
     y: Tensor, saved: Tensor | None, x: Tensor, w: Tensor, geometry: Geometry, precision: str, *, bias: Tensor | None,
     activation: str | None, settings: MatmulSettings | None = None,
 ) -> None:  # fmt: skip
-    """As conv2d_gather.gather of what ``suits``, not transposed."""
+    """As conv2d_gather.gather, not transposed, for a convolution that ``suits``."""
     O, C, R, S = w.shape
     filled = _filled(C)
     line = cdiv(S * filled, 16) * 16
@@ -92,7 +93,7 @@ def few(
 def few_weight(
     dw: Tensor, g: Tensor, x: Tensor, geometry: Geometry, precision: str, settings: MatmulSettings | None = None
 ) -> None:
-    """As conv2d_weight.weight of what ``suits``."""
+    """As conv2d_weight.weight, for a convolution that ``suits``."""
     O, C, R, S = dw.shape
     filled = _filled(C)
     rows = torch.empty(O, R, S * filled, dtype=dw.dtype, device=dw.device)

@@ -22,9 +22,10 @@ from .conv2d_geometry import (
     rows_of,
     walk,
 )
+from .device import cdiv, chip_of, dot_precision, on_device_of, passes
 from .entry import entry
-from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, passes, product_choice
 from .partials import partial_length, reduce_partials
+from .product import MatmulSettings, Product, product_choice
 from .tile import grouped_tile
 
 
@@ -182,7 +183,7 @@ def conv2d_gather_kernel(
         )  # fmt: skip
 
 
-gather_settings = product_choice("conv2d_gather")
+gather_choice = product_choice("conv2d_gather")
 
 
 def gather(
@@ -208,30 +209,31 @@ def gather(
     a_ = Source(a, (1, 1) if transposed else g.stride)
     adjacent = a_.aligned and w.stride(1) == 1 and w.data_ptr() % 16 == 0
     results = (out, out) if keeps_derivative(activation) else (out,)  # kept or not: two forwards are bitwise equal
-    s = settings or fit_step(gather_settings(gpu, Product(
+    problem = Product(
         images * rows_p * rows_q, N, max(R * S // classes, 1) * K, itemsize, passes=passes(dot, itemsize),
         vector=lines or (adjacent and not joint and K % 16 == 0 and N % 16 == 0),
         wide_result=out.stride(1) == 1 and N * itemsize % 16 == 0, double=len(results) > 1,
         finish=INSTRUCTIONS[activation], count=classes * g.groups,
         traffic=itemsize * sum(t.numel() for t in (a, w, *results)),
-    )), K, itemsize)  # fmt: skip
-    tiles_m, tiles_n = cdiv(images * rows_p * rows_q, s.BLOCK_M), cdiv(N, s.BLOCK_N)
+    )  # fmt: skip
+    settings = settings or fit_step(gather_choice(gpu, problem), K, itemsize)
+    tiles_m, tiles_n = cdiv(images * rows_p * rows_q, settings.BLOCK_M), cdiv(N, settings.BLOCK_N)
     total = partial_length(out.numel(), 0)
-    part = torch.empty(s.SPLITS, total, dtype=torch.float32, device=a.device) if s.SPLITS > 1 else None
+    part = torch.empty(settings.SPLITS, total, dtype=torch.float32, device=a.device) if settings.SPLITS > 1 else None
 
     O = w.shape[0]
     of_o, of_c, of_r, of_s = w.stride()
     with on_device_of(a):
-        conv2d_gather_kernel[(classes * g.groups * tiles_m * tiles_n, s.SPLITS)](
+        conv2d_gather_kernel[(classes * g.groups * tiles_m * tiles_n, settings.SPLITS)](
             out, out_saved, part, a, w, bias, a.stride(),
             (*((of_c, of_o) if transposed else (of_o, of_c)), of_r, of_s, O // g.groups * of_o), out.stride(),
             images, P, Q, *a.shape[2:], N, K, g.groups, tiles_m, tiles_n, total,
             R, S, *g.stride, *g.padding, *g.dilation, *inverses(g, transposed), transposed,
-            activation, a.dtype == torch.float32, dot, K % s.BLOCK_K == 0, joint, a_.swapped,
+            activation, a.dtype == torch.float32, dot, K % settings.BLOCK_K == 0, joint, a_.swapped,
             numbers_are_large(images * rows_p * rows_q), lines,
-            s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.SPLITS, s.GROUP_M, s.SUBTILES,
-            num_warps=s.num_warps, num_stages=s.num_stages,
+            settings.BLOCK_M, settings.BLOCK_N, settings.BLOCK_K, settings.SPLITS, settings.GROUP_M, settings.SUBTILES,
+            num_warps=settings.num_warps, num_stages=settings.num_stages,
         )  # fmt: skip
-        if s.SPLITS > 1:
+        if settings.SPLITS > 1:
             inner = 1 if out.stride(1) == 1 else P * Q
             reduce_partials(out, out_saved, None, part, bias, activation, a.dtype == torch.float32, inner=inner)

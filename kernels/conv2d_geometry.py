@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .descriptor import tensor_descriptor
-from .launch import cdiv
+from .device import cdiv
 
 FILL = 1.3  # dw sums over very many pixels, and few tiles do it: see Product.fill
 FEW = 32  # channels below which a reduction step holds several taps
@@ -20,7 +20,7 @@ FEW_PIXELS = 1024  # fewer are not worth a copy of weights whose channels are no
 
 
 class Geometry(NamedTuple):
-    """Of one convolution; pairs are (rows, columns)."""
+    """Sizes of one convolution; pairs are (rows, columns)."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]  # before the first row and column; what is after the last follows from size
@@ -53,7 +53,7 @@ def dense_channels_last(t):
 
 
 class Source:
-    """A tensor (images, channels, rows, columns) that tiles are gathered from, a step of ``stride`` pixels apart."""
+    """A tensor (images, channels, rows, columns) from which tiles take pixels that are ``stride`` apart."""
 
     def __init__(self, t, stride=(1, 1)):
         self.t, self.stride = t, stride
@@ -76,7 +76,9 @@ class Source:
 
 @functools.lru_cache(maxsize=4096)
 def box_of(images, rows, columns, pixels):
-    """Images, rows and columns of the box of ``pixels``, a power of two, that covers all with the least overhang."""
+    """Images, rows and columns of a box of ``pixels``, a power of two, of all boxes the one that tiles the images with
+    the least overhang.
+    """
     powers = [2**i for i in range(pixels.bit_length())]
     shapes = [(pixels // (h * w), h, w) for w in powers for h in powers if h * w <= pixels]
     covered = lambda b: math.prod(cdiv(n, k) * k for n, k in zip((images, rows, columns), b, strict=True))  # noqa: E731
@@ -94,7 +96,7 @@ def fit_step(s, channels, itemsize):
 
 
 def numbers_are_large(pixels):
-    """Whether numbers of pixels, up to the end of the last tile, need 64 bits."""
+    """Whether counting pixels, up to the end of the last tile, needs 64 bits."""
     return pixels >= 2**31 - 2**16
 
 
@@ -112,9 +114,9 @@ def flat_pixels(tile, images, P, Q, LARGE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def next_channels(c, u, t, K, taps_w, BLOCK_K: tl.constexpr):
-    """The channels of a step and the tap column and row they belong to -> those of the next step.
+    """The first channel of a step and its tap's column and row -> those of the next step.
 
-    Counted: divisions would take longer than all else that a step computes.
+    They are counted on, as divisions would take longer than all else that a step computes.
     """
     c += BLOCK_K
     u = tl.where(c < K, u, u + 1)
@@ -125,7 +127,7 @@ def next_channels(c, u, t, K, taps_w, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def next_box(image, row, column, P, Q, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr):
-    """The corner of a box -> that of the next, counted too."""
+    """The corner of a box -> that of the next, counted on as in ``next_channels``."""
     column += BOX_COLUMNS
     row = tl.where(column < Q, row, row + BOX_ROWS)
     column = tl.where(column < Q, column, 0)
@@ -145,7 +147,7 @@ def box_corner(box, P, Q, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_
 def box_pixels(
     image, row, column, images, P, Q, BOX_IMAGES: tl.constexpr, BOX_ROWS: tl.constexpr, BOX_COLUMNS: tl.constexpr
 ):
-    """The pixels of the box with that corner: as ``flat_pixels``."""
+    """The pixels of the box with that corner, in the form of ``flat_pixels``."""
     i = tl.arange(0, BOX_IMAGES * BOX_ROWS * BOX_COLUMNS)
     image = image + i // (BOX_ROWS * BOX_COLUMNS)
     row = row + i // BOX_COLUMNS % BOX_ROWS
@@ -185,10 +187,11 @@ def walk(
     remainder, size, PAD: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, TAPS: tl.constexpr,
     PERIOD: tl.constexpr, INVERSE: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
-    """How the result's pixels reach the source, along one axis of ``size`` result pixels.
+    """Which pixels of the result one class has along an axis of ``size`` pixels, and which taps they take.
 
-    Returns the first pixel; its first tap; how many taps, each PERIOD after the one before; the source pixel that the
-    first tap takes the first pixel to; how many pixels, each ``spread`` after the one before.
+    Returns (first_pixel, first_tap, taps, source_of_first, pixels): the class has ``pixels`` pixels from first_pixel
+    on; each takes ``taps`` taps from first_tap on, PERIOD apart. With its first tap the first pixel reads the source
+    at source_of_first.
 
     TRANSPOSED: the result is the gradient at the input. Its pixels i with (i + PAD) % STRIDE == remainder are reached
     by the same taps, PERIOD = STRIDE / gcd(STRIDE, DILATION) apart; INVERSE is that of DILATION / gcd modulo PERIOD.

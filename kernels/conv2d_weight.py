@@ -21,9 +21,10 @@ from .conv2d_geometry import (
     rows_of,
 )
 from .descriptor import strides_beside
+from .device import cdiv, chip_of, dot_precision, on_device_of, passes
 from .entry import entry
-from .launch import MatmulSettings, Product, cdiv, chip_of, dot_precision, on_device_of, passes, product_choice
 from .partials import partial_length, reduce_partials
+from .product import MatmulSettings, Product, product_choice
 from .tile import grouped_tile
 
 
@@ -144,7 +145,7 @@ def conv2d_weight_kernel(
         tl.store(out_ptr + offsets, products.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-weight_settings = product_choice("conv2d_weight")
+weight_choice = product_choice("conv2d_weight")
 
 
 def weight(
@@ -166,39 +167,40 @@ def weight(
     dy_, x_ = Source(dy), Source(x, g.stride)
     wide = x_.aligned and N % 16 == 0
 
-    def choose(descriptor):
-        return settings or weight_settings(gpu, Product(
+    def chosen(descriptor):
+        return weight_choice(gpu, Product(
             M, columns, images * P * Q, itemsize, passes=passes(dot, itemsize), descriptors=descriptor,
             vector=descriptor or (dy_.aligned and M % 16 == 0 and (lines or (wide and not joint))),
             count=taps * g.groups, fill=FILL, traffic=itemsize * sum(t.numel() for t in (dy, x, dw)),
         ))  # fmt: skip
 
     descriptor = gpu.has_descriptors and g.groups == 1 and not joint and dy_.aligned and x_.box
-    s, box = choose(descriptor), None
+    given, box = settings, None
+    settings = given or chosen(descriptor)
     if descriptor or lines:
-        for block_k in (s.BLOCK_K, s.BLOCK_K // 2):
+        for block_k in (settings.BLOCK_K, settings.BLOCK_K // 2):
             exact = box_of(images, P, Q, block_k)
             # A pixel outside the output would meet a real one of x, and zero times infinity is not zero
             if box is None and images % exact[0] == P % exact[1] == Q % exact[2] == 0:
-                box, s = exact, s._replace(BLOCK_K=block_k)
+                box, settings = exact, settings._replace(BLOCK_K=block_k)
     if descriptor and box is None:
-        descriptor, s = False, choose(False)
-    steps = cdiv(images * P * Q, s.BLOCK_K)
-    splits = max(cdiv(steps, max(cdiv(steps, s.SPLITS), 1)), 1)  # all of them have work
-    tiles_m, tiles_n = cdiv(M, s.BLOCK_M), max(taps * cdiv(columns, s.BLOCK_N), 1)
+        descriptor, settings = False, given or chosen(False)
+    steps = cdiv(images * P * Q, settings.BLOCK_K)
+    splits = max(cdiv(steps, max(cdiv(steps, settings.SPLITS), 1)), 1)  # all of them have work
+    tiles_m, tiles_n = cdiv(M, settings.BLOCK_M), max(taps * cdiv(columns, settings.BLOCK_N), 1)
     part, total = None, partial_length(dw.numel(), 0)
     if splits > 1:
         part = torch.empty(splits, total, dtype=torch.float32, device=dw.device)
 
     with on_device_of(dy):
         conv2d_weight_kernel[(g.groups * tiles_m * tiles_n, splits)](
-            dw, part, dy, x_.descriptor(box, s.BLOCK_N) if descriptor else x,
+            dw, part, dy, x_.descriptor(box, settings.BLOCK_N) if descriptor else x,
             dy.stride(), *strides_beside(descriptor, 4, x), dw.stride(),
             images, P, Q, *x.shape[2:], M, N, g.groups, tiles_m, tiles_n, steps, total,
             R, S, *g.stride, *g.padding, *g.dilation, dot, joint, x_.swapped, numbers_are_large(images * P * Q), lines,
             descriptor, box is not None, *(box or (1, 1, 1)),
-            s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, splits, s.GROUP_M,
-            num_warps=s.num_warps, num_stages=s.num_stages,
+            settings.BLOCK_M, settings.BLOCK_N, settings.BLOCK_K, splits, settings.GROUP_M,
+            num_warps=settings.num_warps, num_stages=settings.num_stages,
         )  # fmt: skip
         if splits > 1:
             reduce_partials(dw, None, None, part, None, None, True)

@@ -28,11 +28,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import Chip, cdiv, chip_of, on_device_of
 from .entry import entry
-from .launch import Chip, cdiv, chip_of, on_device_of
 from .partials import add_rows
-from .tile_settings import Grid, TileSettings, tile_choice
-from .tunable import Bucket, Choice
+from .tile_settings import Grid, GridSettings, grid_choice
+from .tunable import Choice, bucket_of
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def embedding_runs_kernel(
 ):  # fmt: skip
     """Program (c, d): the runs in chunk c of the sorted indices, for block d of the columns.
 
-    part[c, 0]: of a run that came from the chunk before; part[c, 1]: of one that starts here and goes on.
+    part[c, 0]: the sum of a run that began in an earlier chunk; part[c, 1]: of one that begins here and goes on.
     """
     begin = tl.program_id(0).to(tl.int64) * CHUNK
     col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
@@ -138,29 +138,29 @@ def embedding_join_kernel(
 
 
 class RunSettings(NamedTuple):
-    """How sorted indices are cut up."""
+    """How the backward cuts up the sorted indices."""
 
     CHUNK: int = 16  # indices a program, all of whose rows are in flight at once
     BLOCK_COLS: int = 256
-    BLOCK_CHUNKS: int = 32  # whose partial sums are in flight at once
+    BLOCK_CHUNKS: int = 32  # chunks whose partial sums are in flight at once
 
 
 class Runs(NamedTuple):
-    """What they depend on."""
+    """What RunSettings depend on."""
 
     indices: int
     cols: int
     itemsize: int  # of an element of dy, in bytes
 
 
-def run_settings(gpu: Chip, p: Runs) -> RunSettings:
-    """16 bytes a lane of one warp."""
+def run_default(gpu: Chip, p: Runs) -> RunSettings:
+    """Columns of 16 bytes for each lane of one warp."""
     widest = (64 if gpu.is_amd else 32) * 16 // p.itemsize
     return RunSettings(BLOCK_COLS=min(triton.next_power_of_2(p.cols), widest))
 
 
-def run_bucket(p: Runs) -> Bucket:
-    return Bucket.of(p.indices, p.cols, item=p.itemsize)
+def run_bucket(p: Runs) -> str:
+    return bucket_of(p.indices, p.cols, item=p.itemsize)
 
 
 def run_fits(gpu: Chip, p: Runs, s: RunSettings) -> bool:
@@ -169,13 +169,13 @@ def run_fits(gpu: Chip, p: Runs, s: RunSettings) -> bool:
     return s.CHUNK * s.BLOCK_COLS * p.itemsize <= 128 * 4 * lanes and 2 * max(p.cols, 16) > s.BLOCK_COLS
 
 
-forward_choice = tile_choice("embedding_forward")
-run_choice = Choice("embedding_backward", RunSettings, run_bucket, run_fits, run_settings, reach=2)
+forward_choice = grid_choice("embedding_forward")
+run_choice = Choice("embedding_backward", RunSettings, run_bucket, run_fits, run_default)
 
 
 def embedding_fwd(
     ids: Tensor, weight: Tensor, position: Tensor | None, position_ids: Tensor | None, period: int,
-    settings: TileSettings | None = None,
+    settings: GridSettings | None = None,
 ) -> Tensor:  # fmt: skip
     """ids (...), weight (V, D), position (P, D) or None, each of any strides -> y (..., D).
 
@@ -188,12 +188,12 @@ def embedding_fwd(
     if y.numel() == 0:
         return y
     tables = 1 if position is None else 2
-    cut = settings or forward_choice(chip_of(weight), Grid(M, D, weight.element_size(), tables))
+    settings = settings or forward_choice(chip_of(weight), Grid(M, D, weight.element_size(), tables))
     positions, strides = (1, (0, 0)) if position is None else (position.shape[0], position.stride())
     with on_device_of(weight):
-        embedding_forward_kernel[(cdiv(M, cut.BLOCK_ROWS) * cdiv(D, cut.BLOCK_COLS),)](
+        embedding_forward_kernel[(cdiv(M, settings.BLOCK_ROWS) * cdiv(D, settings.BLOCK_COLS),)](
             y, ids.contiguous(), weight, position, position_ids, *weight.stride(), *strides,
-            M, D, V, positions, period, cut.BLOCK_ROWS, cut.BLOCK_COLS, num_warps=cut.num_warps,
+            M, D, V, positions, period, settings.BLOCK_ROWS, settings.BLOCK_COLS, num_warps=settings.num_warps,
         )  # fmt: skip
     return y
 
@@ -209,19 +209,19 @@ def embedding_bwd(
         return table
     dy = dy.reshape(M, D)
     ordered, order = torch.sort(ids.reshape(M), stable=True)
-    cut = settings or run_choice(chip_of(dy), Runs(M, D, dy.element_size()))
-    chunks, blocks = cdiv(M, cut.CHUNK), cdiv(D, cut.BLOCK_COLS)
+    settings = settings or run_choice(chip_of(dy), Runs(M, D, dy.element_size()))
+    chunks, blocks = cdiv(M, settings.CHUNK), cdiv(D, settings.BLOCK_COLS)
     part = torch.empty(chunks, 2, D, dtype=torch.float32, device=dy.device)
     padding = -1 if padding is None else padding
     with on_device_of(dy):
         embedding_runs_kernel[(chunks, blocks)](
             table, part, dy, ordered, order, *dy.stride(), M, D, rows, padding,
-            cut.CHUNK, cut.BLOCK_COLS, num_warps=1,
+            settings.CHUNK, settings.BLOCK_COLS, num_warps=1,
         )  # fmt: skip
         if chunks > 1:
             embedding_join_kernel[(chunks - 1, blocks)](
                 table, part, ordered, chunks, D, rows,
-                cut.CHUNK, cut.BLOCK_CHUNKS, cut.BLOCK_COLS, num_warps=4,
+                settings.CHUNK, settings.BLOCK_CHUNKS, settings.BLOCK_COLS, num_warps=4,
             )  # fmt: skip
     return table
 

@@ -5,10 +5,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import cdiv, chip_of, on_device_of
 from .entry import entry
-from .launch import cdiv, chip_of, on_device_of
-from .layer_norm_rows import grain_of, load_columns, load_rows, moves_single, rows_of, vector_of
-from .layer_norm_settings import Rows, RowSettings, backward_choice
+from .layer_norm_rows import (
+    Rows,
+    RowSettings,
+    backward_choice,
+    grain_of,
+    load_columns,
+    load_rows,
+    moves_single,
+    rows_of,
+    vector_of,
+)
 from .partials import add_rows
 
 
@@ -61,7 +70,7 @@ def layer_norm_backward_kernel(
     GRAIN: tl.constexpr, DW: tl.constexpr, DB: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Program p: every programs-th tile of whole rows, from p on."""
+    """Program p of n: the tiles of whole rows p, p + n, p + 2n and so on."""
     N, stride_dy, stride_dsum, stride_s = N * GRAIN, stride_dy * GRAIN, stride_dsum * GRAIN, stride_s * GRAIN
     col = tl.arange(0, BLOCK_N)
     w = load_columns(weight_ptr, col, N, 1.0)
@@ -89,7 +98,7 @@ def _one_row(
     ds_ptr, dy_ptr, dsum_ptr, s_ptr, weight_ptr, mean_ptr, rstd_ptr, stride_dy, stride_dsum, stride_s, row, N,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """ds of a row that is too long to be held: its second read comes from the caches."""
+    """ds of a row that is too long for the registers: it is read twice, the second time from the caches."""
     row = tl.cast(row, tl.int64) + tl.arange(0, 1)
     there = row >= 0
     sum_g = tl.zeros((1, BLOCK_N // 8), dtype=tl.float32)
@@ -167,25 +176,26 @@ def layer_norm_bwd(
     s = rows_of(s, N) if ds is not None or dw is not None else None
     single = moves_single(N, dy, dsum, s)
     problem = Rows(rows, N, dy.element_size(), 3 + (dsum is not None), single)
-    cut = settings or backward_choice(chip_of(dy), problem)
+    settings = settings or backward_choice(chip_of(dy), problem)
     sums = [t for t in (dw, db) if t is not None]
-    tiles = cdiv(rows, cut.CHUNK or cut.BLOCK_ROWS)
-    parts = tiles if cut.CHUNK or not sums else min(tiles, cut.programs)
+    tiles = cdiv(rows, settings.CHUNK or settings.BLOCK_ROWS)
+    parts = tiles if settings.CHUNK or not sums else min(tiles, settings.programs)
     part = torch.empty(parts, len(sums), N, dtype=torch.float32, device=dy.device) if sums else None
     grain = grain_of(N, dy, dsum, s)
     arrays = ds, part, dy, dsum, s, vector_of(weight), mean, rstd
     sizes = *(0 if t is None else t.stride(0) // grain for t in (dy, dsum, s)), rows, N // grain
     asked = grain, dw is not None, db is not None
     with on_device_of(dy):
-        if not cut.CHUNK:
+        if not settings.CHUNK:
             layer_norm_backward_kernel[(parts,)](
-                *arrays, *sizes, *asked, cut.BLOCK_ROWS, cut.BLOCK_N, cut.STAGES, num_warps=cut.num_warps
-            )
+                *arrays, *sizes, *asked, settings.BLOCK_ROWS, settings.BLOCK_N, settings.STAGES,
+                num_warps=settings.num_warps,
+            )  # fmt: skip
         else:
-            programs = (cut.CHUNK if ds is not None else 0) + (cdiv(N, cut.BLOCK_COLS) if sums else 0)
+            programs = (settings.CHUNK if ds is not None else 0) + (cdiv(N, settings.BLOCK_COLS) if sums else 0)
             layer_norm_long_rows_kernel[(parts * programs,)](
-                *arrays, *sizes, *asked, cut.BLOCK_N, cut.CHUNK, cut.BLOCK_ROWS, cut.BLOCK_COLS, cut.STAGES,
-                num_warps=cut.num_warps,
+                *arrays, *sizes, *asked, settings.BLOCK_N, settings.CHUNK, settings.BLOCK_ROWS, settings.BLOCK_COLS,
+                settings.STAGES, num_warps=settings.num_warps,
             )  # fmt: skip
         if sums:
             add_rows(part.view(parts, -1), *sums)

@@ -20,15 +20,17 @@ writes g and db once, M N elements more of memory, and both products go as if th
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .activation import FROM_OUTPUT, keeps_derivative
-from .launch import MatmulSettings, chip_of, dot_precision, passes
-from .linear_prepass import Activated, backward_choice
+from .device import Chip, chip_of, dot_precision, passes
 from .matmul import matmul
 from .prepass import prepass
+from .product import LAUNCH_SECONDS, MatmulSettings, Product, estimate, estimated_settings
+from .tunable import Variants, bucket_of
 
 
 def linear_fwd(
@@ -58,13 +60,57 @@ def linear_bwd_weight(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """dy, saved (M, N), x (M, K) -> dw (N, K) in x.dtype, db (N,) in bias_dtype, or None where that is None.
 
-    fill: by what factor the estimated time may rise so that the sum over rows is split over the whole chip.
+    fill: settings slower by up to this factor are taken if they split the sum over rows over the whole chip.
     """
     saved_t = None if saved is None else saved.T
     dw, _, db = matmul(
         dy.T, x.T, precision, saved=saved_t, gradient_of=activation, sums_dtype=bias_dtype, fill=fill, settings=settings
     )
     return dw, db
+
+
+class BackwardProblem(NamedTuple):
+    """What the way of the backward of a layer with an activation depends on."""
+
+    M: int
+    N: int
+    K: int
+    itemsize: int
+    passes: int = 1  # see product.Product
+    input: bool = True  # x needs a gradient
+    weight: bool = True  # so does w
+    sums: bool = True  # so does the bias
+
+
+def _prepass_is_possible(gpu: Chip, p: BackwardProblem) -> bool:
+    return min(p.M, p.N, p.K) > 0
+
+
+def estimated_way(gpu: Chip, p: BackwardProblem) -> str:
+    """The way whose kernels take less time by the estimate, in all."""
+
+    def products(fused: bool) -> float:
+        dx = Product(p.M, p.K, p.N, p.itemsize, p.passes, gpu.has_descriptors, fused=fused)
+        dw = dx._replace(M=p.N, K=p.M)
+        return sum(
+            estimate(gpu, product, estimated_settings(gpu, product))
+            for product, needed in ((dx, p.input), (dw, p.weight))
+            if needed
+        )
+
+    moved = 3 * p.M * p.N * p.itemsize / (0.9 * gpu.bandwidth * 1e12)
+    pass_over = moved + LAUNCH_SECONDS * (2 if p.sums else 1)
+    return "prepass" if _prepass_is_possible(gpu, p) and products(False) + pass_over < products(True) else "fused"
+
+
+backward_choice = Variants(
+    "linear_backward",
+    lambda p: bucket_of(
+        p.M, p.N, p.K, item=p.itemsize, passes=p.passes, input=p.input, weight=p.weight, sums=p.sums
+    ),
+    {"fused": lambda gpu, p: True, "prepass": _prepass_is_possible},
+    estimated_way,
+)  # fmt: skip
 
 
 def linear_bwd(
@@ -80,7 +126,7 @@ def linear_bwd(
     if activation is not None and (need_x or need_w):
         (M, N), gpu, itemsize = dy.shape, chip_of(dy), dy.element_size()
         products = passes(dot_precision(gpu, precision), itemsize)
-        problem = Activated(M, N, x.shape[1], itemsize, products, need_x, need_w, need_b)
+        problem = BackwardProblem(M, N, x.shape[1], itemsize, products, need_x, need_w, need_b)
         if backward_choice(gpu, problem).variant == "prepass":
             dy, db = prepass(dy, saved, activation, w.dtype if need_b else None)
             saved = activation = None

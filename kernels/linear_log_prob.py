@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .launch import MatmulSettings
 from .logits import Head
 from .logits_gradient import logits_bwd
 from .logits_statistics import logits_fwd
+from .product import MatmulSettings
 
 
 def linear_log_prob_fwd(

@@ -35,8 +35,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .launch import Product, cdiv
+from .device import cdiv, passes
 from .matmul import movable, operand_tile, wrapped
+from .product import Product
 
 LN_2 = tl.constexpr(0.6931471805599453)
 LEAST = tl.constexpr(-1e3)  # log2 of an exponential that is 0: in place of -inf, so that 0 log 0 = 0
@@ -77,7 +78,7 @@ class Head(NamedTuple):
 
 def product_of(M, V, K, itemsize, dot, descriptors, vector):
     return Product(
-        M, V, K, itemsize, passes=3 if dot == "tf32x3" and itemsize == 4 else 1, descriptors=descriptors,
+        M, V, K, itemsize, passes=passes(dot, itemsize), descriptors=descriptors,
         vector=descriptors or (vector and K % 16 == 0),
     )  # fmt: skip
 
@@ -99,14 +100,14 @@ def operands(x, w, gpu, large):
     return *movable(x_, w_, None)[:2], True
 
 
-def registers(gpu, s, itemsize, descriptors):
-    """Option of a launch on Hopper: where two programs fit a processor in all else, registers keep neither out."""
-    held = s.BLOCK_M * s.BLOCK_N // (s.num_warps * 32)
-    two = gpu.arch == "sm_90" and descriptors and itemsize == 2 and (held, s.num_warps) == (64, 8)
+def registers(gpu, settings, itemsize, descriptors):
+    """Options of a launch: on Hopper, a limit of registers where only they keep a second program from a processor."""
+    held = settings.BLOCK_M * settings.BLOCK_N // (settings.num_warps * 32)
+    two = gpu.arch == "sm_90" and descriptors and itemsize == 2 and (held, settings.num_warps) == (64, 8)
     return {"maxnreg": 128} if two else {}
 
 
-def loaded(x, w, s, descriptors):
+def loaded(x, w, settings, descriptors):
     if not descriptors:
         return x.t, w.t
-    return x.descriptor(s.BLOCK_M, s.BLOCK_K), w.descriptor(s.BLOCK_N, s.BLOCK_K)
+    return x.descriptor(settings.BLOCK_M, settings.BLOCK_K), w.descriptor(settings.BLOCK_N, settings.BLOCK_K)

@@ -8,17 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .descriptor import strides_beside, tensor_descriptor
+from .device import cdiv, chip_of, dot_precision, on_device_of
 from .entry import entry
-from .launch import (
-    MatmulSettings,
-    cdiv,
-    chip_of,
-    dot_precision,
-    estimated_settings,
-    on_device_of,
-    product_choice,
-    tile_fits,
-)  # fmt: skip
 from .logits import (
     LEAST,
     LN_2,
@@ -33,6 +24,7 @@ from .logits import (
     registers,
 )  # fmt: skip
 from .matmul import Operand, matmul
+from .product import MatmulSettings, product_choice, tile_fits
 from .tile import LOG2_E, grouped_tile
 
 CHUNK_BYTES = 2**28  # of the buffer for gradients at the logits
@@ -169,7 +161,7 @@ def logits_kept_gradient_kernel(
     tl.store(out_ptr + rows * stride_out + offs_v[None, :], g.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-gradient_settings = product_choice("logits_gradient", tile_fits, estimated_settings)
+gradient_choice = product_choice("logits_gradient", tile_fits)
 
 
 def chunk_size(rows: int, classes: int, itemsize: int, limit: int = CHUNK_BYTES) -> tuple[int, int]:
@@ -248,19 +240,20 @@ def _gradient(
     gpu = chip_of(x)
     dot = dot_precision(gpu, precision)
     x_, w_, descriptors = operands(x, w, gpu, False)
-    product = product_of(M, V, K, x.element_size(), dot, descriptors, x_.vector and w_.vector)
-    s = settings or gradient_settings(gpu, product)
+    problem = product_of(M, V, K, x.element_size(), dot, descriptors, x_.vector and w_.vector)
+    settings = settings or gradient_choice(gpu, problem)
     result, stride = out, out.stride(0)
     if descriptors:
-        result = tensor_descriptor(out, [M, V], [stride, 1], [s.BLOCK_M, s.BLOCK_N // s.SUBTILES])
+        result = tensor_descriptor(out, [M, V], [stride, 1], [settings.BLOCK_M, settings.BLOCK_N // settings.SUBTILES])
     with on_device_of(x):
-        logits_gradient_kernel[(cdiv(M, s.BLOCK_M) * cdiv(V, s.BLOCK_N),)](
-            result, *loaded(x_, w_, s, descriptors), bias, *of_rows,
+        logits_gradient_kernel[(cdiv(M, settings.BLOCK_M) * cdiv(V, settings.BLOCK_N),)](
+            result, *loaded(x_, w_, settings, descriptors), bias, *of_rows,
             1 if descriptors else stride, *strides_beside(descriptors, 2, x_.t, w_.t), M, V, K, first_class,
             head.ignore_index, *_factors(head, classes),
-            dot, K % s.BLOCK_K == 0 < K, descriptors, descriptors, x_.k_major, w_.k_major,
-            s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.GROUP_M, s.SUBTILES, num_warps=s.num_warps, num_stages=s.num_stages,
-            **registers(gpu, s, x.element_size(), descriptors),
+            dot, K % settings.BLOCK_K == 0 < K, descriptors, descriptors, x_.k_major, w_.k_major,
+            settings.BLOCK_M, settings.BLOCK_N, settings.BLOCK_K, settings.GROUP_M, settings.SUBTILES,
+            num_warps=settings.num_warps, num_stages=settings.num_stages,
+            **registers(gpu, settings, x.element_size(), descriptors),
         )  # fmt: skip
 
 

@@ -9,19 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .descriptor import strides_beside, tensor_descriptor
+from .device import Chip, cdiv, chip_of, dot_precision, on_device_of
 from .entry import entry
-from .launch import (
-    Chip,
-    MatmulSettings,
-    Product,
-    cdiv,
-    chip_of,
-    dot_precision,
-    estimated_settings,
-    on_device_of,
-    product_choice,
-    tile_fits,
-)  # fmt: skip
 from .logits import (
     LEAST,
     LN_2,
@@ -36,6 +25,7 @@ from .logits import (
     products_tile,
     registers,
 )  # fmt: skip
+from .product import MatmulSettings, Product, estimated_settings, product_choice, tile_fits
 from .tile import LOG2_E, grouped_tile
 
 _COMBINED = 128  # rows of a program that combines shares
@@ -189,9 +179,10 @@ def logits_combine_kernel(
 
 @functools.lru_cache(maxsize=4096)
 def share_count(gpu: Chip, s: MatmulSettings, rows: int, classes: int) -> int:
-    """Shares of the vocabulary that end together: of those within 2 % of the fewest tiles in turn, the nearest to 16.
+    """How many programs share the vocabulary of a row block.
 
-    A wave of 8 row blocks by 16 shares keeps the rows in L2 and reads the weight once for every 8 row blocks.
+    Of all numbers that let the last program end within 2 % of the earliest possible, the nearest to 16: a wave of 8
+    row blocks by 16 shares keeps the rows in L2 and reads the weight once for every 8 row blocks.
     """
     row_blocks, tiles = cdiv(rows, s.BLOCK_M), cdiv(classes, s.BLOCK_N)
     turns = {
@@ -202,7 +193,7 @@ def share_count(gpu: Chip, s: MatmulSettings, rows: int, classes: int) -> int:
     return min((n for n in turns if turns[n] <= limit), key=lambda n: (abs(n - 16), n))
 
 
-def _shared_settings(gpu: Chip, p: Product) -> MatmulSettings:
+def _statistics_default(gpu: Chip, p: Product) -> MatmulSettings:
     s = estimated_settings(gpu, p)
     return s._replace(SPLITS=share_count(gpu, s, p.M, p.N))
 
@@ -211,7 +202,7 @@ def _shares_fit(gpu: Chip, p: Product, s: MatmulSettings) -> bool:
     return tile_fits(gpu, p, s) and cdiv(p.N, s.BLOCK_N) >= s.SPLITS
 
 
-statistics_settings = product_choice("logits_statistics", _shares_fit, _shared_settings)
+statistics_choice = product_choice("logits_statistics", _shares_fit, _statistics_default)
 
 
 def logits_fwd(
@@ -228,10 +219,10 @@ def logits_fwd(
     gpu = chip_of(x)
     dot = dot_precision(gpu, precision)
     x_, w_, descriptors = operands(x, w, gpu, large(N, V, D))
-    product = product_of(N, V, D, x.element_size(), dot, descriptors, x_.vector and w_.vector)
-    s = settings or statistics_settings(gpu, product)
+    problem = product_of(N, V, D, x.element_size(), dot, descriptors, x_.vector and w_.vector)
+    settings = settings or statistics_choice(gpu, problem)
     extra = "entropy" if entropy else "sum" if head.smoothing else None
-    part = torch.empty(s.SPLITS, 3 if extra is None else 4, N, dtype=torch.float32, device=x.device)
+    part = torch.empty(settings.SPLITS, 3 if extra is None else 4, N, dtype=torch.float32, device=x.device)
     score = torch.empty(N, dtype=torch.float32, device=x.device)
     lse = torch.empty(2, N, dtype=torch.float32, device=x.device)
     entropies = torch.empty_like(score) if entropy else None
@@ -239,24 +230,26 @@ def logits_fwd(
     kept = torch.empty(N, columns, dtype=x.dtype, device=x.device) if keep else None
     place = kept
     if keep and descriptors:
-        part_shape = [s.BLOCK_M, s.BLOCK_N // s.SUBTILES]
+        part_shape = [settings.BLOCK_M, settings.BLOCK_N // settings.SUBTILES]
         place = tensor_descriptor(kept, [N, columns], [columns, 1], part_shape)
         # While one tile's last part is on its way, the next tile's operands arrive: all of them need shared memory.
         room = gpu._replace(shared=gpu.shared - math.prod(part_shape) * x.element_size())
-        while s.num_stages > 2 and not tile_fits(room, product, s):
-            s = s._replace(num_stages=s.num_stages - 1)
+        while settings.num_stages > 2 and not tile_fits(room, problem, settings):
+            settings = settings._replace(num_stages=settings.num_stages - 1)
     with on_device_of(x):
-        logits_statistics_kernel[(cdiv(N, s.BLOCK_M) * s.SPLITS,)](
-            part, place, columns, *loaded(x_, w_, s, descriptors), bias, target,
+        logits_statistics_kernel[(cdiv(N, settings.BLOCK_M) * settings.SPLITS,)](
+            part, place, columns, *loaded(x_, w_, settings, descriptors), bias, target,
             *strides_beside(descriptors, 2, x_.t, w_.t),
-            N, V, D, cdiv(cdiv(V, s.BLOCK_N), s.SPLITS), scale,
-            extra, dot, D % s.BLOCK_K == 0 < D, descriptors, x_.k_major, w_.k_major,
-            s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, s.SPLITS, s.GROUP_M, s.SUBTILES if keep else 1,
-            num_warps=s.num_warps, num_stages=s.num_stages,
-            **({} if keep else registers(gpu, s, x.element_size(), descriptors)),  # beside what is kept, one has room
+            N, V, D, cdiv(cdiv(V, settings.BLOCK_N), settings.SPLITS), scale,
+            extra, dot, D % settings.BLOCK_K == 0 < D, descriptors, x_.k_major, w_.k_major,
+            settings.BLOCK_M, settings.BLOCK_N, settings.BLOCK_K,
+            settings.SPLITS, settings.GROUP_M, settings.SUBTILES if keep else 1,
+            num_warps=settings.num_warps, num_stages=settings.num_stages,
+            # Beside logits that are kept only one program has room
+            **({} if keep else registers(gpu, settings, x.element_size(), descriptors)),
         )  # fmt: skip
         logits_combine_kernel[(cdiv(N, _COMBINED),)](
-            score, lse, entropies, part, target, N, V, s.SPLITS, scale, head.ignore_index, head.smoothing, head.sign,
-            extra, _COMBINED, num_warps=4,
+            score, lse, entropies, part, target, N, V, settings.SPLITS, scale,
+            head.ignore_index, head.smoothing, head.sign, extra, _COMBINED, num_warps=4,
         )  # fmt: skip
     return score, lse, entropies, kept

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from .activation import INSTRUCTIONS, activate, backpropagate, keeps_derivative
 from .descriptor import strides_beside, tensor_descriptor
+from .device import Chip, cdiv, chip_of, dot_precision, on_device_of, passes
 from .entry import entry
-from .launch import Chip, MatmulSettings, Product, cdiv, chip_of, dot_precision, matmul_settings, on_device_of, passes
 from .partials import partial_length, reduce_partials
+from .product import MatmulSettings, Product, matmul_choice
 from .tile import grouped_tile
-from .tunable import Bucket, Variants
+from .tunable import Variants, bucket_of
 
 
 @triton.jit
@@ -230,7 +231,7 @@ class Operand:
         return tensor_descriptor(t, list(t.shape), list(t.stride()), tile)
 
 
-class Operands(NamedTuple):
+class OperandsProblem(NamedTuple):
     """What the way of a product's operands depends on."""
 
     M: int
@@ -247,16 +248,15 @@ class Operands(NamedTuple):
         return min(self.M, self.N) >= 256 and self.K >= 64
 
 
-def _by_descriptors(gpu: Chip, p: Operands) -> bool:
+def _by_descriptors(gpu: Chip, p: OperandsProblem) -> bool:
     return gpu.has_descriptors and p.N > 0 and p.K > 0
 
 
 operands_choice = Variants(
     "matmul_operands",
-    lambda p: Bucket.of(p.M, p.N, p.K, item=p.itemsize, passes=p.passes, fused=p.fused, aligned=p.aligned),
+    lambda p: bucket_of(p.M, p.N, p.K, item=p.itemsize, passes=p.passes, fused=p.fused, aligned=p.aligned),
     {"descriptors": _by_descriptors, "pointers": lambda gpu, p: True},
     lambda gpu, p: "descriptors" if _by_descriptors(gpu, p) and (p.aligned or p.large) else "pointers",
-    reach=1,
 )  # fmt: skip
 
 
@@ -300,17 +300,18 @@ def matmul(
     dot, exact = dot_precision(gpu, precision), dot_precision(gpu, "highest")
     products = passes(dot, a.element_size())
     *taken, aligned = wrapped(a, b, saved)
-    way = operands_choice(gpu, Operands(M, N, K, a.element_size(), products, saved is not None, aligned))
+    way = operands_choice(gpu, OperandsProblem(M, N, K, a.element_size(), products, saved is not None, aligned))
     descriptors = way.variant == "descriptors"
     a_, b_, saved_ = movable(*taken) if descriptors else taken
-    s = settings or matmul_settings(gpu, Product(
+    problem = Product(
         M, N, K, a.element_size(), passes=products,
         descriptors=descriptors, vector=descriptors or (a_.vector and b_.vector and K % 16 == 0),
         wide_result=N * out.element_size() % 16 == 0, fused=saved is not None,
         double=keeps_derivative(activation) or slope is not None,  # kept or not: then two forwards are bitwise equal
         finish=INSTRUCTIONS[activation], fill=fill,
-    ))  # fmt: skip
-    k_per_split = max(cdiv(cdiv(K, s.BLOCK_K), s.SPLITS), 1) * s.BLOCK_K
+    )  # fmt: skip
+    settings = settings or matmul_choice(gpu, problem)
+    k_per_split = max(cdiv(cdiv(K, settings.BLOCK_K), settings.SPLITS), 1) * settings.BLOCK_K
     splits = max(cdiv(K, k_per_split), 1)  # all of them have work
     descriptors_out = descriptors and splits == 1 and all(
         t is None or (N * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0) for t in (out, addend, slope)
@@ -323,22 +324,23 @@ def matmul(
     def result(t, parts=1):
         if t is None or not descriptors_out:
             return t
-        return tensor_descriptor(t, [M, N], [N, 1], [s.BLOCK_M, s.BLOCK_N // parts])
+        return tensor_descriptor(t, [M, N], [N, 1], [settings.BLOCK_M, settings.BLOCK_N // parts])
 
     def operand(o, block):
-        return o if o is None else o.descriptor(block, s.BLOCK_K) if descriptors else o.t
+        return o if o is None else o.descriptor(block, settings.BLOCK_K) if descriptors else o.t
 
     precise = a.dtype == torch.float32
     with on_device_of(a):
-        matmul_kernel[(cdiv(M, s.BLOCK_M) * max(cdiv(N, s.BLOCK_N), 1), splits)](
+        matmul_kernel[(cdiv(M, settings.BLOCK_M) * max(cdiv(N, settings.BLOCK_N), 1), splits)](
             result(out), result(out_saved), sums, part,
-            operand(a_, s.BLOCK_M), operand(saved_, s.BLOCK_M), operand(b_, s.BLOCK_N), bias,
-            result(addend, s.SUBTILES), result(slope, s.SUBTILES),
+            operand(a_, settings.BLOCK_M), operand(saved_, settings.BLOCK_M), operand(b_, settings.BLOCK_N), bias,
+            result(addend, settings.SUBTILES), result(slope, settings.SUBTILES),
             *strides_beside(descriptors, 2, a_.t, saved_ and saved_.t, b_.t),
             M, N, K, k_per_split, numel, total, activation, slope_of, gradient_of, precise, dot, exact,
-            K > 0 and K % s.BLOCK_K == 0, descriptors, descriptors_out, a_.k_major, b_.k_major,
-            s.BLOCK_M, s.BLOCK_N, s.BLOCK_K, splits, s.GROUP_M, s.SUBTILES, saved is not None and not precise,
-            num_warps=s.num_warps, num_stages=s.num_stages,
+            K > 0 and K % settings.BLOCK_K == 0, descriptors, descriptors_out, a_.k_major, b_.k_major,
+            settings.BLOCK_M, settings.BLOCK_N, settings.BLOCK_K,
+            splits, settings.GROUP_M, settings.SUBTILES, saved is not None and not precise,
+            num_warps=settings.num_warps, num_stages=settings.num_stages,
         )  # fmt: skip
         if splits > 1:
             reduce_partials(

@@ -28,8 +28,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import cdiv, chip_of, on_device_of
 from .entry import entry
-from .launch import cdiv, chip_of, on_device_of
 from .max_pool2d_lines import (
     dense_offset,
     grain,
@@ -40,7 +40,7 @@ from .max_pool2d_lines import (
     strip_width,
     within,
 )  # fmt: skip
-from .tile_settings import Grid, TileSettings, tile_choice
+from .tile_settings import Grid, GridSettings, grid_choice
 
 _HELD = 32  # values of a strip that a thread holds
 _UNROLL = 16  # windows, and cells, of up to so many elements are unrolled; half as long lines of larger windows too
@@ -237,15 +237,15 @@ def _empty(x, height, width, dtype, channels_last):
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
 
 
-forward_choice = tile_choice("max_pool2d_forward")
-backward_choice = tile_choice("max_pool2d_backward")
+forward_choice = grid_choice("max_pool2d_forward")
+backward_choice = grid_choice("max_pool2d_backward")
 
 
 def _grid(t, N, C, H, W, channels_last, strip, settings, choice, reads):
     """A grid (N, C, H, W) of elements as those of ``t``, however it lies -> its rows, columns, settings, programs."""
     rows, cols = (N * H * W, C) if channels_last else (N * C * H, W)
-    s = settings or choice(chip_of(t), Grid(rows, cols, t.element_size(), reads, channels_last or strip > 1))
-    return rows, cols, s, cdiv(rows, s.BLOCK_ROWS) * cdiv(cols, s.BLOCK_COLS)
+    settings = settings or choice(chip_of(t), Grid(rows, cols, t.element_size(), reads, channels_last or strip > 1))
+    return rows, cols, settings, cdiv(rows, settings.BLOCK_ROWS) * cdiv(cols, settings.BLOCK_COLS)
 
 
 def _large(numel, t):
@@ -253,16 +253,16 @@ def _large(numel, t):
     return max(numel, sum(n * stride for n, stride in zip(t.shape, t.stride(), strict=True))) > 2**30
 
 
-def _most(s: TileSettings, t, held: int) -> int:
+def _most(settings: GridSettings, t, held: int) -> int:
     """Elements of a result like ``t`` that may stand side by side in one place of a tile, with ``held`` values each."""
-    of_a_thread = s.BLOCK_ROWS * s.BLOCK_COLS // (32 * s.num_warps)
-    most = max(1, min(16 // t.element_size(), _HELD // held, s.BLOCK_COLS, of_a_thread))
+    of_a_thread = settings.BLOCK_ROWS * settings.BLOCK_COLS // (32 * settings.num_warps)
+    most = max(1, min(16 // t.element_size(), _HELD // held, settings.BLOCK_COLS, of_a_thread))
     return 1 << (most.bit_length() - 1)
 
 
 def max_pool2d_fwd(
     x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int],
-    size: tuple[int, int], keep: bool, indices: bool, settings: TileSettings | None = None,
+    size: tuple[int, int], keep: bool, indices: bool, settings: GridSettings | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """x (N, C, H, W), any strides -> y (N, C, OH, OW), positions of the winners, int64 indices, each dense, or None.
 
@@ -285,14 +285,14 @@ def max_pool2d_fwd(
     strip, line = 1, line_of(x)
     if unroll_w and not channels_last and dilation[1] == 1:
         strip = strip_width(size[1], (line, stride[1]), (line_of(y), 1))
-    rows, cols, s, programs = _grid(x, *y.shape, channels_last, strip, settings, forward_choice, elements)
-    strip = min(strip, _most(s, x, stride[1]))
+    rows, cols, settings, programs = _grid(x, *y.shape, channels_last, strip, settings, forward_choice, elements)
+    strip = min(strip, _most(settings, x, stride[1]))
     move = grain(line, strip * stride[1]) if strip > 1 else 1
     with on_device_of(x):
         max_pool2d_forward_kernel[(programs,)](
             y, kept, found, x, *x.stride(), *x.shape[1:], *size, rows, cols // strip,
             *kernel, *stride, *padding, *dilation, *past, channels_last, _large(y.numel(), x), unroll_h, unroll_w,
-            strip, move, s.BLOCK_ROWS, s.BLOCK_COLS // strip, num_warps=s.num_warps,
+            strip, move, settings.BLOCK_ROWS, settings.BLOCK_COLS // strip, num_warps=settings.num_warps,
         )  # fmt: skip
     return y, kept, found
 
@@ -305,7 +305,7 @@ def _start(kernel: int, stride: int, padding: int, dilation: int) -> int:
 
 def max_pool2d_bwd(
     dy: Tensor, kept: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
-    dilation: tuple[int, int], size: tuple[int, int], settings: TileSettings | None = None,
+    dilation: tuple[int, int], size: tuple[int, int], settings: GridSettings | None = None,
 ) -> Tensor:  # fmt: skip
     """dy (N, C, OH, OW), any strides; kept as the forward returns it; size: (H, W) -> dx (N, C, H, W)."""
     channels_last = is_channels_last(kept)
@@ -322,15 +322,15 @@ def max_pool2d_bwd(
         start[1] = 0  # strips start where lines do
     cells = [cdiv(n + first, s) for n, first, s in zip(size, start, stride, strict=True)]
     outside = [p - first for p, first in zip(padding, start, strict=True)]
-    rows, cols, s, programs = _grid(
+    rows, cols, settings, programs = _grid(
         dy, *dy.shape[:2], *cells, channels_last, strip, settings, backward_choice, math.prod(kernel)
     )
-    strip = min(strip, _most(s, dy, pixels))
+    strip = min(strip, _most(settings, dy, pixels))
     move = grain(line, strip * stride[1]) if strip > 1 else 1
     with on_device_of(dy):
         max_pool2d_backward_kernel[(programs if unrolled else programs * pixels,)](
             dx, dy, kept, *dy.stride(), *dx.shape[1:], *dy.shape[2:], *cells, rows, cols // strip,
             *kernel, *stride, *outside, *dilation, *start, channels_last, _large(dx.numel(), dy), unrolled,
-            strip, move, s.BLOCK_ROWS, s.BLOCK_COLS // strip, num_warps=s.num_warps,
+            strip, move, settings.BLOCK_ROWS, settings.BLOCK_COLS // strip, num_warps=settings.num_warps,
         )  # fmt: skip
     return dx

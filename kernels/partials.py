@@ -5,8 +5,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import activate, backpropagate
+from .device import cdiv, chip_of, on_device_of
 from .entry import entry
-from .launch import cdiv, chip_of, on_device_of
 
 _BLOCK = 1024  # elements per program
 

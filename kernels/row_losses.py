@@ -10,8 +10,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from .device import cdiv, on_device_of
 from .entry import entry
-from .launch import cdiv, on_device_of
 
 _REDUCED, _SPREAD = 4096, 1024  # rows that a program holds at once
 

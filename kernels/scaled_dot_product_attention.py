@@ -24,10 +24,7 @@ Source: Dao, FlashAttention-2 (2023); Milakov and Gimelshein, Online normalizer 
 from .attention_backward import attention_backward
 from .attention_forward import attention_forward
 from .attention_mask import Band
-from .attention_settings import BackwardSettings, TileSettings, backward_settings, forward_settings
+from .attention_settings import AttentionSettings, BackwardSettings
 from .attention_tile import Scoring
 
-__all__ = [
-    "BackwardSettings", "Band", "Scoring", "TileSettings",
-    "attention_backward", "attention_forward", "backward_settings", "forward_settings",
-]  # fmt: skip
+__all__ = ["AttentionSettings", "BackwardSettings", "Band", "Scoring", "attention_backward", "attention_forward"]

@@ -1,9 +1,10 @@
-"""Settings that measurement can overrule: a file per GPU, and the look-up of the bucket that a problem falls into.
+"""Settings that measurement can overrule: a file for each GPU, in which a problem looks up the bucket it falls into.
 
 tuned/<gpu>.json: {"gpu", "date", "torch", "triton", "settings": {choice: {bucket: {**settings, "seconds",
-"default_seconds"}}}}. A bucket is its sizes to the nearest power of two, then what must be equal: "4096x4096 item2".
-An entry without settings says that nothing beat the default. What cannot be read is ignored with one warning: a user's
-run never fails for a file that an editor or another version left.
+"default_seconds"}}}}. A bucket is sizes, each rounded to a power of two, and flags that must be equal, for example
+"4096x4096 item2". An entry serves the problems of exactly its bucket; all others get the default. An entry without
+settings says that nothing beat the default. What cannot be read is ignored with one warning: a user's run never fails
+for a file that an editor or another version left.
 
 There are two kinds of choices. Settings are numbers: tile sizes, warps, stages. Variants are ways to compute the same,
 and their only setting is a name: {"variant": "prepass"}. The seconds of settings are those of the launches made with
@@ -26,32 +27,10 @@ TUNED = Path(__file__).parent / "tuned"
 FIGURES = ("seconds", "default_seconds")  # of an entry, beside the settings
 
 
-class Bucket(NamedTuple):
-    """Problems that share tuned settings."""
-
-    sizes: tuple[int, ...]  # powers of two
-    flags: str
-
-    def __str__(self) -> str:
-        return " ".join(filter(None, ("x".join(map(str, self.sizes)), self.flags)))
-
-    @classmethod
-    def of(cls, *sizes: int, **flags: int) -> "Bucket":
-        """Of any sizes; ``flags``, which must be equal, in the order given."""
-        rounded = tuple(2 ** round(math.log2(max(n, 1))) for n in sizes)
-        return cls(rounded, " ".join(f"{name}{int(value)}" for name, value in flags.items()))
-
-    @classmethod
-    def parse(cls, text: str) -> "Bucket":
-        """The inverse of str(); ValueError for what no bucket prints as."""
-        sizes, _, flags = text.partition(" ")
-        return cls(tuple(int(n) for n in sizes.split("x")), flags)
-
-    def distance(self, other: "Bucket") -> float:
-        """Powers of two between the sizes, in all; infinite where the flags differ."""
-        if self.flags != other.flags or len(self.sizes) != len(other.sizes):
-            return math.inf
-        return sum(abs(math.log2(a / b)) for a, b in zip(self.sizes, other.sizes, strict=True))
+def bucket_of(*sizes: int, **flags: int) -> str:
+    """The bucket of a problem: its sizes, each to the nearest power of two, then the flags in the order given."""
+    rounded = "x".join(str(2 ** round(math.log2(max(n, 1)))) for n in sizes)
+    return " ".join((rounded, *(f"{name}{int(value)}" for name, value in flags.items())))
 
 
 class Choice:
@@ -60,44 +39,39 @@ class Choice:
     Args:
         name: in the files.
         settings: the NamedTuple of them.
-        bucket: problem -> Bucket.
-        fits: (gpu, problem, settings) -> whether they can be launched for this problem and leave none of it idle;
-            asked where they come from a file.
+        bucket: problem -> its bucket, see ``bucket_of``.
+        fits: (gpu, problem, settings) -> whether they can be launched for this problem and leave none of it idle.
+            Asked of settings from a file, as a bucket holds a range of sizes.
         default: (gpu, problem) -> settings, where no file has better.
-        reach: distance to the furthest bucket whose settings are used.
     """
 
-    def __init__(self, name: str, settings: type, bucket: Callable, fits: Callable, default: Callable, reach: float):
-        self.name, self.settings, self.reach = name, settings, reach
+    def __init__(self, name: str, settings: type, bucket: Callable, fits: Callable, default: Callable):
+        self.name, self.settings = name, settings
         self.bucket, self.fits, self.default = bucket, fits, default
         self.chosen = functools.lru_cache(maxsize=4096)(self._choose)
-        self.entries = functools.cache(self._entries)
+        self.tuned = functools.cache(self._tuned)
         _choices.append(self)
 
     def __call__(self, gpu, problem):
         return self.chosen(gpu, problem) if _watcher is None else _watcher(self, gpu, problem)
 
     def _choose(self, gpu, problem):
-        """The settings of the nearest bucket in reach that fit, or else the default."""
-        wanted, entries = self.bucket(problem), self.entries(gpu.name)
-        near = sorted((wanted.distance(bucket), bucket) for bucket in entries)
-        for distance, bucket in near:
-            if distance > self.reach or entries[bucket] is None:
-                break
-            if self.fits(gpu, problem, entries[bucket]):
-                return entries[bucket]
-        return self.default(gpu, problem)
+        """The tuned settings of the problem's bucket where they fit the problem, otherwise the default."""
+        tuned = self.tuned(gpu.name, self.bucket(problem))
+        return tuned if tuned is not None and self.fits(gpu, problem, tuned) else self.default(gpu, problem)
 
-    def _entries(self, gpu_name: str) -> dict:
-        """Bucket -> settings, or None where the default was not beaten."""
-        found = _file(gpu_name).get(self.name, {})
+    def _tuned(self, gpu_name: str, bucket: str):
+        """The settings that a file has for a bucket; None where it has none, or says that nothing beat the default."""
+        entry = _file(gpu_name).get(self.name, {}).get(bucket, {})
         try:
-            return {Bucket.parse(text): self._parse(entry) for text, entry in found.items()}
-        except (ValueError, AttributeError) as error:
-            _warn(_path(gpu_name), f"{self.name}: {error}")
-            return {}
+            return self._parse(entry)
+        except ValueError as error:
+            _warn(_path(gpu_name), f"{self.name} {bucket}: {error}")
+            return None
 
-    def _parse(self, entry: dict):
+    def _parse(self, entry):
+        if not isinstance(entry, dict):
+            raise ValueError(f"an entry must be an object; got {entry}")
         values = {name: value for name, value in entry.items() if name not in FIGURES}
         if not values:
             return None
@@ -115,7 +89,7 @@ class Choice:
 
 
 class Variant(NamedTuple):
-    """The settings of ``Variants``: which way is taken."""
+    """The settings that ``Variants`` give: the name of a way."""
 
     variant: str
 
@@ -126,14 +100,14 @@ class Variants(Choice):
     Args:
         ways: name -> (gpu, problem) -> whether the problem can be computed that way.
         default: (gpu, problem) -> the name of a way that can, where no file has better.
-        name, bucket, reach: see Choice.
+        name, bucket: see Choice.
     """
 
-    def __init__(self, name: str, bucket: Callable, ways: dict[str, Callable], default: Callable, reach: float):
+    def __init__(self, name: str, bucket: Callable, ways: dict[str, Callable], default: Callable):
         self.ways = ways
         super().__init__(
             name, Variant, bucket, lambda gpu, problem, s: ways[s.variant](gpu, problem),
-            lambda gpu, problem: Variant(default(gpu, problem)), reach,
+            lambda gpu, problem: Variant(default(gpu, problem)),
         )  # fmt: skip
         self._what_is_allowed = f"one of {', '.join(ways)}"
 
@@ -147,7 +121,7 @@ _watcher: Callable | None = None
 
 @contextlib.contextmanager
 def watching(watcher: Callable):
-    """Inside, settings are what ``watcher(choice, gpu, problem)`` returns; what ``choice.chosen`` does is usual."""
+    """Inside, settings are what ``watcher(choice, gpu, problem)`` returns; ``choice.chosen`` gives the usual ones."""
     global _watcher
     before, _watcher = _watcher, watcher
     try:
@@ -158,11 +132,11 @@ def watching(watcher: Callable):
 
 
 def forget_tuned() -> None:
-    """Read the files again: one has changed."""
+    """Forget what was read and chosen, as a file has changed."""
     _file.cache_clear()
     for choice in _choices:
         choice.chosen.cache_clear()
-        choice.entries.cache_clear()
+        choice.tuned.cache_clear()
     forget()
 
 

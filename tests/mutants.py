@@ -34,7 +34,7 @@ _HEADS = "cross_entropy or log_prob or masked_classes"
 
 MUTANTS = [
     # Layer norm
-    *_of("layer_norm", "kernels/layer_norm_forward.py",
+    *_of("layer_norm", "kernels/layer_norm.py",
         ("count = tl.minimum(N - start, BLOCK_N)", "count = tl.minimum(N, BLOCK_N)"),
         ("step * step * share * start", "step * step * share"),
         ("tl.rsqrt(squares / N + eps)", "tl.rsqrt(squares / N)"),
@@ -60,6 +60,11 @@ MUTANTS = [
         ("offs_m.to(tl.int64)[:, None] * N", "offs_m[:, None] * N"),
     ),
     *_of("linear and not linear_", "kernels/tile.py", ("tiles_m - first_m", "tiles_m")),
+    # Which settings are taken from a file
+    *_of(["tests/tuning/test_tunable.py"], "kernels/tunable.py",
+        ("tuned is not None and self.fits(gpu, problem, tuned)", "tuned is not None"),
+        ("(f\"{name}{int(value)}\" for name, value in flags.items())", "()"),
+    ),
     # Convolution
     *_of("conv2d", "kernels/conv2d_depthwise.py", ("other=0.0", "other=1.0")),
     # Max pooling

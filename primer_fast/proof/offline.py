@@ -17,7 +17,7 @@ import triton
 from triton.runtime.jit import JITFunction
 
 from primer_fast import backend
-from primer_fast.kernels import launch as launch_settings
+from primer_fast.kernels.device import forget_chip
 from primer_fast.kernels.prepared import unprepared
 from primer_fast.proof.resources import Resources, read_resources
 from primer_fast.proof.targets import TARGETS, StandInDriver, Target
@@ -100,14 +100,14 @@ def offline(
         JITFunction.run = record
         drivers.set_active(StandInDriver(chip))
         backend.stand_in = "meta"
-        launch_settings.forget_chip()
+        forget_chip()
         with unprepared():
             yield launches
     finally:
         JITFunction.run = run
         drivers.set_active(driver)
         backend.stand_in = None
-        launch_settings.forget_chip()
+        forget_chip()
         for kernel, cache in caches.items():
             kernel.device_caches = cache
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from primer_fast import functional
-from primer_fast.kernels.launch import Chip, assume_chip
+from primer_fast.kernels.device import Chip, assume_chip
 from primer_fast.proof.hot_loop import epilogue_per_element
 from primer_fast.proof.inputs import allocate
 from primer_fast.proof.offline import Launch, offline, refuse_interpreter

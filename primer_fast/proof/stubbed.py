@@ -14,7 +14,7 @@ import triton
 from triton.backends.nvidia import driver as nvidia
 
 from primer_fast import backend
-from primer_fast.kernels import launch
+from primer_fast.kernels.device import forget_chip
 from primer_fast.kernels.entry import ENTRIES
 from primer_fast.proof.offline import refuse_interpreter
 from primer_fast.proof.targets import TARGETS, StandInDriver, Target
@@ -77,16 +77,16 @@ def stubbed(
         try:
             triton.runtime.driver.set_active(_Driver(TARGETS[target], launched))
             backend.stand_in = tensors
-            launch.forget_chip()
+            forget_chip()
             yield
         finally:
             for kernel, cache in caches.items():
                 kernel.device_caches = cache
-            launch.forget_chip()
+            forget_chip()
             gc.collect()  # deletes compiled kernels, which ask their driver to unload them
             triton.runtime.driver.set_active(before)
             backend.stand_in = device
-            launch.forget_chip()
+            forget_chip()
 
 
 def _set(module: Any, name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from triton.backends.compiler import GPUTarget
 
-from primer_fast.kernels.launch import Chip
+from primer_fast.kernels.device import Chip
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from primer_fast import backend, functional
-from primer_fast.kernels import launch
+from primer_fast.kernels.device import assume_chip, chip
 from primer_fast.proof.inputs import place
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.case import Case, arguments
@@ -140,7 +140,7 @@ def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> l
         grads = torch.autograd.grad(list(outputs.values()), asked, list(dy.values())) if asked else ()
         return {**outputs, **dict(zip(wanted, grads, strict=True))}
 
-    with launch.assume_chip(PATHS[path]) if path else contextlib.nullcontext():
+    with assume_chip(PATHS[path]) if path else contextlib.nullcontext():
         got = run(getattr(functional, op), leaves)
         # which kernels run does not depend on the dtype
         for name in leaves if dtype == torch.float32 else ():
@@ -191,7 +191,7 @@ def cases_to_verify(
         unknown = [a for a in asked if a not in known_ones]
         if unknown:
             raise ValueError(f"verify: {what} must be one of {', '.join(known_ones)}; got {', '.join(unknown)}")
-    both = not native or launch.chip().has_descriptors
+    both = not native or chip().has_descriptors
     paths = {op: PATHS if both and OPS[op].descriptors else (None,) for op in names}
     return [
         CaseOnPath(op, case, DTYPES[dtype], path)

@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from itertools import product
 
-from primer_fast.kernels.attention_decode import Decode, DecodeSettings, decode_choice
+from primer_fast.kernels.attention_decode import DecodeProblem, DecodeSettings, decode_choice
 from primer_fast.kernels.attention_settings import (
     PLAIN,
-    Attention,
-    TileSettings,
+    AttentionProblem,
+    AttentionSettings,
     forward_choice,
     keys_choice,
     queries_choice,
 )
-from primer_fast.kernels.launch import Chip, cdiv
+from primer_fast.kernels.device import Chip, cdiv
 from primer_fast.kernels.tunable import Choice
 from primer_fast.tuning.space import Space, seconds_to_move
 
@@ -23,21 +23,23 @@ _STEP_LATENCY = 0.7e-6  # of a tile from L2, with its barriers
 _TILE_SECONDS = 2e-6  # beginning and end of one program
 
 
-def tiles(gpu: Chip, p: Attention, choice: Choice) -> Iterator[TileSettings]:
+def tiles(gpu: Chip, p: AttentionProblem, choice: Choice) -> Iterator[AttentionSettings]:
     columns = choice.default(gpu, p).COLUMNS
     for block_m, block_n, warps, stages in product((16, 32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (1, 2, 3, 4)):
         for part in (columns,) if columns == 0 else (16, 32, 64):
-            yield TileSettings(block_m, block_n, warps, stages, part)
+            yield AttentionSettings(block_m, block_n, warps, stages, part)
 
 
-def visible(p: Attention) -> float:
-    """Pairs of a query and a key that it sees, in one head."""
+def visible(p: AttentionProblem) -> float:
+    """How many pairs of a query and a key that it sees there are in one head."""
     keys = min(p.S, p.window) if p.window else p.S
     return p.T * keys * (0.5 if p.causal and not p.window else 1.0)
 
 
-def estimate(gpu: Chip, p: Attention, s: TileSettings, products: int, results: int, rows_are_keys: bool) -> float:
-    """Tensor cores and exponentials of each step, which overlap where two groups of warps share a processor."""
+def estimate(
+    gpu: Chip, p: AttentionProblem, s: AttentionSettings, products: int, results: int, rows_are_keys: bool
+) -> float:
+    """Seconds of tensor cores and of exponentials; both overlap where two groups of warps share a processor."""
     kept, walked = (s.BLOCK_N, s.BLOCK_M) if rows_are_keys else (s.BLOCK_M, s.BLOCK_N)
     rows = p.S if rows_are_keys else p.T
     programs = p.heads * cdiv(rows, kept)
@@ -66,7 +68,7 @@ def estimate(gpu: Chip, p: Attention, s: TileSettings, products: int, results: i
     return waves * (steps * step + _TILE_SECONDS)
 
 
-def decode_candidates(gpu: Chip, p: Decode) -> Iterator[DecodeSettings]:
+def decode_candidates(gpu: Chip, p: DecodeProblem) -> Iterator[DecodeSettings]:
     default = decode_choice.default(gpu, p)
     blocks_m = {default.BLOCK_M, max(16, default.BLOCK_M // 2), min(64, default.BLOCK_M * 2)}
     for block_m, block_n, warps, stages in product(sorted(blocks_m), (16, 32, 64, 128, 256), (2, 4, 8), (1, 2, 3, 4)):
@@ -77,7 +79,7 @@ def decode_candidates(gpu: Chip, p: Decode) -> Iterator[DecodeSettings]:
             yield DecodeSettings(block_m, block_n, splits, warps, stages)
 
 
-def estimate_decode(gpu: Chip, p: Decode, s: DecodeSettings) -> float:
+def estimate_decode(gpu: Chip, p: DecodeProblem, s: DecodeSettings) -> float:
     tiles_m = cdiv(p.rows, s.BLOCK_M)
     step = s.BLOCK_N * (p.D + p.DV) * p.itemsize
     cache = p.heads * p.S * (p.D + p.DV) * p.itemsize

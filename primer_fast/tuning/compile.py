@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from primer_fast.kernels.launch import Chip, assume_chip, chip
+from primer_fast.kernels.device import Chip, assume_chip, chip
 from primer_fast.kernels.tunable import watching
 from primer_fast.proof.offline import Launch, offline
 from primer_fast.proof.production import end_with_parent

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from itertools import product
 
-from primer_fast.kernels.conv2d_gather import gather_settings
-from primer_fast.kernels.conv2d_weight import weight_settings
-from primer_fast.kernels.launch import Chip, MatmulSettings, Product, cdiv, estimate, matmul_settings, shape_tile
-from primer_fast.kernels.logits_gradient import gradient_settings
-from primer_fast.kernels.logits_statistics import share_count, statistics_settings
+from primer_fast.kernels.conv2d_gather import gather_choice
+from primer_fast.kernels.conv2d_weight import weight_choice
+from primer_fast.kernels.device import Chip, cdiv
+from primer_fast.kernels.logits_gradient import gradient_choice
+from primer_fast.kernels.logits_statistics import share_count, statistics_choice
+from primer_fast.kernels.product import MatmulSettings, Product, estimate, matmul_choice, shape_tile
 from primer_fast.tuning.space import Space
 
 _BLOCKS = (16, 32, 64, 128, 256)
@@ -16,7 +17,7 @@ _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
 
 def tiles(gpu: Chip, p: Product) -> Iterator[MatmulSettings]:
-    """Every tile, step and number of stages, the reduction undivided."""
+    """Every tile with every reduction step and number of stages, the reduction not split."""
     for block_m, block_n, warps in product(_BLOCKS, _BLOCKS, (4, 8)):
         shaped = shape_tile(gpu, p, block_m, block_n, warps)
         if shaped is None or warps * 32 * 4 > block_m * block_n:
@@ -28,7 +29,7 @@ def tiles(gpu: Chip, p: Product) -> Iterator[MatmulSettings]:
 
 
 def split(gpu: Chip, p: Product) -> Iterator[MatmulSettings]:
-    """Tiles, with the reduction shared by as many programs as are useful, and by those that fill the chip evenly."""
+    """Tiles, with the reduction split over any useful number of programs, and over those that fill the chip evenly."""
     for tile in tiles(gpu, p):
         programs = p.count * cdiv(p.M, tile.BLOCK_M) * max(cdiv(p.N, tile.BLOCK_N), 1)
         even = {gpu.processors * n // programs for n in (1, 2, 3, 4)}
@@ -38,7 +39,7 @@ def split(gpu: Chip, p: Product) -> Iterator[MatmulSettings]:
 
 
 def shared(gpu: Chip, p: Product) -> Iterator[MatmulSettings]:
-    """Tiles, with the classes shared by the number of programs that ends evenly, and by half and twice as many."""
+    """Tiles, with the classes shared by the default number of programs, and by half and twice as many."""
     for tile in tiles(gpu, p):
         even = share_count(gpu, tile, p.M, p.N)
         for splits in sorted({even, max(1, even // 2), min(2 * even, cdiv(p.N, tile.BLOCK_N))}):
@@ -46,7 +47,7 @@ def shared(gpu: Chip, p: Product) -> Iterator[MatmulSettings]:
 
 
 def estimate_shared(gpu: Chip, p: Product, s: MatmulSettings) -> float:
-    """That of the product, times the processors' time over what it would be if all ended together."""
+    """The product's estimate, longer by the factor that is lost where programs do not end together."""
     row_blocks, tiles_n = cdiv(p.M, s.BLOCK_M), cdiv(p.N, s.BLOCK_N)
     turns = cdiv(row_blocks * s.SPLITS, gpu.processors) * cdiv(tiles_n, s.SPLITS)
     uneven = turns / cdiv(row_blocks * tiles_n, gpu.processors)
@@ -54,9 +55,9 @@ def estimate_shared(gpu: Chip, p: Product, s: MatmulSettings) -> float:
 
 
 PRODUCTS = (
-    Space(matmul_settings, ("matmul_kernel", "reduce_partials_kernel"), split, estimate),
-    Space(gather_settings, ("conv2d_boxes_kernel", "conv2d_gather_kernel", "reduce_partials_kernel"), split, estimate),
-    Space(weight_settings, ("conv2d_weight_kernel", "reduce_partials_kernel"), split, estimate),
-    Space(statistics_settings, ("logits_statistics_kernel", "logits_combine_kernel"), shared, estimate_shared),
-    Space(gradient_settings, ("logits_gradient_kernel",), tiles, estimate),
+    Space(matmul_choice, ("matmul_kernel", "reduce_partials_kernel"), split, estimate),
+    Space(gather_choice, ("conv2d_boxes_kernel", "conv2d_gather_kernel", "reduce_partials_kernel"), split, estimate),
+    Space(weight_choice, ("conv2d_weight_kernel", "reduce_partials_kernel"), split, estimate),
+    Space(statistics_choice, ("logits_statistics_kernel", "logits_combine_kernel"), shared, estimate_shared),
+    Space(gradient_choice, ("logits_gradient_kernel",), tiles, estimate),
 )

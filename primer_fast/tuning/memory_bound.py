@@ -4,11 +4,16 @@ from collections.abc import Iterator
 from itertools import product
 
 from primer_fast.kernels import embedding, max_pool2d
-from primer_fast.kernels.conv2d_depthwise import Depthwise, DepthwiseSettings, result_choice, weight_choice
+from primer_fast.kernels.conv2d_depthwise import (
+    DepthwiseProblem,
+    DepthwiseSettings,
+    depthwise_choice,
+    depthwise_weight_choice,
+)
+from primer_fast.kernels.device import Chip, cdiv
 from primer_fast.kernels.embedding import Runs, RunSettings
-from primer_fast.kernels.launch import Chip, cdiv
-from primer_fast.kernels.layer_norm_settings import Rows, RowSettings, backward_choice, forward_choice
-from primer_fast.kernels.tile_settings import Grid, TileSettings, idle
+from primer_fast.kernels.layer_norm_rows import Rows, RowSettings, backward_choice, forward_choice
+from primer_fast.kernels.tile_settings import Grid, GridSettings, idle
 from primer_fast.tuning.space import Space, seconds_to_move
 
 
@@ -53,15 +58,15 @@ def estimate_walk(gpu: Chip, p: Rows, s: RowSettings) -> float:
     return seconds_to_move(gpu, moved, programs, reads * max(s.STAGES - 1, 0.5), s.num_warps, held * 5, shared)
 
 
-def tile_candidates(gpu: Chip, p: Grid) -> Iterator[TileSettings]:
+def tile_candidates(gpu: Chip, p: Grid) -> Iterator[GridSettings]:
     for width, warps, bytes_each in product((8, 16, 32, 64, 128, 256, 512), (1, 2, 4, 8), (4, 8, 16, 32)):
         elements = warps * (64 if gpu.is_amd else 32) * bytes_each // p.itemsize
         if elements >= width:
-            yield TileSettings(elements // width, width, warps)
+            yield GridSettings(elements // width, width, warps)
 
 
-def estimate_tiles(gpu: Chip, p: Grid, s: TileSettings) -> float:
-    """Idle columns are loads that are not made; narrow ones and narrow tiles move fewer bytes an instruction."""
+def estimate_tiles(gpu: Chip, p: Grid, s: GridSettings) -> float:
+    """Idle columns cost no traffic, but leave fewer bytes in flight; narrow loads move fewer bytes an instruction."""
     tile = s.BLOCK_ROWS * s.BLOCK_COLS
     held = tile / (32 * s.num_warps)
     width = min(16.0, held * p.itemsize, s.BLOCK_COLS * p.itemsize) if p.vector else p.itemsize  # bytes of one load
@@ -84,13 +89,13 @@ def estimate_runs(gpu: Chip, p: Runs, s: RunSettings) -> float:
     return seconds_to_move(gpu, moved, programs, tile * p.itemsize, 1, tile * p.itemsize / 4 / 32)
 
 
-def depthwise_candidates(gpu: Chip, p: Depthwise) -> Iterator[DepthwiseSettings]:
+def depthwise_candidates(gpu: Chip, p: DepthwiseProblem) -> Iterator[DepthwiseSettings]:
     widths = (32, 64, 128, 256) if p.adjacent else (1,)
     for pixels, width, warps in product((4, 8, 16, 32, 64, 128, 256, 512, 1024), widths, (2, 4, 8)):
         yield DepthwiseSettings(pixels, width, warps)
 
 
-def estimate_depthwise(gpu: Chip, p: Depthwise, s: DepthwiseSettings) -> float:
+def estimate_depthwise(gpu: Chip, p: DepthwiseProblem, s: DepthwiseSettings) -> float:
     tile = s.BLOCK_P * s.BLOCK_C
     held = tile / (32 * s.num_warps)
     programs = cdiv(p.pixels, s.BLOCK_P) * cdiv(p.channels, s.BLOCK_C)
@@ -108,9 +113,9 @@ MEMORY_BOUND = (
     Space(max_pool2d.backward_choice, ("max_pool2d_backward_kernel",), tile_candidates, estimate_tiles),
     Space(embedding.forward_choice, ("embedding_forward_kernel",), tile_candidates, estimate_tiles),
     Space(embedding.run_choice, ("embedding_runs_kernel", "embedding_join_kernel"), run_candidates, estimate_runs),
-    Space(result_choice, ("conv2d_depthwise_kernel",), depthwise_candidates, estimate_depthwise),
+    Space(depthwise_choice, ("conv2d_depthwise_kernel",), depthwise_candidates, estimate_depthwise),
     Space(
-        weight_choice, ("conv2d_depthwise_weight_kernel", "reduce_partials_kernel"),
+        depthwise_weight_choice, ("conv2d_depthwise_weight_kernel", "reduce_partials_kernel"),
         depthwise_candidates, estimate_depthwise,
     ),
 )  # fmt: skip

@@ -46,7 +46,7 @@ def need_of(decision: Decision, needs: Need) -> float | None:
 
 
 def by_need(found: Iterable[Decision], needs: Need) -> list[Decision]:
-    """Sites of cases that are short by the largest factor first; the others after them, in the order they came in.
+    """Decisions of the cases that miss their target by the largest factor come first; the others keep their order.
 
     Within a case, choices marked ``late`` come last.
     """

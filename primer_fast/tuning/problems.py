@@ -11,8 +11,8 @@ from primer_fast.bench import op as ops
 from primer_fast.bench.ceilings import matmul_precision
 from primer_fast.bench.op import EAGER, OURS, PRECISIONS
 from primer_fast.bench.peers import NotAvailable
-from primer_fast.kernels.launch import Chip, assume_chip
-from primer_fast.kernels.tunable import Bucket, Variants, watching
+from primer_fast.kernels.device import Chip, assume_chip
+from primer_fast.kernels.tunable import Variants, watching
 from primer_fast.proof.offline import offline
 from primer_fast.proof.targets import Target
 from primer_fast.reference.case import Case, arguments
@@ -35,7 +35,7 @@ class TunedCase(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """One problem of one choice, and a unit that comes to it."""
+    """One problem of one choice, and a unit in which it is met."""
 
     unit: TunedCase
     choice: str
@@ -47,7 +47,7 @@ class Decision(NamedTuple):
         return SPACES[self.choice]
 
     @property
-    def bucket(self) -> Bucket:
+    def bucket(self) -> str:
         return self.space.choice.bucket(self.problem)
 
     @property
@@ -189,7 +189,7 @@ def decisions_of(unit: TunedCase, gpu: Chip, target: Target) -> list[Decision]:
 
 def distinct(found: Iterable[Decision]) -> list[Decision]:
     """One decision of each bucket, the first."""
-    firsts: dict[tuple[str, Bucket], Decision] = {}
+    firsts: dict[tuple[str, str], Decision] = {}
     for decision in found:
         firsts.setdefault((decision.choice, decision.bucket), decision)
     return list(firsts.values())

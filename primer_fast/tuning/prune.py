@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from primer_fast.kernels.launch import Chip
+from primer_fast.kernels.device import Chip
 from primer_fast.tuning.problems import Decision
 
 FACTOR = 1.5  # times the best estimate
@@ -34,7 +34,7 @@ class Pruned(NamedTuple):
 
 
 def prune(decision: Decision, gpu: Chip, factor: float = FACTOR, most: int = MOST) -> Pruned:
-    """What can be told without compiling."""
+    """Prune by what can be told without compiling."""
     choice, problem = decision.space.choice, decision.problem
     default = choice.default(gpu, problem)
     candidates = dict.fromkeys(decision.space.candidates(gpu, problem))
@@ -60,7 +60,9 @@ def by_estimate(seconds: dict[tuple, float], default: tuple, factor: float, most
 
 
 def by_compile(compiled: Sequence[Compiled], default: tuple, shared_limit: int) -> list[tuple]:
-    """Those that compile, fit, spill no more than the default or a few bytes, and are not launched as one before."""
+    """Drop what does not compile or fit, spills more than the default and more than a few bytes, or is launched exactly
+    as an earlier candidate.
+    """
     own = next((c for c in compiled if c.settings == default), Compiled(default))
     kept, codes = [], set()
     for c in (own, *(c for c in compiled if c.settings != default)):

@@ -72,7 +72,7 @@ def fastest(
 
 
 def _play(round_: dict, left: dict, default: Hashable, samples: dict) -> None:
-    """One call of each; those that raise are taken out of ``left``."""
+    """Call each once and note its milliseconds; those that raise are taken out of ``left``."""
     for name, sampler in round_.items():
         try:
             samples.setdefault(name, []).append(sampler())

@@ -13,7 +13,7 @@ import torch
 from primer_fast.bench.report import Report
 from primer_fast.bench.timing import Clock, clock_for
 from primer_fast.bench.units import check_device, each, one_line
-from primer_fast.kernels.launch import Chip, chip
+from primer_fast.kernels.device import Chip, chip
 from primer_fast.kernels.tunable import TUNED
 from primer_fast.proof.targets import TARGETS, Target, target_of
 from primer_fast.tuning import order, prune, tuned_file
@@ -64,7 +64,7 @@ class DecisionResult:
 
 @dataclass
 class SearchPlan:
-    """What there is to do, in this order."""
+    """The problems to work on, in this order, and what is left of their candidates."""
 
     gpu: Chip
     target: Target
@@ -125,7 +125,7 @@ def plan(
     if small:
         every, most = [next(decision for decision in every if decision.variants is kind) for kind in (True, False)], 3
     done = {} if again else tuned_file.load(out / f"{gpu.name}.json")
-    left = [decision for decision in every if str(decision.bucket) not in done.get(decision.choice, {})]
+    left = [decision for decision in every if decision.bucket not in done.get(decision.choice, {})]
     pruned = map_(partial(prune.prune, gpu=gpu, factor=factor, most=most), left)
     return SearchPlan(gpu, compiled_for, left, len(every) - len(left), dict(zip(left, pruned, strict=True)), needs)
 
@@ -221,7 +221,7 @@ def work_on(
 
 
 class Unknown(RuntimeError):
-    """What would be right cannot be told."""
+    """The right result is not known, so nothing can be timed."""
 
 
 def time_decision(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from primer_fast.kernels.launch import Chip, cdiv
+from primer_fast.kernels.device import Chip, cdiv
 from primer_fast.kernels.tunable import Choice
 
 _LATENCY = 0.8e-6  # of a load from device memory

@@ -41,7 +41,7 @@ def add(path: Path, gpu_name: str, decision: Decision, made: dict) -> None:
         OSError: the file cannot be written; what was there is as before.
     """
     sections = load(path)
-    sections.setdefault(decision.choice, {})[str(decision.bucket)] = made
+    sections.setdefault(decision.choice, {})[decision.bucket] = made
     content = {
         "gpu": gpu_name,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),

@@ -10,7 +10,6 @@ import torch
 import triton
 from triton.runtime.jit import JITFunction
 
-from primer_fast.kernels import launch
 from primer_fast.kernels.attention_backward import attention_backward
 from primer_fast.kernels.attention_decode import attention_decode
 from primer_fast.kernels.attention_forward import attention_forward
@@ -18,6 +17,7 @@ from primer_fast.kernels.attention_mask import Band
 from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, supported
 from primer_fast.kernels.attention_tile import Scoring
 from primer_fast.kernels.conv2d import Geometry, conv2d_bwd, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
+from primer_fast.kernels.device import forget_chip
 from primer_fast.kernels.embedding import embedding_bwd, embedding_bwd_axis, embedding_fwd
 from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
 from primer_fast.kernels.linear import linear_bwd, linear_fwd
@@ -122,7 +122,7 @@ CALLS = {
 
 seen = {}
 for name, call in CALLS.items():
-    launch.forget_chip()
+    forget_chip()
     driver.asked.clear()
     launched.clear()
     call()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast.kernels import launch
-from primer_fast.kernels.attention_decode import DecodeSettings, attention_decode, decode_settings
+from primer_fast.kernels.attention_decode import DecodeProblem, DecodeSettings, attention_decode, decode_choice
+from primer_fast.kernels.device import CHIPS
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.proof.verify import DTYPES
 
@@ -225,10 +225,10 @@ def test_heads_can_be_merged_without_a_copy(device):
 
 
 def test_shares_fill_the_chip_where_heads_do_not():
-    h100 = launch.CHIPS["sm_90"]
+    h100 = CHIPS["sm_90"]
     for heads, rows, S, D in ((64, 4, 8192, 128), (64, 4, 32768, 128), (8, 4, 32768, 128), (12, 1, 1024, 64)):
-        s = decode_settings(h100, heads, rows, S, D, D, 2, False, False)
+        s = decode_choice.default(h100, DecodeProblem(heads, rows, S, D, D, 2, False, False))
         programs = heads * s.SPLITS
         assert 0.7 * 2 * 132 <= programs <= 2 * 132 or s.SPLITS * s.BLOCK_N * 2 >= S, (heads, S, s)
-    assert decode_settings(h100, 4096, 4, 8192, 128, 128, 2, False, False).SPLITS == 1
-    assert decode_settings(h100, 8, 4, 64, 128, 128, 2, False, False).SPLITS == 1
+    assert decode_choice.default(h100, DecodeProblem(4096, 4, 8192, 128, 128, 2, False, False)).SPLITS == 1
+    assert decode_choice.default(h100, DecodeProblem(8, 4, 64, 128, 128, 2, False, False)).SPLITS == 1

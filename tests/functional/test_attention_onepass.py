@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast.kernels import launch
-from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, onepass_settings, supported
-from primer_fast.kernels.attention_settings import TileSettings
+from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, onepass_default, supported
+from primer_fast.kernels.attention_settings import AttentionSettings
+from primer_fast.kernels.device import assume_chip
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.proof.verify import DTYPES
 
-SMALL = TileSettings(16, 32, 4, 2)
+SMALL = AttentionSettings(16, 32, 4, 2)
 
 
 def truth(do, q, k, v, scale, causal, causal_offset):
@@ -107,7 +107,7 @@ def test_supported(device, monkeypatch):
     assert not supported(q, k, v), "the tests run under torch.use_deterministic_algorithms"
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
     assert supported(q, k, v) and supported(q, k, v, causal_offset=3)
-    with launch.assume_chip("sm_80"):
+    with assume_chip("sm_80"):
         assert not supported(q, k, v)
     tensor = torch.zeros(2, dtype=torch.int64, device=device)
     others = (
@@ -123,7 +123,7 @@ def test_supported(device, monkeypatch):
 
 
 def test_settings_fill_wgmma():
-    assert all(onepass_settings(width).BLOCK_N >= 128 for width in (16, 64, 128))
+    assert all(onepass_default(width).BLOCK_N >= 128 for width in (16, 64, 128))
 
 
 @pytest.mark.parametrize(

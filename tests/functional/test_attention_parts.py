@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from primer_fast import functional as F
-from primer_fast.kernels import launch
 from primer_fast.kernels.attention_backward import attention_statistics
 from primer_fast.kernels.attention_tile import Scoring, strides_of
+from primer_fast.kernels.device import assume_chip
 from primer_fast.proof.verify import PATHS
 
 
@@ -46,7 +46,7 @@ def test_queries_that_see_nothing_read_nothing(path, device):
     dtype = torch.bfloat16 if path == "descriptors" else torch.float32
     q = torch.randn(1, 1, 40, 16, device=device, dtype=dtype, requires_grad=True)
     k, v = (torch.full((1, 1, 70, 16), math.nan, device=device, dtype=dtype) for _ in range(2))
-    with launch.assume_chip(PATHS[path]):
+    with assume_chip(PATHS[path]):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, causal_offset=-40)
         (grad,) = torch.autograd.grad(y, q, torch.ones_like(y))
     assert (y == 0).all() and (grad == 0).all()
@@ -85,7 +85,7 @@ def test_strides_in_units_reach_the_same_rows(DV, device):
 
     apart = [torch.empty(*t.shape[:3], t.shape[3] + 1, device=device)[..., :-1].copy_(t) for t in (q, k, v)]
     assert strides_of(apart, (False,) * 3)[1] == 1
-    with launch.assume_chip(PATHS["pointers"]):
+    with assume_chip(PATHS["pointers"]):
         got, want = attend(q, k, v), attend(*apart)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

@@ -7,11 +7,12 @@ import triton.language as tl
 from primer_fast import functional as F
 from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.functional.conv2d import conv2d_plain
-from primer_fast.kernels import conv2d_depthwise, conv2d_gather, conv2d_weight, launch
+from primer_fast.kernels import conv2d_depthwise, conv2d_gather, conv2d_weight
 from primer_fast.kernels.activation import keeps_derivative
 from primer_fast.kernels.conv2d import Geometry, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
 from primer_fast.kernels.conv2d_geometry import FEW_PIXELS, box_of, flat_pixels, numbers_are_large
-from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.kernels.device import assume_chip
+from primer_fast.kernels.product import MatmulSettings
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.conv2d import conv2d, conv2d_grad, output_size
 
@@ -51,7 +52,7 @@ def test_every_tiling_gives_the_same_answer(settings, shape, layout, chip, devic
     geometry = Geometry((stride, stride), padding, dilation, groups, size)
     x, w, dy = (torch.randn(s, device=device).to(memory_format=layout) for s in (xs, ws, (xs[0], ws[0], *size)))
     b = torch.randn(ws[0], device=device)
-    with launch.assume_chip(chip):
+    with assume_chip(chip):
         y, saved = conv2d_fwd(x, w, b, geometry, "gelu", True, "highest", layout is LAST, settings)
         g = dy * saved
         dx = conv2d_bwd_input(g, x, w, geometry, "highest", settings)
@@ -125,7 +126,7 @@ def test_contiguous_weights_of_a_large_layer(chip, device):
     settings = MatmulSettings(128, 32, 32, 4, 2)
     geometry = Geometry((1, 1), (0, 0), (1, 1), 1, (32, 31))
     dy = torch.randn(1, 16, 32, 31, device=device).to(memory_format=LAST)
-    with launch.assume_chip(chip), torch.no_grad():
+    with assume_chip(chip), torch.no_grad():
         y, _ = conv2d_fwd(x, w, None, geometry, None, False, "highest", True, settings)
         dx = conv2d_bwd_input(dy, x, w, geometry, "highest", settings)
     plain = conv2d_plain(x, w)
@@ -174,7 +175,7 @@ def test_an_infinite_pixel_reaches_the_taps_that_meet_it_alone(chip, device):
     x = torch.randn(1, 32, 4, 4, device=device).to(memory_format=LAST)
     x[:, :, :, 3] = float("inf")
     w = torch.randn(16, 32, 1, 2, device=device, requires_grad=True)
-    with launch.assume_chip(chip):
+    with assume_chip(chip):
         y = F.conv2d(x, w)
         (dw,) = torch.autograd.grad(y, w, torch.randn_like(y))
     assert y[..., :2].isfinite().all() and not y[..., 2].isfinite().any()
@@ -290,7 +291,7 @@ def test_offsets_pass_two_to_the_31(transposed, far_rows):
     x.copy_(torch.arange(images * 24, dtype=torch.float16, device=device).view(images, 2, 3, 4) / 64)
     w = torch.randn(2, 2, 2, 2, dtype=torch.float16, device=device, requires_grad=True)
     small = x.clone()
-    with launch.assume_chip("sm_80"):
+    with assume_chip("sm_80"):
         if transposed:
             leaf, options = torch.zeros(images, 2, 4, 5, dtype=torch.float16, device=device), {}
             got, want = (

@@ -6,7 +6,7 @@ from primer_fast import functional as F
 from primer_fast import nn
 from primer_fast.functional.embedding import embedding_plain
 from primer_fast.kernels.embedding import RunSettings, embedding_bwd, embedding_fwd
-from primer_fast.kernels.tile_settings import TileSettings
+from primer_fast.kernels.tile_settings import GridSettings
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.embedding import embedding_grad
 
@@ -26,18 +26,18 @@ RUNS = {
 
 
 @pytest.mark.parametrize("runs", RUNS)
-@pytest.mark.parametrize("cut", CUTS, ids=lambda s: "x".join(map(str, s)))
-def test_every_way_to_cut_runs_gives_the_same_answer(cut, runs, device):
+@pytest.mark.parametrize("settings", CUTS, ids=lambda s: "x".join(map(str, s)))
+def test_every_way_to_cut_runs_gives_the_same_answer(settings, runs, device):
     ids = torch.tensor(RUNS[runs], device=device)
     dy = torch.randn(len(ids), 19, device=device)
     want = embedding_grad(exact(dy), ids.cpu().numpy(), np.zeros((6, 19)), 1)["weight"]
-    got = embedding_bwd(dy, ids, 6, torch.float32, 1, cut)
+    got = embedding_bwd(dy, ids, 6, torch.float32, 1, settings)
     assert worst(exact(got), want) < 1e-5
 
 
 def test_tiles_of_the_forward(device):
     ids, table = torch.randint(7, (3, 5), device=device), torch.randn(7, 37, device=device)
-    y = embedding_fwd(ids, table, table, None, 5, TileSettings(2, 16))
+    y = embedding_fwd(ids, table, table, None, 5, GridSettings(2, 16))
     assert torch.equal(y, table[ids] + table[:5])
 
 

@@ -5,8 +5,8 @@ import torch
 
 from primer_fast import functional as F
 from primer_fast.functional import logits
-from primer_fast.kernels.launch import MatmulSettings
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
+from primer_fast.kernels.product import MatmulSettings
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.linear_log_prob import linear_log_prob, linear_log_prob_grad
 

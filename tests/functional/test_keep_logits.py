@@ -12,9 +12,10 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from primer_fast import functional as F
-from primer_fast.kernels import launch, logits_gradient
-from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.kernels import logits_gradient
+from primer_fast.kernels.device import assume_chip
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
+from primer_fast.kernels.product import MatmulSettings
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_grad
 from primer_fast.reference.linear_log_prob import linear_log_prob, linear_log_prob_grad
@@ -77,7 +78,7 @@ def test_log_prob_and_entropy_of_rounded_logits(dtype, settings, chunk, chip, de
     x, w, b = (t.detach() for t in operands(dtype, device))
     target = torch.randint(V, (N,), device=device)
     dy, dentropy = torch.randn(2, N, device=device)
-    with launch.assume_chip(chip):
+    with assume_chip(chip):
         y, lse, h, kept = linear_log_prob_fwd(x, w, b, target, 0.8, True, "highest", settings, keep=True)
         grads = linear_log_prob_bwd(
             dy, dentropy, x, w, b, target, lse, h, 0.8, (True, True, True), "highest", settings, chunk, kept
@@ -176,7 +177,7 @@ def test_changes_nothing_on_pytorchs_operators(plain_path, monkeypatch):
 PROBE = """
 import json, torch
 from primer_fast import functional as F
-from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.kernels.product import MatmulSettings
 from primer_fast.kernels.linear_log_prob import linear_log_prob_fwd
 from primer_fast.proof.offline import offline
 

@@ -3,16 +3,16 @@ import torch
 
 from primer_fast import functional as F
 from primer_fast.functional.layer_norm import layer_norm_plain
-from primer_fast.kernels import launch
+from primer_fast.kernels.device import CHIPS
 from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
-from primer_fast.kernels.layer_norm_rows import grain_of, moves_single
-from primer_fast.kernels.layer_norm_settings import (
+from primer_fast.kernels.layer_norm_rows import (
     Rows,
     RowSettings,
     backward_choice,
     backward_fits,
-    backward_settings,
-    forward_settings,
+    forward_choice,
+    grain_of,
+    moves_single,
 )  # fmt: skip
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.layer_norm import layer_norm, layer_norm_grad
@@ -28,17 +28,17 @@ CUTS = [
 
 
 @pytest.mark.parametrize("residual", [True, False], ids=["residual", "no residual"])
-@pytest.mark.parametrize("cut", CUTS, ids=lambda s: "x".join(map(str, s)))
-def test_every_way_to_cut_rows_gives_the_same_answer(cut, residual, device):
+@pytest.mark.parametrize("settings", CUTS, ids=lambda s: "x".join(map(str, s)))
+def test_every_way_to_cut_rows_gives_the_same_answer(settings, residual, device):
     """Blocks are chosen by size; here each is forced on sizes that it does not divide."""
     rows, N = 11, 147
     x, r, dy, dsum = (2 * torch.randn(rows, N, device=device) + 1 for _ in range(4))
     w, b = torch.randn(N, device=device), torch.randn(N, device=device)
     r, dsum = (r, dsum) if residual else (None, None)
-    y, s, mean, rstd = layer_norm_fwd(x, r, w, b, N, 0.5, settings=cut)
+    y, s, mean, rstd = layer_norm_fwd(x, r, w, b, N, 0.5, settings=settings)
     f32 = torch.float32
     ds, dw, db = layer_norm_bwd(
-        dy, dsum, x if s is None else s, mean, rstd, w, N, dtype=f32, dweight=f32, dbias=f32, settings=cut
+        dy, dsum, x if s is None else s, mean, rstd, w, N, dtype=f32, dweight=f32, dbias=f32, settings=settings
     )
     arrays = {"input": exact(x), "weight": exact(w), "bias": exact(b)}
     options = {"normalized_shape": N, "eps": 0.5, "return_residual": residual} | (
@@ -57,33 +57,33 @@ def test_every_way_to_cut_rows_gives_the_same_answer(cut, residual, device):
 @pytest.mark.parametrize("N", [1, 24, 768, 1024, 4096, 8192, 8193, 32768, 65536, 200_000])
 def test_settings_fit_registers_and_shared_memory(N, chip):
     """What the compiler was seen to hold without spilling: 64 elements a thread forward, 16 beside dw and db."""
-    gpu = launch.CHIPS[chip]
-    cut = forward_settings(gpu, N)
-    held = cut.BLOCK_ROWS * cut.BLOCK_N // (32 * cut.num_warps)
-    assert held <= 64 and cut.num_warps <= 16 and (cut.BLOCK_N >= N or N > 32768)
+    gpu = CHIPS[chip]
+    settings = forward_choice.default(gpu, Rows(4096, N, 2))
+    held = settings.BLOCK_ROWS * settings.BLOCK_N // (32 * settings.num_warps)
+    assert held <= 64 and settings.num_warps <= 16 and (settings.BLOCK_N >= N or N > 32768)
     for itemsize in (2, 4):
-        cut = backward_settings(gpu, N, itemsize)
-        assert backward_fits(gpu, Rows(4096, N, itemsize), cut)
+        settings = backward_choice.default(gpu, Rows(4096, N, itemsize))
+        assert backward_fits(gpu, Rows(4096, N, itemsize), settings)
         if N <= 8192:
-            assert cut.BLOCK_N >= N and gpu.processors <= cut.programs <= 4 * gpu.processors
+            assert settings.BLOCK_N >= N and gpu.processors <= settings.programs <= 4 * gpu.processors
         else:
-            assert cut.CHUNK * N * itemsize * 2 <= 2**23 or cut.CHUNK == 32, "dy and s of a chunk fit L2"
-            assert (cut.STAGES - 1) * 2 * cut.BLOCK_ROWS * cut.BLOCK_COLS * itemsize <= 2**16
-    assert backward_settings(launch.CHIPS["sm_90"], N, 2).STAGES == 3
+            assert settings.CHUNK * N * itemsize * 2 <= 2**23 or settings.CHUNK == 32, "dy and s of a chunk fit L2"
+            assert (settings.STAGES - 1) * 2 * settings.BLOCK_ROWS * settings.BLOCK_COLS * itemsize <= 2**16
+    assert backward_choice.default(CHIPS["sm_90"], Rows(4096, N, 2)).STAGES == 3
 
 
-@pytest.mark.parametrize("cut", [None, RowSettings(2, 16, 4, CHUNK=4, BLOCK_COLS=32)], ids=["held", "read twice"])
-def test_each_gradient_alone_is_that_of_all_together(cut, device):
+@pytest.mark.parametrize("settings", [None, RowSettings(2, 16, 4, CHUNK=4, BLOCK_COLS=32)], ids=["held", "read twice"])
+def test_each_gradient_alone_is_that_of_all_together(settings, device):
     """What is not asked for is neither computed nor allocated."""
     N = 40
     x, dy = torch.randn(9, N, device=device), torch.randn(9, N, device=device)
     w = torch.randn(N, device=device)
     _, _, mean, rstd = layer_norm_fwd(x, None, w, None, N, 1e-5)
     names = ("dtype", "dweight", "dbias")
-    together = layer_norm_bwd(dy, None, x, mean, rstd, w, N, **dict.fromkeys(names, torch.float32), settings=cut)
+    together = layer_norm_bwd(dy, None, x, mean, rstd, w, N, **dict.fromkeys(names, torch.float32), settings=settings)
     for i, name in enumerate(names):
         s = None if name == "dbias" else x
-        alone = layer_norm_bwd(dy, None, s, mean, rstd, w, N, **{name: torch.float32}, settings=cut)
+        alone = layer_norm_bwd(dy, None, s, mean, rstd, w, N, **{name: torch.float32}, settings=settings)
         assert torch.equal(alone[i], together[i])
         assert [t is None for t in alone] == [j != i for j in range(3)]
 
@@ -109,12 +109,12 @@ def test_common_divisors_are_told_to_the_compiler():
     assert grain_of(4096, torch.empty(4, 4096)) == 1 and grain_of(4096, torch.empty(4, 4112)) == 1
     single = [moves_single(n, x[:, i : i + n]) for n, i in ((4096, 0), (4096, 1), (4096, 2), (4999, 0), (4998, 0))]
     assert single == [False, True, False, True, False]
-    gpu = launch.CHIPS["sm_90"]
+    gpu = CHIPS["sm_90"]
     for N in (99, 1001, 4095, 4999, 32769):
-        cut, wide = (backward_choice.default(gpu, Rows(4096, N, 2, single=single)) for single in (True, False))
-        assert backward_fits(gpu, Rows(4096, N, 2, single=True), cut)
-        assert cut.BLOCK_ROWS * (cut.BLOCK_COLS or cut.BLOCK_N) <= 8 * 32 * cut.num_warps
-        assert bool(cut.CHUNK) == (N > 4096) and bool(wide.CHUNK) == (N > 8192)
+        settings, wide = (backward_choice.default(gpu, Rows(4096, N, 2, single=single)) for single in (True, False))
+        assert backward_fits(gpu, Rows(4096, N, 2, single=True), settings)
+        assert settings.BLOCK_ROWS * (settings.BLOCK_COLS or settings.BLOCK_N) <= 8 * 32 * settings.num_warps
+        assert bool(settings.CHUNK) == (N > 4096) and bool(wide.CHUNK) == (N > 8192)
 
 
 def test_the_variance_does_not_cancel(device):
@@ -122,16 +122,16 @@ def test_the_variance_does_not_cancel(device):
     x = 30000 + torch.randn(3, 200, device=device)
     x[:, 100:] += 2
     want = layer_norm(exact(x), 200)
-    for cut in (None, RowSettings(1, 64, 4)):
-        y, *_ = layer_norm_fwd(x, None, None, None, 200, 1e-5, settings=cut)
+    for settings in (None, RowSettings(1, 64, 4)):
+        y, *_ = layer_norm_fwd(x, None, None, None, 200, 1e-5, settings=settings)
         assert worst(exact(y), want) < 5e-3  # half a unit of float32 at 30,000 is 1e-3
 
 
-@pytest.mark.parametrize("cut", [None, RowSettings(2, 16, 4)], ids=["held", "looped"])
-def test_nan_and_infinity_stay_in_their_rows(cut, device):
+@pytest.mark.parametrize("settings", [None, RowSettings(2, 16, 4)], ids=["held", "looped"])
+def test_nan_and_infinity_stay_in_their_rows(settings, device):
     x = torch.randn(4, 40, device=device)
     x[1, 3], x[2, 39] = float("nan"), float("inf")
-    y, *_ = layer_norm_fwd(x, None, None, None, 40, 1e-5, settings=cut)
+    y, *_ = layer_norm_fwd(x, None, None, None, 40, 1e-5, settings=settings)
     plain = torch.nn.functional.layer_norm(x, (40,))
     assert torch.equal(y.isnan(), plain.isnan()) and y.isnan().any(1).tolist() == [False, True, True, False]
 
@@ -274,9 +274,11 @@ def test_wrong_arguments(error, message, args, options):
 
 
 @pytest.mark.parametrize(
-    "cut", [RowSettings(1, 64, 4, programs=1), RowSettings(2, 16, 4, CHUNK=2, BLOCK_COLS=32)], ids=["held", "blocks"]
+    "settings",
+    [RowSettings(1, 64, 4, programs=1), RowSettings(2, 16, 4, CHUNK=2, BLOCK_COLS=32)],
+    ids=["held", "blocks"],
 )
-def test_offsets_pass_two_to_the_31(cut, far_rows):
+def test_offsets_pass_two_to_the_31(settings, far_rows):
     """Row times stride is formed in 64 bits."""
     rows = len(far_rows)
     far = [far_rows[:, i * 48 : i * 48 + 40] for i in range(3)]
@@ -284,9 +286,9 @@ def test_offsets_pass_two_to_the_31(cut, far_rows):
         t.copy_(torch.randn(rows, 40, device=far_rows.device))
     results = []
     for s, dy, dsum in (far, [t.contiguous().clone() for t in far]):
-        y, _, mean, rstd = layer_norm_fwd(s, None, None, None, 40, 1e-5, settings=cut)
+        y, _, mean, rstd = layer_norm_fwd(s, None, None, None, 40, 1e-5, settings=settings)
         dtypes = dict.fromkeys(("dtype", "dweight", "dbias"), torch.float32)
-        results.append((y, mean, rstd, *layer_norm_bwd(dy, dsum, s, mean, rstd, None, 40, **dtypes, settings=cut)))
+        results.append((y, mean, rstd, *layer_norm_bwd(dy, dsum, s, mean, rstd, None, 40, **dtypes, settings=settings)))
     for apart, close in zip(*results, strict=True):
         assert torch.equal(apart, close)
 

@@ -5,11 +5,11 @@ import torch
 from primer_fast import functional as F
 from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.functional.linear import linear_plain
-from primer_fast.kernels import launch
 from primer_fast.kernels.activation import keeps_derivative
-from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.kernels.device import assume_chip
 from primer_fast.kernels.linear import linear_bwd_input, linear_bwd_weight, linear_fwd
 from primer_fast.kernels.matmul import matmul
+from primer_fast.kernels.product import MatmulSettings
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.linear import linear, linear_grad
@@ -63,7 +63,7 @@ def test_every_tiling_gives_the_same_answer(settings, K, dtype, chip, device):
     """
     M, N = 104, 72
     x, w, b, dy = (torch.randn(s, device=device).to(dtype) for s in ((M, K), (N, K), (N,), (M, N)))
-    with launch.assume_chip(chip):
+    with assume_chip(chip):
         y, saved = linear_fwd(x, w, b, "gelu", True, "highest", settings)
         dx = linear_bwd_input(dy, saved, w, "gelu", "highest", settings)
         dw, db = linear_bwd_weight(dy, saved, x, "gelu", torch.float32, "highest", settings)
@@ -81,7 +81,7 @@ def test_a_product_times_the_derivative_of_an_activation(activation, settings, c
     """Of what comes before it: its slope is read where the result is written."""
     M, N, K = 104, 72, 88
     a, b, kept = (torch.randn(s, device=device) for s in ((M, K), (N, K), (M, N)))
-    with launch.assume_chip(chip):
+    with assume_chip(chip):
         got = matmul(a, b, "highest", slope=kept, slope_of=activation, settings=settings)[0]
     products = exact(a) @ exact(b).T
     slope = {"gelu": exact(kept), "relu": exact(kept) > 0, "sigmoid": exact(kept) * (1 - exact(kept))}[activation]
@@ -167,6 +167,6 @@ def test_offsets_pass_two_to_the_31(far_rows):
     device, rows = far_rows.device, len(far_rows)
     x = far_rows[:, :16]
     x.copy_(torch.arange(rows * 16, dtype=torch.float16, device=device).view(rows, 16))
-    with launch.assume_chip("sm_80"):
+    with assume_chip("sm_80"):
         y = F.linear(x, torch.eye(16, dtype=torch.float16, device=device))
     assert torch.equal(y, x)

@@ -11,8 +11,8 @@ import torch.nn.functional as torch_F
 from primer_fast import functional as F
 from primer_fast.functional import logits
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy_plain
-from primer_fast.kernels.launch import MatmulSettings
 from primer_fast.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
+from primer_fast.kernels.product import MatmulSettings
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_grad

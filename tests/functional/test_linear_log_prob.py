@@ -10,12 +10,12 @@ import torch
 from primer_fast import functional as F
 from primer_fast.functional import logits
 from primer_fast.functional.linear_log_prob import linear_log_prob_plain
-from primer_fast.kernels import launch
-from primer_fast.kernels.launch import CHIPS, MatmulSettings
+from primer_fast.kernels.device import CHIPS, assume_chip
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
 from primer_fast.kernels.logits_gradient import CHUNK_BYTES, chunk_size
 from primer_fast.kernels.logits_statistics import share_count
 from primer_fast.kernels.matmul import matmul
+from primer_fast.kernels.product import MatmulSettings
 from primer_fast.proof import verify
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.linear_log_prob import linear_log_prob, linear_log_prob_grad
@@ -42,7 +42,7 @@ def test_every_tiling_gives_the_same_answer(settings, chunk, chip, dtype, device
     w /= D**0.5
     target = torch.randint(V, (N,), device=device)
     dy, dentropy = torch.randn(2, N, device=device)
-    with launch.assume_chip(chip):
+    with assume_chip(chip):
         y, lse, entropy, _ = linear_log_prob_fwd(x, w, b, target, 0.8, True, "highest", settings)
         grads = linear_log_prob_bwd(
             dy, dentropy, x, w, b, target, lse, entropy, 0.8, (True, True, True), "highest", settings, chunk
@@ -99,7 +99,7 @@ def test_an_addend_is_added_in_float32(device):
     for splits in (1, 3):
         tile = MatmulSettings(32, 32, 32, 4, 2, SPLITS=splits)
         for chip in ("sm_80", "sm_90"):
-            with launch.assume_chip(chip):
+            with assume_chip(chip):
                 low = torch.empty(40, 24, device=device, dtype=torch.bfloat16)
                 matmul(a, b, "highest", out=low, addend=total, settings=tile)
                 into = total.clone()
@@ -245,6 +245,6 @@ def test_offsets_pass_two_to_the_31(far_rows):
     w = far_rows[:, :16]
     w.copy_(torch.eye(classes, 16, device=device) * torch.arange(1, 6, device=device)[:, None])
     x, t = torch.ones(1, 16, dtype=torch.float16, device=device), torch.tensor([4], device=device)
-    with launch.assume_chip("sm_80"):
+    with assume_chip("sm_80"):
         y = F.linear_log_prob(x, w, t)
     assert worst(exact(y), linear_log_prob(exact(x), exact(w), t.cpu().numpy())) < 1e-5

@@ -10,9 +10,9 @@ import torch
 
 from primer_fast import functional as F
 from primer_fast.functional.max_pool2d import max_pool2d_plain
-from primer_fast.kernels.launch import CHIPS
+from primer_fast.kernels.device import CHIPS
 from primer_fast.kernels.max_pool2d import max_pool2d_bwd, max_pool2d_fwd, position_dtype
-from primer_fast.kernels.tile_settings import TileSettings, tile_settings
+from primer_fast.kernels.tile_settings import Grid, GridSettings, grid_default
 from primer_fast.proof import verify
 from primer_fast.proof.inputs import allocate
 from primer_fast.reference.ops import OPS
@@ -26,7 +26,7 @@ def test_one_way_to_load_is_verified_once():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("tile", [TileSettings(2, 8), TileSettings(8, 16), TileSettings(4, 64)], ids=str)
+@pytest.mark.parametrize("tile", [GridSettings(2, 8), GridSettings(8, 16), GridSettings(4, 64)], ids=str)
 def test_every_tiling_gives_the_same_answer(tile, layout, device):
     """Tile sizes are chosen by size; here each is forced on sizes it does not divide."""
     x = allocate((2, 11, 5, 9), layout, torch.float32, device).copy_(torch.randint(-2, 3, (2, 11, 5, 9)))
@@ -42,11 +42,16 @@ def test_every_tiling_gives_the_same_answer(tile, layout, device):
 
 def test_tiles_are_wide_and_leave_few_columns_idle():
     for itemsize, cols in itertools.product((2, 4), (1, 7, 14, 56, 64, 96, 112, 280, 4096)):
-        rows, width, warps = tile_settings(CHIPS["sm_90"], cols, itemsize)
+        rows, width, warps = grid_default(CHIPS["sm_90"], Grid(4096, cols, itemsize))
         assert rows * width * itemsize == warps * 32 * 16 and (cols <= 64 or width >= 64)
-    assert [tile_settings(CHIPS["sm_90"], cols, 2).BLOCK_COLS for cols in (14, 56, 96, 280)] == [16, 64, 128, 64]
+    assert [grid_default(CHIPS["sm_90"], Grid(4096, cols, 2)).BLOCK_COLS for cols in (14, 56, 96, 280)] == [
+        16,
+        64,
+        128,
+        64,
+    ]
     for itemsize in (2, 4):
-        assert tile_settings(CHIPS["sm_90"], 57, itemsize, vector=False) == (8, 64, 4), "4 elements a thread"
+        assert grid_default(CHIPS["sm_90"], Grid(4096, 57, itemsize, vector=False)) == (8, 64, 4), "4 elements a thread"
 
 
 @pytest.mark.parametrize("kernel", [3, 9])
@@ -167,7 +172,10 @@ def test_what_only_a_compiler_refuses():
 
 def test_a_chip_of_64_lanes_gets_tiles_twice_as_high():
     amd = CHIPS["sm_90"]._replace(arch="gfx942")
-    assert tile_settings(amd, 64, 2).BLOCK_ROWS == 2 * tile_settings(CHIPS["sm_90"], 64, 2).BLOCK_ROWS
+    assert (
+        grid_default(amd, Grid(4096, 64, 2)).BLOCK_ROWS
+        == 2 * grid_default(CHIPS["sm_90"], Grid(4096, 64, 2)).BLOCK_ROWS
+    )
 
 
 @pytest.mark.parametrize("size", [2**31, 2**62, 2**64])

@@ -11,7 +11,7 @@ from primer_fast.kernels import max_pool2d as kernels
 from primer_fast.kernels import max_pool2d_lines as lines
 from primer_fast.kernels.max_pool2d import max_pool2d_bwd, max_pool2d_fwd
 from primer_fast.kernels.max_pool2d_lines import grain, line_of, strip_width
-from primer_fast.kernels.tile_settings import TileSettings
+from primer_fast.kernels.tile_settings import GridSettings
 
 # Width; arguments of the pool; results side by side that the forward makes in float32, and cells that the backward does
 LINES = [
@@ -111,7 +111,7 @@ def test_lines_that_lie_elsewhere(name, strips, device):
 
 
 @pytest.mark.parametrize(
-    "tile", [TileSettings(2, 8, 1), TileSettings(64, 8), TileSettings(16, 64), TileSettings(1, 8, 1)]
+    "tile", [GridSettings(2, 8, 1), GridSettings(64, 8), GridSettings(16, 64), GridSettings(1, 8, 1)]
 )
 def test_every_tiling_gives_the_same_answer(tile, strips, device):
     """A strip is no wider than what a thread has."""

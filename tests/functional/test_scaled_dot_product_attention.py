@@ -7,12 +7,12 @@ import torch
 from primer_fast import functional as F
 from primer_fast.functional import attention_operator
 from primer_fast.functional.scaled_dot_product_attention import scaled_dot_product_attention_plain
-from primer_fast.kernels import launch
+from primer_fast.kernels.device import assume_chip
 from primer_fast.kernels.scaled_dot_product_attention import (
+    AttentionSettings,
     BackwardSettings,
     Band,
     Scoring,
-    TileSettings,
     attention_backward,
     attention_forward,
 )  # fmt: skip
@@ -58,12 +58,12 @@ def test_reference_is_torch(T, S, options):
     np.testing.assert_allclose(scaled_dot_product_attention(*map(exact, (q, k, v)), **options), want, atol=1e-12)
 
 
-SMALL = TileSettings(32, 16, 4, 1)
+SMALL = AttentionSettings(32, 16, 4, 1)
 TILES = [
     (SMALL, BackwardSettings(SMALL, SMALL)),
     (
-        TileSettings(16, 64, 4, 2, 16),
-        BackwardSettings(TileSettings(64, 32, 4, 1, 16), TileSettings(16, 64, 4, 1, 16), apart=True),
+        AttentionSettings(16, 64, 4, 2, 16),
+        BackwardSettings(AttentionSettings(64, 32, 4, 1, 16), AttentionSettings(16, 64, 4, 1, 16), apart=True),
     ),
 ]
 BANDS = {
@@ -109,7 +109,7 @@ def test_dropout_is_the_same_in_the_backward(options, path, dtype, device):
     leaves = inputs((1, 4, T, D), (1, heads, S, D), (1, heads, S, S), device=device, dtype=dtype)
     dy = torch.randn(1, 4, T, S, device=device, dtype=dtype)
     identity = torch.eye(S, device=device, dtype=dtype).expand(1, heads, S, S)
-    with launch.assume_chip(verify.PATHS[path]):
+    with assume_chip(verify.PATHS[path]):
         torch.manual_seed(7)
         with torch.no_grad():
             keep = attend(leaves[0], leaves[1], identity, dropout_p=p, **options) != 0
@@ -220,12 +220,12 @@ def test_nan_and_infinity(options, path, dtype, device):
     """A NaN in a query spoils its row and no other; the sum that carries it is not a maximum, which would drop it."""
     q, k, v = inputs(*[(1, 1, 100, 16)] * 3, device=device, dtype=dtype, requires_grad=False)
     q[0, 0, 20, 3], q[0, 0, 90, 0] = float("nan"), float("nan")
-    with launch.assume_chip(verify.PATHS[path]):
+    with assume_chip(verify.PATHS[path]):
         y = attend(q, k, v, **options)
     rows = y.isnan().all(-1)[0, 0]
     assert rows.nonzero().flatten().tolist() == [20, 90] and y.isnan().any(-1)[0, 0].sum() == 2
     v[0, 0, 60, 5] = float("nan")
-    with launch.assume_chip(verify.PATHS[path]):
+    with assume_chip(verify.PATHS[path]):
         y = attend(q, k, v, **options)
     assert y[0, 0, 60:, 5].isnan().all() and not y[0, 0, 91:, :5].isnan().any()
     q[0, 0, 10] = float("inf")  # infinite scores of both signs
@@ -239,7 +239,7 @@ def test_memory_past_the_lengths_has_no_influence(path, dtype, D, device):
     lengths = torch.tensor([70, 0, 5], device=device)
     leaves = inputs((3, 2, 20, D), (3, 2, 90, D), (3, 2, 90, D), device=device, dtype=dtype)
     dy = torch.randn(3, 2, 20, D, device=device, dtype=dtype)
-    with launch.assume_chip(verify.PATHS[path]):
+    with assume_chip(verify.PATHS[path]):
         want = value_and_grads(attend, leaves, dy, key_lengths=lengths)
         with torch.no_grad():
             for t in leaves[1:]:
@@ -363,7 +363,7 @@ def test_one_pass_backward_is_taken_only_when_asked_for(device, monkeypatch):
     dy = torch.randn(2, 4, 90, 32, device=device, dtype=torch.bfloat16)
 
     def run(fast, leaves=leaves, **options):
-        with launch.assume_chip("sm_90"):
+        with assume_chip("sm_90"):
             with F.fast_attention_backward(fast):
                 y = attend(*leaves, enable_gqa=True, **options)
             return y, *torch.autograd.grad(y, [t for t in leaves if t.requires_grad], dy)
@@ -388,5 +388,5 @@ def test_offsets_pass_two_to_the_31(far_rows):
     device, rows = far_rows.device, len(far_rows)
     x = far_rows[None, None, :, :16]
     x.copy_(torch.arange(rows * 16, dtype=torch.float16, device=device).view(rows, 16) / 16)
-    with launch.assume_chip("sm_80"):
+    with assume_chip("sm_80"):
         assert torch.equal(attend(x, x, x), attend(*[x.contiguous()] * 3))

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from primer_fast import functional as F
 from primer_fast.functional import attention_operator, logits
-from primer_fast.kernels import launch
+from primer_fast.kernels.device import assume_chip
 from primer_fast.kernels.prepared import unprepared
 
 
@@ -182,7 +182,7 @@ def test_the_fast_backward_is_taken_where_it_is_allowed(device, monkeypatch):
 
     def times(call):
         calls.clear()
-        with launch.assume_chip("sm_90"):
+        with assume_chip("sm_90"):
             run(call, floats(*[(1, 1, 16, 16)] * 3, dtype=torch.bfloat16)(device))
         return len(calls)
 

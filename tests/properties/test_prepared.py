@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from primer_fast import functional as F
-from primer_fast.kernels import launch, prepared, tunable
+from primer_fast.kernels import prepared, tunable
+from primer_fast.kernels.device import assume_chip, forget_chip
 
 SEQUENCE = 24  # calls, of so few kinds that most come often enough to run by a plan
 FLOATS = (torch.float32, torch.bfloat16)
@@ -149,7 +150,7 @@ def test_the_second_call_of_a_kind_makes_its_plan(device):
         assert plans() == (times > 1)
 
 
-@pytest.mark.parametrize("change", [launch.forget_chip, tunable.forget_tuned, prepared.forget])
+@pytest.mark.parametrize("change", [forget_chip, tunable.forget_tuned, prepared.forget])
 def test_what_settings_rest_on_takes_the_plans_along(change, device):
     calls(device)
     assert plans() == 1
@@ -159,7 +160,7 @@ def test_what_settings_rest_on_takes_the_plans_along(change, device):
 
 def test_an_assumed_chip_has_plans_of_its_own(device):
     calls(device)
-    with launch.assume_chip("sm_80"):
+    with assume_chip("sm_80"):
         assert plans() == 0
         calls(device)
         assert plans() == 1

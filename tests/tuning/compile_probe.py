@@ -5,7 +5,7 @@ import os
 import sys
 from functools import partial
 
-from primer_fast.kernels.launch import MatmulSettings
+from primer_fast.kernels.product import MatmulSettings
 from primer_fast.kernels.tunable import Variant, watching
 from primer_fast.proof.offline import offline
 from primer_fast.proof.targets import TARGETS, target_of

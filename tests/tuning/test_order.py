@@ -10,7 +10,8 @@ import torch
 from primer_fast.bench import units
 from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD
 from primer_fast.bench.report import FAST, Goal, Report
-from primer_fast.kernels.launch import CHIPS, Product
+from primer_fast.kernels.device import CHIPS
+from primer_fast.kernels.product import Product
 from primer_fast.kernels.tunable import Variant
 from primer_fast.proof.targets import TARGETS
 from primer_fast.tuning import order, portfolio, prune, search, session
@@ -150,7 +151,7 @@ def test_what_became_of_each_problem_is_written(played, tmp_path, capsys):
     assert first["refused"] == ["(1,): Wrong: result 0"]
     assert "by estimate 4 of 4 problems fit into 4 minutes" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "tuned" / "h100.json").read_text())["settings"]["matmul"]) == {
-        str(s.bucket) for s in DECISIONS
+        s.bucket for s in DECISIONS
     }
 
 

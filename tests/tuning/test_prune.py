@@ -3,7 +3,8 @@
 import pytest
 from tuning.problems import PROBLEMS
 
-from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
+from primer_fast.kernels.device import CHIPS
+from primer_fast.kernels.product import MatmulSettings, Product, matmul_choice
 from primer_fast.kernels.tunable import Variant
 from primer_fast.tuning import prune
 from primer_fast.tuning.problems import Decision, TunedCase
@@ -46,20 +47,20 @@ def test_shared_memory_is_respected():
     An H100 program may have 232448 bytes: 4 stages, not 5. An A100's 166912 hold 3.
     """
     tile = MatmulSettings(128, 256, 64, 8, 4)
-    assert matmul_settings.fits(H100, SQUARE, tile)
-    assert not matmul_settings.fits(H100, SQUARE, tile._replace(num_stages=5))
+    assert matmul_choice.fits(H100, SQUARE, tile)
+    assert not matmul_choice.fits(H100, SQUARE, tile._replace(num_stages=5))
     small = H100._replace(shared=166912)
-    assert matmul_settings.fits(small, SQUARE, tile._replace(num_stages=3))
-    assert not matmul_settings.fits(small, SQUARE, tile)
+    assert matmul_choice.fits(small, SQUARE, tile._replace(num_stages=3))
+    assert not matmul_choice.fits(small, SQUARE, tile)
     limit = H100._replace(shared=3072 + 4 * 49152)
-    assert matmul_settings.fits(limit, SQUARE, tile)
-    assert not matmul_settings.fits(limit._replace(shared=limit.shared - 1), SQUARE, tile)
+    assert matmul_choice.fits(limit, SQUARE, tile)
+    assert not matmul_choice.fits(limit._replace(shared=limit.shared - 1), SQUARE, tile)
 
 
 def test_registers_are_respected():
     """128 x 256 accumulators are 128 a thread with 8 warps, 256 with 4: more than there are."""
-    assert matmul_settings.fits(H100, SQUARE, MatmulSettings(128, 256, 64, 8, 3))
-    assert not matmul_settings.fits(H100, SQUARE, MatmulSettings(128, 256, 64, 4, 3))
+    assert matmul_choice.fits(H100, SQUARE, MatmulSettings(128, 256, 64, 8, 3))
+    assert not matmul_choice.fits(H100, SQUARE, MatmulSettings(128, 256, 64, 4, 3))
 
 
 def test_the_estimate_prefers_what_is_known_to_be_fast():

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from primer_fast.bench.timing import WallClock
-from primer_fast.kernels.launch import MatmulSettings, chip
+from primer_fast.kernels.device import chip
+from primer_fast.kernels.product import MatmulSettings
 from primer_fast.kernels.tunable import watching
 from primer_fast.tuning import replay, session
 from primer_fast.tuning.problems import Decision, TunedCase, arrays_of, run, units

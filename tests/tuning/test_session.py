@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from primer_fast.bench.units import DeviceLost
-from primer_fast.kernels.launch import CHIPS, Product, matmul_settings
+from primer_fast.kernels.device import CHIPS
+from primer_fast.kernels.product import Product, matmul_choice
 from primer_fast.proof.targets import TARGETS
 from primer_fast.tuning import prune, report, session, tuned_file
 from primer_fast.tuning.problems import Decision, TunedCase
@@ -75,7 +76,7 @@ def test_it_stops_in_time_and_has_written_what_it_found(played, tuned, tmp_path)
     assert played.seconds <= 61
     assert [row.outcome is not None for row in rows] == [True] * 3 + [False] * 2
     written = tuned_file.load(tmp_path / "h100.json")["matmul"]
-    assert set(written) == {str(decision.bucket) for decision in DECISIONS[:3]}
+    assert set(written) == {decision.bucket for decision in DECISIONS[:3]}
     assert all(row["default_seconds"] == 2 * row["seconds"] for row in written.values())
     assert [row.status for row in rows][2:] == ["2.00 x", "not compiled", "not compiled"]
 
@@ -129,7 +130,7 @@ def test_a_problem_without_time_for_it_does_not_end_the_search(played, tmp_path,
     def late(decision, *_):
         if decision == DECISIONS[0]:
             raise TimeoutError
-        return Fastest(matmul_settings.default(H100, decision.problem), 1e-4, 1e-4, 0.01)
+        return Fastest(matmul_choice.default(H100, decision.problem), 1e-4, 1e-4, 0.01)
 
     monkeypatch.setattr(session, "time_decision", late)
     rows = searched(planned(DECISIONS[:2]), 1e6, played, out=tmp_path)

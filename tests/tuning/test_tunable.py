@@ -1,4 +1,4 @@
-"""The look-up: the nearest bucket whose settings fit, else the default; a broken file never breaks a run."""
+"""The look-up: the settings of exactly the bucket, where they fit, else the default; a broken file breaks no run."""
 
 import json
 import warnings
@@ -9,10 +9,11 @@ from tuning.problems import PROBLEMS
 
 from primer_fast import functional as F
 from primer_fast.kernels import tunable
-from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
-from primer_fast.kernels.linear_prepass import backward_choice
+from primer_fast.kernels.device import CHIPS
+from primer_fast.kernels.linear import backward_choice
 from primer_fast.kernels.matmul import operands_choice
-from primer_fast.kernels.tunable import Bucket, Variant, watching
+from primer_fast.kernels.product import MatmulSettings, Product, matmul_choice
+from primer_fast.kernels.tunable import Variant, bucket_of, watching
 from primer_fast.tuning.registry import SPACES
 
 H100, A100 = CHIPS["sm_90"], CHIPS["sm_80"]
@@ -20,8 +21,7 @@ PRODUCT = Product(1024, 1024, 4096, 2, descriptors=True)
 MINE = MatmulSettings(64, 64, 32, 4, 3, SPLITS=5, GROUP_M=4)
 
 
-def bucket(problem):
-    return str(matmul_settings.bucket(problem))
+BUCKET = matmul_choice.bucket(PRODUCT)
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -30,7 +30,7 @@ def test_every_choice_reads_the_file_of_its_gpu(tuned, name):
     before = choice(H100, problem)
     assert before == choice.default(H100, problem) != mine and choice.fits(H100, problem, mine)
     written = mine._asdict() | {"seconds": 1e-4, "default_seconds": 2e-4}
-    tuned(H100, {name: {str(choice.bucket(problem)): written}})
+    tuned(H100, {name: {choice.bucket(problem): written}})
     assert choice(H100, problem) == mine
     assert choice(A100, problem._replace()) == choice.default(A100, problem)
 
@@ -69,41 +69,36 @@ def test_every_launcher_asks_its_choice(device):
     assert seen == set(SPACES)
 
 
-def test_the_nearest_bucket_in_reach_serves(tuned):
-    far, near = MINE._replace(GROUP_M=1), MINE._replace(GROUP_M=2)
-    tuned(H100, {"matmul": {bucket(PRODUCT._replace(M=4096)): far._asdict(), bucket(PRODUCT): near._asdict()}})
-    assert matmul_settings(H100, PRODUCT) == near
-    assert matmul_settings(H100, PRODUCT._replace(M=2048, N=1000)) == near, "of two as near, the smaller"
-    assert matmul_settings(H100, PRODUCT._replace(N=600)) == near, "512 is one power of two away"
-    assert matmul_settings(H100, PRODUCT._replace(M=8192)) == far
-    other = PRODUCT._replace(N=256)
-    assert matmul_settings(H100, other) == matmul_settings.default(H100, other), "two powers of two are too far"
+@pytest.mark.parametrize("change", [{"M": 1000}, {"M": 1400, "N": 800}], ids=str)
+def test_an_entry_serves_its_bucket(tuned, change):
+    tuned(H100, {"matmul": {BUCKET: MINE._asdict()}})
+    assert matmul_choice(H100, PRODUCT._replace(**change)) == MINE
 
 
-@pytest.mark.parametrize("change", [{"itemsize": 4}, {"fused": True}, {"vector": False}, {"count": 2}], ids=str)
-def test_settings_serve_equal_flags_alone(tuned, change):
-    tuned(H100, {"matmul": {bucket(PRODUCT): MINE._asdict()}})
+@pytest.mark.parametrize(
+    "change", [{"M": 2048}, {"N": 600}, {"itemsize": 4}, {"fused": True}, {"vector": False}, {"count": 2}], ids=str
+)
+def test_an_entry_serves_no_other_bucket(tuned, change):
+    tuned(H100, {"matmul": {BUCKET: MINE._asdict()}})
     other = PRODUCT._replace(**change)
-    assert matmul_settings(H100, other) == matmul_settings.default(H100, other) != MINE
+    assert matmul_choice(H100, other) == matmul_choice.default(H100, other) != MINE
 
 
 def test_settings_that_do_not_fit_the_problem_at_hand_are_passed_over(tuned):
-    """Shares that the near problem has work for and this one has not; a tile that shared memory does not hold."""
+    """Shares that one problem of the bucket has work for and another has not; a tile that shared memory cannot hold."""
     shares = MatmulSettings(64, 64, 64, 4, 3, SPLITS=32)
-    tuned(H100, {"matmul": {bucket(PRODUCT): shares._asdict()}})
+    tuned(H100, {"matmul": {BUCKET: shares._asdict()}})
     short = PRODUCT._replace(K=2900)  # the same bucket, but 46 steps for 32 shares
-    assert bucket(short) == bucket(PRODUCT) and matmul_settings(H100, PRODUCT) == shares
-    assert matmul_settings(H100, short) == matmul_settings.default(H100, short)
+    assert matmul_choice.bucket(short) == BUCKET and matmul_choice(H100, PRODUCT) == shares
+    assert matmul_choice(H100, short) == matmul_choice.default(H100, short)
     too_large = MatmulSettings(128, 256, 64, 8, 5)  # 5 stages of 48 KiB are 240 KiB, and there are 227
-    tuned(H100, {"matmul": {bucket(PRODUCT): too_large._asdict(), bucket(PRODUCT._replace(M=2048)): MINE._asdict()}})
-    assert matmul_settings(H100, PRODUCT) == MINE, "the next nearest"
+    tuned(H100, {"matmul": {BUCKET: too_large._asdict()}})
+    assert matmul_choice(H100, PRODUCT) == matmul_choice.default(H100, PRODUCT)
 
 
 def test_a_default_that_nothing_beat_stays(tuned):
-    beaten = {"seconds": 1e-3, "default_seconds": 1e-3}
-    tuned(H100, {"matmul": {bucket(PRODUCT): beaten, bucket(PRODUCT._replace(M=2048)): MINE._asdict()}})
-    assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
-    assert matmul_settings(H100, PRODUCT._replace(M=2048)) == MINE
+    tuned(H100, {"matmul": {BUCKET: {"seconds": 1e-3, "default_seconds": 1e-3}}})
+    assert matmul_choice(H100, PRODUCT) == matmul_choice.default(H100, PRODUCT)
 
 
 @pytest.mark.parametrize(
@@ -114,37 +109,33 @@ def test_a_default_that_nothing_beat_stays(tuned):
         "[1, 2]",
         '{"settings": []}',
         '{"settings": {"matmul": 3}}',
-        json.dumps({"settings": {"matmul": {"no sizes": MINE._asdict()}}}),
-        json.dumps({"settings": {"matmul": {"1024x1024x4096": [1]}}}),
-        json.dumps({"settings": {"matmul": {"1024x1024x4096": {"BLOCK_M": 64}}}}),
-        json.dumps({"settings": {"matmul": {"1024x1024x4096": MINE._asdict() | {"SPLITS": "5"}}}}),
-        json.dumps({"settings": {"matmul": {"1024x1024x4096": MINE._asdict() | {"of another version": 1}}}}),
+        json.dumps({"settings": {"matmul": {BUCKET: [1]}}}),
+        json.dumps({"settings": {"matmul": {BUCKET: {"BLOCK_M": 64}}}}),
+        json.dumps({"settings": {"matmul": {BUCKET: MINE._asdict() | {"SPLITS": "5"}}}}),
+        json.dumps({"settings": {"matmul": {BUCKET: MINE._asdict() | {"of another version": 1}}}}),
     ],
 )
 def test_a_broken_file_is_ignored_with_one_warning(tuned, content):
     path = tuned(H100, content)
     with pytest.warns(UserWarning, match=str(path)) as seen:
-        assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
-        matmul_settings(H100, PRODUCT._replace(M=77))
+        assert matmul_choice(H100, PRODUCT) == matmul_choice.default(H100, PRODUCT)
+        matmul_choice(H100, PRODUCT._replace(M=77))
     assert len(seen) == 1
 
 
 def test_a_way_is_chosen_by_its_name(tuned):
-    """And serves the neighbours, as settings do; where it cannot compute a problem, the default does."""
+    """Where it cannot compute a problem, the default does."""
     problem = PROBLEMS["matmul_operands"][0]
-    tuned(A100, {"matmul_operands": {str(operands_choice.bucket(problem)): {"variant": "descriptors"}}})
+    tuned(A100, {"matmul_operands": {operands_choice.bucket(problem): {"variant": "descriptors"}}})
     assert operands_choice(A100, problem) == Variant("pointers"), "there are no descriptors"
-    tuned(H100, {"matmul_operands": {str(operands_choice.bucket(problem)): {"variant": "pointers"}}})
-    assert (
-        operands_choice(H100, problem).variant == operands_choice(H100, problem._replace(M=2048)).variant == "pointers"
-    )
-    assert operands_choice(H100, problem._replace(M=512)).variant == "descriptors"
+    tuned(H100, {"matmul_operands": {operands_choice.bucket(problem): {"variant": "pointers"}}})
+    assert operands_choice(H100, problem).variant == "pointers"
 
 
 @pytest.mark.parametrize("name", ["a way of another version", 1, ["prepass"], None])
 def test_an_unknown_way_is_ignored_with_one_warning(tuned, name):
     problem = PROBLEMS["linear_backward"][0]
-    path = tuned(H100, {"linear_backward": {str(backward_choice.bucket(problem)): {"variant": name}}})
+    path = tuned(H100, {"linear_backward": {backward_choice.bucket(problem): {"variant": name}}})
     with pytest.warns(UserWarning, match=f"{path} are ignored: .*must be variant, one of fused, prepass; got") as seen:
         assert backward_choice(H100, problem) == backward_choice.default(H100, problem)
         backward_choice(H100, problem._replace(M=77))
@@ -155,34 +146,30 @@ def test_bytes_that_are_no_text_are_ignored(tuned):
     path = tuned(H100, {})
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.warns(UserWarning, match="ignored"):
-        assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
+        assert matmul_choice(H100, PRODUCT) == matmul_choice.default(H100, PRODUCT)
 
 
 def test_choices_of_another_version_are_not_looked_at(tuned):
-    tuned(H100, {"matmul": {bucket(PRODUCT): MINE._asdict()}, "fft": {"8": {"RADIX": 4}}})
+    tuned(H100, {"matmul": {BUCKET: MINE._asdict()}, "fft": {"8": {"RADIX": 4}}})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert matmul_settings(H100, PRODUCT) == MINE
+        assert matmul_choice(H100, PRODUCT) == MINE
 
 
 def test_a_look_up_is_made_once(tuned, monkeypatch):
-    tuned(H100, {"matmul": {bucket(PRODUCT): MINE._asdict()}})
-    assert matmul_settings(H100, PRODUCT) == MINE
-    monkeypatch.setattr(matmul_settings, "fits", lambda *_: 1 / 0)
-    monkeypatch.setattr(matmul_settings, "bucket", lambda *_: 1 / 0)
-    assert matmul_settings(H100, PRODUCT) == MINE
+    tuned(H100, {"matmul": {BUCKET: MINE._asdict()}})
+    assert matmul_choice(H100, PRODUCT) == MINE
+    monkeypatch.setattr(matmul_choice, "fits", lambda *_: 1 / 0)
+    monkeypatch.setattr(matmul_choice, "bucket", lambda *_: 1 / 0)
+    assert matmul_choice(H100, PRODUCT) == MINE
 
 
-def test_buckets_are_read_as_they_are_written():
-    made = Bucket.of(1000, 3, 5000, item=2, desc=True)
-    assert str(made) == "1024x4x4096 item2 desc1" and Bucket.parse(str(made)) == made
-    assert Bucket.of(7) == Bucket((8,), "") == Bucket.parse("8")
-    assert made.distance(Bucket.of(4096, 2, 4096, item=2, desc=True)) == 3
-    assert made.distance(Bucket.of(1000, 3, 5000, item=4, desc=True)) == float("inf")
+def test_a_bucket_is_rounded_sizes_and_flags():
+    assert bucket_of(1000, 3, 5000, item=2, desc=True) == "1024x4x4096 item2 desc1" and bucket_of(7) == "8"
 
 
 def test_watching_ends_with_its_block():
     with pytest.raises(KeyError), watching(lambda *_: MINE):
-        assert matmul_settings(H100, PRODUCT) == MINE
+        assert matmul_choice(H100, PRODUCT) == MINE
         raise KeyError
-    assert matmul_settings(H100, PRODUCT) == matmul_settings.default(H100, PRODUCT)
+    assert matmul_choice(H100, PRODUCT) == matmul_choice.default(H100, PRODUCT)

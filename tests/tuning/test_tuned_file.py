@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
+from primer_fast.kernels.device import CHIPS
+from primer_fast.kernels.product import MatmulSettings, Product, matmul_choice
 from primer_fast.tuning import tuned_file
 from primer_fast.tuning.problems import Decision, TunedCase
 from primer_fast.tuning.search import Fastest
@@ -13,7 +14,7 @@ H100 = CHIPS["sm_90"]
 PRODUCT = Product(1024, 1024, 4096, 2, descriptors=True)
 DECISION = Decision(TunedCase("linear", "square_1024", "bfloat16"), "matmul", PRODUCT)
 MINE = MatmulSettings(64, 64, 32, 4, 3)
-DEFAULT = matmul_settings.default(H100, PRODUCT)
+DEFAULT = matmul_choice.default(H100, PRODUCT)
 FASTER = tuned_file.entry(Fastest(MINE, 1.23456789e-4, 2e-4, 0.01), DEFAULT)
 
 
@@ -21,7 +22,7 @@ def test_what_is_written_is_what_the_launcher_chooses(tuned):
     path = tuned(H100, {})
     tuned_file.add(path, H100.name, DECISION, FASTER)
     content = json.loads(path.read_text())
-    assert content["settings"]["matmul"][str(DECISION.bucket)] == MINE._asdict() | {
+    assert content["settings"]["matmul"][DECISION.bucket] == MINE._asdict() | {
         "seconds": 1.235e-4,
         "default_seconds": 2e-4,
     }
@@ -29,7 +30,7 @@ def test_what_is_written_is_what_the_launcher_chooses(tuned):
     from primer_fast.kernels.tunable import forget_tuned
 
     forget_tuned()
-    assert matmul_settings(H100, PRODUCT) == MINE
+    assert matmul_choice(H100, PRODUCT) == MINE
 
 
 def test_a_default_that_won_is_written_without_settings():
@@ -65,4 +66,4 @@ def test_a_file_that_cannot_be_read_is_kept_under_another_name(tuned):
 def test_a_folder_that_is_not_there_is_made(tmp_path):
     path = tmp_path / "new" / "tuned" / "h100.json"
     tuned_file.add(path, H100.name, DECISION, FASTER)
-    assert tuned_file.load(path) == {"matmul": {str(DECISION.bucket): FASTER}}
+    assert tuned_file.load(path) == {"matmul": {DECISION.bucket: FASTER}}

@@ -7,8 +7,8 @@ import torch
 
 from primer_fast import functional as F
 from primer_fast.functional import attention_operator
-from primer_fast.kernels import attention_onepass, linear, linear_prepass, matmul
-from primer_fast.kernels.launch import CHIPS, assume_chip
+from primer_fast.kernels import attention_onepass, linear, matmul
+from primer_fast.kernels.device import CHIPS, assume_chip
 from primer_fast.kernels.prepass import prepass
 from primer_fast.kernels.tunable import Variant, watching
 from primer_fast.proof import verify
@@ -18,7 +18,7 @@ from primer_fast.tuning.replay import Wrong, whole_call
 
 H100 = CHIPS["sm_90"]
 UNIT = TunedCase("linear", "primer", "float32")
-DECISION = Decision(UNIT, "linear_backward", linear_prepass.Activated(5, 3, 2, 4, 3), backward=True)
+DECISION = Decision(UNIT, "linear_backward", linear.BackwardProblem(5, 3, 2, 4, 3), backward=True)
 FUSED, PREPASS = Variant("fused"), Variant("prepass")
 CASES = {case.name: case for case in verify.cases("linear", False)}
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the small cases are the CPU's")
@@ -45,7 +45,7 @@ def taking(name, choice):
     ],
 )  # fmt: skip
 def test_linears_backward_by_a_prepass_matches_the_reference(case, dtype):
-    context, asked = taking("prepass", linear_prepass.backward_choice)
+    context, asked = taking("prepass", linear.backward_choice)
     with context:
         rows = verify.check("linear", CASES[case], verify.DTYPES[dtype], "descriptors")
     assert asked and [row for row in rows if not row.passed] == []
@@ -74,7 +74,7 @@ def test_programs_of_the_prepass_walk_down_their_rows(layout, device):
 def test_the_prepass_is_bitwise_equal_in_two_runs_and_leaves_other_backwards_alone(device):
     x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((100, 24), (40, 24), (40,)))
     dy = torch.randn(100, 40, device=device)
-    context, asked = taking("prepass", linear_prepass.backward_choice)
+    context, asked = taking("prepass", linear.backward_choice)
 
     def gradients(activation, *leaves):
         return torch.autograd.grad(F.linear(x, w, b, activation=activation), leaves, dy)
@@ -99,7 +99,7 @@ def test_the_prepass_serves_one_product_alone(alone, device):
     dy = torch.randn(100, 40, device=device, dtype=torch.bfloat16)
     gradients = {}
     for way in ("fused", "prepass"):
-        context, asked = taking(way, linear_prepass.backward_choice)
+        context, asked = taking(way, linear.backward_choice)
         with context:
             gradients[way] = torch.autograd.grad(F.linear(x, w, b, activation="gelu"), leaves, dy)
         assert [(problem.input, problem.weight) for problem in asked] == [(alone == "input", alone == "weight")]

@@ -1,4 +1,4 @@
-"""Launch settings: tuned ones when there are some, estimated ones otherwise."""
+"""How products are cut up by the estimate, and the GPU for which they are."""
 
 import json
 from pathlib import Path
@@ -7,37 +7,15 @@ import pytest
 import torch
 
 from primer_fast import functional as F
-from primer_fast.kernels import launch, tunable
-from primer_fast.kernels.launch import CHIPS, MatmulSettings, Product, matmul_settings
-from primer_fast.kernels.linear_prepass import Activated, backward_choice
+from primer_fast.kernels import product as products
+from primer_fast.kernels import tunable
+from primer_fast.kernels.device import CHIPS, assume_chip, chip
+from primer_fast.kernels.linear import BackwardProblem, backward_choice
+from primer_fast.kernels.product import MatmulSettings, Product, matmul_choice
 from primer_fast.reference.linear import CASES, sizes
 
 ROOT = Path(__file__).parent.parent
 H100, A100 = CHIPS["sm_90"], CHIPS["sm_80"]
-
-
-@pytest.fixture
-def tuned(tmp_path, monkeypatch):
-    """Write tuned settings of a GPU for the time of a test."""
-
-    def write(chip, entries):
-        (tmp_path / f"{chip.name}.json").write_text(json.dumps({"settings": {"matmul": entries}}))
-
-    monkeypatch.setattr(tunable, "TUNED", tmp_path)
-    tunable.forget_tuned()
-    yield write
-    tunable.forget_tuned()
-
-
-def test_tuned_settings_serve_their_bucket_and_their_gpu_alone(tuned):
-    product = Product(1000, 1100, 4000, 2, descriptors=True)
-    mine = MatmulSettings(64, 64, 32, 4, 3, SPLITS=5, GROUP_M=4)
-    tuned(H100, {str(launch.product_bucket(product)): mine._asdict()})
-    assert matmul_settings(H100, product) == mine
-    assert matmul_settings(H100, product._replace(M=1024)) == mine, "1000 and 1024 round to one power of two"
-    assert matmul_settings(H100, product._replace(M=3000)) != mine
-    assert matmul_settings(H100, product._replace(itemsize=4)) != mine
-    assert matmul_settings(A100, product) != mine
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda c: c.arch)
@@ -47,7 +25,7 @@ def test_estimated_settings_fit_the_chip(case, itemsize, chip):
     M, K, N = sizes(case)
     for vector in (True, False):
         p = Product(M, N, K, itemsize, descriptors=vector and chip.has_descriptors, vector=vector, fused=True)
-        s = matmul_settings(chip, p)
+        s = matmul_choice(chip, p)
         stage = (2 * s.BLOCK_M + s.BLOCK_N) * s.BLOCK_K * itemsize
         assert stage * s.num_stages <= chip.shared
         assert min(s.BLOCK_M, s.BLOCK_N, s.BLOCK_K) >= 16, "the smallest tensor-core product"
@@ -56,33 +34,33 @@ def test_estimated_settings_fit_the_chip(case, itemsize, chip):
 
 
 def test_large_products_get_the_large_tile():
-    s = matmul_settings(H100, Product(8192, 8192, 8192, 2, descriptors=True))
+    s = matmul_choice(H100, Product(8192, 8192, 8192, 2, descriptors=True))
     assert (s.BLOCK_M, s.BLOCK_N, s.SPLITS) == (128, 256, 1)
 
 
 def test_a_long_reduction_with_few_tiles_is_split_to_fill_the_chip():
-    s = matmul_settings(H100, Product(256, 256, 65536, 2, descriptors=True))
+    s = matmul_choice(H100, Product(256, 256, 65536, 2, descriptors=True))
     assert s.SPLITS > 1
-    assert launch._programs(Product(256, 256, 65536, 2), s) >= H100.processors / 2
+    assert products._programs(Product(256, 256, 65536, 2), s) >= H100.processors / 2
 
 
 def test_the_assumed_chip_ends_with_its_context():
-    before = launch.chip()
-    with pytest.raises(KeyError, match="sm_75"), launch.assume_chip("sm_75"):
+    before = chip()
+    with pytest.raises(KeyError, match="sm_75"), assume_chip("sm_75"):
         pass
-    with launch.assume_chip("sm_80"):
-        assert launch.chip() == A100
-    assert launch.chip() == before
+    with assume_chip("sm_80"):
+        assert chip() == A100
+    assert chip() == before
 
 
 @pytest.mark.parametrize(("channels", "size"), [(64, 56), (128, 28), (256, 14), (512, 7)], ids=str)
 def test_a_product_that_asks_for_it_fills_the_chip(channels, size):
     """dw of ResNet-50's 3 x 3 layers: few tiles, a long sum over pixels."""
     product = Product(channels, channels, 64 * size * size, 2, descriptors=True, fused=True, count=9, traffic=2**26)
-    least, filled = (matmul_settings(H100, product._replace(fill=fill)) for fill in (1.0, 1.3))
-    assert launch._programs(product, filled) >= 0.95 * H100.processors > launch._programs(product, least)
+    least, filled = (matmul_choice(H100, product._replace(fill=fill)) for fill in (1.0, 1.3))
+    assert products._programs(product, filled) >= 0.95 * H100.processors > products._programs(product, least)
     assert filled.BLOCK_M >= 64
-    assert launch.estimate(H100, product, filled) <= 1.3 * launch.estimate(H100, product, least)
+    assert products.estimate(H100, product, filled) <= 1.3 * products.estimate(H100, product, least)
 
 
 def test_products_in_one_launch_count():
@@ -90,27 +68,27 @@ def test_products_in_one_launch_count():
     one = Product(512, 512, 4096, 2, descriptors=True)
     nine = one._replace(count=9)
     s = MatmulSettings(128, 128, 64, 8, 3)
-    assert launch._programs(nine, s) == 9 * launch._programs(one, s) == 144
-    assert launch.estimate(H100, nine, s) > launch.estimate(H100, one, s)
-    assert launch.product_bucket(nine) != launch.product_bucket(one)
+    assert products._programs(nine, s) == 9 * products._programs(one, s) == 144
+    assert products.estimate(H100, nine, s) > products.estimate(H100, one, s)
+    assert products.product_bucket(nine) != products.product_bucket(one)
 
 
 def test_what_overlaps_nothing_costs_less_with_a_second_program_on_the_processor():
     """Splitting float32 into TF32 parts: beside it the other program multiplies."""
     product = Product(4096, 4096, 4096, 4, passes=3, descriptors=True)
     alone, beside = MatmulSettings(128, 128, 32, 8, 4), MatmulSettings(64, 128, 32, 4, 4)
-    assert [launch._residents(H100, product, s) for s in (alone, beside)] == [1, 2]
-    assert launch._alone(H100, product, beside) > 0 == launch._alone(A100, product, beside)
-    assert launch.estimate(H100, product, beside) < 0.8 * launch.estimate(H100, product, alone)
-    assert launch._residents(H100, product, matmul_settings(H100, product)) == 2
+    assert [products._residents(H100, product, s) for s in (alone, beside)] == [1, 2]
+    assert products._alone(H100, product, beside) > 0 == products._alone(A100, product, beside)
+    assert products.estimate(H100, product, beside) < 0.8 * products.estimate(H100, product, alone)
+    assert products._residents(H100, product, matmul_choice(H100, product)) == 2
 
 
 def test_a_costly_epilogue_is_estimated():
     product = Product(16384, 3072, 768, 2, descriptors=True)
     costly = product._replace(finish=15, double=True)
     s = MatmulSettings(128, 256, 64, 8, 4)
-    ends = launch.estimate(H100, costly, s) - launch.estimate(H100, product, s)
-    waves = -(-launch._programs(product, s) // H100.processors)
+    ends = products.estimate(H100, costly, s) - products.estimate(H100, product, s)
+    waves = -(-products._programs(product, s) // H100.processors)
     assert ends == pytest.approx(waves * 128 * 18 * 2 / 1.6e9), (
         "128 elements a thread, 18 instructions, two warps a part"
     )
@@ -127,8 +105,8 @@ def test_a_costly_epilogue_is_estimated():
     ids=str,
 )
 def test_the_way_of_linears_backward_follows_from_its_size(size, way):
-    """Writing the gradient once pays where the products are long; a small one would wait for another launch."""
-    assert backward_choice.default(H100, Activated(*size, 2)).variant == way
+    """Writing the gradient once pays where the products are long; a small one would wait for another products."""
+    assert backward_choice.default(H100, BackwardProblem(*size, 2)).variant == way
 
 
 def test_the_estimate_of_shared_memory_is_not_below_what_kernels_take():
@@ -142,7 +120,7 @@ def test_the_estimate_of_shared_memory_is_not_below_what_kernels_take():
         p = Product(
             1, 1, 1, 4 if c["PRECISE"] else 2, 3 if c["PRECISE"] else 1, True, fused=c["GRADIENT_OF"] is not None
         )
-        assert 0.7 * launch._shared(p, s) <= row["resources"]["shared_bytes"] <= launch._shared(p, s), row
+        assert 0.7 * products._shared(p, s) <= row["resources"]["shared_bytes"] <= products._shared(p, s), row
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", None])

@@ -1,118 +1,14 @@
-"""Launch settings: what turns sizes and a GPU into tile sizes, warps and stages.
+"""How a product of matrices is cut up: the settings that a roofline estimate likes best, unless a file has better.
 
-Settings found by measurement are read from tuned/<gpu>.json (tunable.py); sizes without an entry get the tile that a
-roofline estimate likes best. Nothing is searched at the first call.
+Nothing is searched at the first call.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-import torch
-import triton
-from torch import Tensor
-
-from .prepared import forget
-from .tunable import Bucket, Choice
-
-
-class Chip(NamedTuple):
-    """What settings depend on. Rates are data-sheet figures for dense 16-bit products; only their ratios matter."""
-
-    arch: str  # sm_90, gfx942, ...
-    name: str  # of the file in tuned/
-    processors: int  # multiprocessors or compute units
-    shared: int  # bytes of shared memory that one program may use
-    tflops: float
-    bandwidth: float  # of device memory, TB/s
-
-    @property
-    def has_descriptors(self) -> bool:
-        """A tensor memory accelerator: Hopper and later."""
-        return self.arch.startswith("sm_") and int(self.arch[3:]) >= 90
-
-    @property
-    def is_amd(self) -> bool:
-        return self.arch.startswith("gfx")
-
-
-_RATES = {"sm_80": (312, 2.0), "sm_89": (165, 1.0), "sm_90": (989, 3.35), "sm_100": (2250, 8.0), "sm_120": (209, 1.8),
-          "gfx942": (1307, 5.3), "gfx950": (2300, 8.0)}  # fmt: skip
-CHIPS = {  # stand-ins where no driver says: the interpreter and tests
-    "sm_80": Chip("sm_80", "a100", 108, 166912, *_RATES["sm_80"]),
-    "sm_90": Chip("sm_90", "h100", 132, 232448, *_RATES["sm_90"]),
-}
-_assumed: Chip | None = None
-
-
-@contextlib.contextmanager
-def assume_chip(arch: str | Chip):
-    """Choose kernels and settings as for a chip or one of ``CHIPS``: "sm_80" takes pointers, "sm_90" descriptors."""
-    global _assumed
-    before, _assumed = _assumed, CHIPS[arch] if isinstance(arch, str) else arch
-    forget()
-    try:
-        yield
-    finally:
-        _assumed = before
-        forget()
-
-
-def file_name(device: str) -> str:
-    """What the files of a GPU are called, from the name that its driver gives it."""
-    return "_".join(device.lower().split())
-
-
-@functools.cache
-def _active_chip(device: int) -> Chip:
-    driver = triton.runtime.driver.active
-    current = driver.get_current_device()
-    driver.set_current_device(device)  # drivers tell the target of the current one
-    try:
-        target = driver.get_current_target()
-    finally:
-        driver.set_current_device(current)
-    arch = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
-    properties = driver.utils.get_device_properties(device)
-    known = arch if arch in _RATES else "gfx942" if target.backend == "hip" else "sm_80"
-    name = properties.get("name") or torch.cuda.get_device_name(device)  # stand-in drivers know theirs
-    return Chip(
-        arch,
-        file_name(name),
-        properties["multiprocessor_count"],
-        properties["max_shared_mem"],
-        *_RATES[known],
-    )
-
-
-def forget_chip() -> None:
-    """Ask the driver again: it was replaced."""
-    _active_chip.cache_clear()
-    forget()
-
-
-def chip(device: int | None = None) -> Chip:
-    """The GPU of that number; without a number, the one that the next kernel is launched on."""
-    if _assumed is not None:
-        return _assumed
-    if triton.knobs.runtime.interpret:
-        return CHIPS["sm_90"]
-    return _active_chip(triton.runtime.driver.active.get_current_device() if device is None else device)
-
-
-def chip_of(x: Tensor) -> Chip:
-    """The GPU that holds ``x``: where a host has two kinds of them, settings must suit that one."""
-    return chip(x.get_device() if x.is_cuda else None)
-
-
-_stay = contextlib.nullcontext()
-
-
-def on_device_of(x: Tensor) -> AbstractContextManager:
-    """Context in which kernels run on the GPU that holds ``x``; costs nothing where that is the current one."""
-    return _stay if not x.is_cuda or x.get_device() == torch.cuda.current_device() else torch.cuda.device_of(x)
+from .device import Chip, cdiv
+from .tunable import Choice, bucket_of
 
 
 class MatmulSettings(NamedTuple):
@@ -141,10 +37,10 @@ class Product(NamedTuple):
     wide_result: bool = True  # the result can be written 16 bytes at a time
     fused: bool = False  # a is multiplied by the activation's derivative on the way in
     double: bool = False  # the activation's derivative is written beside the result, or read there
-    finish: int = 0  # instructions for an element of the result, beside what a plain product takes
+    finish: int = 0  # instructions for an element of the result, beyond those of a plain product
     count: int = 1  # products of this size in one launch
-    fill: float = 1.0  # by what factor the estimate may rise so that _FULL of the processors get a program
-    traffic: int | None = None  # bytes that pass through device memory, where not every operand and result once
+    fill: float = 1.0  # settings slower by up to this factor are taken if they give _FULL of the processors a program
+    traffic: int | None = None  # bytes through device memory; None: every operand and result passes once
 
 
 _TILES = (  # BLOCK_M, BLOCK_N, warps
@@ -153,20 +49,20 @@ _TILES = (  # BLOCK_M, BLOCK_N, warps
 )  # fmt: skip
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TILE_SECONDS = 2.1e-6  # a tile's prologue and epilogue on Hopper, fitted to the figures of Triton's Gluon tutorial 07
-_CLOCK = 1.6e9  # of a multiprocessor, which begins an instruction of four warps in each cycle
+_CLOCK = 1.6e9  # cycles a second of a multiprocessor, which begins an instruction of four warps in each
 _REGISTERS = 65536  # of a multiprocessor
-_SPLIT = 12  # instructions that make two tf32 parts of an element, counted in code for sm_90
-_FUSED = 3  # the same that make an element of a gradient, on its way to a product
-_DOUBLE = 3  # the same that make the derivative beside an element of the result, or multiply by it
-_ORDER = 100  # cycles until the tensor cores see what a program wrote to shared memory, an estimate
-LAUNCH_SECONDS = 3e-6  # a second launch, on the device
-_FULL = 0.95  # share of the processors with a program that counts as all
+_SPLIT = 12  # instructions that split an element into two tf32 parts, counted in code for sm_90
+_FUSED = 3  # instructions that multiply an element by the derivative on its way to a product
+_DOUBLE = 3  # instructions that write the derivative beside an element of the result, or multiply by it
+_ORDER = 100  # estimated cycles until the tensor cores see what a program wrote to shared memory
+LAUNCH_SECONDS = 3e-6  # that a second launch takes on the device
+_FULL = 0.95  # where this share of the processors has a program, the chip counts as full
 _LATENCY = 0.8e-6  # of a load from device memory
-_INDIFFERENT = 0.3e-6  # settings whose estimates differ by less: the one with fewer programs
+_INDIFFERENT = 0.3e-6  # of settings whose estimates differ by less, those with fewer programs are taken
 
 
 def _held(gpu: Chip, p: Product) -> int:
-    """Accumulators per thread that leave registers for the rest."""
+    """The most accumulators that a thread may hold: everything else that it holds needs registers too."""
     limit = 128
     if not p.vector:
         limit = 32  # element-wise loads keep every address in a register
@@ -178,7 +74,7 @@ def _held(gpu: Chip, p: Product) -> int:
 
 
 def _shared(p: Product, s: MatmulSettings) -> int:
-    """Bytes of shared memory, about: a buffer of each operand for each stage, and what is written there on the way.
+    """About how many bytes of shared memory a program takes: one buffer of each operand for each stage, or the result.
 
     An operand that is changed on its way to the product needs one buffer less, and room for what it is changed into.
     """
@@ -202,12 +98,12 @@ def tile_fits(gpu: Chip, p: Product, s: MatmulSettings) -> bool:
 
 
 def fits(gpu: Chip, p: Product, s: MatmulSettings) -> bool:
-    """Whether a processor holds a tile, and each share of the reduction has work."""
+    """Whether registers and shared memory hold a tile, and every share of the reduction has at least two steps."""
     return tile_fits(gpu, p, s) and (s.SPLITS == 1 or cdiv(p.K, s.BLOCK_K) >= 2 * s.SPLITS)
 
 
 def shape_tile(gpu: Chip, p: Product, block_m: int, block_n: int, warps: int) -> MatmulSettings | None:
-    """Reduction step, stages and subtiles for a tile; None where the tile does not fit the chip."""
+    """A tile with the reduction step, stages and subtiles that suit it; None where the chip does not hold it."""
     elements = block_m * block_n // (warps * 32)  # accumulators per thread
     step_bytes = 128 if p.descriptors or elements <= 32 else 64
     if not p.vector:
@@ -234,7 +130,7 @@ def _residents(gpu: Chip, p: Product, s: MatmulSettings) -> int:
 
 
 def _alone(gpu: Chip, p: Product, s: MatmulSettings) -> float:
-    """Seconds of a reduction step in which a program multiplies nothing, because the next product waits for it."""
+    """Seconds of a reduction step in which a program prepares an operand, so that its next product has to wait."""
     threads = s.num_warps * 32
     instructions = _SPLIT * (s.BLOCK_M + s.BLOCK_N) * s.BLOCK_K / threads if p.passes > 1 else 0
     if p.fused:
@@ -243,9 +139,11 @@ def _alone(gpu: Chip, p: Product, s: MatmulSettings) -> float:
 
 
 def estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
-    """Seconds by a roofline per wave of programs: tensor cores, L2, latency, device memory, and what overlaps nothing.
+    """Estimated seconds of a product.
 
-    While one program does something else than multiply, the programs beside it on the processor multiply.
+    A wave of programs takes as long as its slowest resource does: tensor cores, L2, or the latency of a load. What a
+    program does without multiplying adds to that, except where other programs on the same processor multiply
+    meanwhile. The whole takes at least as long as device memory does.
     """
     steps = cdiv(cdiv(p.K, s.BLOCK_K), s.SPLITS)
     stage = (s.BLOCK_M * (1 + p.fused) + s.BLOCK_N) * s.BLOCK_K * p.itemsize
@@ -278,7 +176,7 @@ def estimate(gpu: Chip, p: Product, s: MatmulSettings) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def estimated_settings(gpu: Chip, p: Product) -> MatmulSettings:
-    """The settings with the least estimated time."""
+    """The default: the settings with the least estimated time; where ``fill`` asks for it, those that fill the chip."""
     candidates = []
     for tile in _TILES:
         shaped = shape_tile(gpu, p, *tile)
@@ -302,32 +200,16 @@ def estimated_settings(gpu: Chip, p: Product) -> MatmulSettings:
     return chosen
 
 
-def product_bucket(p: Product) -> Bucket:
-    return Bucket.of(
+def product_bucket(p: Product) -> str:
+    return bucket_of(
         p.M, p.N, p.K, item=p.itemsize, passes=p.passes, desc=p.descriptors, vector=p.vector, wide=p.wide_result,
         fused=p.fused, double=p.double, count=p.count,
     )  # fmt: skip
 
 
 def product_choice(name: str, fits: Callable = fits, default: Callable = estimated_settings) -> Choice:
-    """The choice of a kernel that multiplies matrices. Shares suit one size: it reaches no further than twice that."""
-    return Choice(name, MatmulSettings, product_bucket, fits, default, reach=1)
+    """The choice of a kernel that multiplies matrices, by its name in tuned files."""
+    return Choice(name, MatmulSettings, product_bucket, fits, default)
 
 
-matmul_settings = product_choice("matmul")
-
-
-def dot_precision(gpu: Chip, precision: str) -> str:
-    """torch.get_float32_matmul_precision() -> input_precision of tl.dot; AMD multiplies float32 as it is."""
-    if gpu.is_amd:
-        return "ieee"
-    return "tf32x3" if precision == "highest" else "tf32"
-
-
-def passes(dot: str, itemsize: int) -> int:
-    """How many tensor-core products make one product: three for float32 split into TF32 parts, otherwise one."""
-    return 3 if dot == "tf32x3" and itemsize == 4 else 1
-
-
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)
+matmul_choice = product_choice("matmul")
