@@ -104,7 +104,7 @@ def fill(folder):
         "registers": 168, "spill_bytes": 16, "spill_instructions": 2, "shared_bytes": 2048, "matrix": {"HGMMA": 4},
         "programs_per_processor": 2, "instructions": 1500, "loads": {}, "stores": {}, "ffma": 0,
     }  # fmt: skip
-    launch = {"op": "linear", "case": "a", "dtype": "bfloat16", "target": "sm_90", "kernel": "_linear_kernel"}
+    launch = {"op": "linear", "case": "a", "dtype": "bfloat16", "target": "sm_90", "kernel": "linear_kernel"}
     launches = [launch | {"resources": needs}, launch | {"resources": None}]
     (folder / "offline").mkdir()
     table = {"triton": "3.7.1", "torch": "2.13.0", "command": "primer-fast kernels linear", "rows": launches}
@@ -259,7 +259,14 @@ def test_a_wrong_call(arguments, capsys):
 
 
 def test_kernels_can_be_compiled_on_the_spot(folder, monkeypatch):
-    needs = {"op": "conv2d", "case": "a", "dtype": "bfloat16", "target": "sm_90", "kernel": "_now", "resources": None}
+    needs = {
+        "op": "conv2d",
+        "case": "a",
+        "dtype": "bfloat16",
+        "target": "sm_90",
+        "kernel": "now_kernel",
+        "resources": None,
+    }
     row = SimpleNamespace(as_dict=lambda: needs)
     monkeypatch.setattr(report.kernels, "compile_rows", lambda units, jobs: [row] * bool(units and jobs == 2))
     assert made(folder, "--compile").row("conv2d", "now")
