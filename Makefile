@@ -13,13 +13,19 @@ else
 READY := installed
 endif
 
-.PHONY: demo test verify bench gpu gpu-tune gpu-python keep versions lint installed
+.PHONY: demo test quick verify bench gpu gpu-tune gpu-python keep versions lint installed
 
 demo: $(READY)  ## verify the kernels, train the primer's models, write a report with pictures
 	$(PYTHON) -m primer_fast.cli demo --out $(DEMO_OUT)
 
 test: $(READY)  ## all tests; without a GPU the kernels run in Triton's interpreter
 	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadgroup
+
+quick: $(READY)  ## lint, layout and most tests of one op, in seconds: make quick OP=layer_norm
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pytest -n 2 -m "not slow" tests/test_layout.py tests/functional $(wildcard tests/properties/test_$(OP).py) \
+		-k "test_layout.py or $(if $(OP),$(OP),nothing)$(if $(filter linear,$(OP)), and not linear_)"
 
 verify: $(READY)  ## every case of every op, kernel against NumPy
 	$(PYTHON) -m primer_fast.cli verify

@@ -194,6 +194,7 @@ def test_an_infinite_weight_reaches_no_other_tap(device):
     assert (y == float("inf")).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_an_infinite_pixel_reaches_the_windows_that_hold_it_alone(device):
     """Few channels: the copy's elements beside a window's own are real pixels."""

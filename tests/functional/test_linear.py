@@ -109,6 +109,7 @@ def test_what_the_forward_keeps(device):
         assert sum(t.numel() for t in own) == (y.numel() if keeps_derivative(activation) else 0)
 
 
+@pytest.mark.slow
 def test_large_unaligned_operands_are_copied_to_where_descriptors_can_read_them(device):
     x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((260, 67), (259, 67)))
     dy = torch.randn(260, 259, device=device)

@@ -157,6 +157,7 @@ print(loss.item(), peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not say how much memory was used")
 def test_peak_memory_on_a_cpu():
     """Forward and backward at V = 50,257, gradients included: at most a quarter of logits and their cross entropy."""

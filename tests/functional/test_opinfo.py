@@ -44,6 +44,7 @@ def compare(op, sample, tolerance):
         torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_samples_through_the_kernels(op, device):
     chosen = samples(op, torch.float32, device)

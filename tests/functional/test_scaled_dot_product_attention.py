@@ -101,6 +101,7 @@ def test_lse_is_the_base_2_logarithm_of_the_sum(device):
     torch.testing.assert_close(lse[:, :, 3:], want[:, :, 3:], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "dtype"), WAYS[::2], ids=str)
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"enable_gqa": True, "softcap": 3.0}], ids=str)
 def test_dropout_is_the_same_in_the_backward(options, path, dtype, device):
@@ -353,6 +354,7 @@ def test_few_queries_share_out_many_keys(options, device, monkeypatch):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_pass_backward_is_taken_only_when_asked_for(device, monkeypatch):
     calls = []
     one_pass = attention_operator.attention_bwd_onepass
