@@ -21,9 +21,9 @@ class Activation(NamedTuple):
     """What the host knows of an activation."""
 
     module: Callable[[], torch.nn.Module]  # makes PyTorch's module that computes the same
-    from_output: bool  # the derivative follows from the result: a forward keeps that, and otherwise the derivative
-    rectifies: bool  # halves the variance of a centred input, so that initial weights are sqrt(2) larger
-    instructions: int  # added to each element of a 16-bit result, counted in code for sm_90; for estimates of time
+    from_output: bool  # the derivative follows from the result, so that a forward keeps the result and no derivative
+    rectifies: bool  # passes about half of a centred input on, so that initial weights are larger by sqrt(2)
+    instructions: int  # for each element of a 16-bit result, counted in code for sm_90, for estimates of time
 
 
 ACTIVATIONS = {

@@ -72,12 +72,13 @@ def attention_statistics_kernel(
 
 
 def attention_statistics(dout: Tensor, out: Tensor, lse: Tensor, pad: int) -> Tensor:
-    """What the backward's loops read of each query: float32 (B, H, blocks of ``pad`` queries and 1, 2 or 3, pad).
+    """What the backward's loops read of each query: float32 (B, H, blocks, 2 or 3, pad).
 
-    First lse, infinite where a query sees nothing or is not there, so that its weights come out 0; then delta, the row
-    sums of dout * out. Where lse comes in two parts, the first number is the greatest score, and the third is the
-    logarithm of the sum. No step of a loop over queries has to look whether they are there. The compiler knows the
-    distance between the numbers, so that one address serves all.
+    A block is ``pad`` queries; there is one more than T fills, so that no loop has to look whether a query is there.
+    The first number of a query is lse, infinite where it sees nothing or is not there, so that its weights come out 0.
+    The second is delta, the sum of dout * out over its row. Where lse comes in two parts, the first number is the
+    greatest score, and a third is the logarithm of the sum. The compiler knows the distance between the numbers, so
+    that one address serves all.
 
     dout, out: (B, H, T, DV), last stride 1. pad: the most queries of a tile, a power of two.
     """

@@ -76,9 +76,7 @@ class Source:
 
 @functools.lru_cache(maxsize=4096)
 def box_of(images, rows, columns, pixels):
-    """Images, rows and columns of a box of ``pixels``, a power of two, of all boxes the one that tiles the images with
-    the least overhang.
-    """
+    """Images, rows and columns of the box of ``pixels``, a power of two, that overhangs the images least."""
     powers = [2**i for i in range(pixels.bit_length())]
     shapes = [(pixels // (h * w), h, w) for w in powers for h in powers if h * w <= pixels]
     covered = lambda b: math.prod(cdiv(n, k) * k for n, k in zip((images, rows, columns), b, strict=True))  # noqa: E731

@@ -92,7 +92,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Samples:
-    """Completions that a policy wrote; each field has one entry for each of them."""
+    """Completions that a policy wrote; each field has one entry per completion."""
 
     prompts: list[str]
     texts: list[str]

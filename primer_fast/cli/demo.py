@@ -100,7 +100,7 @@ def run(options: Options) -> int:
 
 
 def align_options(folder: Path) -> AlignOptions:
-    """Of an alignment that the demo has time for, about a minute of a core."""
+    """The options of an alignment small enough for the demo."""
     usual = default_align_options()
     return dataclasses.replace(
         usual, out=folder, width=64, layers=2, samples=2000, points=4, point_samples=250, betas=(0.3,), pairs=10_000,

@@ -35,7 +35,7 @@ class Accuracy:
 
 
 def accuracy_of(right: Tensor, pairs: CompletionPairs, seed: int = 0) -> Accuracy:  # (N,) bool
-    """The accuracy of judgements: whether each pair, which was not trained on, is in the right order."""
+    """The accuracy on held-out pairs. right: whether each pair was put in the right order."""
     both, met = pairs.stacked(), right.cpu().numpy()
     rows = zip(both.tokens.tolist(), both.lengths.tolist(), strict=True)
     _, ids = np.unique([" ".join(map(str, row[:length])) for row, length in rows], return_inverse=True)

@@ -99,7 +99,7 @@ _launch_backward = prepared(4)(conv2d_bwd)
 
 
 def _geometry_of(stride, padding, dilation, groups, size) -> Geometry:
-    """From numbers that may come as lists."""
+    """The geometry whose numbers an operator gets as lists."""
     return Geometry(tuple(stride), tuple(padding), tuple(dilation), groups, tuple(size))
 
 
@@ -156,7 +156,7 @@ def _backward(ctx, dy):
 
 
 def _plain_of(geometry, x, w, b, activation):
-    """``conv2d_plain`` with zeros after the image as its output's size needs them, which may be others than before."""
+    """``conv2d_plain`` where padding="same" may have put more zeros after the image than before it."""
     stride, before, dilation, groups, size = geometry
     image, reach = x.shape[2:], [d * (taps - 1) + 1 for d, taps in zip(dilation, w.shape[2:], strict=True)]
     if size == tuple((image[i] + 2 * before[i] - reach[i]) // stride[i] + 1 for i in range(2)):
@@ -188,7 +188,7 @@ def conv2d_plain(
 
 
 def _pair(name, value, least):
-    """A pair of numbers of at least ``least``, which torch's operators take."""
+    """The option as a pair of numbers, each at least ``least`` and small enough for torch's operators."""
     numbers = pair("conv2d", name, value)
     if min(numbers) < least:
         raise ValueError(f"conv2d: {name} must be one or two numbers of at least {least}; got {value!r}")

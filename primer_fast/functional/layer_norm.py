@@ -91,7 +91,7 @@ def layer_norm(
 
 
 def _asked(results, input, residual, return_residual):
-    """results: y, or y and the sum with what else was kept."""
+    """What the caller gets: y, or y and the sum. results: y, or y, the sum and what was kept for the backward."""
     y, s = (results, input) if isinstance(results, Tensor) else results[:2]
     return (y, input if residual is None else s) if return_residual else y
 
@@ -147,7 +147,7 @@ def _(dy, dsum, total, mean, rstd, weight, bias, elements, needed):
 
 
 def _chosen(inputs, output):
-    """y alone, or also the sum, where it is one: even if unused, so that it knows its history."""
+    """y, and with a residual the sum: a result even if unused, so that autograd links later uses of it."""
     return output[:2] if inputs[1] is not None and inputs[7] else output[0]
 
 
@@ -180,7 +180,7 @@ def _backward(ctx, dy, dsum=None):
 
 
 def _trailing(shape, elements, *tables):
-    """The last axes, of so many elements together and with the shape of a table where there is one."""
+    """The axes of a row: the shape of a table, or as many last axes as have ``elements`` elements together."""
     for table in tables:
         if table is not None:
             return tuple(table.shape)

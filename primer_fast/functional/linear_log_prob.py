@@ -191,7 +191,7 @@ def _launch_backward(dy, dentropy, x, w, b, target, lse, entropy, kept, temperat
 
 
 def _flat(t):
-    """One number a row, one after the other; None stays None."""
+    """Numbers of rows as one axis, adjacent in memory; None stays None."""
     return t if t is None else t.reshape(-1).contiguous()
 
 

@@ -149,7 +149,7 @@ def as_they_are(x: Tensor):
 
 
 def sums_dtype(x: Tensor) -> torch.dtype:
-    """Of the sums over classes, and so of the results."""
+    """The dtype of sums over classes, and so of the results."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

@@ -153,7 +153,7 @@ def _backward(ctx, dy, _=None):  # dy (N, C, OH, OW); indices have no gradient
 
 
 class _Gradient(torch.autograd.Function):
-    """dy -> dx, which is linear: its own gradient takes to each output what arrives at the pixel that won."""
+    """dy -> dx. That is linear in dy: its own gradient gives each output what arrives at the pixel that won there."""
 
     @staticmethod
     def forward(ctx, dy, kept, window, size):
@@ -179,8 +179,9 @@ def _scattered(dy, kept, window, size):
 
 
 def _winners(kept, window, size):
-    """Positions in the windows (N, C, OH, OW) -> the winners' h * W + w, int64, and whether they are in the image:
-    dilation may lead past it.
+    """kept (N, C, OH, OW), positions in windows -> the winners' h * W + w, int64, and whether these are in the image.
+
+    With dilation a window may have no pixel in the image.
     """
     kernel, stride, padding, dilation = window
     kept = kept.long()

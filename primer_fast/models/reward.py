@@ -17,7 +17,7 @@ from primer_fast.models.transformer import Transformer, TransformerConfig
 
 
 def freeze_logits(trunk: Transformer) -> Transformer:
-    """``trunk``, for use of its hidden states alone: the weights that only its logits need are trained no more."""
+    """Freeze the weights that only the logits of ``trunk`` need, and return it: only its hidden states are read."""
     for part in (trunk.unembedding, trunk.head, trunk.head_norm, trunk.head_bias):
         if part is not None:
             part.requires_grad_(False)

@@ -22,7 +22,7 @@ from primer_fast.train.steps import sent
 
 
 def rounded(size: int) -> int:
-    """``size`` up to a number of four binary digits and zeros: at most an eighth more, and few different ones."""
+    """``size`` rounded up to four significant binary digits: at most an eighth more, so that few sizes differ."""
     step = 1 << max(0, size.bit_length() - 4)
     return -(-size // step) * step
 

@@ -68,7 +68,7 @@ class World:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def micro_batches(self, count: int, accumulate: int) -> Iterator[MicroBatch]:
-        """What this process takes of each of the up to ``accumulate`` micro-batches that ``count`` rows are cut into.
+        """``count`` rows are cut into up to ``accumulate`` micro-batches; yields this process's rows of each.
 
         Every process has as many of them.
         """
@@ -244,7 +244,7 @@ def whole(t: Tensor) -> Tensor:
 
 
 def placed_like(model: Tensor, t: Tensor) -> Tensor:
-    """``t``, all of which is here, as ``model`` lies: this process's part of it where that is sharded."""
+    """``t``, a whole tensor, laid out as ``model``: where that is sharded, this process's part of ``t``."""
     if not is_sharded(model) or is_sharded(t):
         return t
     from torch.distributed.tensor import distribute_tensor

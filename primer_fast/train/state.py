@@ -80,7 +80,7 @@ class TrainState(Generic[Model]):
         return self.template is not None
 
     def micro_batches(self, count: int, accumulate: int) -> Iterator[MicroBatch]:
-        """``World.micro_batches``; what the body of the loop puts through ``backward`` is added up over the processes.
+        """``World.micro_batches``, for a loop whose gradients are added up over the processes.
 
         DDP does so after the last of them, FSDP, which keeps only parts of a gradient, after each.
         """
