@@ -5,6 +5,7 @@ name. Each changes a file of this checkout, runs the tests named beside it and p
 if one survived. tests/test_mutants.py keeps the list up to date.
 """
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,7 @@ def survives(mutant: Mutant) -> bool:
 
 
 def main(words: list[str]) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by an exception, so that the file is put back
     chosen = [m for m in MUTANTS if not words or any(word in m.file for word in words)]
     survivors = 0
     for mutant in chosen:
