@@ -264,16 +264,30 @@ def test_device_assert_fires():
 
 
 @triton.jit
-def _offset_kernel(out_ptr, rows, stride):
-    tl.store(out_ptr, rows * stride)
+def _offset_kernel(out_ptr, x, y, OP: tl.constexpr):
+    if OP == "mul":
+        result = x * y
+    elif OP == "add":
+        result = x + y
+    else:
+        result = x - y
+    tl.store(out_ptr, result)
 
 
-def test_int32_overflow_is_an_error():
+@pytest.mark.parametrize(
+    ("op", "largest", "beyond"),
+    [
+        ("mul", (2**10, 2**20), (2**11, 2**20)),
+        ("add", (2**31 - 2, 1), (2**31 - 1, 1)),
+        ("sub", (-(2**31) + 2, 2), (-(2**31) + 2, 3)),
+    ],
+)
+def test_int32_overflow_is_an_error(op, largest, beyond):
     out = torch.empty(1, dtype=torch.int32)
-    _offset_kernel[(1,)](out, 2**10, 2**20)
-    assert out.item() == 2**30
+    _offset_kernel[(1,)](out, *largest, op)
+    assert out.item() == getattr(operator, op)(*largest)
     with pytest.raises(triton.runtime.errors.InterpreterError, match="overflow"):
-        _offset_kernel[(1,)](out, 2**11, 2**20)
+        _offset_kernel[(1,)](out, *beyond, op)
 
 
 @triton.jit
