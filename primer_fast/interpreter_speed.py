@@ -5,7 +5,7 @@ them. A sum of int32 is checked for overflow by ten more interpreted operations.
 constants, and its type a new name, each time. `quicken` changes how these are found, not what they are.
 """
 
-__all__ = ["quicken"]
+__all__ = ["quicken", "start_launch"]
 
 import functools
 import math
