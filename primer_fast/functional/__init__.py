@@ -28,10 +28,11 @@ from primer_fast.functional.scaled_dot_product_attention import (
 if TYPE_CHECKING:
     from primer_fast.functional.torchs_names import *  # noqa: F403
 else:
-    _OURS = (
-        "conv2d", "embedding", "fast_attention_backward", "layer_norm", "linear", "linear_cross_entropy",
-        "linear_log_prob", "max_pool2d", "mlp", "scaled_dot_product_attention",
+    _OPS = (
+        "conv2d", "embedding", "layer_norm", "linear", "linear_cross_entropy", "linear_log_prob", "max_pool2d", "mlp",
+        "scaled_dot_product_attention",
     )  # fmt: skip
+    _OURS = (*_OPS, "fast_attention_backward")
 
     def _is_function(value):
         """What torch.nn.functional only imports for itself is none."""
@@ -42,6 +43,9 @@ else:
         {*_OURS, *(name for name, value in vars(_torchs).items() if name[0] != "_" and _is_function(value))}
     )
 
+    for _name in _OPS:
+        torch.fx.wrap(_name)  # a call is one node of the graph that torch.fx.symbolic_trace makes
+
     globals().update((name, getattr(_torchs, name)) for name in __all__ if name not in _OURS)
 
     def __getattr__(name):  # what has an underscore, for instance
@@ -51,10 +55,3 @@ else:
 
     def __dir__():
         return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
-
-
-for _name in (
-    "conv2d", "embedding", "layer_norm", "linear", "linear_cross_entropy", "linear_log_prob", "max_pool2d", "mlp",
-    "scaled_dot_product_attention",
-):  # fmt: skip
-    torch.fx.wrap(_name)  # a call is one node of the graph that torch.fx.symbolic_trace makes
