@@ -11,7 +11,6 @@ from primer_fast.data.preferences import Preference
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import dpo
 from primer_fast.train.log_probs import token_log_probs
-from primer_fast.train.settings import LOSSES_OF_TRL_ALONE
 
 pytestmark = pytest.mark.usefixtures("plain_path")
 
@@ -123,15 +122,3 @@ def test_the_gradient_is_that_of_the_formula():
     (-torch.nn.functional.logsigmoid(0.1 * h)).mean().backward()
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
-
-
-def test_the_reference_must_be_of_these_pairs():
-    state = dpo.start(make_model(), settings())
-    with pytest.raises(ValueError, match=r"dpo: reference must be \(10, 2\), a row per pair; got \(9, 2\)"):
-        next(dpo.train(state, make_pairs(), torch.zeros(9, 2), settings()))
-
-
-@pytest.mark.parametrize("name", LOSSES_OF_TRL_ALONE)
-def test_a_loss_that_trl_alone_has(name):
-    with pytest.raises(ValueError, match=f"dpo: loss must be .*; got '{name}', which TRL has"):
-        settings(loss=name)
