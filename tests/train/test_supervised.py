@@ -160,16 +160,6 @@ def test_weights_decay_and_biases_do_not(plain_path):
     assert torch.equal(state.model.layers[0].bias, torch.ones(8))
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_autocast_learns(plain_path, precision):
-    config = dataclasses.replace(SMALL, precision=precision, lr=0.03, epochs=20)
-    state, dtypes = new_state(config), set()
-    state.model.layers[0].register_forward_hook(lambda module, args, out: dtypes.add(out.dtype))
-    rows = list(supervised.train(state, *blobs(), config, test=blobs()))
-    assert dtypes == {getattr(torch, precision)} and weights(state).dtype == torch.float32
-    assert rows[-1]["test/accuracy"] > 0.95 and state.scaler.is_enabled() == (precision == "float16")
-
-
 def test_a_gradient_that_overflows_float16_is_skipped(plain_path):
     config = dataclasses.replace(SMALL, precision="float16", steps=1)
     state = new_state(config)
