@@ -42,11 +42,11 @@ CASES = {
 }  # fmt: skip
 TINY = dataclasses.replace(PRE, context=8, width=8, layers=1, heads=1)
 KERNELS = {  # few steps: Triton's interpreter runs the kernels
-    "cnn on kernels": Supervised(
+    "cnn": Supervised(
         lambda: CNN(CNNConfig((1, 8, 8), channels=(3,), kernel_size=3, hidden=(), classes=3)), steps=1, accumulate=1
     ),
-    "gpt on kernels": Language(TINY, steps=2, batch_size=3, eval_batches=1),
-    "dpo on kernels": DPO("sigmoid", TINY, steps=1, accumulate=1),
+    "gpt": Language(TINY, steps=2, batch_size=3, eval_batches=1),
+    "dpo": DPO("sigmoid", TINY, steps=1, accumulate=1),
 }
 DROPOUT = Language(dataclasses.replace(PRE, dropout=0.2))
 
