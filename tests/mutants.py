@@ -155,7 +155,7 @@ MUTANTS = [
         ("enabled=dtype is not None)", "enabled=False)"),
         ("{name: values.mean().item()", "{name: values[-1].item()"),
     ),
-    *_of(["tests/train/test_cuda_graphs.py", "-k", "sgd or whole"], "primer_fast/train/cuda_graphs.py",
+    *_of(["tests/train/test_cuda_graphs.py", "-k", "sgd or outlive"], "primer_fast/train/cuda_graphs.py",
         ("            buffer.copy_(tensor)", "            pass"),
         ("state.step += found.steps", "state.step += 0"),
         ("value.clone() for name", "value for name"),

@@ -4,17 +4,14 @@ One pair of processes trains everything, since each takes seconds to import torc
 """
 
 import functools
-import importlib.util
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import procedures
 import pytest
 import torch
+from processes import run_processes
+from train import distributed_cases as cases
 
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train import supervised
@@ -24,47 +21,15 @@ from primer_fast.train.state import distribute
 pytestmark = pytest.mark.xdist_group("distributed")
 plain = pytest.mark.usefixtures("plain_path")
 both = pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-SCRIPT = Path(__file__).with_name("distributed_cases.py")
-spec = importlib.util.spec_from_file_location("distributed_cases", SCRIPT)
-cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cases)
+TESTS = str(Path(procedures.__file__).parent)
 GPT = "language-model-post-norm"
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
-def run_processes(count, *arguments):
-    common = os.environ | {
-        "PYTHONPATH": str(SCRIPT.parent.parent),
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-    }
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    started = [
-        subprocess.Popen(
-            command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(count)
-    ]
-    try:
-        said = [process.communicate()[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * count, "\n".join(said)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Of what the two processes write."""
     folder = tmp_path_factory.mktemp("distributed")
-    run_processes(2, folder)
+    run_processes(2, cases.__file__, folder, PYTHONPATH=TESTS)
     return folder
 
 
@@ -122,7 +87,7 @@ def test_the_kernels_train_in_two_processes(found, name, strategy):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpus_train_as_one(tmp_path, monkeypatch):
     """Two of them where there are, with nccl; one alone shows that nothing lies on a wrong device."""
-    run_processes(min(2, torch.cuda.device_count()), tmp_path, "cuda")
+    run_processes(min(2, torch.cuda.device_count()), cases.__file__, tmp_path, "cuda", PYTHONPATH=TESTS)
     found = torch.load(tmp_path / "found.pt", weights_only=False)
     monkeypatch.setattr(procedures, "device", "cuda")
     for name, case in cases.CASES.items():

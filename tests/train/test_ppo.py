@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from procedures import END, count_of_3
 
 from primer_fast.data.completions import Completions
 from primer_fast.models.actor_critic import ActorCritic
@@ -16,7 +17,6 @@ from primer_fast.train.scoring import RewardError, checked_scores, reward_of_lis
 pytestmark = pytest.mark.usefixtures("plain_path")
 
 CONFIG = TransformerConfig(vocab=8, context=16, width=16, layers=1, heads=2, norm="pre", positions="learned")
-END = 0
 PROMPTS = [torch.tensor(p) for p in ([0], [0, 3], [0, 4, 5])]
 
 
@@ -31,10 +31,6 @@ def settings(**changes):
         "lr": 3e-3, "log_every": 1,
     }  # fmt: skip
     return ppo.PPOConfig(**{**defaults, **changes})
-
-
-def count_of_3(prompts, completions):
-    return [float(tokens.count(3)) for tokens in completions]
 
 
 def run(config, reward=None, model=None, state=None, stop_after=None, prompts=PROMPTS):
