@@ -3,6 +3,7 @@
 ``start()`` gives the state before the first step and the configuration; ``train(state, config, should_stop)`` goes on.
 """
 
+import copy
 import dataclasses
 
 import torch
@@ -101,20 +102,19 @@ class Reward:
 
 
 class DPO:
-    def __init__(self, loss, shape=PRE, **options):
+    def __init__(self, loss, shape=PRE, pairs=None, **options):
         self.loss, self.shape, self.options = loss, shape, options
+        pairs = encode_pairs(PAIRS, encode, end=END, context=16) if pairs is None else pairs
+        self.pairs = pairs[pairs.stacked().lengths.view(2, -1).amax(0) <= shape.context]
 
     def start(self):
         config = dpo.DPOConfig(**{**SMALL, "loss": self.loss, **self.options})
         return dpo.start(Transformer(self.shape).to(device), config), config
 
     def train(self, state, config, should_stop):
-        pairs = encode_pairs(PAIRS, encode, end=END, context=16)
-        if self.shape.context < 16:
-            pairs = pairs[pairs.stacked().lengths.view(2, -1).amax(0) <= self.shape.context]
         torch.manual_seed(0)
-        reference = dpo.reference_log_probs(Transformer(self.shape).to(device), pairs, config, state.world)
-        return dpo.train(state, pairs, reference, config, should_stop=should_stop)
+        reference = dpo.reference_log_probs(Transformer(self.shape).to(device), self.pairs, config, state.world)
+        return dpo.train(state, self.pairs, reference, config, should_stop=should_stop)
 
 
 class PPO:
@@ -139,7 +139,19 @@ def mlp():
     return MLP(MLPConfig((64, 16, 3)))
 
 
+def start(case, seed=0, **changes):
+    """The state before the first step, whose weights ``seed`` draws, and the configuration with these changes."""
+    torch.manual_seed(seed)
+    case = copy.copy(case)
+    case.options = {**case.options, **changes}
+    return case.start()
+
+
+def weights(state):
+    return {name: t.detach().clone() for name, t in state.model.state_dict().items()}
+
+
 def go_on(case, state, config, stop=None):
-    """Train to the end, or to step ``stop``. -> the rows"""
+    """Train to the end, or to step ``stop``. -> the rows, but for the times"""
     rows = list(case.train(state, config, lambda: state.step == stop))
     return [{k: v for k, v in row.items() if "second" not in k} for row in rows]

@@ -17,7 +17,7 @@ import torch.nn.functional as torch_F
 from torch import Tensor
 
 from primer_fast import nn
-from primer_fast.models.transformer import ACTIVATIONS, Block, TransformerConfig, pre_norm
+from primer_fast.models.block import ACTIVATIONS, Block, TransformerConfig, pre_norm
 
 POOLS = ("class", "mean")
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast import backend
 from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.reference.conv2d import conv2d
 from primer_fast.reference.max_pool2d import max_pool2d
@@ -60,67 +59,6 @@ def test_every_layer_is_the_formula(plain_path, device, name):
     for layer in maps:
         np.testing.assert_allclose(got[layer].detach().cpu().numpy(), maps[layer], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(model(x).detach().cpu().numpy(), logits, rtol=1e-4, atol=1e-4)
-
-
-def test_the_kernels_compute_forward_and_backward(device):
-    """In the interpreter, or on the GPU; against the plain path in float64."""
-    model = with_random_biases(CNNConfig(image=(1, 10, 10), channels=(2, 3), kernel_size=3, pool=2, hidden=(4,)))
-    model = model.to(device)
-    x, target = torch.randn(2, 10, 10, device=device), torch.tensor([3, 7], device=device)
-    assert backend.runs_triton(x)
-    exact = CNN(model.config).to(device).double()
-    exact.load_state_dict(model.state_dict())
-    assert not backend.runs_triton(x.double())
-    for m, inputs in ((model, x), (exact, x.double())):
-        torch.nn.functional.cross_entropy(m(inputs), target).backward()
-    torch.testing.assert_close(model(x).double(), exact(x.double()), rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(model.parameters(), exact.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_one_channel_may_be_left_out(plain_path, device):
-    model = CNN(CNNConfig(image=(1, 9, 8), channels=(3,), kernel_size=3)).to(device)
-    x = torch.randn(4, 9, 8, device=device)
-    assert torch.equal(model(x), model(x[:, None]))
-    assert torch.equal(model(x), model(x.transpose(1, 2).contiguous().transpose(1, 2)))
-    assert model(x[:0]).shape == (0, 10)
-
-
-@pytest.mark.parametrize(
-    "shape", [(2, 11, 10), (2, 3, 10, 11), (3, 11, 10), (2, 1, 11, 10), (2, 330), (), (3,)], ids=str
-)
-def test_wrong_input_is_named(plain_path, shape):
-    with pytest.raises(ValueError, match=r"CNN: input must be \(B, 3, 11, 10\); got "):
-        CNN(SMALL)(torch.randn(shape))
-
-
-def test_wrong_input_of_one_channel_is_named(plain_path):
-    with pytest.raises(ValueError, match=r"CNN: input must be \(B, 1, 28, 28\) or \(B, 28, 28\); got \(28, 28\)"):
-        CNN(CNNConfig())(torch.randn(28, 28))
-
-
-WRONG = {
-    "image": ({"image": (28, 28)}, r"image must be channels, height and width; got \[28, 28\]"),
-    "no pixels": ({"image": (1, 0, 28)}, r"image must be positive integers; got \[1, 0, 28\]"),
-    "no convolution": ({"channels": ()}, r"channels must name at least one convolution; got \[\]"),
-    "channels": ({"channels": (3, -1)}, r"channels must be positive integers; got \[3, -1\]"),
-    "hidden": ({"hidden": (2.5,)}, r"hidden must be positive integers; got \[2.5\]"),
-    "kernel": ({"kernel_size": 0}, "kernel_size must be a positive integer; got 0"),
-    "pool": ({"pool": (2, 2)}, r"pool must be a positive integer; got \(2, 2\)"),
-    "classes": ({"classes": True}, "classes must be a positive integer; got True"),
-    "activation": ({"activation": "swoosh"}, "activation must be None or one of relu.*; got 'swoosh'"),
-    "conv1": ({"image": (1, 4, 28)}, r"conv1 would leave none.* 5 x 5 does not fit into 4 x 28 \(image 1 x 4 x 28\)"),
-    "pool1": ({"image": (1, 5, 5)}, "pool1 would leave none.* 2 x 2 does not fit into 1 x 1"),
-    "conv2": ({"image": (3, 28, 12)}, "conv2 would leave none.* 5 x 5 does not fit into 12 x 4"),
-    "pool2": ({"image": (1, 28, 14)}, "pool2 would leave none.* 2 x 2 does not fit into 8 x 1"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_configuration_is_named(case):
-    options, message = WRONG[case]
-    with pytest.raises(ValueError, match=f"CNN: .*{message}"):
-        CNNConfig(**options)
 
 
 def test_lists_are_taken_and_the_smallest_image_works(plain_path):

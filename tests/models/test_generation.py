@@ -1,12 +1,11 @@
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 from primer_fast import backend
-from primer_fast.models.generation import DecodeStep, Generation, Sampling, generate, restrict, sample
+from primer_fast.models.generation import DecodeStep, Sampling, generate, restrict, sample
 from primer_fast.models.transformer import Transformer, TransformerConfig
 
 SMALL = {"vocab": 31, "context": 40, "width": 24, "layers": 2, "heads": 4}
@@ -321,19 +320,6 @@ def test_weights_that_are_not_finite_end_in_an_error(plain_path, bad, options):
         generate(model, prompts(3), max_new_tokens=4, **options)
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(5, None), (None, 0.8), (12, 0.5)])
-def test_restrictions_are_those_of_transformers(top_k, top_p, monkeypatch):
-    monkeypatch.setitem(sys.modules, "kernels", None)  # PyPI's, which this repository's folder is not
-    process = pytest.importorskip("transformers.generation.logits_process")
-    torch.manual_seed(0)
-    logits = expected = torch.randn(50, 31) * 2
-    if top_k is not None:
-        expected = process.TopKLogitsWarper(top_k)(None, expected)
-    if top_p is not None:
-        expected = process.TopPLogitsWarper(top_p)(None, expected)
-    assert torch.equal(restrict(logits, top_k, top_p), expected)
-
-
 def test_draws_follow_the_distribution():
     logits = torch.tensor([1.0, 0.0, -1.0, 2.0, -math.inf, 0.5])
     draws = 40000
@@ -391,13 +377,6 @@ def test_wrong_models_and_caches_are_named(plain_path):
         model(tokens, cache=cache)
     with pytest.raises(ValueError, match="only the first tokens may be padded"):
         model(tokens[:, :1], cache=cache, lengths=torch.tensor([1]))
-
-
-def test_a_generation_is_what_its_fields_say():
-    tokens = torch.tensor([[5, 6, 7, 0], [5, 8, 9, 3]])
-    got = Generation(tokens, torch.tensor([3, 4]), torch.tensor([1, 2]), None)
-    assert [s.tolist() for s in got.sequences()] == [[5, 6, 7], [5, 8, 9, 3]]
-    assert [c.tolist() for c in got.completions()] == [[6, 7], [9, 3]] and got.completion_lengths.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(

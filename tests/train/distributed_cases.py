@@ -1,6 +1,6 @@
 """What tests/train/test_distributed.py trains: in one process there, and here in the two that it starts.
 
-    RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python distributed_cases.py FOLDER [cuda | kernels]
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... [TRITON_INTERPRET=1] python distributed_cases.py FOLDER [cuda]
 The first process writes what it finds to FOLDER/found.pt.
 """
 
@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from procedures import DPO, PPO, PRE, SFT, Language, Reward, Supervised, go_on, images, mlp
 
+from primer_fast import backend
 from primer_fast.cli import sharded_checkpoint
 from primer_fast.cli.run_folder import read_safetensors
 from primer_fast.models.cnn import CNN, CNNConfig
@@ -36,9 +37,8 @@ CASES = {
     "sft": SFT(),
     "reward": Reward(),
     "dpo-sigmoid": DPO("sigmoid"),
-    "dpo-ipo": DPO("ipo"),
-    "ppo": PPO(),
-    "ppo-shared-critic": PPO("shared", stop_kl=1e-3, accumulate=2),
+    "ppo": PPO(steps=2),
+    "ppo-shared-critic": PPO("shared", steps=2, stop_kl=1e-3, accumulate=2),
 }  # fmt: skip
 TINY = dataclasses.replace(PRE, context=8, width=8, layers=1, heads=1)
 KERNELS = {  # few steps: Triton's interpreter runs the kernels
@@ -151,21 +151,18 @@ def stopped(case, world, strategy):
     return world.collect(state.step)
 
 
-def main(folder: Path, cases: dict) -> None:
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    interprets = backend.interpreting
     with joined(procedures.device) as world:
-        if cases is KERNELS:
-            found = {(s, name): run(case, world, s) for name, case in cases.items() for s in ("ddp", "fsdp")}
-            if world.rank == 0:
-                torch.save(found, folder / "found.pt")
-            return
         found = {}
+        backend.interpreting, backend.stand_in = False, None  # plain PyTorch on a CPU
         gpt = CASES["language-model-post-norm"]
         if world.rank == 0:
             halves(gpt, folder / "one", ALONE, "none")
         world.any(False)
         for strategy in ("ddp", "fsdp"):
-            for name, case in cases.items():
+            for name, case in CASES.items():
                 found[strategy, name] = world.collect(run(case, world, strategy))
             found[strategy, "halves"] = halves(gpt, folder / strategy, world, strategy)
             found[strategy, "dropout"] = run(DROPOUT, world, strategy)
@@ -173,16 +170,19 @@ def main(folder: Path, cases: dict) -> None:
             found[strategy, "from one"] = resumed(gpt, folder / "one", world, strategy)
             found[strategy, "float16"] = skipped_steps(world, strategy)
             found[strategy, "nan"] = failure(Diverging(mlp), world, strategy, FloatingPointError)
-            found[strategy, "reward raises"] = failure(
-                PPO(reward=raises_in_one(world.rank)), world, strategy, RewardError
-            )
+            found[strategy, "no reward"] = failure(PPO(reward=raises_in_one(world.rank)), world, strategy, RewardError)
             found[strategy, "stopped"] = stopped(gpt, world, strategy)
         for strategy, other in (("ddp", "fsdp"), ("fsdp", "ddp")):
             found[strategy, "from the other"] = resumed(gpt, folder / other, world, strategy)
+            if interprets:
+                backend.interpreting, backend.stand_in = True, "cpu"
+                for name, case in KERNELS.items():
+                    found[strategy, name] = world.collect(run(case, world, strategy))
+                backend.interpreting, backend.stand_in = False, None
         if world.rank == 0:
             torch.save(found, folder / "found.pt")
 
 
 if __name__ == "__main__":
     procedures.device = "cuda" if "cuda" in sys.argv[2:] else "cpu"
-    main(Path(sys.argv[1]), KERNELS if "kernels" in sys.argv[2:] else CASES)
+    main(Path(sys.argv[1]))

@@ -7,26 +7,21 @@ calls them again on these. Like a CUDA graph it runs no Python, so a number that
 import contextlib
 import dataclasses
 
+import procedures
 import pytest
 import torch
+from procedures import DPO, PPO, PRE, SHAPE, Language, Supervised, go_on, mlp, start
 
 from primer_fast.bench.rehearsal import Operators
 from primer_fast.data.completions import CompletionPairs, Completions
-from primer_fast.data.text import TokenizedText
-from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.models.transformer import Transformer, TransformerConfig
-from primer_fast.train import cuda_graphs, dpo, language_model, ppo, supervised
+from primer_fast.train import cuda_graphs, supervised
 from primer_fast.train.cuda_graphs import MOST, WARM_UP, RecordedUpdate, pays, recorded
-from primer_fast.train.dpo import DPOConfig
-from primer_fast.train.language_model import LanguageModelConfig
 from primer_fast.train.log_probs import rounded, to_device
 from primer_fast.train.parallel import ALONE
-from primer_fast.train.ppo import PPOConfig
-from primer_fast.train.scoring import reward_of_lists
 from primer_fast.train.state import pack, unpack
-from primer_fast.train.supervised import SupervisedConfig
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -65,112 +60,62 @@ def stand_in(plain_path, monkeypatch):
     return StandIn
 
 
-def mlp(config, device="cpu"):
-    """22 samples in batches of 4: the last of an epoch has 2."""
-    torch.manual_seed(3)
-    inputs, targets = torch.randn(22, 6), torch.randint(0, 3, (22,))
-    state = supervised.start(MLP(MLPConfig((6, 8, 3))).to(device), config)
-    return state, lambda: supervised.train(state, inputs, targets, config)
+def cnn():
+    return CNN(CNNConfig((1, 8, 8), channels=(3, 5), kernel_size=2, hidden=(6,), classes=3))
 
 
-def cnn(config, device="cpu"):
-    torch.manual_seed(3)
-    inputs, targets = torch.randint(0, 256, (22, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (22,))
-    state = supervised.start(CNN(CNNConfig()).to(device), config)
-    return state, lambda: supervised.train(state, inputs, targets, config)
-
-
-def gpt(config, device="cpu"):
-    torch.manual_seed(3)
-    shape = TransformerConfig(vocab=16, context=8, width=16, layers=1, heads=2, dropout=0.1)
-    tokens = torch.randint(0, 16, (200,), dtype=torch.uint8)
-    text = TokenizedText(tokens[:150], tokens[150:])
-    state = language_model.start(Transformer(shape).to(device), config)
-    return state, lambda: language_model.train(state, text, config)
-
-
-POLICY = TransformerConfig(vocab=8, context=16, width=16, layers=1, heads=2, norm="pre", positions="learned")
-
-
-def pairs_of(lengths, count=22):
+def pairs_of(*lengths, count=22):
     """``count`` pairs of prompts of 3 tokens and completions of one of ``lengths``."""
+    draw = torch.Generator().manual_seed(3)
 
     def side():
-        tokens = torch.randint(1, POLICY.vocab, (count, 3 + max(lengths)))
-        prompts, written = torch.full((count,), 3), torch.tensor(lengths)[torch.randint(len(lengths), (count,))]
+        tokens = torch.randint(1, PRE.vocab, (count, 3 + max(lengths)), generator=draw)
+        written = torch.tensor(lengths)[torch.randint(len(lengths), (count,), generator=draw)]
+        prompts = torch.full((count,), 3)
         return Completions(tokens, prompts, prompts + written)
 
     return CompletionPairs(side(), side(), torch.zeros(count))
 
 
-def of_pairs(config, device="cpu", lengths=(4,)):
-    """22 pairs in batches of 4."""
-    torch.manual_seed(3)
-    pairs, model = pairs_of(lengths), Transformer(POLICY).to(device)
-    reference = dpo.reference_log_probs(model, pairs, config)
-    state = dpo.start(model, config)
-    return state, lambda: dpo.train(state, pairs, reference, config)
-
-
-def of_unlike_pairs(config, device="cpu"):
-    return of_pairs(config, device, lengths=(2, 3))
-
-
-def of_rollouts(config, device="cpu"):
-    """Completions end by themselves, so that the sizes of minibatches differ."""
-    torch.manual_seed(3)
-    policy = Transformer(POLICY).to(device)
-    reference = Transformer(POLICY).to(device)
-    reference.load_state_dict(policy.state_dict())
-    state = ppo.start(ActorCritic(policy, "shared" if config.gamma < 1 else None).to(device), config)
-    prompts, reward = [torch.tensor([0, 3, 5])], reward_of_lists(lambda _, texts: [float(t.count(3)) for t in texts])
-    return state, lambda: ppo.train(state, prompts, reference, reward, config, end=0)
-
-
-SUPERVISED = SupervisedConfig(lr=0.05, warmup_steps=3, batch_size=4, epochs=3, log_every=2, cuda_graphs=True)
-TEXT = LanguageModelConfig(
-    warmup_steps=3, steps=11, batch_size=4, log_every=3, eval_every=6, eval_batches=2, cuda_graphs=True
-)
-PAIRS = DPOConfig(lr=0.01, warmup_steps=3, batch_size=4, epochs=3, log_every=2, cuda_graphs=True)
-ROLLOUTS = PPOConfig(
-    steps=8, batch_size=8, minibatches=2, epochs=2, max_new_tokens=2, temperature=1.0, lr=3e-3, schedule="cosine",
-    kl_target=0.05, kl_horizon=50, log_every=2, cuda_graphs=True,
-)  # fmt: skip
-RUNS = {
-    "mlp": (mlp, SUPERVISED),
-    "mlp sgd": (mlp, dataclasses.replace(SUPERVISED, optimizer="sgd", momentum=0.9, clip_norm=None)),
-    "mlp plain sgd": (mlp, dataclasses.replace(SUPERVISED, optimizer="sgd", clip_norm=0.1)),
-    "mlp accumulate": (mlp, dataclasses.replace(SUPERVISED, accumulate=3)),
-    "mlp bfloat16": (mlp, dataclasses.replace(SUPERVISED, precision="bfloat16", label_smoothing=0.1)),
-    "mlp float16": (mlp, dataclasses.replace(SUPERVISED, precision="float16")),
-    "mlp whole data": (mlp, dataclasses.replace(SUPERVISED, batch_size=None, epochs=9)),
-    "cnn": (cnn, dataclasses.replace(SUPERVISED, steps=7, augmentation="shift")),
-    "gpt": (gpt, TEXT),
-    "gpt float16": (gpt, dataclasses.replace(TEXT, precision="float16", accumulate=2)),
-    "dpo": (of_pairs, PAIRS),
-    "dpo ipo": (of_pairs, dataclasses.replace(PAIRS, loss="ipo", clip_norm=None)),
-    "dpo accumulate": (
-        of_pairs,
-        dataclasses.replace(PAIRS, loss="cdpo", label_smoothing=0.1, batch_size=5, accumulate=3),
-    ),
-    "dpo bfloat16": (of_pairs, dataclasses.replace(PAIRS, precision="bfloat16")),
-    "dpo float16": (of_pairs, dataclasses.replace(PAIRS, precision="float16")),
+SGD = {"optimizer": "sgd", "lr": 0.05}
+TEXT = {"steps": 11, "batch_size": 4, "eval_every": 6, "eval_batches": 2}
+PAIRS = {"pairs": pairs_of(4), "epochs": 3, "accumulate": 1}
+UNLIKE = {"pairs": pairs_of(2, 3), "epochs": 9}
+ROLLOUTS = {"steps": 8, "batch_size": 8, "minibatches": 2, "max_new_tokens": 2, "schedule": "cosine", "kl_target": 0.05}
+RUNS = {  # and how many of their batches are full
+    "supervised": (Supervised(mlp, epochs=6, accumulate=1), 12),
+    "sgd": (Supervised(mlp, epochs=6, **SGD, momentum=0.9, clip_norm=None), 12),
+    "plain sgd": (Supervised(mlp, epochs=6, **SGD, clip_norm=0.1), 12),
+    "bfloat16": (Supervised(mlp, epochs=6, precision="bfloat16", label_smoothing=0.1), 12),
+    "float16": (Supervised(mlp, epochs=6, precision="float16"), 12),
+    "whole data": (Supervised(mlp, epochs=9, batch_size=None), 9),
+    "cnn": (Supervised(cnn, steps=8, augmentation="shift"), 6),
+    "gpt": (Language(dataclasses.replace(SHAPE, dropout=0.1), **TEXT, accumulate=1), 11),
+    "gpt float16": (Language(**TEXT, precision="float16"), 11),
+    "dpo": (DPO("sigmoid", **PAIRS), 15),
+    "dpo ipo": (DPO("ipo", **PAIRS, clip_norm=None), 15),
+    "dpo accumulate": (DPO("cdpo", **PAIRS | {"accumulate": 3}, label_smoothing=0.1, batch_size=5), 12),
+    "dpo bfloat16": (DPO("sigmoid", **PAIRS, precision="bfloat16"), 15),
+    "dpo float16": (DPO("sigmoid", **PAIRS, precision="float16"), 15),
 }
 OF_MANY_SIZES = {
-    "dpo": (of_unlike_pairs, dataclasses.replace(PAIRS, epochs=9)),
-    "dpo accumulate": (of_unlike_pairs, dataclasses.replace(PAIRS, epochs=9, accumulate=2)),
-    "ppo": (of_rollouts, ROLLOUTS),
-    "ppo shared critic": (of_rollouts, dataclasses.replace(ROLLOUTS, gamma=0.9, precision="bfloat16", stop_kl=0.01)),
-    "ppo accumulate": (of_rollouts, dataclasses.replace(ROLLOUTS, steps=12, batch_size=10, accumulate=2)),
-    "ppo unlike minibatches": (of_rollouts, dataclasses.replace(ROLLOUTS, batch_size=11, minibatches=3)),
+    "dpo, unlike pairs": DPO("sigmoid", **UNLIKE, accumulate=1),
+    "dpo, unlike pairs, accumulate": DPO("sigmoid", **UNLIKE),
+    "ppo": PPO(**ROLLOUTS),
+    "ppo, shared critic": PPO("shared", **ROLLOUTS, gamma=0.9, precision="bfloat16", stop_kl=0.01),
+    "ppo, accumulate": PPO(**ROLLOUTS | {"steps": 12, "batch_size": 10}, accumulate=2),
+    "ppo, unlike minibatches": PPO(**ROLLOUTS | {"batch_size": 11, "minibatches": 3}),
 }
+CASES = {name: case for name, (case, _) in RUNS.items()} | OF_MANY_SIZES
 
 
-def finish(run):
-    """-> rows without times, and all that a checkpoint holds"""
-    state, train = run
-    rows = [{k: v for k, v in row.items() if "second" not in k} for row in train()]
-    return rows, *pack(state, {}, 0.0)
+def begin(name, recording=True):
+    return start(CASES[name], log_every=2, cuda_graphs=recording)
+
+
+def finish(name, state, config):
+    """-> rows, and all that a checkpoint holds"""
+    return go_on(CASES[name], state, config), *pack(state, {}, 0.0)
 
 
 def agree(got, want):
@@ -180,102 +125,75 @@ def agree(got, want):
         assert torch.equal(got[1][name], value), name
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", CASES)
 def test_a_recorded_run_is_the_run(name, stand_in):
-    """Schedule, metrics, weights, optimizer and generator; the last batches of epochs are shorter."""
-    make, config = RUNS[name]
-    agree(finish(make(config)), finish(make(dataclasses.replace(config, cuda_graphs=False))))
-    assert stand_in.captured == 1
-    full = {"gpt": 11, "gpt float16": 11, "cnn": 6, "mlp whole data": 9, "dpo accumulate": 12}.get(name, 15)
-    assert stand_in.replayed == full - WARM_UP
+    """Schedule, metrics, weights, optimizer and generator; the last batches of epochs are shorter, and not recorded.
 
-
-@pytest.mark.parametrize("name", OF_MANY_SIZES)
-def test_batches_of_other_sizes_have_recordings_of_their_own(name, stand_in):
-    """Of sizes that come often; the others are run as any step, and so are smaller batches."""
-    make, config = OF_MANY_SIZES[name]
-    agree(finish(make(config)), finish(make(dataclasses.replace(config, cuda_graphs=False))))
-    assert 1 < stand_in.captured < stand_in.replayed
+    Batches of other sizes have recordings of their own, if they come often.
+    """
+    agree(finish(name, *begin(name)), finish(name, *begin(name, recording=False)))
+    if name in RUNS:
+        assert stand_in.captured == 1 and stand_in.replayed == RUNS[name][1] - WARM_UP
+    else:
+        assert 1 < stand_in.captured < stand_in.replayed
 
 
 @needs_gpu
-@pytest.mark.parametrize("name", [*RUNS, *(f"{name} of many sizes" for name in OF_MANY_SIZES)])
+@pytest.mark.parametrize("name", CASES)
 def test_a_recorded_run_is_the_run_on_a_gpu(name, monkeypatch):
-    many = name.endswith(" of many sizes")
-    make, config = (OF_MANY_SIZES if many else RUNS)[name.removesuffix(" of many sizes")]
+    monkeypatch.setattr(procedures, "device", "cuda")
     replays, replay = [], torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(graph), replay(graph)))
-    agree(finish(make(config, "cuda")), finish(make(dataclasses.replace(config, cuda_graphs=False), "cuda")))
+    agree(finish(name, *begin(name)), finish(name, *begin(name, recording=False)))
     graphs = len(set(map(id, replays)))
-    assert graphs > 1 if many else graphs == 1
+    assert graphs == 1 if name in RUNS else graphs > 1
 
 
-@pytest.mark.parametrize("name", ["mlp", "mlp sgd", "mlp float16", "gpt", "dpo", "dpo float16"])
+@pytest.mark.parametrize("name", ["supervised", "sgd", "float16", "gpt", "dpo", "dpo float16", "ppo"])
 @pytest.mark.parametrize("stop", [2, 6])  # before and after the recording
-def test_resume_is_the_uninterrupted_run(name, stop, stand_in, monkeypatch):
-    make, config = RUNS[name]
-    want = finish(make(dataclasses.replace(config, cuda_graphs=False)))
-    first, train = make(config)
-    procedure = {gpt: language_model, of_pairs: dpo}.get(make, supervised)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(procedure, "train_step", stop_before(procedure.train_step, stop))
-        list(train())
-    tensors, metadata = pack(first, {}, 0.0)
-    second, train = make(config)
-    unpack(second, tensors, metadata)
-    rows, *rest = finish((second, train))
-    agree((rows, *rest), (want[0][-len(rows) :], *want[1:]))
-    assert stand_in.captured == (1 if stop == 2 else 2)
-
-
-@pytest.mark.parametrize("stop", [1, 5])
-def test_a_resumed_ppo_is_the_uninterrupted_run(stop, stand_in):
-    want = finish(of_rollouts(dataclasses.replace(ROLLOUTS, cuda_graphs=False)))
-    first, train = of_rollouts(ROLLOUTS)
-    next(row for row in train() if row["step"] >= stop)
-    tensors, metadata = pack(first, {}, 0.0)
-    second, train = of_rollouts(ROLLOUTS)
-    unpack(second, tensors, metadata)
-    rows, *rest = finish((second, train))
-    agree((rows, *rest), (want[0][-len(rows) :], *want[1:]))
+def test_resume_is_the_uninterrupted_run(name, stop, stand_in):
+    want = finish(name, *begin(name, recording=False))
+    first, config = begin(name)
+    rows = go_on(CASES[name], first, config, stop)
+    content = pack(first, {}, 0.0)
+    second, _ = begin(name)
+    unpack(second, *content)
+    went_on, *rest = finish(name, second, config)
+    agree((rows + went_on, *rest), want)
+    assert name == "ppo" or stand_in.captured == (1 if stop == 2 else 2)
 
 
 def test_overflows_are_skipped_in_a_recording(stand_in):
     """The scale starts so high that gradients overflow before and after the recording, and then no longer."""
     results, scales = [], []
     for recording in (True, False):
-        run = mlp(dataclasses.replace(SUPERVISED, precision="float16", log_every=1, cuda_graphs=recording))
-        run[0].scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
-        results.append(finish(run))
-        scales.append(run[0].scaler.get_scale())
+        state, config = begin("float16", recording)
+        state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+        results.append(finish("float16", state, config))
+        scales.append(state.scaler.get_scale())
     agree(*results)
     skipped = 24 - torch.tensor(scales).log2()
-    assert (skipped > WARM_UP + 1).all() and (skipped < 15).all()
+    assert (skipped > WARM_UP + 1).all() and (skipped < 12).all()
 
 
-def stop_before(train_step, last):
-    def step(state, *rest):
-        if state.step == last:
-            raise KeyboardInterrupt
-        train_step(state, *rest)
-
-    return step
+def batch(size=4):
+    return torch.randn(size, 8, 8), torch.randint(0, 3, (size,))
 
 
-def stepped(config, steps):
-    state, _ = mlp(config)
+def stepped(steps):
+    state, config = begin("supervised")
     step = recorded(supervised.update, state, asked=True, batch=4, rows=4, procedure="supervised")
     for i in range(steps):
         torch.manual_seed(i)
-        supervised.train_step(state, torch.randn(4, 6), torch.randint(0, 3, (4,)), config, 99, step)
-    return state, step
+        supervised.train_step(state, *batch(), config, 99, step)
+    return state, config, step
 
 
 def test_metrics_outlive_the_next_step(stand_in):
-    state, _ = stepped(SUPERVISED, WARM_UP + 1)
+    state, _, _ = stepped(WARM_UP + 1)
     kept = {name: values[-1] for name, values in state.window.items()}
     before = {name: value.item() for name, value in kept.items()}
-    state, step = stepped(SUPERVISED, WARM_UP + 3)
+    state, _, step = stepped(WARM_UP + 3)
     replayed = state.window["loss"][WARM_UP:]
     assert len({loss.item() for loss in replayed}) == len({loss.data_ptr() for loss in replayed}) == 3
     assert {name: value.item() for name, value in kept.items()} == before
@@ -285,7 +203,7 @@ def test_metrics_outlive_the_next_step(stand_in):
 
 def test_no_buffer_moves(stand_in):
     """Weights, optimizer state and learning rate are where they were recorded."""
-    state, step = stepped(SUPERVISED, WARM_UP + 1)
+    state, config, step = stepped(WARM_UP + 1)
 
     def addresses():
         optimizer = [t.data_ptr() for values in state.optimizer.state.values() for t in values.values()]
@@ -295,30 +213,29 @@ def test_no_buffer_moves(stand_in):
 
     before = addresses()
     for size in (4, 2, 4):
-        supervised.train_step(state, torch.randn(size, 6), torch.randint(0, 3, (size,)), SUPERVISED, 99, step)
+        supervised.train_step(state, *batch(size), config, 99, step)
     assert addresses() == before and state.step == WARM_UP + 4
     assert not any(group["capturable"] for group in state.optimizer.param_groups)
 
 
 def test_a_step_that_reads_from_the_device_is_refused(stand_in):
-    state, _ = mlp(SUPERVISED)
+    state, config = begin("supervised")
 
     def reading(state, x, target, config):
         supervised.update(state, x, target, config)
         state.window["loss"][-1].item()
 
     step = RecordedUpdate(reading, state, 4, "supervised")
-    x, target = torch.randn(4, 6), torch.randint(0, 3, (4,))
     for _ in range(WARM_UP):
-        step(state, x, target, SUPERVISED)
+        step(state, *batch(), config)
     with pytest.raises(RuntimeError, match=r"supervised: the step cannot be recorded .*; cuda_graphs=False trains"):
-        step(state, x, target, SUPERVISED)
+        step(state, *batch(), config)
     assert state.step == WARM_UP == len(state.window["loss"])
 
 
 def test_the_recording_used_longest_ago_goes_first(stand_in):
     """And is made anew, after steps as any other, where its sizes come back."""
-    state, _ = of_pairs(PAIRS)
+    state, _ = begin("supervised")
 
     def sum_of(state, x):
         state.window.setdefault("sum", []).append(x.sum())
@@ -334,11 +251,8 @@ def test_the_recording_used_longest_ago_goes_first(stand_in):
         times(WARM_UP + 1, width)
     times(1, 1)
     times(WARM_UP + 1, MOST + 1)
-    assert stand_in.captured == MOST + 1 and [width for ((_, width),) in step.recordings] == [
-        *range(3, MOST + 1),
-        1,
-        MOST + 1,
-    ]
+    kept = [width for ((_, width),) in step.recordings]
+    assert stand_in.captured == MOST + 1 and kept == [*range(3, MOST + 1), 1, MOST + 1]
     times(1, 1)
     times(WARM_UP, 2)
     assert stand_in.captured == MOST + 1
@@ -371,10 +285,10 @@ def test_a_batch_for_the_device(sides, stand_in):
 
 
 def test_where_it_cannot_be_it_says_why():
-    state, _ = mlp(SUPERVISED)
+    state, _ = begin("supervised")
     options = {"batch": 4, "rows": 4, "procedure": "supervised"}
     with pytest.warns(
-        RuntimeWarning, match=r"supervised: no CUDA graph, .*: the model must be on one GPU; it is on cpu"
+        RuntimeWarning, match="supervised: no CUDA graph, .*: the model must be on one GPU; it is on cpu"
     ):
         assert recorded(supervised.update, state, asked=True, **options) is supervised.update
 
@@ -382,13 +296,13 @@ def test_where_it_cannot_be_it_says_why():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("asked", [None, False])
 def test_on_a_cpu_nothing_changes(asked):
-    state, _ = mlp(SUPERVISED)
+    state, _ = begin("supervised")
     assert recorded(supervised.update, state, asked=asked, batch=4, rows=4, procedure="x") is supervised.update
     assert all(type(group["lr"]) is float for group in state.optimizer.param_groups)
 
 
 def test_obstacles(stand_in, monkeypatch):
-    state, _ = mlp(SUPERVISED)
+    state, _ = begin("supervised")
     assert cuda_graphs.obstacle(state) is None
     state.optimizer = torch.optim.AdamW(state.model.parameters())
     assert "must be fused" in cuda_graphs.obstacle(state)

@@ -4,17 +4,14 @@ One pair of processes trains everything, since each takes seconds to import torc
 """
 
 import functools
-import importlib.util
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import procedures
 import pytest
 import torch
+from processes import run_processes
+from train import distributed_cases as cases
 
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train import supervised
@@ -23,56 +20,28 @@ from primer_fast.train.state import distribute
 
 pytestmark = pytest.mark.xdist_group("distributed")
 plain = pytest.mark.usefixtures("plain_path")
-SCRIPT = Path(__file__).with_name("distributed_cases.py")
-spec = importlib.util.spec_from_file_location("distributed_cases", SCRIPT)
-cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cases)
+both = pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+TESTS = str(Path(procedures.__file__).parent)
 GPT = "language-model-post-norm"
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
-def environments(size, interpreting):
-    common = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET" or interpreting}
-    common |= {
-        "PYTHONPATH": str(SCRIPT.parent.parent),
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-    }
-    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-
-
-def run_processes(count, *arguments):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    started = [
-        subprocess.Popen(command, env=e, stderr=subprocess.PIPE, text=True)
-        for e in environments(count, "kernels" in arguments)
-    ]
-    try:
-        said = [process.communicate()[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * count, "\n".join(said)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Of what the two processes write."""
     folder = tmp_path_factory.mktemp("distributed")
-    run_processes(2, folder)
+    run_processes(2, cases.__file__, folder, PYTHONPATH=TESTS)
     return folder
 
 
 @pytest.fixture(scope="module")
 def found(folder):
     return torch.load(folder / "found.pt", weights_only=False)
+
+
+@functools.cache
+def alone(name):
+    """What one process finds, which computes with plain PyTorch."""
+    return cases.run((cases.CASES | cases.KERNELS)[name])
 
 
 def assert_same(got, want, rtol=1e-5, atol=1e-6):
@@ -94,40 +63,31 @@ def assert_equal(got, want):
 
 
 @plain
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@both
 @pytest.mark.parametrize("name", cases.CASES)
 def test_two_processes_train_as_one(found, name, strategy):
     """Short last batches, micro-batches, shares without a sample; both processes report the same."""
     first, second = found[strategy, name]
     assert_equal(first, second)
-    assert_same(first, cases.run(cases.CASES[name]))
+    assert_same(first, alone(name))
 
 
-@pytest.fixture(scope="module")
-def found_by_kernels(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kernels")
-    run_processes(2, folder, "kernels")
-    return torch.load(folder / "found.pt", weights_only=False)
-
-
-@functools.cache
-def by_one_process(name):
-    return cases.run(cases.KERNELS[name])
-
-
+@plain
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels run natively: test_gpus_train_as_one")
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@both
 @pytest.mark.parametrize("name", cases.KERNELS)
-def test_the_kernels_train_in_two_processes(found_by_kernels, name, strategy):
-    """All ops but for the options of each: conv2d and max_pool2d in the CNN, linear_log_prob in DPO."""
-    assert_same(found_by_kernels[strategy, name], by_one_process(name))
+def test_the_kernels_train_in_two_processes(found, name, strategy):
+    """As plain PyTorch in one. conv2d and max_pool2d in the CNN, linear_log_prob in DPO, most others in the GPT."""
+    first, second = found[strategy, name]
+    assert_equal(first, second)
+    assert_same(first, alone(name), rtol=1e-4)
 
 
 @plain
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpus_train_as_one(tmp_path, monkeypatch):
     """Two of them where there are, with nccl; one alone shows that nothing lies on a wrong device."""
-    run_processes(min(2, torch.cuda.device_count()), tmp_path, "cuda")
+    run_processes(min(2, torch.cuda.device_count()), cases.__file__, tmp_path, "cuda", PYTHONPATH=TESTS)
     found = torch.load(tmp_path / "found.pt", weights_only=False)
     monkeypatch.setattr(procedures, "device", "cuda")
     for name, case in cases.CASES.items():
@@ -137,31 +97,21 @@ def test_gpus_train_as_one(tmp_path, monkeypatch):
             assert found[strategy, name][0][0][0][key] == pytest.approx(row[key], rel=1e-3, abs=1e-4), (strategy, name)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_resumed_is_uninterrupted_bit_for_bit(found, strategy):
-    assert_equal(found[strategy, "halves"], found[strategy, GPT][0])
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_dropout_goes_on_where_each_process_left_it(found, strategy):
-    assert_equal(found[strategy, "dropout-halves"], found[strategy, "dropout"])
-
-
-@plain
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("source", ["from one", "from the other"])
-def test_a_checkpoint_of_another_world_or_strategy_loads(found, source, strategy):
-    rows, weights = found[strategy, source]
-    whole_rows, whole_weights = cases.run(cases.CASES[GPT])
-    assert_same((rows, weights), (whole_rows[2:], whole_weights))
+@both
+@pytest.mark.parametrize(("half", "whole"), [("halves", GPT), ("dropout-halves", "dropout")])
+def test_resumed_is_uninterrupted_bit_for_bit(found, half, whole, strategy):
+    """Dropout too goes on where each process left it."""
+    want = found[strategy, whole]
+    assert_equal(found[strategy, half], want[0] if whole == GPT else want)
 
 
 @plain
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_process_goes_on_from_the_checkpoint_of_two(folder, strategy):
-    case = cases.CASES[GPT]
-    whole_rows, whole_weights = cases.run(case)
-    assert_same(cases.resumed(case, folder / strategy), (whole_rows[2:], whole_weights))
+@both
+@pytest.mark.parametrize("source", ["from one", "from the other", "in one"])
+def test_a_checkpoint_of_another_world_or_strategy_loads(found, folder, source, strategy):
+    got = cases.resumed(cases.CASES[GPT], folder / strategy) if source == "in one" else found[strategy, source]
+    rows, weights = alone(GPT)
+    assert_same(got, (rows[2:], weights))
 
 
 def test_a_sharded_checkpoint_has_a_part_of_each_process(folder):
@@ -189,26 +139,15 @@ def test_a_damaged_sharded_checkpoint_is_named(folder, tmp_path, damage):
         cases.resumed(cases.CASES[GPT], tmp_path)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_float16_skips_a_step_in_both_processes_or_in_none(found, strategy):
+@both
+def test_what_one_process_meets_both_heed(found, strategy):
+    """A gradient that overflows, a loss that is no number, a reward that is none, and a wish to stop."""
     (scale, moved), second = found[strategy, "float16"]
     assert (scale, moved) == second and not moved and scale < 65536
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_both_processes_stop_where_one_sees_no_number(found, strategy):
     (message, step), second = found[strategy, "nan"]
     assert (message, step) == second and message.startswith("supervised: the loss is not finite at step ")
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_both_processes_stop_where_one_has_no_reward(found, strategy):
-    (message, step), second = found[strategy, "reward raises"]
+    (message, step), second = found[strategy, "no reward"]
     assert (message, step) == second == ("ppo: the reward raised KeyError at rollout 1: 'no such word'", 0)
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_both_processes_stop_where_one_is_asked_to(found, strategy):
     assert found[strategy, "stopped"] == [2, 2]
 
 

@@ -5,40 +5,25 @@ import math
 
 import pytest
 import torch
+from procedures import DPO, PRE, go_on, start
 
-from primer_fast.data.completions import encode_pairs
-from primer_fast.data.preferences import Preference
-from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.models.transformer import Transformer
 from primer_fast.train import dpo
 from primer_fast.train.log_probs import token_log_probs
-from primer_fast.train.settings import LOSSES_OF_TRL_ALONE
 
 pytestmark = pytest.mark.usefixtures("plain_path")
-
-CONFIG = TransformerConfig(vocab=12, context=16, width=16, layers=2, heads=2)
-PAIRS = [Preference("ab"[: i % 3], "cd" * (1 + i % 4), "efg"[: 1 + i % 3], i / 8) for i in range(10)]
+PAIRS = DPO("sigmoid").pairs
 
 
 def make_model(seed=0):
     torch.manual_seed(seed)
-    return Transformer(CONFIG)
+    return Transformer(PRE)
 
 
-def make_pairs(pairs=PAIRS):
-    return encode_pairs(pairs, lambda text: [ord(c) - 96 for c in text], end=0, context=16)
-
-
-def settings(**changes):
-    defaults = {"lr": 1e-2, "batch_size": 4, "epochs": 3, "log_every": 1}
-    return dpo.DPOConfig(**{**defaults, **changes})
-
-
-def run(config, model=None, pairs=None, stop_after=None):
-    model, pairs = model or make_model(), pairs or make_pairs()
-    reference = dpo.reference_log_probs(make_model(), pairs, config)
-    state = dpo.start(model, config)
-    rows = dpo.train(state, pairs, reference, config, should_stop=lambda: state.step == stop_after)
-    return state, list(rows)
+def run(loss, **changes):
+    """-> the rows of a policy that starts as the reference"""
+    case = DPO(loss, accumulate=1, **changes)
+    return go_on(case, *start(case))
 
 
 def plain_log_probs(model, completions):
@@ -53,7 +38,7 @@ def plain_log_probs(model, completions):
 
 def test_log_probs_are_those_of_each_row_by_itself():
     """Neither padding nor the other rows of a batch change any; the end token counts."""
-    model, batch = make_model(), make_pairs().stacked()
+    model, batch = make_model(), PAIRS.stacked()
     got = token_log_probs(model, batch)
     for row, want in enumerate(plain_log_probs(model, batch)):
         torch.testing.assert_close(got[row][batch.mask()[row]], want)
@@ -69,7 +54,7 @@ def test_log_probs_are_those_of_each_row_by_itself():
 
 def test_the_side_of_the_padding_changes_no_log_prob():
     """Completions are padded on the right; padded on the left, with a mask, a model gives the same."""
-    model, batch = make_model(), make_pairs().stacked()
+    model, batch = make_model(), PAIRS.stacked()
     want = token_log_probs(model, batch)
     longest = batch.tokens.shape[1]
     for row, length in enumerate(batch.lengths.tolist()):
@@ -86,7 +71,7 @@ FIRST = {"sigmoid": math.log(2), "cdpo": math.log(2), "robust": math.log(2), "ip
 
 @pytest.mark.parametrize(("loss", "want"), FIRST.items())
 def test_the_first_loss(loss, want):
-    _, rows = run(settings(loss=loss, steps=1))
+    rows = run(loss, steps=1)
     assert rows[0]["loss"] == pytest.approx(want, rel=1e-5)
     # Other rows in a batch, and so other sizes, may round otherwise: which, the CPU decides.
     assert rows[0]["rewards/chosen"] == pytest.approx(0, abs=1e-6)
@@ -98,40 +83,25 @@ def test_a_tie_is_not_accurate():
     model = make_model()
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    config = settings(steps=1)
-    state = dpo.start(model, config)
-    rows = list(dpo.train(state, make_pairs(), dpo.reference_log_probs(model, make_pairs(), config), config))
+    config = dpo.DPOConfig(steps=1)
+    rows = list(dpo.train(dpo.start(model, config), PAIRS, dpo.reference_log_probs(model, PAIRS, config), config))
     assert rows[0]["rewards/margins"] == rows[0]["rewards/accuracies"] == 0
 
 
 @pytest.mark.parametrize("loss", dpo.LOSSES)
 def test_it_learns_the_preferences(loss):
-    _, rows = run(settings(loss=loss, epochs=25))
+    rows = run(loss, epochs=25)
     assert rows[-1]["rewards/accuracies"] == 1 and rows[-1]["loss"] < rows[0]["loss"]
     assert rows[-1]["rewards/margins"] > 0 and rows[-1]["rewards/chosen"] > rows[-1]["rewards/rejected"]
 
 
 def test_the_gradient_is_that_of_the_formula():
     """Of the first step, from logits in memory and torch's own operators."""
-    config, pairs, model = settings(batch_size=10, steps=1, clip_norm=None), make_pairs(), make_model(1)
-    twin = make_model(1)
-    reference = dpo.reference_log_probs(make_model(), pairs, config)
-    state = dpo.start(model, config)
-    dpo.train_step(state, pairs, reference, config, 1)
-    both = [torch.stack([x.sum() for x in plain_log_probs(twin, side)]) for side in (pairs.chosen, pairs.rejected)]
+    config, model, twin = dpo.DPOConfig(lr=1e-2, batch_size=11, steps=1, clip_norm=None), make_model(1), make_model(1)
+    reference = dpo.reference_log_probs(make_model(), PAIRS, config)
+    dpo.train_step(dpo.start(model, config), PAIRS, reference, config, 1)
+    both = [torch.stack([x.sum() for x in plain_log_probs(twin, side)]) for side in (PAIRS.chosen, PAIRS.rejected)]
     h = (both[0] - reference[:, 0]) - (both[1] - reference[:, 1])
     (-torch.nn.functional.logsigmoid(0.1 * h)).mean().backward()
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
-
-
-def test_the_reference_must_be_of_these_pairs():
-    state = dpo.start(make_model(), settings())
-    with pytest.raises(ValueError, match=r"dpo: reference must be \(10, 2\), a row per pair; got \(9, 2\)"):
-        next(dpo.train(state, make_pairs(), torch.zeros(9, 2), settings()))
-
-
-@pytest.mark.parametrize("name", LOSSES_OF_TRL_ALONE)
-def test_a_loss_that_trl_alone_has(name):
-    with pytest.raises(ValueError, match=f"dpo: loss must be .*; got '{name}', which TRL has"):
-        settings(loss=name)

@@ -27,7 +27,7 @@ PAIRS = [
     Preference(f"say {word} ", f"{word} " * (1 + i % 3), f"no {word[::-1]}"[: 3 + 2 * i])
     for i, word in enumerate(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"])
 ]
-STEPS = 4
+STEPS = 3
 NAMES = (
     "loss", "entropy", "grad_norm", "num_tokens", "learning_rate", "rewards/chosen", "rewards/rejected",
     "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",

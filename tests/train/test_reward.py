@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from procedures import encode
 
 from primer_fast.cli.pair_accuracy import reward_accuracy
 from primer_fast.data.completions import Completions, encode_completions, encode_pairs
@@ -15,10 +16,6 @@ from primer_fast.train import reward, sft
 pytestmark = pytest.mark.usefixtures("plain_path")
 
 CONFIG = TransformerConfig(vocab=12, context=16, width=16, layers=2, heads=2)
-
-
-def encode(text):
-    return [ord(c) - 96 for c in text]
 
 
 def make_pairs(count=40):

@@ -1,4 +1,4 @@
-"""What a saved state must say before it is loaded; that it then goes on bit for bit is in test_supervised.py."""
+"""What a saved state must say before it is loaded; that it then goes on bit for bit is in test_procedures.py."""
 
 import copy
 import json

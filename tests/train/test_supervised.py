@@ -12,7 +12,6 @@ from primer_fast.train.steps import epoch_order, learning_rate
 from primer_fast.train.supervised import SupervisedConfig, binary_cross_entropy, cross_entropy
 
 SMALL = SupervisedConfig(batch_size=10, epochs=3, warmup_steps=2, log_every=4)
-TIMES = ("train/seconds", "train/samples_per_second")
 
 
 def blobs(samples=47, features=6, classes=3, seed=0):
@@ -123,10 +122,6 @@ def test_training_learns_and_reports(plain_path, optimizer):
     rows = list(supervised.train(new_state(config), *data, config, test=data))
     assert rows[-1]["step"] == 100 and rows[-1]["epoch"] == 20.0
     assert rows[-1]["train/loss"] < 0.3 * rows[0]["train/loss"] and rows[-1]["test/accuracy"] > 0.95
-    for row in rows:
-        keys = {"step", "epoch", "train/loss", "train/accuracy", "train/grad_norm", "train/learning_rate", *TIMES}
-        assert set(row) == keys | ({"test/loss", "test/accuracy"} if row["step"] % 5 == 0 else set())
-        assert all(type(v) in (int, float) and math.isfinite(v) for v in row.values())
 
 
 def test_metrics_are_means_over_samples(plain_path):
@@ -163,43 +158,6 @@ def test_weights_decay_and_biases_do_not(plain_path):
     list(supervised.train(state, inputs, torch.zeros(4, dtype=torch.long), config))
     torch.testing.assert_close(state.model.layers[0].weight, torch.full((8, 6), 0.9))
     assert torch.equal(state.model.layers[0].bias, torch.ones(8))
-
-
-def test_clipping_bounds_the_step(plain_path):
-    steps = {}
-    for clip in (None, 0.01):
-        config = SupervisedConfig(
-            optimizer="sgd", lr=1.0, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=clip, steps=1
-        )
-        state = new_state(config)
-        before = weights(state)
-        (row,) = supervised.train(state, *blobs(), config)
-        steps[clip] = (weights(state) - before).norm().item()
-        assert row["train/grad_norm"] == pytest.approx(steps[None], rel=1e-4)  # before clipping
-    assert steps[0.01] == pytest.approx(0.01, rel=1e-3) and steps[None] > 0.1
-
-
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_autocast_learns(plain_path, precision):
-    config = dataclasses.replace(SMALL, precision=precision, lr=0.03, epochs=20)
-    state, dtypes = new_state(config), set()
-    state.model.layers[0].register_forward_hook(lambda module, args, out: dtypes.add(out.dtype))
-    rows = list(supervised.train(state, *blobs(), config, test=blobs()))
-    assert dtypes == {getattr(torch, precision)} and weights(state).dtype == torch.float32
-    assert rows[-1]["test/accuracy"] > 0.95 and state.scaler.is_enabled() == (precision == "float16")
-
-
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_lower_precision_takes_about_the_same_step(plain_path, precision):
-    """The gradient is clipped and applied as it is, not as the loss scaler enlarged it."""
-    results = {}
-    for p in ("float32", precision):
-        config = dataclasses.replace(SMALL, precision=p, optimizer="sgd", clip_norm=0.5, warmup_steps=0, steps=1)
-        state = new_state(config)
-        before = weights(state)
-        (row,) = supervised.train(state, *blobs(), config)
-        results[p] = row["train/grad_norm"], row["train/loss"], (weights(state) - before).norm().item()
-    np.testing.assert_allclose(results[precision], results["float32"], rtol=0.03)
 
 
 def test_a_gradient_that_overflows_float16_is_skipped(plain_path):
@@ -260,10 +218,9 @@ def soccer_config(**changes):
     return dataclasses.replace(config, **changes)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_primers_network_learns_who_is_drafted(plain_path, seed):
-    soccer, config = load_soccer(), soccer_config(seed=seed)
-    state = new_state(config, (2, 3, 4, 3, 1), "sigmoid", seed)
+def test_the_primers_network_learns_who_is_drafted(plain_path):
+    soccer, config = load_soccer(), soccer_config()
+    state = new_state(config, (2, 3, 4, 3, 1), "sigmoid")
     rows = list(supervised.train(state, soccer.standardise(soccer.players), soccer.drafted, config))
     assert rows[-1]["train/accuracy"] == 1.0 and rows[-1]["train/loss"] < 0.05
 
@@ -273,36 +230,3 @@ def test_without_hidden_layers_it_does_not(plain_path):
     state = new_state(config, (2, 1))
     rows = list(supervised.train(state, soccer.standardise(soccer.players), soccer.drafted, config))
     assert rows[-1]["train/accuracy"] < 0.95
-
-
-def test_training_through_the_kernels(device, monkeypatch):
-    """The primer's network for three steps with the kernels, and with plain PyTorch."""
-    soccer, config = load_soccer(), soccer_config(epochs=3, log_every=1)
-    losses = []
-    for kernels in (True, False):
-        if not kernels and device == "cpu":
-            monkeypatch.setattr("primer_fast.backend.stand_in", None)
-        torch.manual_seed(0)
-        state = supervised.start(MLP(MLPConfig((2, 3, 4, 3, 1), "sigmoid")).to(device), config)
-        rows = supervised.train(state, soccer.standardise(soccer.players), soccer.drafted, config)
-        losses.append([row["train/loss"] for row in rows])
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
-    assert losses[0][2] < losses[0][0]
-
-
-# Wrong calls
-
-
-def test_inputs_and_targets_must_fit():
-    inputs, targets = blobs()
-    for wrong in ((inputs, targets[:-1]), (inputs, targets[:, None]), (inputs[:0], targets[:0])):
-        with pytest.raises(ValueError, match=r"supervised: targets must be \(N,\), one per input, N > 0; got inputs"):
-            next(supervised.train(new_state(SMALL), *wrong, SMALL))
-    config = dataclasses.replace(SMALL, augmentation="shift")
-    with pytest.raises(ValueError, match=r"Shift: images must be \(N, H, W\); got \(47, 6\)"):
-        next(supervised.train(new_state(config), inputs, targets, config))
-
-
-def test_label_smoothing_is_for_cross_entropy():
-    with pytest.raises(ValueError, match=r"label_smoothing must be 0 for .*; got 0\.1"):
-        SupervisedConfig(loss="binary_cross_entropy", label_smoothing=0.1)

@@ -1,0 +1,28 @@
+"""Processes that work together, started as torchrun starts them."""
+
+import os
+import socket
+import subprocess
+import sys
+
+
+def run_processes(count, script, *arguments, **environment):
+    """Run ``script`` in ``count`` processes; the test fails with what they said where one of them fails."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    common = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | environment
+    common |= {"WORLD_SIZE": str(count)}
+    command = [sys.executable, str(script), *map(str, arguments)]
+    started = [
+        subprocess.Popen(
+            command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(count)
+    ]
+    try:
+        said = [process.communicate()[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * count, "\n".join(said)
