@@ -24,10 +24,9 @@ from primer_fast.cli import (  # those that are not named below are imported for
     align,
     main,
     run_folder,
-    train_dpo,  # noqa: F401
     train_gpt,  # noqa: F401
     train_mlp,  # noqa: F401
-    train_ppo,  # noqa: F401
+    train_preferences,  # noqa: F401
 )
 from primer_fast.cli.run_folder import RunFolder
 
