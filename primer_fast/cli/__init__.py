@@ -3,11 +3,12 @@
 import difflib
 import importlib
 import sys
+from typing import Any
 
 from primer_fast import __version__
 from primer_fast.cli import errors, interruption, terminal, threads  # noqa: F401, threads before any command: see there
 
-COMMANDS = {  # words on the command line -> module, what it does
+COMMANDS = {  # words on the command line -> module, or module:object in it, what it does
     ("verify",): ("verify", "compare every kernel with its NumPy reference"),
     ("kernels",): ("kernels", "compile the kernels for any GPU, without one, and list registers and instructions"),
     ("tune",): ("tune", "search this GPU's fastest launch settings, and keep them"),
@@ -15,10 +16,10 @@ COMMANDS = {  # words on the command line -> module, what it does
     ("train", "cnn"): ("train_cnn", "train the convolutional network on digits"),
     ("train", "vit"): ("train_vit", "train the vision transformer on digits"),
     ("train", "gpt"): ("train_gpt", "train the transformer on text"),
-    ("train", "sft"): ("train_sft", "fine-tune a transformer on prompts and their completions"),
-    ("train", "reward"): ("train_reward", "train a reward model on what people prefer"),
-    ("train", "dpo"): ("train_dpo", "align a transformer with preferences, without a reward model"),
-    ("train", "ppo"): ("train_ppo", "align a transformer with a reward model or any function"),
+    ("train", "sft"): ("train_preferences:SFT", "fine-tune a transformer on prompts and their completions"),
+    ("train", "reward"): ("train_preferences:REWARD", "train a reward model on what people prefer"),
+    ("train", "dpo"): ("train_preferences:DPO", "align a transformer with preferences, without a reward model"),
+    ("train", "ppo"): ("train_preferences:PPO", "align a transformer with a reward model or any function"),
     ("sample",): ("sample", "print text that a trained transformer writes"),
     ("show", "convolution"): ("show_convolution", "work a convolution and a max-pool out, number by number"),
     ("show", "attention"): ("show_attention", "work a layer of attention out, number by number"),
@@ -75,7 +76,7 @@ def _run(name: str, module: str, argv: list[str]) -> int:
     try:
         if HELP.intersection(argv) and (status := _helped(module, argv)) is not None:
             return status
-        command = importlib.import_module(f"primer_fast.cli.{module}")
+        command = _found(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("primer_fast"):
             raise
@@ -87,9 +88,16 @@ def _run(name: str, module: str, argv: list[str]) -> int:
         return errors.report_end(name, error, hint=getattr(command, "WHEN_INTERRUPTED", ""))
 
 
+def _found(name: str) -> Any:
+    """The module of that name in this package, or the object in it that follows a colon."""
+    module, _, part = name.partition(":")
+    found = importlib.import_module(f"primer_fast.cli.{module}")
+    return getattr(found, part) if part else found
+
+
 def _helped(module: str, argv: list[str]) -> int | None:
     """Print the help of a command without importing the command; None where the call does not ask for help."""
-    options = importlib.import_module(f"primer_fast.cli.options.{module}")
+    options = _found(f"options.{module}")
     with terminal.first_of_machine():
         try:
             options.parse(argv)

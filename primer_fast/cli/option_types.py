@@ -1,4 +1,4 @@
-"""Whether a value read from JSON is of the type that an option is declared with."""
+"""Options as JSON has them: each value of the type that its option is declared with, and back as an object."""
 
 import types
 import typing
@@ -6,20 +6,26 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 
-def wrong_field(options: type, values: dict[str, Any]) -> str | None:
-    """What is wrong with the first of ``values`` that is not of its field's type; None where all are."""
-    hints = typing.get_type_hints(options)
+def made(options: type, values: dict[str, Any]) -> Any:
+    """An instance of the dataclass ``options`` from what ``dataclasses.asdict`` and JSON made of one.
+
+    Raises:
+        TypeError, ValueError: a value is not of its field's type, or there is no such field.
+    """
+    hints, given = typing.get_type_hints(options), dict(values)
     for field in fields(options):
-        if field.name in values and not fits(values[field.name], hints[field.name]):
-            return f"{field.name} must be {_name(hints[field.name])}; got {values[field.name]!r}"
-    return None
+        hint, value = hints[field.name], given.get(field.name)
+        if field.name in given and not fits(value, hint):
+            raise ValueError(f"{field.name} must be {_name(hint)}; got {value!r}")
+        if isinstance(value, list):
+            given[field.name] = tuple(value)
+    given |= {name: made(hints[name], v) for name, v in given.items() if isinstance(v, dict) and name in hints}
+    return options(**given)
 
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether ``value`` is of type ``hint``: str, int, float, bool, None, Literal, or a tuple or union of these."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return fits(value, arguments[0])
     if origin is typing.Literal:
         return value in arguments
     if origin in (typing.Union, types.UnionType):
@@ -43,3 +49,10 @@ def fits(value: Any, hint: Any) -> bool:
 
 def _name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def must_agree(folder: Any, new: dict, old: dict, *, instead: str = "") -> None:
+    """Raise ValueError where a call asks for other options than those that the run in ``folder`` was begun with."""
+    other = [f"{key} {old[key]} (now {new[key]})" for key in new if new[key] != old[key]]
+    if other:
+        raise ValueError(f"{folder}: the run was begun with {', '.join(other)}; leave them out to go on{instead}")

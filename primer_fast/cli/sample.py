@@ -7,6 +7,7 @@ import torch
 from primer_fast.cli.base_run import load
 from primer_fast.cli.errors import sizes_that_fit
 from primer_fast.cli.options.sample import Options, parse
+from primer_fast.cli.options.training import device_of
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.generation import generate
@@ -37,9 +38,7 @@ def run(options: Options) -> list[str]:
             raise ValueError(f"--{name} must be positive; got {getattr(options, name)}")
     if options.seed is not None and not -(2**63) <= options.seed < 2**63:
         raise ValueError(f"--seed must be from -2^63 to 2^63 - 1; got {options.seed}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU on this machine")
-    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = device_of(options.device)
     model, tokenizer = load(options.run)
     _check_memory(options, model.config, cache=device == "cpu")
     model = model.to(device).eval()

@@ -13,7 +13,7 @@ from primer_fast.models.transformer import Transformer, TransformerConfig
 
 def load_task(options: Options) -> TextTask:
     text = load_text(options.data)
-    saved = COMMAND.folder(options) / TOKENIZER
+    saved = SYNTAX.folder(options) / TOKENIZER
     if options.resume and saved.exists():
         tokenizer = tokenizers.load(saved)
     else:
@@ -36,7 +36,7 @@ def make_model(options: Options, task: TextTask) -> Transformer:
 
 def _check_tokenizer(options: Options, tokenizer: Tokenizer) -> None:
     """ValueError where the tokenizer has more tokens than the model that it is to be trained with."""
-    saved = COMMAND.folder(options) / SHAPE
+    saved = SYNTAX.folder(options) / SHAPE
     if options.resume and saved.exists():
         vocab, named = read_shape(saved).vocab, str(saved.with_name(TOKENIZER))
     elif options.init_from is not None:
@@ -50,7 +50,7 @@ def _check_tokenizer(options: Options, tokenizer: Tokenizer) -> None:
 
 
 def _model(options: Options, vocab: int) -> Transformer:
-    saved = COMMAND.folder(options) / SHAPE
+    saved = SYNTAX.folder(options) / SHAPE
     if options.resume and saved.exists():
         return Transformer(read_shape(saved))
     shape = {name: getattr(options, name) for name in OF_THE_MODEL}

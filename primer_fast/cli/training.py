@@ -33,18 +33,57 @@ class TrainCommand:
     load_task: Callable[[Any], Task]  # options -> data; ValueError where they do not fit each other
     make_model: Callable[[Any, Any], torch.nn.Module]  # options, task; ValueError where they do not fit each other
 
-    @property
-    def name(self) -> str:
-        return self.syntax.name
-
-    def folder(self, options: TrainOptions) -> Path:
-        return self.syntax.folder(options)
-
     def main(self, argv: list[str]) -> int:
-        return main(self, argv)
+        """Run the command; 0 if it finished, 1 if training or its reward failed, 2 for a wrong call.
 
-    def run(self, options: TrainOptions, display: Display) -> "RunResult":
-        return run(self, options, display)
+        A run that a signal stopped gives 128 and its number, 130 for Ctrl-C and 143 for SIGTERM.
+
+        Of the processes that `torchrun` started only the first prints; an error is printed once, by the first to meet
+        it, and a wrong call once on each machine.
+        """
+        try:
+            with terminal.first_of_machine():
+                options = self.syntax.parse(argv)
+            strategy = _strategy(options)
+            with joined(options.torch_device, alone=strategy == "none") as world:
+                try:
+                    return _call(self, options, argv, world)
+                except BaseException as error:
+                    if world.size == 1:
+                        raise
+                    world.fail(functools.partial(_told, self, error))
+        except EXPECTED as error:
+            with terminal.first_of_machine():
+                return _told(self, error)
+
+    def run(self, options: TrainOptions, display: Display, world: World = ALONE) -> "RunResult":
+        """Train as ``options`` say, or go on; write everything into the folder of the run.
+
+        All processes of ``world`` call it; the first writes, and of a model that is sharded each its part.
+
+        Raises:
+            ValueError, OSError: what the options name cannot be used; says what and why.
+            FloatingPointError: training diverged; the last checkpoint is kept.
+            RewardError: a reward could not be had; the state of before it is saved.
+            WriteError: a file of the run cannot be written; the last checkpoint is kept.
+        """
+        config, folder = options.train, RunFolder(self.syntax.folder(options), self.syntax.name)
+        if options.resume and options.overwrite:
+            raise ValueError("--resume and --overwrite exclude each other")
+        if options.resume and options.compares:
+            raise ValueError("--compare-torch trains both models from the start; it cannot be combined with --resume")
+        if options.compares and world.size > 1:
+            raise ValueError(f"--compare-torch is for one process; got {world.size}")
+        device = options.torch_device
+        task = self.load_task(options)
+        torch.manual_seed(config.seed)
+        model = self.make_model(options, task).to(device)
+        state = task.start(model, config)
+        distribute(state, world, "none" if world.store is None else _strategy(options))
+        if world.rank:  # the first process draws its dropout as a single one does
+            torch.manual_seed(generator(config.seed, 5, world.rank).initial_seed())
+        with folder.held() if world.rank == 0 else contextlib.nullcontext():
+            return _run(self, options, display, folder, task, state)
 
 
 @dataclass
@@ -60,45 +99,21 @@ class RunResult(Generic[Model]):
     status: int = 0  # of a run that was stopped: 130 by Ctrl-C, 143 by SIGTERM, 141 as nobody reads what it prints
 
 
-def main(command: TrainCommand, argv: list[str]) -> int:
-    """Run ``command``; 0 if it finished, 1 if training or its reward failed, 2 for a wrong call.
-
-    A run that a signal stopped gives 128 and its number, 130 for Ctrl-C and 143 for SIGTERM.
-
-    Of the processes that `torchrun` started only the first prints; an error is printed once, by the first to meet it,
-    and a wrong call once on each machine.
-    """
-    try:
-        with terminal.first_of_machine():
-            options = command.syntax.parse(argv)
-        strategy = _strategy(options)
-        with joined(options.torch_device, alone=strategy == "none") as world:
-            try:
-                return _call(command, options, argv, world)
-            except BaseException as error:
-                if world.size == 1:
-                    raise
-                world.fail(functools.partial(_told, command, error))
-    except EXPECTED as error:
-        with terminal.first_of_machine():
-            return _told(command, error)
-
-
 def _call(command: TrainCommand, options: TrainOptions, argv: list[str], world: World) -> int:
     with Display(quiet=world.rank > 0) as display:
         with sizes_that_fit():
-            outcome = run(command, options, display, world)
+            outcome = command.run(options, display, world)
         display.print(outcome.result)
         if not outcome.finished:
             again = [word for word in argv if word not in ("--resume", "--overwrite", "--compare-torch")]
-            display.print(f"go on with: primer-fast {command.name} {shlex.join(again)} --resume")
+            display.print(f"go on with: primer-fast {command.syntax.name} {shlex.join(again)} --resume")
     return outcome.status or (terminal.CLOSED if display.closed else 0)
 
 
 def _told(command: TrainCommand, error: BaseException) -> int:
     """Print what went wrong, in a line where it is an error that users meet; -> exit status."""
     if isinstance(error, EXPECTED):
-        return report_end(command.name, error, failure=RewardError)
+        return report_end(command.syntax.name, error, failure=RewardError)
     traceback.print_exception(error)
     return 1
 
@@ -116,38 +131,6 @@ def _strategy(options: TrainOptions) -> str:
             "torchrun --nproc-per-node 2 -m primer_fast.cli train ..."
         )
     return options.strategy
-
-
-def run(command: TrainCommand, options: TrainOptions, display: Display, world: World = ALONE) -> RunResult:
-    """Train as ``options`` say, or go on; write everything into the folder of the run.
-
-    All processes of ``world`` call it; the first writes, and of a model that is sharded each its part.
-
-    Raises:
-        ValueError, OSError: what the options name cannot be used; says what and why.
-        FloatingPointError: training diverged; the last checkpoint is kept.
-        RewardError: a reward could not be had; the state of before it is saved.
-        WriteError: a file of the run cannot be written; the last checkpoint is kept.
-    """
-    config, folder = options.train, RunFolder(command.folder(options), command.name)
-    if options.resume and options.overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
-    if options.resume and options.compares:
-        raise ValueError("--compare-torch trains both models from the start; it cannot be combined with --resume")
-    if options.compares and world.size > 1:
-        raise ValueError(f"--compare-torch is for one process; got {world.size}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU on this machine")
-    task = command.load_task(options)
-    torch.manual_seed(config.seed)
-    model = command.make_model(options, task).to(options.torch_device)
-    state = task.start(model, config)
-    strategy = "none" if world.store is None else _strategy(options)
-    distribute(state, world, strategy)
-    if world.rank:  # the first process draws its dropout as a single one does
-        torch.manual_seed(generator(config.seed, 5, world.rank).initial_seed())
-    with folder.held() if world.rank == 0 else contextlib.nullcontext():
-        return _run(command, options, display, folder, task, state)
 
 
 def _run(

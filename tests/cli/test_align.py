@@ -7,6 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from cli.commands import ALIGN, LEXICON, metrics
 
 from primer_fast.cli import align, align_data, align_measure, demo_chapters, main, pair_accuracy, sample
 from primer_fast.cli.align_measure import Difference, Mean, Measured, Samples
@@ -18,29 +19,17 @@ from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train.reward import wilson_interval
 
 pytestmark = pytest.mark.usefixtures("plain_path")
-PARTS = ("un", "glad", "sad", "joy", "woe", "ful", "less", "ly", "ness")
-TINY = [
-    "--width", "16", "--layers", "1", "--heads", "2", "--pairs", "60", "--samples", "60", "--points", "2",
-    "--point-samples", "30", "--betas", "0.5", "2", "--sft.steps", "60", "--sft.batch-size", "32", "--reward.steps",
-    "6", "--reward.batch-size", "16", "--ppo.steps", "3", "--ppo.batch-size", "16", "--dpo.steps", "4",
-    "--dpo.batch-size", "16", "--dpo.lr", "0.001",
-]  # fmt: skip
-
-
-def rated_words():
-    """Words of up to three parts; those with glad or joy are liked, those with sad or woe are not."""
-    words = {a + b + c for a in ("", "un") for b in PARTS[1:5] for c in ("", "ful", "less", "ly", "ness")}
-    return [RatedText(w, 2.0 if "glad" in w or "joy" in w else -2.0) for w in sorted(words)]
+TINY = [*ALIGN.split(), "--sft.steps", "60"]
 
 
 @pytest.fixture
 def lexicon(monkeypatch):
-    monkeypatch.setattr(align, "load_lexicon", rated_words)
+    monkeypatch.setattr(align, "load_lexicon", lambda: LEXICON)
 
 
 def test_words(lexicon, tmp_path, capsys):
     out = tmp_path / "run"
-    assert main(["align", *TINY, "--out", str(out)]) == 0
+    assert main([*TINY, "--out", str(out)]) == 0
     for name in ("frontier.png", "samples.png", "curves.png"):
         assert matplotlib.image.imread(out / name).shape[1] > 500
     page, printed = (out / "index.html").read_text(), capsys.readouterr().out
@@ -48,21 +37,17 @@ def test_words(lexicon, tmp_path, capsys):
         assert words in page
     assert "reward model: right on" in printed and "human rating of known words" in printed
     results = json.loads((out / "results.json").read_text())
-    assert set(results["after"]) == {"ppo", "dpo beta 0.5", "dpo beta 2"} and results["before"]["samples"] == 60
-    assert abs(results["before"]["kl"]["mean"]) < 1e-9 and results["before"]["kl"]["count"] == 60
-    rows = map(json.loads, (out / "ppo" / "metrics.jsonl").read_text().splitlines())
-    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert set(results["after"]) == {"ppo", "dpo beta 0.5", "dpo beta 2"} and results["before"]["samples"] == 40
+    assert abs(results["before"]["kl"]["mean"]) < 1e-9 and results["before"]["kl"]["count"] == 40
+    assert [row["step"] for row in metrics(out / "ppo")] == [1, 2, 3, 4]
     options = sample.Options(run=out / "dpo-2", tokens=10, line=True, temperature=1.0, count=3)
     assert all(text.isalpha() or not text for text in sample.run(options))
-    assert main(["align", *TINY, "--out", str(out), "--ppo.steps", "1", "--betas", "1"]) == 0, (
-        "replaces a run of its own"
-    )
 
 
-def test_what_is_not_its_own_is_kept(lexicon, tmp_path, capsys):
+def test_what_is_not_its_own_is_kept(lexicon, tmp_path, refused):
     (tmp_path / "letter.txt").write_text("dear")
-    assert main(["align", *TINY, "--out", str(tmp_path)]) == 2
-    assert "not the folder of a run" in capsys.readouterr().err and (tmp_path / "letter.txt").exists()
+    assert "not the folder of a run" in refused([*TINY, "--out", str(tmp_path)])
+    assert (tmp_path / "letter.txt").exists()
 
 
 def test_sentences(tmp_path, capsys):
@@ -74,40 +59,25 @@ def test_sentences(tmp_path, capsys):
     (tmp_path / "rated.tsv").write_text("id\tmean_rating\ttext\n" + "\n".join(rows) + "\n")
     (tmp_path / "text.txt").write_text("the film is one of them. " * 40)
     argv = [*TINY, "--ratings", str(tmp_path / "rated.tsv"), "--text", str(tmp_path / "text.txt"), "--context", "32"]
-    assert main(["align", *argv, "--language.steps", "4", "--out", str(tmp_path / "run")]) == 0
+    assert main([*argv, "--language.steps", "4", "--out", str(tmp_path / "run")]) == 0
     page = (tmp_path / "run" / "index.html").read_text()
     assert "No one has rated these sentences" in page and "mean human rating of" not in page
     assert "the film is" in page
 
 
-def test_preferences_of_a_file(tmp_path):
+def test_preferences_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(align.align_plots, "draw", lambda folder, result: None)
+    monkeypatch.setattr(align.align_report.page, "picture", lambda path, caption: "")
     rows = [{"prompt": f"say {i} ", "chosen": "good", "rejected": "bad"} for i in range(20)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = [*TINY, "--preferences", str(tmp_path / "pairs.jsonl"), "--context", "16", "--out", str(tmp_path / "run")]
-    assert main(["align", *argv]) == 0
+    assert main(argv) == 0
     assert "No one has rated these completions" in (tmp_path / "run" / "index.html").read_text()
 
 
-CALLS = {
-    "text with words": (["--text", "builtin"], "--text is for sentences"),
-    "budget": (["--kl-budget", "0"], "--kl-budget must be positive"),
-    "betas": (["--betas", "0"], "--betas must be positive numbers"),
-    "both": (["--preferences", "a.jsonl", "--ratings", "b.tsv"], "--preferences excludes --ratings"),
-    "no such file": (["--ratings", "nowhere.tsv"], "nowhere.tsv: no such file"),
-}
-
-
-@pytest.mark.parametrize("case", CALLS)
-def test_wrong_call(case, lexicon, tmp_path, capsys):
-    argv, message = CALLS[case]
-    assert main(["align", *TINY, *argv, "--out", str(tmp_path / "run")]) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
-
-
 def test_the_budget_ends_a_policy_within_it(lexicon, tmp_path):
-    options = align.parse(
-        [*TINY, "--out", str(tmp_path), "--kl-budget", "0.3", "--ppo.lr", "0.01", "--ppo.steps", "12"]
-    )
+    argv = [*TINY[1:], "--out", str(tmp_path), "--kl-budget", "0.3", "--ppo.lr", "0.01", "--ppo.steps", "12"]
+    options = align.parse(argv)
     with Display() as display:
         result = align.run(options, display)
     assert not result.ppo.in_budget
@@ -118,7 +88,7 @@ def test_the_budget_ends_a_policy_within_it(lexicon, tmp_path):
 
 
 def test_words_held_out_are_in_no_pair_learned_from():
-    material = align_data.words(rated_words(), pairs=200, minimum_gap=1.0, held_out=0.3, seed=0)
+    material = align_data.words(LEXICON, pairs=200, minimum_gap=1.0, held_out=0.3, seed=0)
 
     def texts(side):
         return {material.decode(row[1:n]) for row, n in zip(side.tokens.tolist(), side.lengths.tolist(), strict=True)}
@@ -126,7 +96,7 @@ def test_words_held_out_are_in_no_pair_learned_from():
     train = texts(material.train_pairs.chosen) | texts(material.train_pairs.rejected)
     test = texts(material.test_pairs.chosen) | texts(material.test_pairs.rejected)
     assert train and test and test <= material.held_out and not train & material.held_out
-    assert texts(material.corpus) == {t.text for t in rated_words()}
+    assert texts(material.corpus) == {t.text for t in LEXICON}
     assert material.is_plausible("unjoyless") and not material.is_plausible("xqz") and not material.is_plausible("")
 
 
@@ -214,7 +184,7 @@ def test_means_and_their_difference():
 
 
 def test_known_words_are_counted_apart_where_they_were_held_out():
-    material = align_data.words(rated_words(), pairs=50, minimum_gap=1.0, held_out=0.3, seed=0)
+    material = align_data.words(LEXICON, pairs=50, minimum_gap=1.0, held_out=0.3, seed=0)
     held, learned = sorted(material.held_out)[0], sorted(set(material.ratings) - material.held_out)[0]
     texts = [held, learned, learned, "qqq"]
     samples = Samples([""] * 4, texts, np.ones(4), np.arange(4.0), np.zeros(4))
@@ -227,7 +197,7 @@ def test_known_words_are_counted_apart_where_they_were_held_out():
 
 def test_the_interval_of_the_accuracy_knows_that_pairs_share_texts():
     """One text in every pair: the pairs are worth no more than a draw of few texts."""
-    material = align_data.words(rated_words(), pairs=200, minimum_gap=1.0, held_out=0.3, seed=0)
+    material = align_data.words(LEXICON, pairs=200, minimum_gap=1.0, held_out=0.3, seed=0)
     reward = tiny_models(material)[2]
     found = pair_accuracy.reward_accuracy(reward, material.test_pairs)
     low, high = found.interval
@@ -252,6 +222,6 @@ def test_where_no_pairs_share_a_text_the_interval_is_wilsons():
 
 
 def test_random_letters_rarely_look_like_words():
-    material = align_data.words(rated_words(), pairs=20, minimum_gap=1.0, held_out=0.3, seed=0)
+    material = align_data.words(LEXICON, pairs=20, minimum_gap=1.0, held_out=0.3, seed=0)
     assert all(map(material.is_plausible, material.ratings))
     assert align_measure.plausible_by_chance(material) < 0.1

@@ -1,51 +1,43 @@
 """`primer-fast align --resume`: what is finished is not done again, and nothing of another run is taken for its own."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from cli import soak
+from cli.commands import ALIGN, LEXICON, at_step, saved_step, spoil
 
-from primer_fast.cli import align, align_stages, main, sample
+from primer_fast.cli import align, align_stages, main
 from primer_fast.cli.align_folder import StageFolder
 from primer_fast.cli.options import align as options
 from primer_fast.cli.run_folder import RunFolder
-from primer_fast.data.preferences import RatedText
 from primer_fast.data.tokenizers import ByteTokenizer
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train import supervised
 from primer_fast.train.supervised import SupervisedConfig
 
 pytestmark = pytest.mark.usefixtures("plain_path")
+BEGIN, RESUME = [*ALIGN.split(), "--out", "run"], ["align", "--out", "run", "--resume"]
+STAGES = {"language": 6, "reward": 3, "ppo": 3, "dpo-0.5": 3, "dpo-2": 3}  # the step of each one's third row
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return tmp_path_factory.mktemp("align")
 
 
 @pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """The arguments of a small run into a folder, on words, without pictures."""
-    words = [a + b + c for a in ("", "un") for b in ("glad", "sad", "joy", "woe") for c in ("", "ful", "less", "ness")]
-    rated = [RatedText(w, 2.0 if "glad" in w or "joy" in w else -2.0) for w in words]
-    monkeypatch.setattr(align, "load_lexicon", lambda: rated)
+def whole(made, tmp_path, monkeypatch):
+    """A small run on words, without pictures, that nothing disturbs; made once."""
+    monkeypatch.setattr(align, "load_lexicon", lambda: LEXICON)
     monkeypatch.setattr(align.align_plots, "draw", lambda folder, result: None)
     monkeypatch.setattr(align.align_report, "page_of", lambda folder, result, seconds: "page")
     monkeypatch.chdir(tmp_path)
-    return [*soak.SETTINGS["align"].split()[1:], "--out", "run"]
-
-
-def stop_in(monkeypatch, folder, by=None):
-    """An end after the third row of a stage: at once, as by a second Ctrl-C, or ``by`` a first signal."""
-    log, rows = RunFolder.log, []
-
-    def interrupt(self, row):
-        log(self, row)
-        rows.append(self.path.name)
-        if rows.count(folder) == 3:
-            if by is None:
-                raise KeyboardInterrupt
-            signal.raise_signal(by)
-
-    monkeypatch.setattr(RunFolder, "log", interrupt)
+    if not (made / "whole").exists():
+        assert main([*ALIGN.split(), "--out", str(made / "whole")]) == 0
+    return made / "whole"
 
 
 def results(folder="run"):
@@ -54,128 +46,91 @@ def results(folder="run"):
     return content
 
 
-@pytest.fixture
-def whole(tiny):
-    assert main(["align", *tiny, "--out", "whole"]) == 0
-    return results("whole")
+def interrupt():
+    """As by a second Ctrl-C."""
+    raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("stage", ["language", "reward", "ppo", "dpo-2"])
-def test_an_interrupted_stage_goes_on_and_those_before_are_not_done_again(stage, tiny, whole, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        stop_in(patch, stage)
-        assert main(["align", *tiny]) == 130
-    assert "interrupted; --resume goes on" in capsys.readouterr().err
-    trained, log = [], RunFolder.log
+def test_an_interrupted_stage_goes_on_and_those_before_are_not_done_again(whole, monkeypatch, capsys):
+    trained, log, begun = [], RunFolder.log, "language"
     monkeypatch.setattr(RunFolder, "log", lambda self, row: (trained.append(self.path.name), log(self, row)))
-    assert main(["align", "--out", "run", "--resume"]) == 0
-    stages = ["language", "reward", "ppo", "dpo-0.5", "dpo-2"]
-    assert set(trained) == set(stages[stages.index(stage) :])
-    assert trained.count(stage) < len(RunFolder(f"whole/{stage}", f"align {stage}").rows()), "from its checkpoint on"
-    assert results() == whole
+    names, call = list(STAGES), BEGIN
+    for stage in ("language", "reward", "ppo", "dpo-2", None):
+        trained.clear()
+        if stage is None:
+            assert main(call) == 0
+        else:
+            with at_step(STAGES[stage], interrupt, stage):
+                assert main(call) == 130
+            assert "interrupted; --resume goes on" in capsys.readouterr().err
+        assert set(trained) == set(names[names.index(begun) : names.index(stage or "dpo-2") + 1])
+        rows = len(RunFolder(whole / begun, f"align {begun}").rows())
+        assert call == BEGIN or trained.count(begun) < rows, "from its checkpoint on"
+        begun, call = stage, RESUME
+    assert results() == results(whole)
 
 
-def test_a_signal_leaves_a_checkpoint_or_a_finished_stage(tiny, whole, monkeypatch, capsys):
+def test_a_signal_leaves_a_checkpoint_or_a_finished_stage(whole, monkeypatch, capsys):
     """In the last step of a stage the second; each call goes on with the one before."""
-    last, log = RunFolder("whole/language", "align language").rows()[-1]["step"], RunFolder.log
-
-    def interrupt(self, row):
-        log(self, row)
-        if (self.path.name, row["step"]) == ("language", last):
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", interrupt)
-        assert main(["align", *tiny]) == 143
+    with at_step(20, lambda: signal.raise_signal(signal.SIGTERM), "language"):
+        assert main(BEGIN) == 143
     assert Path("run/language/model.safetensors").exists() and not Path("run/reward").exists()
-    with monkeypatch.context() as patch:
-        stop_in(patch, "dpo-2", signal.SIGTERM)
+    assert main(["sample", "run/language", "--tokens", "3"]) == 0
+    with monkeypatch.context() as patch, at_step(3, lambda: signal.raise_signal(signal.SIGTERM), "dpo-2"):
         patch.setattr(align_stages, "CHECKPOINTS", 1)  # none but at the end, and this one
-        assert main(["align", "--out", "run", "--resume"]) == 143
+        assert main(RESUME) == 143
     assert capsys.readouterr().err.count("interrupted; --resume goes on") == 2
-    run = RunFolder("run/dpo-2", "align dpo-2")
-    step = json.loads(run.load_checkpoint()[1]["progress"])["step"]
-    assert step == run.rows()[-1]["step"] and len(run.rows()) == 3
-    assert main(["align", "--out", "run", "--resume"]) == 0
-    assert results() == whole
+    rows = RunFolder("run/dpo-2", "align dpo-2").rows()
+    assert saved_step("run/dpo-2") == rows[-1]["step"] and len(rows) == 3
+    assert main(RESUME) == 0
+    assert results() == results(whole)
 
 
-def test_a_finished_run_says_its_result_again(tiny, monkeypatch, capsys):
-    assert main(["align", *tiny]) == 0
-    seconds, before = json.loads(Path("run/seconds.json").read_text()), results()
+def test_a_finished_run_says_its_result_again_with_its_options_and_its_data(whole, monkeypatch, refused):
+    shutil.copytree(whole, "run")
     monkeypatch.setattr(align_stages.Stages, "_train", None)
-    assert main(["align", "--out", "run", "--resume"]) == 0
-    assert results() == before
-    again = json.loads(Path("run/seconds.json").read_text())
-    assert all(again[name] >= value > 0 for name, value in seconds.items()), "time of both calls"
+    assert main([*BEGIN, "--resume"]) == main(RESUME) == 0
+    assert results() == results(whole)
+    again, seconds = (json.loads(Path(folder, "seconds.json").read_text()) for folder in ("run", whole))
+    assert all(again[name] >= value > 0 for name, value in seconds.items()), "time of all calls"
+    message = refused([*BEGIN, "--resume", "--width", "32"])
+    assert "run: the run was begun with width 16 (now 32); leave them out to go on" in message
+    monkeypatch.setattr(align, "load_lexicon", lambda: LEXICON[:-1])
+    assert "run: the run was begun with other data than there is now; start anew" in refused(RESUME)
+    assert "none: no such folder, so there is no run to go on with" in refused("align --out none --resume")
 
 
-def test_a_run_that_is_replaced_leaves_no_stage_behind(tiny, monkeypatch, capsys):
+def test_a_run_that_is_replaced_leaves_no_stage_behind(whole, capsys):
     """The stages of the run before are finished, but not this run's."""
-    assert main(["align", *tiny]) == 0
-    with monkeypatch.context() as patch:
-        stop_in(patch, "language")
-        assert main(["align", *tiny, "--seed", "1"]) == 130
-    assert main(["align", "--out", "run", "--resume"]) == 0
-    assert main(["align", *tiny, "--seed", "1", "--out", "whole"]) == 0
-    assert results() == results("whole")
-
-
-def test_the_page_keeps_its_options_and_its_data(tiny, monkeypatch, capsys):
-    assert main(["align", *tiny]) == 0
-    assert main(["align", *tiny, "--resume"]) == 0
-    capsys.readouterr()
-    assert main(["align", *tiny, "--resume", "--width", "32"]) == 2
-    assert "run: the run was begun with width 16 (now 32); leave them out to go on" in capsys.readouterr().err
-    words = align.load_lexicon()
-    monkeypatch.setattr(align, "load_lexicon", lambda: words[:-1])
-    assert main(["align", "--out", "run", "--resume"]) == 2
-    assert "run: the run was begun with other data than there is now; start anew" in capsys.readouterr().err
-    assert main(["align", "--out", "none", "--resume"]) == 2
-    assert "none: no such folder, so there is no run to go on with" in capsys.readouterr().err
+    shutil.copytree(whole, "run")
+    with at_step(6, interrupt, "language"):
+        assert main([*BEGIN, "--seed", "1"]) == 130
+    assert main(RESUME) == 0
+    assert main([*BEGIN, "--seed", "1", "--out", "other"]) == 0
+    assert results() == results("other") != results(whole)
 
 
 @pytest.mark.parametrize("change", [{"width": "x"}, {"ppo": 3}, {"foo": 1}, {"points": 0}, {"betas": ["x"]}], ids=str)
-def test_a_damaged_configuration(change, tiny, capsys):
+def test_a_damaged_configuration(change, whole, refused):
     RunFolder("run", "align").begin(options.to_json(options.default_options()) | change, overwrite=False)
-    assert main(["align", "--out", "run", "--resume"]) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "run/config.json: not the configuration of this command (" in message
+    assert "run/config.json: not the configuration of this command (" in refused(RESUME)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "checkpoint.safetensors"])
-def test_a_damaged_stage_is_named(file, tiny, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        stop_in(patch, "ppo")
-        assert main(["align", *tiny]) == 130
-    folder = "reward" if file == "model.safetensors" else "ppo"
-    with open(f"run/{folder}/{file}", "r+b") as stage:
-        stage.truncate(100)
-    capsys.readouterr()
-    assert main(["align", "--out", "run", "--resume"]) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and f"run/{folder}/{file}: not a safetensors file, or a truncated" in message
+def test_a_damaged_stage_is_named(whole, refused):
+    with at_step(3, interrupt, "ppo"):
+        assert main(BEGIN) == 130
+    for file in ("ppo/checkpoint.safetensors", "reward/model.safetensors"):
+        with open(f"run/{file}", "r+b") as stage:
+            stage.truncate(100)
+        assert f"run/{file}: not a safetensors file, or a truncated" in refused(RESUME)
 
 
-def test_a_gradient_that_is_not_finite(tiny, whole, monkeypatch, capsys):
-    norm, calls = torch.nn.utils.get_total_norm, []
-
-    def spoilt(grads, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 25:  # of 20 steps of pretraining and 6 of the reward model
-            grads[0].fill_(float("nan"))
-        return norm(grads, *args, **kwargs)
-
-    capsys.readouterr()
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.utils, "get_total_norm", spoilt)
-        assert main(["align", *tiny]) == 1
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and message.startswith(
-        "primer-fast align: reward: the gradient is not finite at step 5;"
-    )
-    assert main(["align", "--out", "run", "--resume"]) == 0
-    assert results() == whole
+def test_a_gradient_that_is_not_finite(whole, refused):
+    with spoil(25):  # of 20 steps of pretraining and 6 of the reward model
+        message = refused(BEGIN, status=1)
+    assert message.startswith("primer-fast align: reward: the gradient is not finite at step 5;")
+    assert main(RESUME) == 0
+    assert results() == results(whole)
 
 
 def test_a_stage_keeps_what_it_is_given(tmp_path):
@@ -192,9 +147,3 @@ def test_a_stage_keeps_what_it_is_given(tmp_path):
     stage.finish(state.model, ByteTokenizer(), {"in_budget": False})
     assert StageFolder(tmp_path, "ppo", resume=True).finished(other.model) == {"in_budget": False}
     assert StageFolder(tmp_path, "ppo", resume=False).finished(other.model) is None
-
-
-def test_a_stage_can_be_sampled_from_before_the_others_are_done(tiny, monkeypatch, capsys):
-    stop_in(monkeypatch, "ppo")
-    assert main(["align", *tiny]) == 130
-    assert sample.main(["run/language", "--tokens", "3"]) == 0

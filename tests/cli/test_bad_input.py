@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
-from cli import soak
-
-from primer_fast.cli import main
+from cli.commands import whole
 
 PAIR = b'{"prompt": "", "chosen": "a", "rejected": "b"}\n'
 FILES = {  # name -> content, what is said of it
@@ -85,7 +84,7 @@ MODELS = {
 
 def with_option(**changes):
     def content(run):
-        config = json.loads((run / "../good/config.json").read_text())
+        config = json.loads((run / "../whole-gpt/config.json").read_text())
         config["options"] |= changes
         return json.dumps(config).encode()
 
@@ -115,7 +114,7 @@ RUNS = {  # what is wrong with a run that is to go on -> file, its content, what
     "unknown": ("config.json", with_option(foo=1), "unexpected keyword argument 'foo'"),
     "cut": (
         "checkpoint.safetensors",
-        lambda run: of("good/checkpoint.safetensors")(run)[:-4],
+        lambda run: of("whole-gpt/checkpoint.safetensors")(run)[:-4],
         "run/checkpoint.safetensors: not a safetensors",
     ),
     "other": (
@@ -125,7 +124,7 @@ RUNS = {  # what is wrong with a run that is to go on -> file, its content, what
     ),
     "weights": (
         "checkpoint.safetensors",
-        of("good/model.safetensors"),
+        of("whole-gpt/model.safetensors"),
         "run/checkpoint.safetensors: not a checkpoint of this version",
     ),
     "folder": ("checkpoint.safetensors", None, "run/checkpoint.safetensors: cannot be read ("),
@@ -141,26 +140,14 @@ REWARDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder with a small model, a finished run, and data."""
-    folder = tmp_path_factory.mktemp("made")
-    with soak.base_in(folder):
-        assert main([*soak.SETTINGS["gpt"].split(), "--steps", "4", "--out", "good"]) == 0
+@pytest.fixture
+def data(folder):
+    """The current folder, with FILES in it."""
     for name, (content, _) in FILES.items():
         if content is not None:
-            (folder / name).write_bytes(content)
-    (folder / "a folder").mkdir()
+            Path(name).write_bytes(content)
+    Path("a folder").mkdir()
     return folder
-
-
-@pytest.fixture
-def folder(made, monkeypatch, plain_path):
-    monkeypatch.chdir(made)
-    monkeypatch.syspath_prepend(str(made))
-    yield made
-    for name in ("model", "run", "o"):
-        shutil.rmtree(made / name, ignore_errors=True)
 
 
 def calls_on(name):
@@ -171,14 +158,14 @@ def calls_on(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_data(name, folder, refused):
+def test_data(name, data, refused):
     for call in calls_on(name):
         assert FILES[name][1] in refused([*call.split(), name]), call
-        assert not (folder / "o").exists(), "nothing is begun with what cannot be read"
+        assert not Path("o").exists(), "nothing is begun with what cannot be read"
 
 
 @pytest.mark.parametrize("name", ["latin.jsonl", "torn.jsonl", "deep.jsonl", "half.jsonl", "a folder", "none.jsonl"])
-def test_completions_and_prompts(name, folder, refused):
+def test_completions_and_prompts(name, data, refused):
     ppo = "train ppo --model base --reward rewards:length --max-new-tokens 4 --out o --prompts"
     for call in ("train sft --model base --out o --data", ppo):
         assert FILES[name][1] in refused([*call.split(), name]), call
@@ -210,17 +197,18 @@ def test_a_module_of_rewards(code, folder, monkeypatch, refused):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_damaged_run_does_not_go_on(name, folder, refused):
-    shutil.copytree("good", "run")
+def test_a_damaged_run_does_not_go_on(name, folder, undrawn, refused):
+    shutil.copytree(whole("gpt"), "run")
     file, content, words = RUNS[name]
     damaged(file, content)(folder / "run")
     assert words in refused(["train", "gpt", "--out", "run", "--resume"])
 
 
-def test_digits_of_a_file_or_of_an_empty_folder(folder, refused):
+def test_digits_that_are_none(folder, refused):
+    Path("a folder").mkdir()
     assert "words.txt: no such folder" in refused(["train", "mlp", "--out", "o", "--data", "words.txt"])
     assert "a folder/train-images-idx3-ubyte: no such file" in refused(["train", "cnn", "--data", "a folder"])
-    (folder / "idx").mkdir(exist_ok=True)
+    (folder / "idx").mkdir()
     for part in ("train", "t10k"):
         for kind, axes in (("images", 3), ("labels", 1)):
             (folder / "idx" / f"{part}-{kind}-idx{axes}-ubyte").write_bytes(b"\0\0\x08")

@@ -6,75 +6,37 @@ import os
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
+from cli.commands import CALLS, at_step, differences, saved_step, whole
 
-from primer_fast.cli import align, gpt_plots, main, run_folder, train_gpt
+from primer_fast.cli import align, main, run_folder
 from primer_fast.cli.run_folder import RunFolder, WriteError, write_bytes, writing
 
-pytestmark = pytest.mark.usefixtures("plain_path")
+pytestmark = pytest.mark.usefixtures("folder", "undrawn")
 
 
-@pytest.fixture
-def short(tmp_path, monkeypatch):
-    """The arguments of a run of 12 steps, with a checkpoint after each third."""
-    for name in ("curves", "attention", "positions", "embeddings"):
-        monkeypatch.setattr(gpt_plots, name, lambda *_: None)
-    file = tmp_path / "words.txt"
-    file.write_text("the cat sat on the mat, and the rat sat on the cat.\n" * 60)
-    argv = "--width 16 --layers 1 --heads 2 --context 16 --batch-size 4 --steps 12 --warmup-steps 2 --log-every 1"
-    return ["--data", str(file), *argv.split(), "--eval-every", "3", "--eval-batches", "1", "--sample-tokens", "0"]
+GPT = CALLS["gpt"]
+AGAIN = ["train", "gpt", "--resume", "--out"]
 
 
-def at_step(step, do):
-    """``RunFolder.log`` that does something after the row of ``step``."""
-    log = RunFolder.log
-
-    def log_and_do(self, row):
-        log(self, row)
-        if row["step"] == step:
-            do()
-
-    return log_and_do
-
-
-def one_line(captured):
-    assert captured.err.count("\n") == 1, captured.err
-    return captured.err
-
-
-def step_of(folder):
-    with safetensors.safe_open(folder / "checkpoint.safetensors", framework="pt") as file:
-        return file.metadata()["progress"]
-
-
-def same_weights(ours, theirs):
-    ours, theirs = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (ours, theirs))
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-def test_a_second_run_in_the_folder_is_refused(short, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert train_gpt.main([*short, "--out", str(out)]) == 0
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
-    capsys.readouterr()
-    with RunFolder(out, "train gpt").held():
+def test_a_second_run_in_the_folder_is_refused(refused):
+    shutil.copytree(whole("gpt"), "run")
+    with RunFolder("run", "train gpt").held():
         for more in ("--resume", "--overwrite"):
-            assert train_gpt.main([*short, "--out", str(out), more]) == 2
-            message = one_line(capsys.readouterr())
-            assert f"{out}: another run is writing here (process {os.getpid()} on " in message
+            message = refused(GPT.argv("run", more))
+            assert f"run: another run is writing here (process {os.getpid()} on " in message
             assert "wait for its end, or choose another --out" in message
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before, "and no lock is left"
-    assert train_gpt.main([*short, "--out", str(out), "--overwrite"]) == 0
+    assert differences("run", whole("gpt")) == [], "and no lock is left"
+    assert main(GPT.argv("run", "--overwrite")) == 0
 
 
-def test_a_second_align_is_refused(tmp_path, monkeypatch, capsys):
+def test_a_second_align_is_refused(monkeypatch, refused):
     monkeypatch.setattr(align, "load_material", lambda options: None)
-    with RunFolder(tmp_path / "run", "align").held():
-        assert main(["align", "--out", str(tmp_path / "run")]) == 2
-    assert "another run is writing here" in one_line(capsys.readouterr())
+    with RunFolder("run", "align").held():
+        assert "another run is writing here" in refused("align --out run")
 
 
 def hold(path, ready):
@@ -128,20 +90,16 @@ def test_a_file_system_without_locks_is_not_guarded_but_works(tmp_path, monkeypa
     assert run.rows() == [{"step": 1}]
 
 
-def test_a_full_disk_stops_the_run_with_the_checkpoint_before_whole(short, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_stops_the_run_with_the_checkpoint_before_whole(refused):
     """/dev/full takes no byte, as a full disk."""
-    out, whole = tmp_path / "run", tmp_path / "whole"
-    assert train_gpt.main([*short, "--out", str(whole)]) == 0
-    temporary = out / "checkpoint.safetensors.tmp"
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", at_step(5, lambda: temporary.symlink_to("/dev/full")))
-        assert train_gpt.main([*short, "--out", str(out)]) == 1
-    message = one_line(capsys.readouterr())
-    assert f"{out / 'checkpoint.safetensors'}: cannot be written (No space left on device); make room on" in message
-    assert f"the checkpoint in {out} is of an earlier step and kept" in message
-    assert '"step": 3' in step_of(out) and not os.path.lexists(temporary), "what was half written is removed"
-    assert train_gpt.main(["--out", str(out), "--resume"]) == 0
-    assert same_weights(out, whole)
+    temporary = Path("run/checkpoint.safetensors.tmp")
+    with at_step(6, lambda: temporary.symlink_to("/dev/full")):
+        message = refused(GPT.argv("run"), status=1)
+    assert "run/checkpoint.safetensors: cannot be written (No space left on device); make room on" in message
+    assert "the checkpoint in run is of an earlier step and kept" in message
+    assert saved_step("run") == 4 and not os.path.lexists(temporary), "what was half written is removed"
+    assert main([*AGAIN, "run"]) == 0
+    assert differences("run", whole("gpt")) == []
 
 
 @pytest.fixture
@@ -161,61 +119,47 @@ def remount(folder, how):
 
 
 @pytest.mark.parametrize("room", [3, 20, 60, 100])
-def test_a_disk_that_fills_up_and_is_cleared(room, short, disk, tmp_path, capsys):
+def test_a_disk_that_fills_up_and_is_cleared(room, disk, refused):
     """Whichever file is the one that does not fit: the run goes on when there is room again."""
-    whole, out, ballast = tmp_path / "whole", disk / "run", disk / "ballast"
-    assert train_gpt.main([*short, "--out", str(whole)]) == 0
-    size = os.statvfs(disk)
+    out, ballast, size = disk / "run", disk / "ballast", os.statvfs(disk)
     ballast.write_bytes(b"x" * (size.f_bavail * size.f_frsize - room * 1024))
-    capsys.readouterr()
-    assert train_gpt.main([*short, "--out", str(out)]) == 1
-    message = one_line(capsys.readouterr())
+    message = refused(GPT.argv(out), status=1)
     assert str(out) in message and "No space left on device); make room on that disk" in message
     ballast.unlink()
     remount(disk, "size=2m")
-    again = ["--out", str(out), "--resume"] if (out / "config.json").exists() else [*short, "--out", str(out)]
-    assert train_gpt.main(again) == 0
-    assert same_weights(out, whole)
-    assert {p.name for p in out.iterdir()} == {p.name for p in whole.iterdir()}
+    assert main([*AGAIN, str(out)] if (out / "config.json").exists() else GPT.argv(out)) == 0
+    assert differences(out, whole("gpt")) == []
 
 
-def test_a_disk_that_may_not_be_written_to(short, disk, monkeypatch, capsys):
+def test_a_disk_that_may_not_be_written_to(disk, refused):
     remount(disk, "size=4m")
     out = disk / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", at_step(5, lambda: signal.raise_signal(signal.SIGINT)))
-        assert train_gpt.main([*short, "--out", str(out)]) == 130
-    capsys.readouterr()
+    with at_step(6, lambda: signal.raise_signal(signal.SIGINT)):
+        assert main(GPT.argv(out)) == 130
     remount(disk, "ro")
-    for call, name in ((["--out", str(out), "--resume"], out / ".lock"), ([*short, "--out", f"{disk}/b"], disk / "b")):
-        assert train_gpt.main(call) == 1
-        assert f"{name}: cannot be written (Read-only file system); choose an --out" in one_line(capsys.readouterr())
-    assert '"step": 5' in step_of(out)
+    for call, name in (([*AGAIN, str(out)], out / ".lock"), (GPT.argv(disk / "b"), disk / "b")):
+        message = refused(call, status=1)
+        assert f"{name}: cannot be written (Read-only file system); choose an --out" in message
+    assert saved_step(out) == 6
     remount(disk, "rw")
-    assert train_gpt.main(["--out", str(out), "--resume"]) == 0
+    assert main([*AGAIN, str(out)]) == 0
 
 
-def test_a_folder_that_vanishes(short, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "run"
-    monkeypatch.setattr(RunFolder, "log", at_step(5, lambda: shutil.rmtree(out)))
-    assert train_gpt.main([*short, "--out", str(out)]) == 1
-    message = one_line(capsys.readouterr())
-    assert f"{out}: the folder was removed or replaced while the run wrote to it; start anew" in message
-    assert "no checkpoint had been written yet" in message and not out.exists()
+def test_a_folder_that_vanishes(refused):
+    with at_step(2, lambda: shutil.rmtree("run")):
+        message = refused(GPT.argv("run"), status=1)
+    assert "run: the folder was removed or replaced while the run wrote to it; start anew" in message
+    assert "no checkpoint had been written yet" in message and not Path("run").exists()
 
 
-def test_a_folder_that_another_run_has_taken_over_is_not_written_to(short, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "run"
-    other = RunFolder(out, "train gpt")
-
+def test_a_folder_that_another_run_has_taken_over_is_not_written_to(refused):
     def replace():
-        shutil.rmtree(out)
-        other.begin({}, overwrite=False)
+        shutil.rmtree("run")
+        RunFolder("run", "train gpt").begin({}, overwrite=False)
 
-    monkeypatch.setattr(RunFolder, "log", at_step(5, replace))
-    assert train_gpt.main([*short, "--out", str(out)]) == 1
-    assert "removed or replaced" in one_line(capsys.readouterr())
-    assert [p.name for p in out.iterdir()] == ["config.json"]
+    with at_step(6, replace):
+        assert "removed or replaced" in refused(GPT.argv("run"), status=1)
+    assert [p.name for p in Path("run").iterdir()] == ["config.json"]
 
 
 def test_a_limit_of_the_size_of_files(tmp_path):

@@ -1,65 +1,51 @@
 """Signals that ask a run to end, and what is left of it."""
 
-import json
 import os
 import signal
 import sys
 import types
 
 import pytest
+from cli.commands import CALLS, at_step, saved_step
 
 from primer_fast import cli
-from primer_fast.cli import interruption, train_mlp
+from primer_fast.cli import interruption
 from primer_fast.cli.interruption import Ending, Interruption, Stopped
-from primer_fast.cli.run_folder import RunFolder, read_safetensors
-
-SOCCER = ["--data", "soccer", "--out", "run", "--epochs", "100", "--log-every", "5"]
 
 
 @pytest.fixture
-def soccer(tmp_path, monkeypatch, plain_path):
-    """``soccer(*signals)``: the status of a run that gets these in step 50."""
-    monkeypatch.chdir(tmp_path)
-    log = RunFolder.log
+def stopped(folder, undrawn):
+    """``stopped(*signals)``: the status of a run that gets these in step 6."""
 
     def call(*numbers):
-        def raising(self, row):
-            log(self, row)
-            if row["step"] == 50:
-                for number in numbers:
-                    signal.raise_signal(number)
-
-        monkeypatch.setattr(RunFolder, "log", raising)
-        return train_mlp.main(SOCCER)
+        with at_step(6, lambda: [signal.raise_signal(number) for number in numbers]):
+            return cli.main(CALLS["mlp"].argv("run"))
 
     return call
 
 
-def saved_step():
-    return json.loads(read_safetensors("run/checkpoint.safetensors")[1]["progress"])["step"]
-
-
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
-def test_a_signal_leaves_the_checkpoint_of_its_step(name, status, soccer, capsys):
+def test_a_signal_leaves_the_checkpoint_of_its_step(name, status, stopped, capsys):
     """Twice, as `timeout` sends it: the second is a copy."""
     number = getattr(signal, name)
     before = signal.getsignal(number)
-    assert soccer(number, number) == status
-    assert saved_step() == 50 and signal.getsignal(number) is before
+    assert stopped(number, number) == status
+    assert saved_step("run") == 6 and signal.getsignal(number) is before
     said = capsys.readouterr()
     assert "stopping after this step; a second signal quits at once" in said.out and said.err == ""
-    assert "go on with: primer-fast train mlp --data soccer --out run" in said.out
 
 
-def test_a_second_signal_ends_at_once(soccer, monkeypatch, capsys):
+def test_a_second_signal_ends_at_once(stopped, monkeypatch, capsys):
     monkeypatch.setattr(interruption, "COPIES", 0.0)
-    assert soccer(signal.SIGTERM, signal.SIGTERM) == 143
-    assert saved_step() == 45 and capsys.readouterr().err == "interrupted\n"
+    assert stopped(signal.SIGTERM, signal.SIGTERM) == 143
+    assert saved_step("run") == 4 and capsys.readouterr().err == "interrupted\n"
 
 
-def test_a_second_kind_of_signal_ends_at_once(soccer, capsys):
-    assert soccer(signal.SIGTERM, signal.SIGINT) == 130
-    assert saved_step() == 45
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_ctrl_c_after_another_signal_ends_at_once(first, stopped, capsys):
+    assert stopped(first, signal.SIGINT) == 130
+    assert saved_step("run") == 4 and capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_copies_of_torchrun_are_one_request(monkeypatch):

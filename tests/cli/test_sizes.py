@@ -1,7 +1,6 @@
 """Numbers of any size and texts of any kind: a call ends with one line, whatever raised the error."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -38,14 +37,6 @@ def test_other_errors_stay_what_they_are(error):
     assert one_line(ValueError("a\n   b\n\nc  d\udcff")) == "a b c  d\\udcff"
 
 
-@pytest.fixture
-def folder(base_folder, monkeypatch, plain_path):
-    monkeypatch.chdir(base_folder)
-    monkeypatch.syspath_prepend(str(base_folder))
-    yield base_folder
-    shutil.rmtree(base_folder / "o", ignore_errors=True)
-
-
 GPT = "train gpt --data words.txt --layers 1 --heads 2 --context 8 --steps 1 --sample-tokens 0 --overwrite --out o"
 PPO = (
     "train ppo --prompts prompts.txt --model base --reward rewards:length --max-new-tokens 4 --steps 1 --overwrite"
@@ -67,10 +58,7 @@ def test_numbers_that_are_too_large(call, sizes, folder, refused):
 
 
 @pytest.mark.parametrize("name", ["mlp --data soccer --epochs 1", "reward --data pairs.jsonl --model base --steps 1"])
-def test_a_batch_may_be_larger_than_the_data(name, folder, monkeypatch, capsys):
-    for module in ("plots.curves", "plots.confusion_matrix", "mlp_tasks.plots.mistakes", "preference_plots.curves"):
-        monkeypatch.setattr(f"primer_fast.cli.{module}", lambda *_, **__: None)
-    monkeypatch.setattr("primer_fast.cli.training._draw", lambda *_: [])
+def test_a_batch_may_be_larger_than_the_data(name, folder, undrawn):
     for size in LARGE:
         assert main(["train", *name.split(), "--batch-size", size, "--out", "o", "--overwrite"]) == 0
 
@@ -101,19 +89,6 @@ def test_margins_of_any_size(margin, folder, refused):
 )
 def test_what_is_not_utf8_on_a_command_line(call, folder, refused):
     refused([*call.split(), "a\udcff"])
-
-
-def test_rewards_that_cannot_be_had_in_one_line(folder, refused):
-    (folder / "many_lines.py").write_text(
-        "import torch\ndef meta(p, c):\n    return torch.zeros(len(c), device='meta')\n"
-        "def large(p, c):\n    return [10**400] * len(c)\n"
-        "def lines(p, c):\n    raise ValueError('one\\n  two')\n"
-    )
-    words = {"meta": "meta device", "large": "OverflowError", "lines": "raised ValueError at rollout 1: one two"}
-    for name, part in words.items():
-        call = PPO.replace("rewards:length", f"many_lines:{name}") + " --batch-size 4"
-        message = refused(call, status=1)
-        assert part in message and "--resume goes on from there" in message
 
 
 def nested(run, name):

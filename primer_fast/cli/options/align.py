@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from primer_fast.cli.option_types import wrong_field
+from primer_fast.cli.option_types import made, must_agree
 from primer_fast.train.settings import (
     DPOConfig,
     LanguageModelConfig,
@@ -20,9 +20,6 @@ from primer_fast.train.settings import (
 
 LEXICON = "lexicon"
 MATERIAL = "material"  # in config.json: what was learned from
-PROCEDURES = {
-    "language": LanguageModelConfig, "sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig, "dpo": DPOConfig
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,10 +113,7 @@ def parse(argv: list[str]) -> Options:
         Options, args=argv, default=default, prog="primer-fast align", config=(tyro.conf.FlagCreatePairsOff,)
     )
     if began is not None:
-        new, old = to_json(options), to_json(began)
-        other = [f"{key} {old[key]} (now {new[key]})" for key in new if new[key] != old[key]]
-        if other:
-            raise ValueError(f"{options.out}: the run was begun with {', '.join(other)}; leave them out to go on")
+        must_agree(options.out, to_json(options), to_json(began))
     return options
 
 
@@ -130,15 +124,8 @@ def to_json(options: Options) -> dict:
 
 def _from_json(values: dict, out: Path) -> Options:
     """Inverse of ``to_json``: the options that the run in ``out`` was begun with."""
-
-    def made(cls: type, values: dict):
-        if wrong := wrong_field(cls, values):
-            raise ValueError(wrong)
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-
     try:
         values = {key: value for key, value in values.items() if key not in (MATERIAL, "out", "resume")}
-        values |= {name: made(cls, values[name]) for name, cls in PROCEDURES.items()}
         if values["preferences"] is not None:
             values["preferences"] = Path(values["preferences"])
         return dataclasses.replace(made(Options, values), out=out)

