@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "bench" / "results" / "offline" / "sm_90.json"
 
 
 def run_python(*arguments, **environment):

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
 
 import pytest
 
@@ -15,6 +16,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers take over the environment of the process that starts them
+        compiled_kernels = tempfile.TemporaryDirectory(prefix="primer_fast_kernels_")  # removed when this process ends
+        os.environ["TRITON_CACHE_DIR"] = compiled_kernels.name  # for all processes of one run of tests that compile
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's deterministic mode asks of cuBLAS
 
 from primer_fast.kernels import prepared

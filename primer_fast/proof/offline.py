@@ -36,7 +36,7 @@ class Launch:
     constexprs: dict[str, Any]  # argument -> value
     options: dict[str, Any]  # num_warps, num_stages, ... as given at the launch
     target: Target
-    compiled: Any = None  # triton.compiler.CompiledKernel; None where ``error`` says why
+    compiled: Any = None  # triton.compiler.CompiledKernel; None where ``error`` says why, or where it was not asked for
     error: str | None = None
 
     @property
@@ -53,7 +53,11 @@ class Launch:
 
 @contextlib.contextmanager
 def offline(
-    target: str | Target, *, keep_going: bool = False, wanted: Callable[[str], bool] = lambda kernel: True
+    target: str | Target,
+    *,
+    keep_going: bool = False,
+    wanted: Callable[[str], bool] = lambda kernel: True,
+    compiling: Callable[[Launch], bool] = lambda launch: True,
 ) -> Iterator[list[Launch]]:
     """Compile instead of launch, for a target or the name of one of ``TARGETS``; yields the list that launches go to.
 
@@ -62,6 +66,7 @@ def offline(
     Args:
         keep_going: a launch that cannot be is recorded with its ``error``, and the launcher goes on.
         wanted: asked at each launch with its kernel's name; where it says no, that launch is left out.
+        compiling: asked at each other launch: where it says no, that launch is recorded and not compiled.
 
     Raises:
         ValueError: the target is unknown.
@@ -83,6 +88,8 @@ def offline(
             caches[self], self.device_caches = self.device_caches, type(self.device_caches)(self.create_binder)
         launch = _describe(self, args, kwargs, grid, chip)
         launches.append(launch)
+        if not compiling(launch):
+            return None
         output: list[str] = []
         try:
             with _captured(output):

@@ -37,7 +37,7 @@ class CompiledLaunch:
     constexprs: dict  # tile sizes and what else the kernel is specialised on
     warps: int | None
     stages: int | None
-    resources: Resources | None  # None where ``error`` says why
+    resources: Resources | None  # None where ``error`` says why, or where nothing was compiled
     error: str | None = None
     serialized: bool | None = None  # each wgmma waits for the one before; None where the target has no wgmma
     epilogue: float | None = None  # instructions for each element of a product's tile, see proof/hot_loop.py
@@ -118,9 +118,12 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def compile_unit(unit: CaseOnTarget) -> list[CompiledLaunch]:
-    """Run a case's forward and backward on tensors without memory; what fails is a row with an ``error``."""
-    launches, forward_launches, error = compiled_launches(unit)
+def compile_unit(unit: CaseOnTarget, compiling: Callable[[Launch], bool] = lambda launch: True) -> list[CompiledLaunch]:
+    """Run a case's forward and backward on tensors without memory; what fails is a row with an ``error``.
+
+    compiling: see ``offline``; the row of a launch that is not compiled has settings and no resources.
+    """
+    launches, forward_launches, error = compiled_launches(unit, compiling=compiling)
     directions = [
         "forward" if forward_launches is None or i < forward_launches else "backward" for i in range(len(launches))
     ]
@@ -133,13 +136,16 @@ def compile_unit(unit: CaseOnTarget) -> list[CompiledLaunch]:
 
 
 def compiled_launches(
-    unit: CaseOnTarget, gpu: Chip | None = None, wanted: Callable[[str], bool] = lambda kernel: True
+    unit: CaseOnTarget,
+    gpu: Chip | None = None,
+    wanted: Callable[[str], bool] = lambda kernel: True,
+    compiling: Callable[[Launch], bool] = lambda launch: True,
 ) -> tuple[list[Launch], int | None, str | None]:
     """Compile the launches of a case's forward and backward, in that order.
 
     Args:
         gpu: what to choose settings and compile for, in place of the unit's target.
-        wanted: see ``offline``.
+        wanted, compiling: see ``offline``.
 
     Returns:
         The launches; how many of them are the forward's, None where it failed; the op's own error, if there was one.
@@ -147,7 +153,7 @@ def compiled_launches(
     """
     case, error, forward_launches = unit.case, None, None
     target, choose = (unit.target, contextlib.nullcontext()) if gpu is None else (target_of(gpu), assume_chip(gpu))
-    with offline(target, keep_going=True, wanted=wanted) as launches, choose:
+    with offline(target, keep_going=True, wanted=wanted, compiling=compiling) as launches, choose:
         try:
             inputs = {}
             for name, shape in case.shapes.items():

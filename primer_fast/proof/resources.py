@@ -7,6 +7,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from triton import knobs
@@ -66,7 +67,12 @@ class Resources:
     @property
     def serialized(self) -> bool:
         """Each wgmma waits for the one before, whatever the kernel asked for."""
-        return any("instructions are serialized" in warning for warning in self.warnings)
+        return serialize(self.warnings)
+
+
+def serialize(warnings: Iterable[str]) -> bool:
+    """Whether ptxas warns that each wgmma waits for the one before."""
+    return any("instructions are serialized" in warning for warning in warnings)
 
 
 def read_resources(kernel, target: Target) -> Resources:
@@ -74,10 +80,15 @@ def read_resources(kernel, target: Target) -> Resources:
     text = kernel.asm["amdgcn"] if target.is_amd else kernel.asm["cubin"]
     tensor_columns = getattr(kernel.metadata, "tmem_size", 0) if target.name == "sm_100" else 0
     read = _read(text, target, kernel.metadata.num_warps, kernel.metadata.shared, tensor_columns)
+    return replace(read, warnings=warnings_of(kernel, target))
+
+
+def warnings_of(kernel, target: Target) -> tuple[str, ...]:
+    """What ptxas has to say of a kernel's performance; nothing for AMD, whose kernels it does not assemble."""
     if target.is_amd:
-        return read
+        return ()
     options = kernel.metadata.enable_fp_fusion, kernel.metadata.ptx_options
-    return replace(read, warnings=_warnings(kernel.asm["ptx"], target, *options))
+    return _warnings(kernel.asm["ptx"], target, *options)
 
 
 def registers_and_spills(kernel, target: Target) -> tuple[int, int]:
@@ -136,7 +147,7 @@ def _count(lines: list[str], patterns: list[tuple[str, str]]) -> tuple[Counter[s
 
 @functools.lru_cache(maxsize=1024)
 def _warnings(ptx: str, target: Target, fused: bool, options: str | None) -> tuple[str, ...]:
-    """What ptxas has to say of a kernel's performance: Triton does not show it, and its cache does not keep it.
+    """Triton does not show what ptxas says, and its cache does not keep it.
 
     Triton assembles the kernel once more, with its own choice of options; some 0.1 s. fused: a product and a sum may
     become one instruction. options: others, as given at the launch.

@@ -88,14 +88,13 @@ def scaled_dot_product_attention(
 
 
 def scaled_dot_product_attention_grad(
-    dy, query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False,
-    *, window=None, softcap=None, key_lengths=None, causal_offset=None,
-):  # fmt: skip
-    """dy (..., H, T, DV) and the forward's arguments -> gradients of query, key and value by name."""
-    p, slope = weights(
-        query, key, attn_mask, scale, softcap,
-        is_causal=is_causal, window=window, key_lengths=key_lengths, causal_offset=causal_offset,
-    )  # fmt: skip
+    dy, query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, *, softcap=None, **positions
+):
+    """dy (..., H, T, DV) and the forward's arguments -> gradients of query, key and value by name.
+
+    positions: window, key_lengths and causal_offset, as of the forward.
+    """
+    p, slope = weights(query, key, attn_mask, scale, softcap, is_causal=is_causal, **positions)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     wide_key, wide_value = _repeat(query, key, value)
     dp = dy @ wide_value.swapaxes(-1, -2)
@@ -109,15 +108,11 @@ def scaled_dot_product_attention_grad(
 
 
 def scaled_dot_product_attention_magnitude(
-    dy, query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False,
-    *, window=None, softcap=None, key_lengths=None, causal_offset=None,
-):  # fmt: skip
+    dy, query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, *, softcap=None, **positions
+):
     """What a float32's rounding is relative to, by result: sums of absolute products, where those of a score count
     once more, since an exponential turns their absolute error into a relative one."""
-    p, _ = weights(
-        query, key, attn_mask, scale, softcap,
-        is_causal=is_causal, window=window, key_lengths=key_lengths, causal_offset=causal_offset,
-    )  # fmt: skip
+    p, _ = weights(query, key, attn_mask, scale, softcap, is_causal=is_causal, **positions)
     scale = abs(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     q, g = np.abs(query), np.abs(dy)
     k, v = (np.abs(t) for t in _repeat(query, key, value))

@@ -3,6 +3,8 @@
 Each launch is taken where Triton would hand it to CUDA. Addresses are told by what they are of: a tensor that was there
 before the call, and how far into it. Of memory that the call takes only that is told which are equal within a launch:
 what is freed within a call may be taken again.
+
+Sizes are those of bench/launchers.py, whose test compiles the same kernels.
 """
 
 import contextlib
@@ -73,11 +75,11 @@ def off(t):
 
 def linear():
     kind = random.choice(("aligned", "unaligned", "transposed", "float32", "rows"))
-    x, w, b = bf16(64, 128), bf16(256, 128), bf16(256)
+    x, w, b = bf16(64, 128), bf16(512, 128), bf16(512)
     if kind == "unaligned":
         x = off(x)
     elif kind == "transposed":
-        w = bf16(128, 256).T
+        w = bf16(128, 512).T
     elif kind == "float32":
         x, w, b = x.float(), w.float(), b.float()
     elif kind == "rows":
@@ -87,19 +89,19 @@ def linear():
 
 def conv2d():
     last = random.choice((torch.channels_last, torch.contiguous_format))
-    tensors = bf16(2, 64, 14, 14).contiguous(memory_format=last), bf16(64, 64, 3, 3), bf16(64)
-    return tensors, lambda x, w, b: F.conv2d(x, w, b, padding=1, activation="relu")
+    image, kernel = (bf16(*shape).contiguous(memory_format=last) for shape in ((2, 64, 14, 14), (64, 64, 3, 3)))
+    return (image, kernel, bf16(64)), lambda x, w, b: F.conv2d(x, w, b, padding=1, activation="relu")
 
 
 def attention():
-    causal, heads = random.choice((True, False)), random.choice((2, 4))
-    mask = random.choice((None, torch.ones(1, 1, 128, 128, dtype=torch.bool)))
+    mask = torch.ones(1, 1, 128, 128, dtype=torch.bool)
+    causal, heads, mask = random.choice(((True, 2, None), (False, 4, None), (False, 2, mask)))
     tensors = bf16(2, heads, 128, 64), bf16(2, 2, 128, 64), bf16(2, 2, 128, 64)
     return tensors, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
 
 
 def layer_norm():
-    x = random.choice((bf16(64, 128), off(bf16(64, 128)), bf16(64, 256)[:, ::2]))
+    x = random.choice((bf16(64, 128), bf16(64, 256)[:, ::2]))
     return (x, bf16(128), bf16(128)), lambda x, w, b: F.layer_norm(x, (128,), w, b)
 
 
@@ -259,7 +261,7 @@ def limit(x, w):
 
 
 def main():
-    x, w = bf16(64, 128), bf16(256, 128)
+    x, w = bf16(64, 128), bf16(512, 128)
     with stubbed("sm_90", launched):
         seen = {"sequences": sequences(), "hooks": hooks(x, w), "drivers": drivers(x, w), "limit": limit(x, w)}
         seen["threads"], seen["kept"] = threads(x, w), kept(x, w)

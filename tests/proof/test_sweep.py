@@ -1,7 +1,6 @@
 """Random calls through every launcher: each launch compiles, fits and spills nothing."""
 
 import pytest
-from compiled_rows import run_python
 
 from primer_fast.proof import sweep
 from primer_fast.proof.verify import ops
@@ -11,31 +10,16 @@ OP = "scaled_dot_product_attention"
 pytestmark = pytest.mark.xdist_group("offline")
 
 
-def test_sixty_launches_compile_fit_and_spill_nothing():
-    done = run_python("-m", "primer_fast.proof.sweep", "--seed", "0", "--launches", "60")
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    launches, failed, *_ = (int(word) for word in done.stdout.split() if word.isdecimal())
-    assert launches >= 60 and failed == 0
+def test_a_call_of_each_op_compiles_fits_and_spills_nothing(compiled):
+    status, printed = compiled["sweep"]
+    assert status == 0, printed
+    launches, failed, *_ = (int(word) for word in printed.split() if word.isdecimal())
+    assert launches >= 30 and failed == 0
 
 
-DECODE = """
-from primer_fast.proof.sweep import Case, CaseOnTarget, results
-for dtype, D, T, mask in (
-    ("float32", 16, 1, False), ("float32", 80, 4, True), ("float32", 192, 1, False), ("float16", 64, 1, True)
-):
-    shapes = {"query": (2, 8, T, D), "key": (2, 1, 4097, D), "value": (2, 1, 4097, D)}
-    shapes |= {"attn_mask": (2, 1, T, 4097)} if mask else {}
-    case = Case("decode", "", shapes, {"is_causal": False, "enable_gqa": True}, {}, False, {}, False)
-    for result in results(CaseOnTarget("scaled_dot_product_attention", case, dtype, "sm_90")):
-        print(result.kernel, result.spill_bytes, result.failure)
-"""
-
-
-def test_decoding_spills_nothing_where_larger_tiles_would():
-    """Float32 of narrow heads, of part of a tile, of wide ones; masks whose elements have addresses of their own."""
-    done = run_python("-c", DECODE)
-    expected = ["attention_decode_kernel 0 None", "attention_combine_kernel 0 None"] * 4
-    assert done.stdout.splitlines() == expected, done.stdout + done.stderr[-2000:]
+def test_decoding_spills_nothing_where_larger_tiles_would(compiled):
+    expected = [["attention_decode_kernel", 0, None], ["attention_combine_kernel", 0, None]]
+    assert compiled["decode"] == expected * 4
 
 
 def test_every_op_and_option_is_drawn():

@@ -1,7 +1,11 @@
-"""Run by test_compile.py in a process that compiles: prints as JSON what the pruning made of a few candidates."""
+"""Run by test_compile.py in a process that compiles: prints as JSON what the pruning made of a few candidates.
+
+Then it becomes the command whose options it is called with: a dry run of `primer-fast tune`, by both its names.
+"""
 
 import json
 import os
+import runpy
 import sys
 from functools import partial
 
@@ -73,3 +77,9 @@ if __name__ == "__main__":  # processes that compile import this file again
         },
         sys.stdout,
     )
+    print()
+    if len(sys.argv) > 1:
+        from primer_fast.cli import tune
+
+        print(tune.main(sys.argv[1:]), flush=True)
+        runpy.run_module("primer_fast.tuning", run_name="__main__")

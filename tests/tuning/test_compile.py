@@ -1,28 +1,29 @@
 """Pruning by the compiler itself, and the command without a GPU; in processes of their own, which do not interpret."""
 
+import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from compiled_rows import run_python
 
 from primer_fast.tuning.__main__ import main
 
-ROOT = Path(__file__).parents[2]
-
-
-def run_python(*arguments):
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=kept, capture_output=True, text=True)
+FRONT_ENDS = importlib.util.find_spec("tyro") is not None  # which `primer-fast tune` needs
 
 
 @pytest.fixture(scope="module")
-def seen():
-    done = run_python("tests/tuning/compile_probe.py")
+def printed(tmp_path_factory):
+    """Lines of the probe, whose last are those of dry runs that write to a folder, and the folder."""
+    folder = tmp_path_factory.mktemp("tuned")
+    choice = ["embedding", "--dry-run", "--target", "sm_90", "--minutes", "0", "--jobs", "1", "--out", str(folder)]
+    done = run_python("tests/tuning/compile_probe.py", *(choice if FRONT_ENDS else []))
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    return done.stdout.splitlines(), folder
+
+
+@pytest.fixture(scope="module")
+def seen(printed):
+    return json.loads(printed[0][0])
 
 
 def test_problems_are_one_of_each_bucket(seen):
@@ -82,22 +83,20 @@ def test_gpus_beside_the_known_ones_can_be_compiled_for(seen):
     assert seen["known"] and seen["sm_89"] == [89, 101376, 142]
 
 
-@pytest.mark.parametrize("command", ["primer_fast.tuning", "primer_fast.cli tune"])
-def test_a_dry_run_shows_what_it_would_try(command, tmp_path):
+@pytest.mark.skipif(not FRONT_ENDS, reason="`primer-fast tune` needs primer-fast[cli]")
+def test_a_dry_run_shows_what_it_would_try(printed):
     """The table has a line for each choice; with no minutes nothing is compiled, and nothing is written."""
-    if command.endswith("tune"):
-        pytest.importorskip("tyro", reason="`primer-fast tune` needs primer-fast[cli]")
-    choice = ["embedding", "--dry-run", "--target", "sm_90", "--minutes", "0", "--out", str(tmp_path)]
-    done = run_python("-m", *command.split(), *choice)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = done.stdout.splitlines()
+    (_, *lines), folder = printed
+    half = len(lines) // 2
+    assert lines[half] == "0" and lines[: half - 1] == lines[half + 1 : -1], "the same by both names, but for seconds"
+    lines = lines[:half]
     assert lines[0].startswith("6 buckets, ") and "0 of 6 problems fit into 0 minutes" in lines[1]
     table = [line.split() for line in lines[3:7]]
     assert [line[0] for line in table] == ["choice", "embedding_backward", "embedding_forward", "all"]
     for name, buckets, candidates, legal, estimated, compiled in table[1:]:
         numbers = [int(n.replace(",", "")) for n in (candidates, legal, estimated)]
         assert numbers == sorted(numbers, reverse=True) and int(buckets) <= numbers[-1] and compiled == "-", name
-    assert lines[-1].startswith("h100_sxm: 0 of 6 buckets compiled") and not list(tmp_path.iterdir())
+    assert lines[-1].startswith("h100_sxm: 0 of 6 buckets compiled") and not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(

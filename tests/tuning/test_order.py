@@ -182,7 +182,7 @@ def test_what_had_no_time_is_named_and_gone_on_with(played, tmp_path):
     assert tried == DECISIONS[1:] and len(content["rows"]) == 4 and content["left_out"] == [] and status == 0
 
 
-def test_a_lost_gpu_costs_one_problem(played, tmp_path, monkeypatch):
+def test_a_lost_gpu_costs_one_problem(played, tmp_path, monkeypatch, capsys):
     def lose():
         raise RuntimeError("an illegal access")
 
@@ -192,24 +192,15 @@ def test_a_lost_gpu_costs_one_problem(played, tmp_path, monkeypatch):
         patch.setattr(torch.cuda, "synchronize", lose)
         status, content = called(tmp_path)
     assert status == units.LOST and len(content["rows"]) == 2
+    assert capsys.readouterr().err == "the GPU was lost: call it again\n"
+    assert list(json.loads((tmp_path / "tuned" / "h100.json").read_text())["settings"]["matmul"]) == [
+        DECISIONS[0].bucket
+    ], "nothing is written of the problem that lost it"
     assert content["rows"][1]["status"] == "failed: the GPU was lost: RuntimeError: an illegal access"
     del played[DECISIONS[1]]
     status, content = called(tmp_path, "--resume")
     assert status == 1, "an earlier process failed in one"
     assert [r["status"] for r in content["rows"]] == ["2.00 x", content["rows"][1]["status"], "2.00 x", "2.00 x"]
-
-
-def test_the_command_says_that_the_gpu_was_lost(played, tmp_path, monkeypatch, capsys):
-    from primer_fast.cli import tune
-
-    def lose():
-        raise RuntimeError("an illegal memory access was encountered")
-
-    played[DECISIONS[1]] = lose
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "synchronize", lose)
-    assert tune.main(["--out", str(tmp_path / "tuned")]) == units.LOST
-    assert capsys.readouterr().err.endswith("the GPU was lost: call it again\n")
 
 
 def test_a_process_that_was_killed_costs_one_problem(played, tmp_path):

@@ -4,12 +4,13 @@ import time
 
 import pytest
 import torch
+from triton.runtime.interpreter import InterpretedFunction
 
 from primer_fast.bench.timing import WallClock
 from primer_fast.kernels.device import chip
 from primer_fast.kernels.product import MatmulSettings
 from primer_fast.kernels.tunable import watching
-from primer_fast.tuning import replay, session
+from primer_fast.tuning import session
 from primer_fast.tuning.problems import Decision, TunedCase, arrays_of, run, units
 from primer_fast.tuning.replay import Wrong, launches_of
 
@@ -32,38 +33,40 @@ def decisions(device):
     return [decision for decision in met if not decision.variants]
 
 
-def test_launches_are_made_again_with_the_settings(decisions, monkeypatch):
-    grids = []
-    usual = replay._Kernel.run
-    monkeypatch.setattr(
-        replay._Kernel, "run", lambda self, *a, grid, **o: grids.append((grid, a)) or usual(self, *a, grid=grid, **o)
-    )
+@pytest.fixture
+def launched(monkeypatch):
+    """The arguments of each launch by their names."""
+    made, usual = [], InterpretedFunction.run
+
+    def run(self, *args, **options):
+        made.append(dict(zip(self.arg_names, args, strict=False)) | options)
+        return usual(self, *args, **options)
+
+    monkeypatch.setattr(InterpretedFunction, "run", run)
+    return made
+
+
+def tile(launch):
+    return launch["BLOCK_M"], launch["BLOCK_N"], launch["BLOCK_K"]
+
+
+def test_launches_are_made_again_with_the_settings(decisions, launched):
     again, got = launches_of(decisions[0], SMALL, arrays_of(UNIT, "cpu"))
-    assert len(decisions) == 3 and len(grids) == 3, "the whole op runs once"
+    assert len(decisions) == 3 and len(launched) == 3, "the whole op runs once"
     again()
-    assert len(grids) == 4, "of which one launch is the choice's"
-    _, arguments = grids[-1]
-    assert SMALL[:3] == arguments[-7:-4] and arguments[0] is grids[0][1][0]
-    output = arguments[0]
-    want = output.clone()
-    output.fill_(float("nan"))
+    assert len(launched) == 4 and tile(launched[-1]) == SMALL[:3], "of which one launch is the choice's"
+    want = got[0].clone()
+    got[0].fill_(float("nan"))
     again()
-    assert torch.equal(output, want) and torch.equal(got[0], want)
-    assert replay._Kernel.run is not usual
+    assert torch.equal(got[0], want)
 
 
-def test_the_rest_of_the_op_keeps_its_settings(decisions):
+def test_the_rest_of_the_op_keeps_its_settings(decisions, launched):
     """The backward's problem is tried; the forward's launch is not made again."""
     again, _ = launches_of(decisions[1], SMALL, arrays_of(UNIT, "cpu"))
-    with replay._recording(lambda kernel: True) as made:
-        again()
-    assert made == [], "what is made again does not pass through the recorder, which would see the whole op"
-    grids = []
-    usual = replay._Kernel.run
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay._Kernel, "run", lambda self, *a, **o: grids.append(a[-7:-4]) or usual(self, *a, **o))
-        launches_of(decisions[1], SMALL, arrays_of(UNIT, "cpu"))
-    assert [blocks == SMALL[:3] for blocks in grids] == [False, True, False]
+    assert [tile(launch) == SMALL[:3] for launch in launched] == [False, True, False]
+    again()
+    assert len(launched) == 4 and tile(launched[-1]) == SMALL[:3]
 
 
 def test_results_are_compared_with_the_defaults(decisions):

@@ -1,8 +1,18 @@
-"""Run by test_offline.py in a process that compiles: prints as JSON what offline() did with small kernels."""
+"""Everything that tests of the proof compile, in one process: prints as JSON what came of it.
 
+``small``: what offline() did with kernels of this file. ``table``: rows of production cases. ``sweep``, ``decode``:
+random calls, and decoding steps that larger tiles would spill.
+"""
+
+import contextlib
+import importlib.util
+import io
+import itertools
 import json
 import sys
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import triton
@@ -10,9 +20,11 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from primer_fast import backend
-from primer_fast.proof import resources
+from primer_fast.proof import resources, sweep
 from primer_fast.proof.offline import offline
+from primer_fast.proof.production import CaseOnTarget, cases_to_compile, compile_unit
 from primer_fast.proof.targets import TARGETS
+from primer_fast.reference.case import Case
 
 
 @triton.jit
@@ -149,23 +161,95 @@ def what_a_launcher_sees(target):
     return [target.backend, target.arch, properties["multiprocessor_count"], properties["max_shared_mem"]]
 
 
-before = state()
-seen = {
-    "aligned": {target: copy(target, empty(4096)) for target in TARGETS},
-    "misaligned": {target: copy(target, empty(4097)[1:]) for target in TARGETS},
-    "no multiple of 16": copy("sm_90", empty(4096), n=4095),
-    "centre": {f"{target} {warps}": centre(target, warps) for target in TARGETS for warps in (1, 16)},
-    "product": {target: product(target, torch.bfloat16, 128, 32, 2) for target in TARGETS},
-    "plain product": waiting(fused=False),
-    "fused product": waiting(fused=True),
-    "fused product from Triton's cache": waiting_from_cache(),
-    "too much shared memory": product("sm_90", torch.float32, 128, 64, 5),
-    "too much, raised": raised(lambda: product("sm_90", torch.float32, 128, 64, 5, keep_going=False)),
-    "refused, raised": raised(lambda: refused(keep_going=False)),
-    "refused": refused(keep_going=True),
-    "unknown target": raised(lambda: offline("sm_70").__enter__()),
-    "left by": raised(leave_by_an_error),
-    "restored": all(now is then or now == then for now, then in zip(state(), before, strict=True)),
-    "driver": {target: what_a_launcher_sees(target) for target in TARGETS},
-}
-json.dump(seen, sys.stdout)
+def small():
+    return {
+        "aligned": {target: copy(target, empty(4096)) for target in ("sm_90", "sm_100")},
+        "misaligned": {target: copy(target, empty(4097)[1:]) for target in ("sm_90", "sm_100")},
+        "no multiple of 16": copy("sm_90", empty(4096), n=4095),
+        "centre": {f"{target} {warps}": centre(target, warps) for target in ("sm_90", "gfx942") for warps in (1, 16)},
+        "product": {target: product(target, torch.bfloat16, 128, 32, 2) for target in TARGETS},
+        "plain product": waiting(fused=False),
+        "fused product": waiting(fused=True),
+        "fused product from Triton's cache": waiting_from_cache(),
+        "too much shared memory": product("sm_90", torch.float32, 128, 64, 5),
+        "too much, raised": raised(lambda: product("sm_90", torch.float32, 128, 64, 5, keep_going=False)),
+        "refused, raised": raised(lambda: refused(keep_going=False)),
+        "refused": refused(keep_going=True),
+        "unknown target": raised(lambda: offline("sm_70").__enter__()),
+        "left by": raised(leave_by_an_error),
+        "restored": all(now is then or now == then for now, then in zip(state(), before, strict=True)),
+        "driver": {target: what_a_launcher_sees(target) for target in TARGETS},
+    }
+
+
+def marks(launch):
+    """What decides which code a kernel has, but for sizes: which of its flags and activations there are, in pairs."""
+    flags = [(name, bool(value)) for name, value in launch.constexprs.items() if type(value) is not int]
+    return {(launch.kernel, pair) for pair in itertools.combinations(flags, 2)} | {launch.kernel}
+
+
+def production(whole):
+    """Rows of every production case in bfloat16 on sm_90. Compiled is each launch, or each with marks that are new."""
+    known = set()
+
+    def compiling(launch):
+        new = marks(launch) - known
+        known.update(new)
+        return whole or bool(new)
+
+    return [row.as_dict() for unit in cases_to_compile(dtypes=["bfloat16"]) for row in compile_unit(unit, compiling)]
+
+
+def by_command(*arguments):
+    """Rows that `primer-fast kernels` writes; its exit status fits them. None where its packages are missing."""
+    if not all(importlib.util.find_spec(package) for package in ("tyro", "rich")):
+        return []
+    from primer_fast.cli import kernels
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        path = Path(folder) / "kernels.json"
+        status = kernels.main([*arguments, "--json", str(path)])
+        rows = json.loads(path.read_text())["rows"]
+    assert status == any(row["error"] is not None for row in rows)
+    return rows
+
+
+def elsewhere():
+    """A product that is fused both ways, a decoding step's, and pooling, with the other dtypes and targets.
+
+    float16 on the targets whose own unit it shows, float32, which is split into parts, on a GPU of each way to load.
+    """
+    square = "linear", "max_pool2d", "--case", "square_4096", "stem", "--dtype"
+    rows = by_command(*square, "float16", "--target", "sm_80", "sm_100", "gfx942")  # in processes of its own
+    rows += by_command(*square, "float32", "--jobs", "1")
+    return rows + by_command("linear", "--case", "decode", "--dtype", "float32", "--target", "sm_80", "--jobs", "1")
+
+
+def swept():
+    """A call of each op: the printed lines and the exit status."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        status = sweep.main(["--seed", "4", "--launches", "30"])
+    return status, printed.getvalue()
+
+
+def decoding():
+    """Float32 of narrow heads, of part of a tile, of wide ones; masks whose elements have addresses of their own."""
+    found = []
+    for dtype, D, T, mask in (
+        ("float32", 16, 1, False), ("float32", 80, 4, True), ("float32", 192, 1, False), ("float16", 64, 1, True)
+    ):  # fmt: skip
+        shapes = {"query": (2, 8, T, D), "key": (2, 1, 4097, D), "value": (2, 1, 4097, D)}
+        shapes |= {"attn_mask": (2, 1, T, 4097)} if mask else {}
+        case = Case("decode", "", shapes, {"is_causal": False, "enable_gqa": True}, {}, False, {}, False)
+        unit = CaseOnTarget("scaled_dot_product_attention", case, dtype, "sm_90")
+        found += [[r.kernel, r.spill_bytes, r.failure] for r in sweep.results(unit)]
+    return found
+
+
+if __name__ == "__main__":  # processes that compile import this file again
+    before = state()
+    parts = {"small": small, "sweep": swept, "decode": decoding, "elsewhere": elsewhere}
+    seen = {name: part() for name, part in parts.items()}
+    seen["production"] = production(whole="whole" in sys.argv)
+    json.dump(seen, sys.stdout)
