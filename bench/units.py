@@ -89,6 +89,51 @@ def resumed(path: Path, kind: str, header: dict) -> Report | None:
     return None
 
 
+def fill(
+    report: Report,
+    path: Path | None,
+    units: Iterable[Unit],
+    rows_of: Callable[[Unit], list],
+    failed: Callable[[Unit, str], object],
+    *,
+    done: Iterable[str],
+    after: Callable[[Unit, list], object] = lambda unit, rows: None,
+    **options,
+) -> bool:
+    """Add the rows of each unit to a report, which is written to ``path`` after each -> whether the GPU still works.
+
+    What had no time becomes the report's ``left_out``.
+
+    Args:
+        rows_of, failed: the rows of a unit, and the row that says why there are none.
+        after: sees a unit and its rows when the report has them.
+        options: see ``each``.
+    """
+    units, done = list(units), set(done)
+
+    def record(unit: Unit, rows: list) -> None:
+        done.add(str(unit))
+        report.rows += rows
+        if path is not None:
+            report.save(path)
+        after(unit, rows)
+
+    report.left_out = []
+    try:
+        each(
+            units, lambda unit: record(unit, rows_of(unit)), lambda unit, why: record(unit, [failed(unit, why)]),
+            done=done, marker=path and marker_of(path), **options,
+        )  # fmt: skip
+        return True
+    except DeviceLost as error:
+        print(f"bench: the GPU was lost: {error}", file=sys.stderr)
+        return False
+    finally:
+        report.left_out = [str(unit) for unit in units if str(unit) not in done]
+        if path is not None:
+            report.save(path)
+
+
 def each(
     units: Iterable[Unit],
     work: Callable[[Unit], object],

@@ -15,9 +15,10 @@ from primer_fast.bench.timing import Timing
 pytestmark = pytest.mark.xdist_group("offline")
 
 PROBE = """
-import json, torch, triton
+import gc, json, torch, triton
 from primer_fast import backend
 from primer_fast.bench import launchers
+gc.freeze()  # each timing begins with a collection
 before = triton.runtime.driver._active, backend.stand_in, torch.get_num_threads()
 trials = launchers.launchers("cpu", 0.01, False, small=True)
 after = triton.runtime.driver._active, backend.stand_in, torch.get_num_threads()
