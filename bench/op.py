@@ -12,13 +12,13 @@ from torch import Tensor
 
 from primer_fast import functional
 from primer_fast.bench.peers import PEERS
-from primer_fast.bench.report import Goal
+from primer_fast.bench.report import OURS, Goal
 from primer_fast.proof import verify
 from primer_fast.proof.inputs import allocate
 from primer_fast.reference.case import Case
 from primer_fast.reference.ops import OPS
 
-OURS, EAGER, COMPILED = "primer_fast", "torch", "torch.compile"
+EAGER, COMPILED = "torch", "torch.compile"
 FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
 PASSES = (FORWARD, FORWARD_BACKWARD)
 

@@ -15,6 +15,7 @@ from typing import Any
 from primer_fast.bench.files import replace_text
 from primer_fast.bench.timing import quartiles
 
+OURS = "primer_fast"  # the provider that all others are compared with
 KINDS = COMPILE, RIGHT, FAST, PROGRAMS, SANITIZER, TUNE = (
     "compile", "right", "fast", "programs", "sanitizer", "tune"
 )  # fmt: skip
