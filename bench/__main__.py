@@ -16,7 +16,7 @@ from primer_fast.bench.measure import Group, measure_group
 from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD, OURS, PASSES, PRECISIONS
 from primer_fast.bench.report import FAILED, FAST, OK, OpRow, Report
 from primer_fast.bench.timing import clock_for
-from primer_fast.bench.units import LOST, DeviceLost, fill
+from primer_fast.bench.units import FOREVER, LOST, DeviceLost, fill
 
 _PASSES = {"forward": (FORWARD,), "backward": (FORWARD_BACKWARD,), "both": PASSES}
 _CPU_PRECISIONS = ("float32", "bfloat16")  # without --dtype: the others have no fast product on most CPUs
@@ -97,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
         found, path, groups, measured, failed,
         done=[str(group) for group in groups if failed(group, "").group in tried],
         after=lambda group, rows: print(f"\n{tables.group_text(rows)}", flush=True),
-        budget=None if args.budget is None else args.budget - (time.monotonic() - began), patience=_PATIENCE,
+        budget=None if args.budget is None else args.budget - (time.monotonic() - began),
+        patience=FOREVER if args.small else _PATIENCE,
     )  # fmt: skip
     if not alive:
         return LOST

@@ -162,9 +162,8 @@ def _timed(functions, clock, seconds, least, calls_before) -> dict[str, Timing]:
 
 def _rows(name: str, setting: str, timings: dict[str, Timing], goal: goals.Goal | None) -> list[ProgramRow]:
     found = {provider: ProgramRow(name, setting, provider, unit="calls") for provider in timings}
-    ours = [ms / 1e3 for ms in timings[OURS].samples]
     for provider, row in found.items():
-        row.time([ms / 1e3 for ms in timings[provider].samples], ours, 1)
+        row.time_as(timings[provider], timings[OURS], 1)
     if goal is not None:
         found[OURS].targets.append(goal.judged(1 / found[BARE].versus))
     return list(found.values())

@@ -13,7 +13,6 @@ import os
 import shlex
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -208,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"  ({name} took {done[name]:.0f} s)", flush=True)
 
     def patience(name: str) -> float:
-        return 15 + 2 * estimate(name) if args.device == "cuda" and not args.small else threading.TIMEOUT_MAX
+        return 15 + 2 * estimate(name) if args.device == "cuda" and not args.small else units.FOREVER
 
     gc.freeze()  # each timing begins with a garbage collection, which would look at all that was imported
     alive = units.fill(

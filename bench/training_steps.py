@@ -9,9 +9,9 @@ from torch import Tensor
 
 from primer_fast.bench.memory import peak_bytes
 from primer_fast.bench.op import OURS
-from primer_fast.bench.peers import failure, noted
+from primer_fast.bench.peers import noted
 from primer_fast.bench.report import OK, WRONG, Goal, ProgramRow
-from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, time_interleaved
+from primer_fast.bench.timing import MIN_ROUNDS, WallClock, time_interleaved
 from primer_fast.train.cuda_graphs import WARM_UP
 
 COMPARED = 4  # steps whose losses must agree before anything is timed
@@ -60,15 +60,14 @@ def compare_steps(
             else:
                 row.status, row.reason = WRONG, f"losses of the first {count} steps are {apart:.2g} apart from ours"
     timings = time_interleaved(running, clock, seconds, 1 if small else least)
-    if isinstance(timings[OURS], Exception):
-        raise timings[OURS]
     ours = _numbers(losses[OURS])
     for provider, timing in timings.items():
         row = rows[provider]
-        if not isinstance(timing, Timing):
-            row.status, row.reason, row.peak_mib = *failure(timing, device), None
+        with noted(row, device):
+            row.time_as(timing, timings[OURS], work)
+        if row.status != OK:
+            row.peak_mib = None
             continue
-        row.time([ms / 1e3 for ms in timing.samples], [ms / 1e3 for ms in timings[OURS].samples], work)
         found = _numbers(losses[provider])
         row.loss, row.loss_difference = found[-1], None if provider == OURS else _apart(found, ours)
         if not all(map(math.isfinite, found)):  # which JSON cannot say

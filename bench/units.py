@@ -21,6 +21,7 @@ from primer_fast.bench import environment
 from primer_fast.bench.report import Report, load
 
 Unit = TypeVar("Unit")  # anything whose str() names it
+FOREVER = threading.TIMEOUT_MAX  # the patience of a rehearsal, which may be as slow as its machine
 LOST = 3  # exit status of a process that cannot go on
 
 

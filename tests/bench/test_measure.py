@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -226,8 +227,9 @@ def test_arrays_are_random_and_weights_scaled_by_fan_in():
 def test_arrays_are_those_of_the_case(name):
     """On any device, and without memory, as where what is launched with them is compiled."""
     op = ops.load(name)
-    case = op.cpu_cases[-1]
-    for device, generator in (("cpu", torch.Generator().manual_seed(0)), ("meta", None)):
+    cases = [op.cpu_cases[-1], *(case for case in op.gpu_cases if case.name == "bert")]  # which has lengths
+    for case, device in product(cases, ("cpu", "meta")):
+        generator = torch.Generator().manual_seed(0) if device == "cpu" else None
         arrays = op.arrays(case, torch.bfloat16, device, generator)
         assert {array: tuple(t.shape) for array, t in arrays.items()} == case.shapes
         assert {str(t.dtype)[6:] for array, t in arrays.items() if array in case.dtypes} == {*case.dtypes.values()}

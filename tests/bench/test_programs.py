@@ -4,7 +4,6 @@ The stand-in is that of bench/rehearsal.py, here for one test at a time; kernels
 """
 
 import dataclasses
-import sys
 
 import pytest
 import torch
@@ -22,7 +21,6 @@ from primer_fast.bench import (
     transformer_step,
     units,
 )
-from primer_fast.bench.goals import DECLARED
 from primer_fast.bench.op import OURS
 from primer_fast.bench.report import FAILED, NOT_AVAILABLE, OK, ProgramRow, load
 from primer_fast.bench.transformer_step import COMPILED, GRAPH, NANOGPT, NO_GRAPH, PLAIN, compare
@@ -119,21 +117,6 @@ def test_how_far_training_came_is_said(plain_path):
     assert trials[OURS].status == OK and trials[OURS].median_ms == 2500 and trials[OURS].rate == pytest.approx(200)
     assert (trials["a"].status, trials["b"].status, trials["c"].reason) == (NOT_AVAILABLE, FAILED, "no memory")
     assert trials["b"].reason == "not 99 % but 90.0% of the test images right after 99 steps"
-
-
-def test_every_program_of_a_gpu_ends_without_the_packages_it_may_lack(gpu, monkeypatch, tmp_path, capsys):
-    for package in ("transformers", "trl", "mlxtend", "safetensors", "datasets", "tokenizers"):
-        monkeypatch.setitem(sys.modules, package, None)
-    path = tmp_path / "programs.json"
-    assert models.main(["--all", "--small", "--device", "cuda", "--json", str(path)]) == 0, capsys.readouterr().out
-    found = load(path)
-    assert set(found.header["done"]) == set(models.ON_GPU) and found.header["small"] and found.left_out == []
-    names = {"call" if t.name.startswith("call of ") else t.name for t in found.rows}
-    assert {subject for subject, _ in DECLARED["cuda"]} <= names
-    missing = {t.provider: t.reason for t in found.rows if t.status == NOT_AVAILABLE}
-    assert missing[generation.TRANSFORMERS] == "not installed: transformers or safetensors"
-    assert "trl" in missing["TRL's PPOTrainer"]
-    assert [p.name for p in tmp_path.iterdir()] == ["programs.json"]
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from primer_fast.bench import training_steps
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import NotAvailable
 from primer_fast.bench.report import PROGRAMS, Goal, Report
@@ -106,8 +105,3 @@ def test_one_that_fails_while_timed_says_why(plain_path):
 
     row = raced(peer=make)["peer"]
     assert (row.status, row.reason) == ("failed", "MemoryError: no more") and row.median_ms is None
-
-
-def test_apart():
-    assert training_steps._apart([1.0, 2.0], [1.0, 2.5, 9.0]) == 0.5
-    assert training_steps._apart([1.0, float("nan")], [1.0, 1.0]) != 0

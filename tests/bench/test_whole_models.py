@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from primer_fast.bench import nanogpt, ppo_step, supervised_step, transformer_step, trl_step, wrappers
+from primer_fast.bench import generation, nanogpt, ppo_step, supervised_step, transformer_step, trl_step, wrappers
 from primer_fast.bench.goals import CALL_US
 from primer_fast.bench.loss_head import loss_head
 from primer_fast.bench.op import EAGER, OURS
@@ -19,6 +19,7 @@ from primer_fast.train.language_model import LanguageModelConfig
 pytestmark = pytest.mark.usefixtures("plain_path")
 SMALL = TransformerConfig(19, 8, 16, 2, 2, **PLAIN)
 TRAIN = LanguageModelConfig(batch_size=3, warmup_steps=2, steps=20, clip_norm=0.5)
+TEXTS = generation.Texts(1, 2, 16, 24, 20, 3, 6, (2,), 3)
 TOKENS = torch.randint(19, (500,), generator=torch.Generator().manual_seed(0))
 
 
@@ -91,14 +92,14 @@ def test_the_digit_models_learn_the_same():
 
 
 def test_the_loss_head_saves_memory():
-    ours, logits, *others = loss_head("cpu", 0.001, False, rows=512, width=16, vocab=16000)
+    ours, logits, *others = loss_head("cpu", 0.001, False, rows=256, width=16, vocab=16000)
     assert ours.status == logits.status == "ok" and logits.loss_difference < 1e-4
     there = hasattr(torch.nn, "LinearCrossEntropyOptions")  # not in torch 2.11
     assert {t.provider: t.status for t in others}[CHUNKED] == ("ok" if there else "not available")
     if ours.peak_mib is not None:
         (target,) = ours.targets
         assert target["value"] == ours.peak_mib / logits.peak_mib
-        assert logits.peak_mib > 2 * 512 * 16000 * 4 / 2**20 and target["met"], "logits and their gradient"
+        assert logits.peak_mib > 2 * 256 * 16000 * 4 / 2**20 and target["met"], "logits and their gradient"
 
 
 def test_every_op_has_its_call_measured():
@@ -143,3 +144,19 @@ def test_a_dpo_step_beside_trl():
     for ours, theirs in (trials[:2], trials[2:]):
         assert theirs.loss_difference < 1e-4 and ours.samples == theirs.samples == 1
         assert theirs.targets[0]["value"] == theirs.versus and ours.targets == []
+
+
+def test_equal_texts_are_timed_and_others_are_wrong(monkeypatch):
+    found = {row.provider: row for row in generation.compare(TEXTS, "cpu")}
+    assert list(found)[:2] == [OURS, generation.NO_CACHE] and {row.status for row in found.values()} == {"ok"}
+    assert found[OURS].versus == 1 and found[OURS].rate == pytest.approx(12 / found[OURS].median_ms * 1e3)
+    (target,) = found[generation.NO_CACHE].targets
+    assert target["value"] == found[generation.NO_CACHE].versus and target["met"] == (target["value"] >= 3)
+    whole = generation.generate
+
+    def other(*arguments, **options):
+        return whole(*arguments, **options | ({"temperature": 5} if "cache" in options else {}))
+
+    monkeypatch.setattr(generation, "generate", other)
+    wrong = {row.provider: row for row in generation.compare(TEXTS, "cpu")}[generation.NO_CACHE]
+    assert wrong.status == "wrong" and wrong.median_ms is None and wrong.targets == []
