@@ -1,9 +1,9 @@
 """python -m primer_fast.bench: the table of ours against PyTorch, eager and compiled, on this machine."""
 
 import argparse
+import gc
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from primer_fast.bench.measure import Group, measure_group
 from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD, OURS, PASSES, PRECISIONS
 from primer_fast.bench.report import FAILED, FAST, OK, OpRow, Report
 from primer_fast.bench.timing import clock_for
-from primer_fast.bench.units import LOST, DeviceLost
+from primer_fast.bench.units import FOREVER, LOST, DeviceLost, fill
 
 _PASSES = {"forward": (FORWARD,), "backward": (FORWARD_BACKWARD,), "both": PASSES}
 _CPU_PRECISIONS = ("float32", "bfloat16")  # without --dtype: the others have no fast product on most CPUs
@@ -45,52 +45,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if unknown := [name for name in args.ops if name not in ops.names()]:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(ops.names())}")
     return args
-
-
-def run(
-    groups: list[Group],
-    measured: Callable[[Group], list[OpRow]],
-    report: Report,
-    budget: float | None = None,
-    after: Callable[[list[OpRow]], None] = lambda rows: None,
-    now: Callable[[], float] = time.monotonic,
-    marker: Path | None = None,
-) -> None:
-    """Measure the groups that the report lacks into it until ``budget`` seconds are spent; see units.each.
-
-    Args:
-        after: sees the rows of each group, which the report has then.
-
-    Raises:
-        DeviceLost: the GPU takes no more work in this process.
-    """
-
-    def keep(rows: list[OpRow]) -> None:
-        report.rows += rows
-        after(rows)
-
-    def work(group: Group) -> None:
-        try:
-            keep(measured(group))
-        except DeviceLost:
-            raise
-        except Exception as error:  # the op's own declarations: its arrays, its FLOPs
-            keep([group.row(OURS, status=FAILED, reason=f"{type(error).__name__}: {error}")])
-
-    def fail(group: Group, reason: str) -> None:
-        keep([group.row(OURS, status=FAILED, reason=reason)])
-
-    def left() -> list[str]:
-        tried = {row.group for row in report.rows}
-        return [str(group) for group in groups if group.row(OURS).group not in tried]
-
-    unmeasured = set(left())
-    done = [str(group) for group in groups if str(group) not in unmeasured]
-    report.left_out = []
-    try:
-        units.each(groups, work, fail, done=done, marker=marker, budget=budget, patience=_PATIENCE, now=now)
-    finally:
-        report.left_out = left()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,23 +81,27 @@ def main(argv: list[str] | None = None) -> int:
     groups = planned(loaded, precisions, _PASSES[args.pass_name], device, 2 if args.quick else None)
 
     def measured(group: Group) -> list[OpRow]:
-        return measure_group(group, clock, limits, seconds, with_compile=not args.no_compile)
+        try:
+            return measure_group(group, clock, limits, seconds, with_compile=not args.no_compile)
+        except DeviceLost:
+            raise
+        except Exception as error:  # the op's own declarations: its arrays, its FLOPs
+            return [failed(group, f"{type(error).__name__}: {error}")]
 
-    def after(rows: list[OpRow]) -> None:
-        print(f"\n{tables.group_text(rows)}", flush=True)
-        if path is not None:
-            found.save(path)
+    def failed(group: Group, reason: str) -> OpRow:
+        return group.row(OURS, status=FAILED, reason=reason)
 
-    budget = None if args.budget is None else args.budget - (time.monotonic() - began)
-    marker = None if path is None else units.marker_of(path)
-    try:
-        run(groups, measured, found, budget, after, marker=marker)
-    except DeviceLost as error:
-        print(f"bench: the GPU was lost: {error}", file=sys.stderr)
+    gc.freeze()  # each timing begins with a garbage collection, which would look at all that was imported
+    tried = {row.group for row in found.rows}
+    alive = fill(
+        found, path, groups, measured, failed,
+        done=[str(group) for group in groups if failed(group, "").group in tried],
+        after=lambda group, rows: print(f"\n{tables.group_text(rows)}", flush=True),
+        budget=None if args.budget is None else args.budget - (time.monotonic() - began),
+        patience=FOREVER if args.small else _PATIENCE,
+    )  # fmt: skip
+    if not alive:
         return LOST
-    finally:
-        if path is not None:
-            found.save(path)
     print("\n" + "\n".join(tables.closing_lines(found)))
     return int(any(row.status != OK for row in tables.ours(found)))
 

@@ -6,23 +6,9 @@ Beside forward and forward + backward, the gradients of input and weight are tim
 import torch
 import torch.nn.functional as torch_F
 
-from primer_fast.bench.op import (
-    COMPILED,
-    EAGER,
-    FORWARD,
-    FORWARD_BACKWARD,
-    HOST_GOAL,
-    OURS,
-    Floor,
-    Op,
-    OpGoal,
-    production,
-)
-from primer_fast.bench.peers import PEERS
-from primer_fast.functional.conv2d import conv2d, conv2d_plain
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, Floor, OpGoal, declare
 from primer_fast.reference import conv2d as reference
 from primer_fast.reference.case import Case
-from primer_fast.reference.conv2d import CASES, bytes_moved
 
 BARE = "torch.conv2d"  # on a GPU: cuDNN
 
@@ -46,7 +32,7 @@ def flops(case):
 
 def traffic(case, itemsize):
     """As the reference; the gradient of one array reads dy, what the forward saved, and the other array."""
-    by_pass = bytes_moved(case, itemsize)
+    by_pass = reference.bytes_moved(case, itemsize)
     N, _, O, P, Q, *_ = reference.sizes(case)
     read = N * O * P * Q * (1 + (case.options.get("activation") is not None))
     both = sum(torch.Size(case.shapes[name]).numel() for name in ("input", "weight"))
@@ -72,11 +58,9 @@ def _resnet(case):
     return case.name.startswith("resnet_")
 
 
-OP = Op(
-    name="conv2d",
-    providers={OURS: conv2d, EAGER: conv2d_plain, **PEERS["conv2d"]},
+OP = declare(
+    "conv2d",
     floor=Floor(BARE, bare, bare_backward),
-    gpu_cases=production(CASES),
     cpu_cases=CPU_CASES,
     flops=flops,
     bytes_moved=traffic,

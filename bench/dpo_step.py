@@ -1,5 +1,7 @@
 """A DPO step beside TRL's, and on a GPU beside the same step in plain PyTorch."""
 
+import copy
+
 import torch
 import torch.nn.functional as torch_F
 from torch import Tensor
@@ -57,9 +59,7 @@ def beside_plain(device: str, seconds: float, small: bool) -> list[ProgramRow]:
     other, asked, by_default = other_way(first, rows)
 
     def ours(asked: bool | None) -> Step:
-        own = made(model, device)
-        own.load_state_dict(first.state_dict())
-        state = dpo.start(own, config)
+        state = dpo.start(copy.deepcopy(first), config)
         update = cuda_graphs.recorded(
             dpo.update, state, asked=asked, batch=config.batch_size, rows=rows, procedure="bench"
         )

@@ -1,10 +1,7 @@
 """embedding of tokens and positions: one pass, and a backward by sorted runs, against two gathers and a scatter."""
 
-from primer_fast.bench.op import COMPILED, EAGER, HOST_GOAL, OURS, Op, OpGoal, production
-from primer_fast.bench.peers import PEERS
-from primer_fast.functional.embedding import embedding, embedding_plain
+from primer_fast.bench.op import COMPILED, EAGER, HOST_GOAL, OpGoal, declare
 from primer_fast.reference.case import Case
-from primer_fast.reference.embedding import CASES, bytes_moved, flops
 
 
 def _case(name, why, shape, V, D):
@@ -18,16 +15,8 @@ CPU_CASES = (
     _case("primer", "a few tokens: nothing but call overhead", (1, 5), 12, 8),
 )
 
-OP = Op(
-    name="embedding",
-    providers={OURS: embedding, EAGER: embedding_plain, **PEERS["embedding"]},
-    gpu_cases=production(CASES),
+OP = declare(
+    "embedding",
     cpu_cases=CPU_CASES,
-    flops=flops,
-    bytes_moved=bytes_moved,
-    goals=(
-        OpGoal(f"versus {EAGER}", at_least=1),
-        OpGoal(f"versus {COMPILED}", at_least=1),
-        HOST_GOAL,
-    ),
+    goals=(OpGoal(f"versus {EAGER}", at_least=1), OpGoal(f"versus {COMPILED}", at_least=1), HOST_GOAL),
 )

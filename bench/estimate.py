@@ -9,7 +9,7 @@ from primer_fast.bench.agenda import ROWS, planned
 from primer_fast.bench.compile import both_ways, our_units
 from primer_fast.bench.gpu import SECONDS_PER_ROW
 from primer_fast.bench.measure import HOST_MS, Group
-from primer_fast.bench.op import FORWARD, PASSES, PRECISIONS
+from primer_fast.bench.op import PASSES, PRECISIONS
 from primer_fast.bench.timing import MIN_ROUNDS, WARMUP_ROUNDS
 from primer_fast.proof.production import compiled_launches
 
@@ -37,10 +37,8 @@ def launches() -> int:
 
 def group_seconds(group: Group) -> float:
     """A row of the benchmarks with all its providers."""
-    passes = ("forward",) if group.pass_name == FORWARD else ("forward", group.part or "backward")
-    itemsize = PRECISIONS[group.precision].dtype.itemsize
-    flops = sum(group.op.flops(group.case)[p] for p in passes) * itemsize / 2
-    moved = sum(group.op.bytes_moved(group.case, itemsize)[p] for p in passes)
+    flops, moved = group.work
+    flops *= PRECISIONS[group.precision].dtype.itemsize / 2
     call = max(flops / _FLOPS, moved / _BYTES) + _ROUND
     host = 50 * call if call < HOST_MS / 1e3 else 0.0
     one = max(SECONDS_PER_ROW, MIN_ROUNDS * call) + (WARMUP_ROUNDS + 4) * call + host

@@ -16,7 +16,7 @@ from torch import Tensor
 from primer_fast.bench import goals
 from primer_fast.bench.memory import peak_bytes
 from primer_fast.bench.op import OURS
-from primer_fast.bench.peers import failure
+from primer_fast.bench.peers import noted
 from primer_fast.bench.report import NOT_AVAILABLE, OK, WRONG, ProgramRow
 from primer_fast.bench.timing import rotated, wait
 from primer_fast.models.generation import generate
@@ -156,7 +156,7 @@ def _written(
         for name in rotated(list(functions), max(round_, 0)):
             if rows[name].status != OK:
                 continue
-            try:
+            with noted(rows[name], device):
                 begin = time.perf_counter()
                 written = functions[name]()
                 wait(device)
@@ -164,8 +164,4 @@ def _written(
                     tokens[name] = written
                 else:
                     times[name].append(time.perf_counter() - begin)
-            except Exception as error:
-                rows[name].status, rows[name].reason = failure(error, device)
-                if name == OURS:
-                    raise
     return tokens, times

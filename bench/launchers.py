@@ -126,6 +126,7 @@ def launchers(device: str, seconds: float, with_compile: bool, small: bool = Fal
     if triton.knobs.runtime.interpret:
         raise NotAvailable("kernels are interpreted in this process")
     clock, least = HostClock(1 if small else 50) if device == "cuda" else WallClock(), 1 if small else MIN_ROUNDS
+    calls_before = 2 if small else 100  # compile, prepare, and see most addresses that the memory will have
     setting = "host time" if device == "cuda" else "host time up to the driver"
     rows, step = [], dict.fromkeys((OURS, BARE, AUTOGRAD), 0.0)
     tiny = pairs("cpu")
@@ -135,11 +136,11 @@ def launchers(device: str, seconds: float, with_compile: bool, small: bool = Fal
         for op, call in calls(device).items():
             with torch.no_grad():
                 functions = {OURS: lambda call=call: call.function(*call.tensors), BARE: bare, EAGER: tiny[op][1]}
-                forward = _timed(functions, clock, seconds / 60, least)
+                forward = _timed(functions, clock, seconds / 60, least, calls_before)
             rows += _rows(f"launch of {op}", f"forward, {setting}", forward, goals.FORWARD)
             for count, what in (1, "both ways"), (STEP, f"both ways, of {STEP} in one backward"):
                 ours, autograd = both_ways(call, count)
-                both = _timed({OURS: ours, BARE: bare, AUTOGRAD: autograd}, clock, seconds / 30, least)
+                both = _timed({OURS: ours, BARE: bare, AUTOGRAD: autograd}, clock, seconds / 30, least, calls_before)
                 both = {name: t if name == BARE else t.of_one(count) for name, t in both.items()}
                 rows += _rows(f"launch of {op}", f"{what}, {setting}", both, goals.BOTH_WAYS)
             for name, timing in both.items():
@@ -148,9 +149,9 @@ def launchers(device: str, seconds: float, with_compile: bool, small: bool = Fal
     return rows + _rows("launch of GPT-2's step", f"the sum of its calls, both ways, {setting}", sums, None)
 
 
-def _timed(functions, clock, seconds, least) -> dict[str, Timing]:
+def _timed(functions, clock, seconds, least, calls_before) -> dict[str, Timing]:
     for function in functions.values():
-        for _ in range(100):  # compiles, prepares, and sees most addresses that its memory will have
+        for _ in range(calls_before):
             function()
     timings = time_interleaved(functions, clock, seconds, least)
     for timing in timings.values():
@@ -161,9 +162,8 @@ def _timed(functions, clock, seconds, least) -> dict[str, Timing]:
 
 def _rows(name: str, setting: str, timings: dict[str, Timing], goal: goals.Goal | None) -> list[ProgramRow]:
     found = {provider: ProgramRow(name, setting, provider, unit="calls") for provider in timings}
-    ours = [ms / 1e3 for ms in timings[OURS].samples]
     for provider, row in found.items():
-        row.time([ms / 1e3 for ms in timings[provider].samples], ours, 1)
+        row.time_as(timings[provider], timings[OURS], 1)
     if goal is not None:
         found[OURS].targets.append(goal.judged(1 / found[BARE].versus))
     return list(found.values())

@@ -1,10 +1,8 @@
 """layer_norm of a residual sum: one pass against an addition followed by a layer norm."""
 
-from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, OURS, Op, OpGoal, production
-from primer_fast.bench.peers import PEERS
-from primer_fast.functional.layer_norm import layer_norm, layer_norm_plain
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, OpGoal, declare
 from primer_fast.reference.case import Case
-from primer_fast.reference.layer_norm import CASES, bytes_moved, flops, sizes
+from primer_fast.reference.layer_norm import bytes_moved, sizes
 
 
 def _case(name, why, shape, **options):
@@ -29,13 +27,9 @@ def _held(case):
     return _fills_the_chip(case) and sizes(case)[1] <= 8192
 
 
-OP = Op(
-    name="layer_norm",
-    providers={OURS: layer_norm, EAGER: layer_norm_plain, **PEERS["layer_norm"]},
-    gpu_cases=production(CASES),
+OP = declare(
+    "layer_norm",
     cpu_cases=CPU_CASES,
-    flops=flops,
-    bytes_moved=bytes_moved,
     goals=(
         OpGoal("share", at_least=0.9, passes=[FORWARD], where=_fills_the_chip),
         OpGoal("share", at_least=0.8, passes=[FORWARD_BACKWARD], where=_held),

@@ -4,22 +4,9 @@ import math
 
 import torch
 
-from primer_fast.bench.op import (
-    COMPILED,
-    EAGER,
-    FORWARD,
-    FORWARD_BACKWARD,
-    HOST_GOAL,
-    OURS,
-    Floor,
-    Op,
-    OpGoal,
-    production,
-)
-from primer_fast.bench.peers import PEERS
-from primer_fast.functional.linear import linear, linear_plain
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, Floor, OpGoal, declare
 from primer_fast.reference.case import Case
-from primer_fast.reference.linear import CASES, bytes_moved, flops, sizes
+from primer_fast.reference.linear import sizes
 
 PRODUCT = "torch.mm"  # on a GPU: cuBLAS
 
@@ -53,14 +40,10 @@ def _sums(shortest, longest=math.inf):
     return lambda case: shortest <= sizes(case)[1] <= longest
 
 
-OP = Op(
-    name="linear",
-    providers={OURS: linear, EAGER: linear_plain, **PEERS["linear"]},
+OP = declare(
+    "linear",
     floor=Floor(PRODUCT, product, product_backward),
-    gpu_cases=production(CASES),
     cpu_cases=CPU_CASES,
-    flops=flops,
-    bytes_moved=bytes_moved,
     goals=(
         OpGoal(f"versus {EAGER}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(512)),
         OpGoal(f"versus {COMPILED}", at_least=1, passes=[FORWARD], precisions=["bfloat16"], where=_at_least(512)),

@@ -2,20 +2,10 @@
 
 import torch
 
-from primer_fast.bench.op import (
-    COMPILED,
-    EAGER,
-    FORWARD_BACKWARD,
-    HOST_GOAL,
-    OURS,
-    Floor,
-    Op,
-    OpGoal,
-    named,
-)
-from primer_fast.bench.peers import CCE, LIGER, PEERS, on_cuda
-from primer_fast.functional.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_plain
-from primer_fast.reference.linear_cross_entropy import CASES, bytes_moved, flops, sizes
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD_BACKWARD, HOST_GOAL, OURS, Floor, OpGoal, declare, named
+from primer_fast.bench.peers import CCE, LIGER, on_cuda
+from primer_fast.functional.linear_cross_entropy import linear_cross_entropy
+from primer_fast.reference.linear_cross_entropy import CASES, sizes
 from primer_fast.reference.linear_log_prob import loss_case
 
 PRODUCTS = "torch.mm"
@@ -67,19 +57,12 @@ def _large(case):
     return sizes(case)[2] > 1000
 
 
-OP = Op(
-    name="linear_cross_entropy",
-    providers={
-        OURS: linear_cross_entropy,
-        EAGER: linear_cross_entropy_plain,
-        KEPT: kept(linear_cross_entropy),
-        **PEERS["linear_cross_entropy"],
-    },
+OP = declare(
+    "linear_cross_entropy",
+    beside={KEPT: kept(linear_cross_entropy)},
     floor=Floor(PRODUCTS, products, products_backward),
     gpu_cases=[case for case in CASES if case.production and not case.options],  # what every provider takes
     cpu_cases=CPU_CASES,
-    flops=flops,
-    bytes_moved=bytes_moved,
     draw=arrays,
     goals=(  # milliseconds and memory are those of one H100
         OpGoal("median_ms", at_most=60, passes=[FORWARD_BACKWARD], precisions=["bfloat16"], where=named("qwen")),

@@ -1,22 +1,10 @@
 """linear_log_prob: log-probabilities and entropy without logits, against logits in memory and in chunks of rows."""
 
 from primer_fast.bench.linear_cross_entropy import KEPT, PRODUCTS, arrays, kept, products, products_backward
-from primer_fast.bench.op import (
-    COMPILED,
-    EAGER,
-    FORWARD,
-    FORWARD_BACKWARD,
-    HOST_GOAL,
-    OURS,
-    Floor,
-    Op,
-    OpGoal,
-    named,
-    production,
-)
-from primer_fast.bench.peers import CHUNKED, PEERS
-from primer_fast.functional.linear_log_prob import linear_log_prob, linear_log_prob_plain
-from primer_fast.reference.linear_log_prob import CASES, bytes_moved, flops, loss_case, sizes
+from primer_fast.bench.op import COMPILED, EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, Floor, OpGoal, declare, named
+from primer_fast.bench.peers import CHUNKED
+from primer_fast.functional.linear_log_prob import linear_log_prob
+from primer_fast.reference.linear_log_prob import loss_case, sizes
 
 
 def _floor(function):
@@ -34,19 +22,11 @@ def _many_rows(case):
     return sizes(case)[0] >= 1024
 
 
-OP = Op(
-    name="linear_log_prob",
-    providers={
-        OURS: linear_log_prob,
-        EAGER: linear_log_prob_plain,
-        KEPT: kept(linear_log_prob),
-        **PEERS["linear_log_prob"],
-    },
+OP = declare(
+    "linear_log_prob",
+    beside={KEPT: kept(linear_log_prob)},
     floor=Floor(PRODUCTS, _floor(products), _floor(products_backward)),
-    gpu_cases=production(CASES),
     cpu_cases=CPU_CASES,
-    flops=flops,
-    bytes_moved=bytes_moved,
     draw=arrays,
     goals=(  # milliseconds are those of one H100
         OpGoal("median_ms", at_most=15, passes=[FORWARD], precisions=["bfloat16"], where=named("llama")),

@@ -1,9 +1,8 @@
 """max_pool2d: a byte per output and a gather against PyTorch's int64 indices and scatter."""
 
-from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, OURS, Op, OpGoal, production
-from primer_fast.functional.max_pool2d import max_pool2d, max_pool2d_plain
+from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, OpGoal, declare
 from primer_fast.reference.case import Case
-from primer_fast.reference.max_pool2d import CASES, bytes_moved, flops
+from primer_fast.reference.max_pool2d import bytes_moved
 
 
 def _case(name, why, shape, **options):
@@ -21,13 +20,9 @@ def _fills_the_chip(case):
     return bytes_moved(case, 2)["forward"] > 2**25
 
 
-OP = Op(
-    name="max_pool2d",
-    providers={OURS: max_pool2d, EAGER: max_pool2d_plain},
-    gpu_cases=production(CASES),
+OP = declare(
+    "max_pool2d",
     cpu_cases=CPU_CASES,
-    flops=flops,
-    bytes_moved=bytes_moved,
     goals=(
         OpGoal("share", at_least=0.85, where=_fills_the_chip),
         OpGoal(f"versus {EAGER}", at_least=1, passes=[FORWARD]),

@@ -42,6 +42,14 @@ class Group:
         """The array whose gradient alone is asked for; None in the passes that all ops have."""
         return next((array for array in self.op.parts if part_pass(array) == self.pass_name), None)
 
+    @property
+    def work(self) -> tuple[float, float]:
+        """The operations that must be done, and the bytes that must move."""
+        itemsize = PRECISIONS[self.precision].dtype.itemsize
+        passes = ("forward",) if self.pass_name == FORWARD else ("forward", self.part or "backward")
+        flops, moved = self.op.flops(self.case), self.op.bytes_moved(self.case, itemsize)
+        return sum(flops[p] for p in passes), sum(moved[p] for p in passes)
+
     def row(self, provider: str, **figures) -> OpRow:
         return OpRow(self.op.name, self.case.name, self.precision, self.pass_name, provider, **figures)
 
@@ -200,20 +208,14 @@ def _failed(error: Exception, device: str) -> dict[str, str]:
 
 def relative_error(outputs: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> float:
     """The worst relative Frobenius error over the tensors; infinite where shapes, dtypes or their number differ."""
-    if len(outputs) != len(reference):
+    if [(y.shape, y.dtype) for y in outputs] != [(truth.shape, truth.dtype) for truth in reference]:
         return math.inf
-    worst = 0.0
+    errors = []
     for y, truth in zip(outputs, reference, strict=True):
-        if y.shape != truth.shape or y.dtype != truth.dtype:
-            return math.inf
         norm = torch.linalg.vector_norm(truth, dtype=torch.float32).item()
         distance = torch.linalg.vector_norm(y.float() - truth.float()).item()
-        error = distance / norm if norm else distance
-        if not error <= worst:
-            worst = error
-        if math.isnan(worst):
-            return worst
-    return worst
+        errors.append(distance / norm if norm else distance)
+    return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
 def _poison(outputs: tuple[Tensor, ...], arrays: dict[str, Tensor]) -> None:
@@ -232,9 +234,7 @@ def _rows(
     ceilings: Ceilings,
     input_bytes: int,
 ) -> list[OpRow]:
-    passes = ("forward",) if group.pass_name == FORWARD else ("forward", group.part or "backward")
-    flops = sum(group.op.flops(group.case)[p] for p in passes)
-    moved = sum(group.op.bytes_moved(group.case, PRECISIONS[group.precision].dtype.itemsize)[p] for p in passes)
+    flops, moved = group.work
     floor_ms, unit = ceilings.floor_ms(flops, moved, group.precision)
     work = flops / 1e9 if unit == "TFLOP/s" else moved / 1e6
     timed = {name: timings[name] for name, c in contenders.items() if not c.failure}

@@ -1,11 +1,10 @@
 """Layers with an activation between them: one function against layers one by one, of ours and of PyTorch."""
 
-from primer_fast.bench.op import EAGER, OURS, Op, production
+from primer_fast.bench.op import OURS, declare
 from primer_fast.functional.linear import linear
-from primer_fast.functional.mlp import mlp, mlp_plain
-from primer_fast.reference.mlp import CASES, bytes_moved, case, flops
+from primer_fast.reference.mlp import case
 
-APART = "primer_fast, layer by layer"
+APART = f"{OURS}, layer by layer"
 
 
 def apart(input, weights, biases=None, *, activation="gelu", output_activation=None):
@@ -22,11 +21,4 @@ CPU_CASES = (
     case("primer", "the primer's own MLP: nothing but call overhead", 5, [2, 3, 4, 3, 1], "sigmoid", "sigmoid"),
 )
 
-OP = Op(
-    name="mlp",
-    providers={OURS: mlp, EAGER: mlp_plain, APART: apart},
-    gpu_cases=production(CASES),
-    cpu_cases=CPU_CASES,
-    flops=flops,
-    bytes_moved=bytes_moved,
-)
+OP = declare("mlp", beside={APART: apart}, cpu_cases=CPU_CASES)

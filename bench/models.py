@@ -13,7 +13,6 @@ import os
 import shlex
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -89,7 +88,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, metavar="S", help="about as long as a program is timed (5; GPU: 1)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--json", metavar="FILE", help="write the rows here, after every comparison")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here, after every comparison")
     parser.add_argument("--budget", type=float, metavar="S", help="begin nothing that would not end within S seconds")
     parser.add_argument("--resume", action="store_true", help="go on with what FILE holds, if this code wrote it")
     parser.add_argument("--small", action="store_true", help="tiny models, to see that everything runs")
@@ -151,7 +150,7 @@ def begun(args: argparse.Namespace, command: str) -> Report:
     """
     header = environment.describe(args.device, args.small)
     header |= {"command": command, "load_before": os.getloadavg()[0], "done": {}}
-    found = units.resumed(Path(args.json), PROGRAMS, header) if args.resume else None
+    found = units.resumed(args.json, PROGRAMS, header) if args.resume else None
     if found is None:
         return Report(PROGRAMS, header)
     found.header.setdefault("done", {})
@@ -187,34 +186,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.device == "cuda":
         print(f"about {sum(estimate(name) for name in args.names if name not in done):.0f} s on an H100", flush=True)
 
-    def note(name: str, found: list[ProgramRow]) -> None:
-        report.rows += found
+    began: dict[str, float] = {}
+
+    def ended(name: str) -> None:
         done[name] = round(time.monotonic() - began.get(name, time.monotonic()), 1)
+
+    def rows_of(name: str) -> list[ProgramRow]:
+        began[name] = time.monotonic()
+        found = measure(name, args.device, args.seconds, not args.no_compile, args.small)
+        ended(name)
+        return found
+
+    def failed(name: str, reason: str) -> ProgramRow:
+        ended(name)
+        return _no_figures(name, FAILED, reason)
+
+    def after(name: str, found: list[ProgramRow]) -> None:
         for comparison in Report(PROGRAMS, report.header, found).groups():
             print("\n".join(["", *tables.program_lines(comparison)]))
         print(f"  ({name} took {done[name]:.0f} s)", flush=True)
-        if args.json:
-            report.save(args.json)
-
-    began: dict[str, float] = {}
-
-    def work(name: str) -> None:
-        began[name] = time.monotonic()
-        note(name, measure(name, args.device, args.seconds, not args.no_compile, args.small))
-
-    def fail(name: str, reason: str) -> None:
-        note(name, [_no_figures(name, FAILED, reason)])
 
     def patience(name: str) -> float:
-        return 15 + 2 * estimate(name) if args.device == "cuda" else threading.TIMEOUT_MAX
+        return 15 + 2 * estimate(name) if args.device == "cuda" and not args.small else units.FOREVER
 
-    budget = None if args.budget is None else args.budget - (time.monotonic() - begin)
-    try:
-        report.left_out = units.each(
-            args.names, work, fail, done=tuple(done), budget=budget, expected=estimate,
-            marker=units.marker_of(Path(args.json)) if args.json else None, patience=patience,
-        )  # fmt: skip
-    except DeviceLost:
+    gc.freeze()  # each timing begins with a garbage collection, which would look at all that was imported
+    alive = units.fill(
+        report, args.json, args.names, rows_of, failed, done=done, after=after, expected=estimate, patience=patience,
+        budget=None if args.budget is None else args.budget - (time.monotonic() - begin),
+    )  # fmt: skip
+    if not alive:
         return units.LOST
     for name in report.left_out:
         provider = COMPILED if name == "gpt2_compiled" else OURS

@@ -2,19 +2,23 @@
 
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from primer_fast.bench.report import Goal
+from primer_fast import functional
+from primer_fast.bench.peers import PEERS
+from primer_fast.bench.report import OURS, Goal
+from primer_fast.proof import verify
 from primer_fast.proof.inputs import allocate
 from primer_fast.reference.case import Case
 from primer_fast.reference.ops import OPS
 
-OURS, EAGER, COMPILED = "primer_fast", "torch", "torch.compile"
+EAGER, COMPILED = "torch", "torch.compile"
 FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
 PASSES = (FORWARD, FORWARD_BACKWARD)
 
@@ -115,8 +119,8 @@ class Op:
 
     ``flops(case)`` and ``bytes_moved(case, itemsize)`` return ``dict(forward=..., backward=...)``: the operations that
     must be done and the bytes that must pass through device memory; with ``parts``, also by the name of each part.
-    ``torch.compile`` of the eager provider is added
-    by the harness; a provider that cannot run (not installed, out of memory) is reported, not fatal.
+    ``torch.compile`` of the eager provider is added by the harness; a provider that cannot run (not installed, out of
+    memory) is reported, not fatal.
     """
 
     name: str
@@ -145,6 +149,21 @@ class Op:
 
     def cases(self, device: str) -> Sequence[Case]:
         return self.gpu_cases if device == "cuda" else self.cpu_cases
+
+
+def declare(name: str, *, beside: Mapping[str, Callable] = MappingProxyType({}), **declared) -> Op:
+    """The benchmark of an op of the library; what is not declared comes from its reference and from ``PEERS``.
+
+    Args:
+        beside: other providers, by name.
+    """
+    reference = OPS[name]
+    ours = {OURS: getattr(functional, name), EAGER: verify.plain(name)}
+    usual = {
+        "providers": ours | dict(beside) | PEERS.get(name, {}), "gpu_cases": production(reference.cases),
+        "flops": reference.flops, "bytes_moved": reference.bytes_moved, "without_gradient": reference.without_gradient,
+    }  # fmt: skip
+    return Op(name=name, **usual | declared)
 
 
 def names() -> list[str]:

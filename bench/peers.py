@@ -4,8 +4,9 @@ A peer is called like the op. It raises NotAvailable (or ModuleNotFoundError) wh
 harness reports that, and compares everything else with eager before it times it.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as torch_F
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from primer_fast.bench.report import FAILED, NOT_AVAILABLE
+from primer_fast.bench.report import FAILED, NOT_AVAILABLE, OURS, ProgramRow
 from primer_fast.bench.units import check_device, first_line, one_line
 from primer_fast.functional.activation import apply_plain
 from primer_fast.functional.linear_log_prob import linear_log_prob_plain
@@ -42,6 +43,17 @@ def failure(error: Exception, device: str = "cpu") -> tuple[str, str]:
     if isinstance(error, ModuleNotFoundError):
         return NOT_AVAILABLE, f"not installed: {first_line(error)}"
     return FAILED, one_line(error)
+
+
+@contextlib.contextmanager
+def noted(row: ProgramRow, device: str) -> Iterator[None]:
+    """What is raised inside is noted in the row of the provider that raised it; ours raises on."""
+    try:
+        yield
+    except Exception as error:
+        row.status, row.reason = failure(error, device)
+        if row.provider == OURS:
+            raise
 
 
 def on_cuda(tensor: Tensor, who: str) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from primer_fast.bench.files import replace_text
-from primer_fast.bench.timing import quartiles
+from primer_fast.bench.timing import Timing, quartiles
 
+OURS = "primer_fast"  # the provider that all others are compared with
 KINDS = COMPILE, RIGHT, FAST, PROGRAMS, SANITIZER, TUNE = (
     "compile", "right", "fast", "programs", "sanitizer", "tune"
 )  # fmt: skip
@@ -137,6 +138,13 @@ class ProgramRow(ProviderRow):
     def which(self) -> str:
         """Which of the subject's cases it is."""
         return self.setting if self.subject == self.name else self.name
+
+    def time_as(self, timing: Timing | Exception, ours: Timing | Exception, work: float) -> None:
+        """``time`` of what ``timing.time_interleaved`` found, which is raised where it is an exception."""
+        for found in (timing, ours):
+            if isinstance(found, Exception):
+                raise found
+        self.time([ms / 1e3 for ms in timing.samples], [ms / 1e3 for ms in ours.samples], work)
 
     def time(self, seconds: Sequence[float], ours: Sequence[float], work: float) -> None:
         """Fill in the figures of ``seconds`` per run beside those of ours, run by run; a run is ``work`` units."""

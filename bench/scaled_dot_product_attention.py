@@ -1,22 +1,12 @@
 """Attention: ours against PyTorch's own choice of kernel, and against FlashAttention 2 and cuDNN by name."""
 
 from primer_fast.backend import runs_triton
-from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, OURS, Op, OpGoal, named, production
-from primer_fast.bench.peers import FLASH, PEERS, NotAvailable
-from primer_fast.functional.scaled_dot_product_attention import (
-    fast_attention_backward,
-    scaled_dot_product_attention,
-    scaled_dot_product_attention_plain,
-)
+from primer_fast.bench.op import EAGER, FORWARD, FORWARD_BACKWARD, HOST_GOAL, OURS, OpGoal, declare, named, production
+from primer_fast.bench.peers import FLASH, NotAvailable
+from primer_fast.functional import fast_attention_backward, scaled_dot_product_attention
 from primer_fast.kernels.attention_onepass import supported
 from primer_fast.reference.case import Case
-from primer_fast.reference.scaled_dot_product_attention import (
-    CASES,
-    REFERENCE,
-    bytes_moved,
-    flops,
-    sizes,
-)
+from primer_fast.reference.scaled_dot_product_attention import CASES, sizes
 
 ONE_PASS = f"{OURS}, one-pass backward"
 
@@ -58,19 +48,11 @@ def _decodes(case):
     return sizes(case)[3] == 1
 
 
-OP = Op(
-    name="scaled_dot_product_attention",
-    providers={
-        OURS: scaled_dot_product_attention,
-        EAGER: scaled_dot_product_attention_plain,
-        **PEERS["scaled_dot_product_attention"],
-        ONE_PASS: one_pass,
-    },
+OP = declare(
+    "scaled_dot_product_attention",
+    beside={ONE_PASS: one_pass},
     gpu_cases=GPU_CASES,
     cpu_cases=CPU_CASES,
-    flops=flops,
-    bytes_moved=bytes_moved,
-    without_gradient=REFERENCE.without_gradient,
     goals=(
         # TFLOP/s of one H100, where FlashAttention 3 is published at 579, 616, 420 and 473
         *(

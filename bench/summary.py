@@ -16,7 +16,6 @@ from primer_fast.bench.report import (
     FAILED,
     FAST,
     KINDS,
-    OK,
     PROGRAMS,
     RIGHT,
     SANITIZER,
@@ -84,15 +83,10 @@ def _wrong(found: dict[str, Report | str]) -> Iterable[str]:
     """A wrong kernel comes before one that does not compile, and that before a program that fails."""
     for kind in (RIGHT, FAST, SANITIZER, COMPILE, PROGRAMS, TUNE):
         report = found.get(kind)
-        if not isinstance(report, Report):
-            continue
-        if kind == FAST:
-            failed = [row for row in tables.ours(report) if row.status != OK]
-            yield from (f"fast {' '.join(row.group)}: {row.status}: {row.reason}" for row in failed)
-        elif kind == PROGRAMS:
+        if isinstance(report, Report) and kind in (FAST, PROGRAMS):
             failed = [r for r in report.rows if r.provider.startswith(OURS) and r.status in (FAILED, WRONG)]
-            yield from (f"program {row.name}: {row.provider}: {row.status}: {row.reason}" for row in failed)
-        else:
+            yield from (f"{kind} {' '.join(r.group)}: {r.provider}: {r.status}: {r.reason}" for r in failed)
+        elif isinstance(report, Report):
             yield from stages.failures(report)
 
 

@@ -1,5 +1,7 @@
 """A training step of the digit MLP and CNN beside the same model from torch.nn, in the same training procedure."""
 
+import copy
+
 import torch
 
 from primer_fast.bench import goals
@@ -47,12 +49,7 @@ def _compare(name, shape, first, bounds, device, seconds, with_compile) -> list[
 
         return step
 
-    def ours():
-        made = type(first)(first.config).to(device)
-        made.load_state_dict(first.state_dict())
-        return made
-
-    steps = {OURS: lambda: training(ours), TORCH: lambda: training(lambda: torch_twin(first))}
+    steps = {OURS: lambda: training(lambda: copy.deepcopy(first)), TORCH: lambda: training(lambda: torch_twin(first))}
     if with_compile:
         steps[COMPILED] = lambda: training(lambda: torch.compile(torch_twin(first)))
     setting = f"{shape}, batch {batch} of random 28 x 28 images, {config.precision}"

@@ -4,6 +4,7 @@ Every provider starts from the same weights and sees the same batches in the sam
 while it trains, the recording of a CUDA graph included, and stands while the test images are measured.
 """
 
+import copy
 import functools
 import os
 import time
@@ -14,7 +15,7 @@ import torch
 
 from primer_fast.bench import goals
 from primer_fast.bench.op import OURS
-from primer_fast.bench.peers import failure
+from primer_fast.bench.peers import noted
 from primer_fast.bench.report import FAILED, NOT_AVAILABLE, OK, ProgramRow
 from primer_fast.bench.supervised_step import TORCH
 from primer_fast.bench.timing import rotated, wait
@@ -116,9 +117,7 @@ def _rows(name: str, first: MLP | CNN, epochs: int, device: str, small: bool) ->
     first = first.to(device)
 
     def ours() -> torch.nn.Module:
-        made = type(first)(first.config).to(device)
-        made.load_state_dict(first.state_dict())
-        return made
+        return copy.deepcopy(first)
 
     races = {OURS: Race(ours, data, config, None), TORCH: Race(lambda: torch_twin(first), data, config, False)}
     if device == "cuda":
@@ -151,15 +150,11 @@ def _raced(races: dict[str, Race], rows: dict[str, ProgramRow], steps: int, devi
         for provider in rotated(list(races), max(round_, 0)):
             if rows[provider].status != OK:
                 continue
-            try:
+            with noted(rows[provider], device):
                 first = 1 if small and races[provider].asked is False else cuda_graphs.WARM_UP + 1
                 run = races[provider].run(first if round_ < 0 else steps, 25)
                 if small or round_ >= 0:
                     results[provider].append(run)
-            except Exception as error:
-                rows[provider].status, rows[provider].reason = failure(error, device)
-                if provider == OURS:
-                    raise
     return results
 
 

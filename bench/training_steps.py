@@ -9,9 +9,9 @@ from torch import Tensor
 
 from primer_fast.bench.memory import peak_bytes
 from primer_fast.bench.op import OURS
-from primer_fast.bench.peers import failure
+from primer_fast.bench.peers import noted
 from primer_fast.bench.report import OK, WRONG, Goal, ProgramRow
-from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, time_interleaved
+from primer_fast.bench.timing import MIN_ROUNDS, WallClock, time_interleaved
 from primer_fast.train.cuda_graphs import WARM_UP
 
 COMPARED = 4  # steps whose losses must agree before anything is timed
@@ -44,7 +44,8 @@ def compare_steps(
     running: dict[str, Callable[[], None]] = {}
     losses: dict[str, list[float | Tensor]] = {provider: [] for provider in steps}
     for provider in sorted(steps, key=lambda provider: provider != OURS):
-        try:
+        row = rows[provider]
+        with noted(row, device):
             run = _recorded(steps[provider](), losses[provider], device)
             count = compared if not small else min(compared, WARM_UP + 1) if provider == OURS else 1
             for _ in range(count - 1):
@@ -54,27 +55,19 @@ def compare_steps(
             apart = _apart(first, ours)
             if provider == OURS and not math.isfinite(apart):
                 raise RuntimeError("a loss of ours is no number")
-            scale = max(abs(loss) for loss in ours)
-            if not apart <= tolerance * scale:
-                rows[provider].status = WRONG
-                rows[provider].reason = f"losses of the first {count} steps are {apart:.2g} apart from ours"
-                continue
-            rows[provider].peak_mib = _mib(peak)
-            running[provider] = run
-        except Exception as error:
-            if provider == OURS:
-                raise
-            rows[provider].status, rows[provider].reason = failure(error, device)
+            if apart <= tolerance * max(abs(loss) for loss in ours):
+                row.peak_mib, running[provider] = None if peak is None else peak / 2**20, run
+            else:
+                row.status, row.reason = WRONG, f"losses of the first {count} steps are {apart:.2g} apart from ours"
     timings = time_interleaved(running, clock, seconds, 1 if small else least)
-    if isinstance(timings[OURS], Exception):
-        raise timings[OURS]
     ours = _numbers(losses[OURS])
     for provider, timing in timings.items():
         row = rows[provider]
-        if not isinstance(timing, Timing):
-            row.status, row.reason, row.peak_mib = *failure(timing, device), None
+        with noted(row, device):
+            row.time_as(timing, timings[OURS], work)
+        if row.status != OK:
+            row.peak_mib = None
             continue
-        row.time([ms / 1e3 for ms in timing.samples], [ms / 1e3 for ms in timings[OURS].samples], work)
         found = _numbers(losses[provider])
         row.loss, row.loss_difference = found[-1], None if provider == OURS else _apart(found, ours)
         if not all(map(math.isfinite, found)):  # which JSON cannot say
@@ -125,7 +118,3 @@ def _apart(losses: list[float], others: list[float]) -> float:
     """The largest distance at the same step; NaN where a loss is."""
     distances = [abs(a - b) for a, b in zip(losses, others, strict=False)]
     return next((d for d in distances if math.isnan(d)), max(distances))
-
-
-def _mib(count: int | None) -> float | None:
-    return None if count is None else count / 2**20

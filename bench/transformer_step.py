@@ -1,5 +1,7 @@
 """A training step of the transformer beside nanoGPT's: the same weights, windows, schedule and optimizer settings."""
 
+import copy
+
 import torch
 
 from primer_fast.bench import goals, nanogpt
@@ -128,8 +130,7 @@ def compare(
     rows = train.batch_size * model.context
 
     def ours(compiled: bool, asked: bool | None = None) -> Step:
-        own = made(model, device)
-        own.load_state_dict(first.state_dict())
+        own = copy.deepcopy(first)
         if compiled:
             own.loss = torch.compile(own.loss)
         state = language_model.start(own, train)

@@ -21,6 +21,7 @@ from primer_fast.bench import environment
 from primer_fast.bench.report import Report, load
 
 Unit = TypeVar("Unit")  # anything whose str() names it
+FOREVER = threading.TIMEOUT_MAX  # the patience of a rehearsal, which may be as slow as its machine
 LOST = 3  # exit status of a process that cannot go on
 
 
@@ -87,6 +88,51 @@ def resumed(path: Path, kind: str, header: dict) -> Report | None:
     print(f"bench: not resumed: {reason}", file=sys.stderr)
     marker_of(path).unlink(missing_ok=True)  # it is of that run too
     return None
+
+
+def fill(
+    report: Report,
+    path: Path | None,
+    units: Iterable[Unit],
+    rows_of: Callable[[Unit], list],
+    failed: Callable[[Unit, str], object],
+    *,
+    done: Iterable[str],
+    after: Callable[[Unit, list], object] = lambda unit, rows: None,
+    **options,
+) -> bool:
+    """Add the rows of each unit to a report, which is written to ``path`` after each -> whether the GPU still works.
+
+    What had no time becomes the report's ``left_out``.
+
+    Args:
+        rows_of, failed: the rows of a unit, and the row that says why there are none.
+        after: sees a unit and its rows when the report has them.
+        options: see ``each``.
+    """
+    units, done = list(units), set(done)
+
+    def record(unit: Unit, rows: list) -> None:
+        done.add(str(unit))
+        report.rows += rows
+        if path is not None:
+            report.save(path)
+        after(unit, rows)
+
+    report.left_out = []
+    try:
+        each(
+            units, lambda unit: record(unit, rows_of(unit)), lambda unit, why: record(unit, [failed(unit, why)]),
+            done=done, marker=path and marker_of(path), **options,
+        )  # fmt: skip
+        return True
+    except DeviceLost as error:
+        print(f"bench: the GPU was lost: {error}", file=sys.stderr)
+        return False
+    finally:
+        report.left_out = [str(unit) for unit in units if str(unit) not in done]
+        if path is not None:
+            report.save(path)
 
 
 def each(

@@ -6,9 +6,9 @@ import torch.nn.functional as torch_F
 from primer_fast import functional as F
 from primer_fast.bench import goals
 from primer_fast.bench.op import EAGER, OURS
-from primer_fast.bench.peers import failure
-from primer_fast.bench.report import ProgramRow
-from primer_fast.bench.timing import MIN_ROUNDS, Timing, WallClock, quartiles, time_interleaved
+from primer_fast.bench.peers import noted
+from primer_fast.bench.report import OK, ProgramRow
+from primer_fast.bench.timing import MIN_ROUNDS, WallClock, quartiles, time_interleaved
 
 
 class HostClock(WallClock):
@@ -90,17 +90,13 @@ def wrappers(device: str, seconds: float, with_compile: bool, small: bool = Fals
         setting = "a small tensor, no gradient, host time" if on_gpu else "a tiny tensor, no gradient"
         pair = {name: ProgramRow(f"call of {op}", setting, name, unit="calls") for name in timings}
         rows += pair.values()
-        if not isinstance(timings[OURS], Timing):
-            raise timings[OURS]
-        if not isinstance(timings[EAGER], Timing):
-            pair[EAGER].status, pair[EAGER].reason = failure(timings[EAGER], device)
-            continue
-        taken = {name: [ms / 1e3 for ms in timing.samples] for name, timing in timings.items()}
         for name, row in pair.items():
-            row.time(taken[name], taken[OURS], 1)
+            with noted(row, device):
+                row.time_as(timings[name], timings[OURS], 1)
         if on_gpu:
             pair[OURS].targets.append(goals.HOST_US.judged(1e3 * pair[OURS].median_ms))
-            continue
-        extra = quartiles([1e6 * (own - other) for own, other in zip(taken[OURS], taken[EAGER], strict=True)])[1]
-        pair[OURS].targets.append(goals.CALL_US.judged(extra))
+        elif pair[EAGER].status == OK:
+            samples = zip(timings[OURS].samples, timings[EAGER].samples, strict=True)
+            extra = quartiles([1e3 * (own - other) for own, other in samples])[1]
+            pair[OURS].targets.append(goals.CALL_US.judged(extra))
     return rows

@@ -6,10 +6,9 @@ import pytest
 import torch
 from train.test_cuda_graphs import StandIn
 
-from primer_fast.bench import environment, recorded_step, report, right, summary
-from primer_fast.bench.gpu import StageResult
+from primer_fast.bench import recorded_step, report, right
 from primer_fast.bench.op import production
-from primer_fast.bench.report import RIGHT, SCHEMAS, Report
+from primer_fast.bench.report import RIGHT
 from primer_fast.bench.right import Check, checks, rows_of
 from primer_fast.bench.units import LOST, DeviceLost
 from primer_fast.proof import on_gpu, verify
@@ -17,13 +16,6 @@ from primer_fast.proof.native import CheckedTensor
 from primer_fast.reference.case import Case
 from primer_fast.reference.ops import OPS
 from primer_fast.train import cuda_graphs
-
-HEADER = dict.fromkeys(SCHEMAS[RIGHT].header, "")
-
-
-def load(path):
-    return report.load(path, RIGHT)
-
 
 UNIT = Check("values", "linear", Case("some", "", {}), "float32")
 
@@ -52,7 +44,9 @@ def test_every_op_has_every_check():
         assert by_check.pop("one pass") == {on_gpu.ATTENTION}
         assert by_check.pop("second GPU") == {"any"} or torch.cuda.device_count() > 1
         assert all(ops >= set(verify.ops()) for ops in by_check.values())
-        assert {unit.case.name for unit in checks(small=small) if unit.op == "training step"} == {*recorded_step.MODELS}
+        assert {unit.case.name for unit in checks(small=small) if unit.op == "training step"} == (
+            {"mlp", "ppo"} if small else {*recorded_step.MODELS}
+        )
     assert "training step" not in {unit.op for unit in checks(["linear"])}
     with pytest.raises(ValueError, match=r"op must be one of .*linear.*; got linaer"):
         checks(["linaer"])
@@ -68,9 +62,7 @@ def test_an_error_is_a_row(monkeypatch):
 
     monkeypatch.setitem(on_gpu.CHECKS, "values", broken)
     (row,) = rows_of(UNIT, small=True)
-    assert (row.op, row.case, row.dtype, row.passed, row.reason) == (
-        "linear", "some", "float32", False, "RuntimeError: out of luck"
-    )  # fmt: skip
+    assert row == UNIT.row("RuntimeError: out of luck").as_dict() | {"seconds": row["seconds"]} and not row["passed"]
 
     def lost():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -109,7 +101,7 @@ def test_a_crash_and_a_hang_are_rows_and_the_next_process_goes_on(tmp_path, monk
                 os._exit(status)
         statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert statuses == [11, LOST, 1, 1] and log.read_text().split() == ["first", "crash", "hang", "last"]
-    found = load(path)
+    found = report.load(path, RIGHT)
     assert [(row["case"], row["passed"]) for row in found.rows] == [
         ("first", True), ("crash", False), ("hang", False), ("last", True)
     ]  # fmt: skip
@@ -117,45 +109,29 @@ def test_a_crash_and_a_hang_are_rows_and_the_next_process_goes_on(tmp_path, monk
     assert found.left_out == [] and {p.name for p in tmp_path.iterdir()} == {"right.json", "log"}
 
 
-def test_what_has_no_time_is_left_out(tmp_path, monkeypatch, capsys):
-    row = CheckedTensor("values", "linear", "some", "float32", "output", 0.5, 1.0, 0.5, True)
-    monkeypatch.setattr(right, "rows_of", lambda unit, small: [row])
+def test_the_command_tries_what_there_is_time_for(tmp_path, monkeypatch, capsys):
+    """It says of each unit what its worst tensor is."""
+
+    def row(tensor, *figures, **more):
+        return CheckedTensor("values", "linear", "some", "float32", tensor, *figures, **more).as_dict()
+
+    rows = [row("output", 0.5, 1.0, 0.5, True)]
+    monkeypatch.setattr(right, "rows_of", lambda unit, small: rows)
     path = tmp_path / "right.json"
-    assert right.main(["linear", "--json", str(path), "--small", "--budget", "-1"]) == 0
-    found = load(path)
+    command = ["linear", "--json", str(path), "--small"]
+    assert right.main([*command, "--budget", "-1"]) == 0
+    found = report.load(path, RIGHT)
     assert found.rows == [] and found.left_out == [str(unit) for unit in checks(["linear"], small=True)]
-    assert right.main(["linear", "--json", str(path), "--small"]) == 0
-    printed = capsys.readouterr().out
-    assert "ok     values linear primer_first bfloat16" in printed and "5.0e-01 of 1.0e+00" in printed
-    with pytest.raises(SystemExit) as stop:
-        right.main(["linaer", "--json", str(path)])
-    assert stop.value.code == 2
-
-
-def test_the_worst_tensor_speaks_for_a_unit():
-    rows = [
-        CheckedTensor("values", "linear", "some", "float32", "output", 0.9, 1.0, 0.5, True),
-        CheckedTensor("values", "linear", "some", "float32", "weight", 1.2, 1.0, 0.5, False),
-        CheckedTensor("values", "linear", "some", "float32", "bias", 0.0, 0.0, 0.0, True),
-    ]
+    assert right.main(command) == 0 and report.load(path, RIGHT).left_out == []
+    assert "ok     values linear primer_first bfloat16" in capsys.readouterr().out
+    rows.append(row("weight", 1.2, 1.0, 0.5, False))
     assert right.line(UNIT, rows).startswith("FAILED") and "weight" in right.line(UNIT, rows)
-    rows.append(CheckedTensor("values", "linear", "some", "float32", "input", reason="no number"))
-    assert right.line(UNIT, rows).endswith("no number")
-    assert right.line(UNIT, [UNIT.row("there is one GPU", passed=None)]).startswith("none")
-
-
-@pytest.mark.parametrize("change", [{"source": "another"}, {"device": "another"}, {"small": None}, None])
-def test_what_another_run_found_is_not_gone_on_with(change, tmp_path, monkeypatch, capsys):
-    row = CheckedTensor("values", "linear", "some", "float32", "output", 0.5, 1.0, 0.5, True)
-    monkeypatch.setattr(right, "checks", lambda *_: [UNIT])
-    monkeypatch.setattr(right, "estimate", lambda units: 0.0)
-    monkeypatch.setattr(right, "rows_of", lambda unit, small: [row])
-    path, tried = tmp_path / "right.json", row.as_dict() | {"reason": "of the other run"}
-    header = environment.describe(verify.device(), small=True)
-    Report(RIGHT, header | (change or {}), [tried]).save(path)
-    right.main(["--json", str(path), "--small", "--resume"])
-    assert load(path).rows == ([row.as_dict()] if change else [tried])
-    assert ("not resumed" in capsys.readouterr().err) == bool(change) and load(path).header["small"]
+    rows.append(row("input", reason="no number"))
+    assert right.line(UNIT, rows).endswith("no number") and right.main(command) == 1
+    assert right.line(UNIT, [UNIT.row("there is one GPU", passed=None).as_dict()]).startswith("none")
+    with pytest.raises(SystemExit) as stop:
+        right.main(["linaer", *command[1:]])
+    assert stop.value.code == 2
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -167,15 +143,6 @@ def test_recorded_steps_are_the_steps(works, plain_path, monkeypatch):
         rows = {row.tensor: row.passed for row in recorded_step.recorded_step(name, "cpu", True)}
         assert {"weights", "moments", "loss", "grad_norm"} <= rows.keys()
         assert all(rows.values()) if works else not rows["weights"], name
-
-
-def test_what_could_not_be_tried_is_not_wrong_in_the_summary(tmp_path):
-    rows = [Check("second GPU", "any", Case("any", "", {}), "bfloat16").row("there is one GPU", passed=None)]
-    Report(RIGHT, HEADER, [row.as_dict() for row in rows]).save(tmp_path / "right.json")
-    page = summary.text(
-        tmp_path, HEADER | {"commit": None, "cuda": "", "driver": None}, [StageResult("right", "passed", 1.0)]
-    )
-    assert "Nothing was wrong" in page and "0 passed, 0 failed" in page
 
 
 def test_what_is_launched_here_is_compiled_beforehand():

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from primer_fast.bench import report, sanitized, sanitizer
+from primer_fast.bench import sanitized, sanitizer
+from primer_fast.bench.report import SANITIZER, load
 from primer_fast.bench.sanitizer import main, read_output
 from primer_fast.proof import verify
 
@@ -27,8 +28,8 @@ at the end
 """
 
 
-def load(path):
-    return report.load(path, report.SANITIZER)
+def statuses(path):
+    return [(row["tool"], row["status"], row["errors"]) for row in load(path, SANITIZER).rows]
 
 
 def test_errors_are_counted_and_name_their_kernel():
@@ -38,37 +39,27 @@ def test_errors_are_counted_and_name_their_kernel():
     row = read_output("racecheck", RACECHECK, 0, 1.0)
     assert (row.status, row.errors) == ("errors", 1)
     assert row.lines[1] == "and Read access at matmul_kernel+0x80 [16 hazards]" and row.lines[-1] == "at the end"
+    row = read_output("memcheck", "========= Invalid __global__ read of size 4\n" * 500, None, 1.0)
+    assert row.errors == 500 and len(row.lines) == 40, "many are cut short"
 
 
 @pytest.mark.parametrize(
-    ("tool", "text", "code", "status"),
+    ("text", "code", "status"),
     [
-        ("memcheck", "at the end\n========= ERROR SUMMARY: 0 errors\n", 0, "passed"),
-        (
-            "racecheck",
-            "at the end\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 2 warnings)\n",
-            0,
-            "passed",
-        ),
-        ("memcheck", "at linear odd\n", None, "stopped"),
-        ("memcheck", "========= Invalid __shared__ write of size 4 bytes\n", None, "errors"),
-        ("memcheck", "at linear odd\n========= ERROR SUMMARY: 0 errors\n", 1, "failed"),  # the program broke down
-        ("memcheck", "at linear odd\n========= ERROR SUMMARY: 0 errors\n", 0, "failed"),  # half of it was not run
-        ("memcheck", "========= Error: no device\n", 1, "errors"),
-        ("memcheck", "Unable to find injection library\n", 1, "failed"),
-        ("memcheck", "", 127, "failed"),
+        ("at the end\n========= ERROR SUMMARY: 0 errors\n", 0, "passed"),
+        ("at the end\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 2 warnings)\n", 0, "passed"),
+        ("at linear odd\n", None, "stopped"),
+        ("========= Invalid __shared__ write of size 4 bytes\n", None, "errors"),
+        ("at linear odd\n========= ERROR SUMMARY: 0 errors\n", 1, "failed"),  # the program broke down
+        ("at linear odd\n========= ERROR SUMMARY: 0 errors\n", 0, "failed"),  # half of it was not run
+        ("========= Error: no device\n", 1, "errors"),
+        ("Unable to find injection library\n", 1, "failed"),
+        ("", 127, "failed"),
     ],
 )
-def test_status(tool, text, code, status):
-    row = read_output(tool, text, code, 1.0)
-    assert row.status == status
-    assert row.lines or status in ("passed", "stopped")
-
-
-def test_many_errors_are_cut_short():
-    text = "".join(f"========= Invalid __global__ read of size {i}\n" for i in range(500))
-    row = read_output("memcheck", text, None, 1.0)
-    assert row.errors == 500 and len(row.lines) == 40
+def test_status(text, code, status):
+    row = read_output("memcheck", text, code, 1.0)
+    assert row.status == status and (row.lines or status in ("passed", "stopped"))
 
 
 @pytest.fixture
@@ -97,9 +88,7 @@ esac"""
 def test_both_tools_are_run(fake, tmp_path, capsys):
     path = fake(f'echo "$@" "$PYTORCH_NO_CUDA_MEMORY_CACHING" >> {tmp_path}/calls\n{CLEAN}')
     assert main(["--json", path, "--budget", "30", "--small"]) == 0
-    assert [(row["tool"], row["status"], row["errors"]) for row in load(path).rows] == [
-        ("memcheck", "passed", 0), ("racecheck", "passed", 0)
-    ]  # fmt: skip
+    assert statuses(path) == [("memcheck", "passed", 0), ("racecheck", "passed", 0)]
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls[0].startswith("--tool memcheck --report-api-errors no ") and calls[1].startswith("--tool racecheck ")
     assert all(call.endswith("-u -m primer_fast.bench.sanitized --small 1") for call in calls)
@@ -111,18 +100,16 @@ def test_both_tools_are_run(fake, tmp_path, capsys):
 def test_an_error_of_one_does_not_stop_the_other(fake):
     path = fake(f'if [ $2 = memcheck ]; then cat <<"END"\n{MEMCHECK}\nEND\nelse\n{CLEAN}\nfi')
     assert main(["--json", path, "--budget", "30"]) == 1
-    first, second = load(path).rows
-    assert first["errors"] == 1 and "at matmul_kernel+0x1230" in first["lines"] and second["status"] == "passed"
+    assert statuses(path) == [("memcheck", "errors", 1), ("racecheck", "passed", 0)]
+    assert "at matmul_kernel+0x1230" in load(path, SANITIZER).rows[0]["lines"]
 
 
 def test_a_tool_is_stopped_at_its_share_and_what_it_said_is_kept(fake, monkeypatch, tmp_path):
     monkeypatch.setattr(sanitizer, "_GRACE", 0.2)
     path = fake(f'echo "at linear odd"\nsleep 1000 & echo $! > {tmp_path}/child\nwait')
     assert main(["--json", path, "--budget", "1.5"]) == 0
-    rows = load(path).rows
-    assert [(row["tool"], row["status"], row["errors"], row["lines"]) for row in rows] == [
-        ("memcheck", "stopped", 0, ["at linear odd"]), ("racecheck", "stopped", 0, ["at linear odd"])
-    ]  # fmt: skip
+    assert statuses(path) == [("memcheck", "stopped", 0), ("racecheck", "stopped", 0)]
+    assert [row["lines"] for row in load(path, SANITIZER).rows] == [["at linear odd"]] * 2
     stat = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
     for _ in range(600):
         if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
@@ -135,9 +122,7 @@ def test_without_the_tool_it_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sanitizer, "which", lambda _: None)
     path = str(tmp_path / "sanitizer.json")
     assert main(["--json", path]) == 0
-    assert [(row["status"], row["lines"]) for row in load(path).rows] == [
-        ("not available", ["compute-sanitizer is not on the PATH"])
-    ] * 2
+    assert statuses(path) == [("memcheck", "not available", None), ("racecheck", "not available", None)]
     assert "racecheck: not available: compute-sanitizer is not on the PATH, 0 s" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main(["--json", path, "--budget", "0"])
@@ -152,9 +137,8 @@ def test_every_op_is_looked_at_the_suspicious_first():
 
 
 def test_the_program_says_where_it_is(capsys, monkeypatch):
-    monkeypatch.setattr(
-        sanitized, "cases", lambda small: [("layer_norm", sanitized.case_named("layer_norm", "primer"))]
-    )
+    case = sanitized.case_named("layer_norm", "primer")
+    monkeypatch.setattr(sanitized, "cases", lambda small: [("layer_norm", case)])
     monkeypatch.setattr(sanitized, "ONE_PASS", "one")
     assert sanitized.main(["--small"]) == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from primer_fast.bench import training_steps
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import NotAvailable
 from primer_fast.bench.report import PROGRAMS, Goal, Report
@@ -29,18 +28,24 @@ def program(losses=LOSSES, work=20_000, log=None):
     return make
 
 
-def raced(**steps):
-    options = {"work": 10, "unit": "tokens", "seconds": 0.001, "device": "cpu"}
-    options |= {key: steps.pop(key) for key in ("goals", "tolerance") if key in steps}
-    found = compare_steps("n", "s", {OURS: program()} | steps, **options)
+def raced(peer, ours=None, **options):
+    options = {"work": 10, "unit": "tokens", "seconds": 0.001, "device": "cpu"} | options
+    found = compare_steps("n", "s", {OURS: ours or program(), "peer": peer}, **options)
     return {row.provider: row for row in found}
 
 
-def test_a_loss_of_ours_that_is_no_number_is_said(plain_path):
+def raises(error):
+    def make():
+        raise error
+
+    return make
+
+
+def test_where_ours_fails_there_is_nothing_to_compare(plain_path):
     with pytest.raises(RuntimeError, match="a loss of ours is no number"):
-        compare_steps(
-            "n", "s", {OURS: program([float("nan")]), "peer": program()}, work=1, unit="u", seconds=0.0, device="cpu"
-        )
+        raced(program(), program([float("nan")]))
+    with pytest.raises(ValueError, match="broken"):
+        raced(program(), raises(ValueError("broken")))
 
 
 def test_a_loss_that_becomes_no_number_while_it_is_timed_is_wrong_and_can_be_written(plain_path, tmp_path):
@@ -82,10 +87,7 @@ def test_a_difference_that_comes_later_is_reported(plain_path):
     ],
 )
 def test_one_that_cannot_run_says_why(plain_path, error, status, reason):
-    def make():
-        raise error
-
-    found = raced(peer=make)
+    found = raced(raises(error))
     assert (found["peer"].status, found["peer"].reason) == (status, reason) and found[OURS].status == "ok"
 
 
@@ -103,16 +105,3 @@ def test_one_that_fails_while_timed_says_why(plain_path):
 
     row = raced(peer=make)["peer"]
     assert (row.status, row.reason) == ("failed", "MemoryError: no more") and row.median_ms is None
-
-
-def test_where_ours_fails_there_is_nothing_to_compare():
-    def make():
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        compare_steps("n", "s", {OURS: make}, work=1, unit="x", seconds=0.001, device="cpu")
-
-
-def test_apart():
-    assert training_steps._apart([1.0, 2.0], [1.0, 2.5, 9.0]) == 0.5
-    assert training_steps._apart([1.0, float("nan")], [1.0, 1.0]) != 0

@@ -1,16 +1,15 @@
-"""The programs beside ours are the same model: equal losses step after step; the command that runs them."""
+"""The programs beside ours are the same model: equal losses step after step."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from primer_fast.bench import models, nanogpt, ppo_step, supervised_step, transformer_step, trl_step, wrappers
+from primer_fast.bench import generation, nanogpt, ppo_step, supervised_step, transformer_step, trl_step, wrappers
 from primer_fast.bench.goals import CALL_US
 from primer_fast.bench.loss_head import loss_head
 from primer_fast.bench.op import EAGER, OURS
-from primer_fast.bench.peers import CHUNKED, NotAvailable
-from primer_fast.bench.report import ProgramRow, load
+from primer_fast.bench.peers import CHUNKED
 from primer_fast.bench.timing import Timing
 from primer_fast.bench.transformer_step import COMPILED, FUSED, NANOGPT, OURS_COMPILED, PLAIN, compare, nanogpt_step
 from primer_fast.models.cnn import CNN, CNNConfig
@@ -20,6 +19,7 @@ from primer_fast.train.language_model import LanguageModelConfig
 pytestmark = pytest.mark.usefixtures("plain_path")
 SMALL = TransformerConfig(19, 8, 16, 2, 2, **PLAIN)
 TRAIN = LanguageModelConfig(batch_size=3, warmup_steps=2, steps=20, clip_norm=0.5)
+TEXTS = generation.Texts(1, 2, 16, 24, 20, 3, 6, (2,), 3)
 TOKENS = torch.randint(19, (500,), generator=torch.Generator().manual_seed(0))
 
 
@@ -27,7 +27,6 @@ TOKENS = torch.randint(19, (500,), generator=torch.Generator().manual_seed(0))
 def test_nanogpt_is_the_same_function(bias):
     torch.manual_seed(0)
     ours = Transformer(dataclasses.replace(SMALL, bias=bias))
-    theirs = nanogpt.twin(ours)
     for p in ours.parameters():
         p.data.add_(0.1 * torch.randn_like(p))  # biases and scales start at 0 and 1, where they would not show
     theirs = nanogpt.twin(ours)
@@ -130,11 +129,6 @@ def test_calls_that_are_compared_compute_the_same():
         torch.testing.assert_close(ours().reshape(-1), theirs().reshape(-1), msg=name)
 
 
-def test_trl_without_its_ppo_trainer_is_said():
-    with pytest.raises(NotAvailable, match="trl"):
-        ppo_step.theirs()
-
-
 def test_a_ppo_step():
     config = dataclasses.replace(ppo_step.CONFIG, batch_size=2, minibatches=1, epochs=1, max_new_tokens=2)
     ours, theirs = ppo_step.ppo_step("cpu", 0.001, False, config=config)
@@ -152,30 +146,17 @@ def test_a_dpo_step_beside_trl():
         assert theirs.targets[0]["value"] == theirs.versus and ours.targets == []
 
 
-def test_the_command_keeps_what_it_measured(monkeypatch, tmp_path, capsys):
-    def good(device, seconds, with_compile, small):
-        made = ProgramRow("mlp", f"{device} {seconds} {with_compile}", OURS, unit="images")
-        made.time([1.0], [1.0], 5)
-        return [made]
+def test_equal_texts_are_timed_and_others_are_wrong(monkeypatch):
+    found = {row.provider: row for row in generation.compare(TEXTS, "cpu")}
+    assert list(found)[:2] == [OURS, generation.NO_CACHE] and {row.status for row in found.values()} == {"ok"}
+    assert found[OURS].versus == 1 and found[OURS].rate == pytest.approx(12 / found[OURS].median_ms * 1e3)
+    (target,) = found[generation.NO_CACHE].targets
+    assert target["value"] == found[generation.NO_CACHE].versus and target["met"] == (target["value"] >= 3)
+    whole = generation.generate
 
-    def broken(*options):
-        raise RuntimeError("no luck")
+    def other(*arguments, **options):
+        return whole(*arguments, **options | ({"temperature": 5} if "cache" in options else {}))
 
-    monkeypatch.setattr(models, "PARTS", {"mlp": good, "cnn": broken})
-    path = tmp_path / "trials.json"
-    arguments = ["mlp", "cnn", "--device", "cpu", "--seconds", "2", "--no-compile", "--json", str(path)]
-    assert models.main(arguments) == 1
-    found = load(path)
-    assert found.header["command"].endswith(" ".join(arguments)) and found.header["load_before"] >= 0
-    assert [(t.setting, t.status, t.reason) for t in found.rows] == [
-        ("cpu 2.0 False", "ok", ""), ("all", "failed", "RuntimeError: no luck")
-    ]  # fmt: skip
-    printed = capsys.readouterr().out
-    assert "5 images/s" in printed and "failed: RuntimeError: no luck" in printed
-    assert models.main(["mlp", "--device", "cpu"]) == 0
-
-
-def test_an_interpreter_is_not_timed(monkeypatch, capsys):
-    monkeypatch.setattr("primer_fast.backend.interpreting", True)
-    assert models.main(["mlp"]) == 2
-    assert "TRITON_INTERPRET" in capsys.readouterr().err
+    monkeypatch.setattr(generation, "generate", other)
+    wrong = {row.provider: row for row in generation.compare(TEXTS, "cpu")}[generation.NO_CACHE]
+    assert wrong.status == "wrong" and wrong.median_ms is None and wrong.targets == []

@@ -20,6 +20,7 @@ from triton import knobs
 from triton.backends.nvidia import driver as nvidia
 from triton.compiler.compiler import CompiledKernel
 
+from primer_fast import backend
 from primer_fast import functional as F
 from primer_fast.kernels import prepared
 from primer_fast.kernels.entry import ENTRIES
@@ -260,8 +261,12 @@ def limit(x, w):
     return most
 
 
+def outside():
+    return triton.runtime.driver._active, backend.stand_in, nvidia.__dict__.get("make_launcher")
+
+
 def main():
-    x, w = bf16(64, 128), bf16(512, 128)
+    x, w, before = bf16(64, 128), bf16(512, 128), outside()
     with stubbed("sm_90", launched):
         seen = {"sequences": sequences(), "hooks": hooks(x, w), "drivers": drivers(x, w), "limit": limit(x, w)}
         seen["threads"], seen["kept"] = threads(x, w), kept(x, w)
@@ -271,6 +276,7 @@ def main():
         seen["meta"] = {"launches": got, "plans": plans()}
     with stubbed("sm_90", launched):
         seen["second GPU"] = second_gpu(x, w)
+    seen["outside"] = outside() == before
     print(json.dumps(seen))
 
 

@@ -51,3 +51,7 @@ def test_tensors_without_memory(seen):
 def test_tensors_of_the_second_gpu(seen):
     """It becomes the current one for the launch, by a plan too."""
     assert seen["second GPU"] == {"devices": [1] * 5, "plans": 2, "entered": 3}
+
+
+def test_the_stub_leaves_no_trace(seen):
+    assert seen["outside"]
