@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from citizenship.ops import OPS, upstream
+from catalogue import OPS, upstream
 
 from primer_fast import nn
 from primer_fast.models.cnn import CNN, CNNConfig
@@ -35,7 +35,7 @@ def default_dtype(request):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_ops_do_not_look_at_it(name, dtype, default_dtype, place):
     op = OPS[name]
-    inputs = op.inputs(dtype, place)
+    inputs = op.floats(dtype, place)
     got, got_grads = run(op, inputs)
     torch.set_default_dtype(torch.float32)
     want, want_grads = run(op, inputs)
@@ -76,7 +76,7 @@ def test_modules_are_made_on_the_default_device(name):
 
 @pytest.mark.parametrize("name", OPS)
 def test_ops_stay_on_the_device_of_their_inputs(name, place):
-    inputs = OPS[name].inputs(torch.float32, place)
+    inputs = OPS[name].floats(torch.float32, place)
     want = run(OPS[name], inputs)
     torch.set_default_device("meta")
     try:

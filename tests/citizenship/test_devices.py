@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from citizenship.ops import OPS, upstream
+from catalogue import OPS, upstream
 
 from primer_fast.train.cuda_graphs import WARM_UP
 
@@ -26,8 +26,8 @@ def both_ways(name, inputs):
 @ops
 def test_runs_on_the_current_stream(name):
     """Behind work that takes a while on a side stream: an op on another one would read its inputs before they are."""
-    want = both_ways(name, OPS[name].inputs(torch.float32, "cuda"))
-    late = OPS[name].inputs(torch.float32, "cuda")
+    want = both_ways(name, OPS[name].floats(torch.float32, "cuda"))
+    late = OPS[name].floats(torch.float32, "cuda")
     values = [x.detach().clone() for x in late]
     with torch.no_grad():
         for x in late:
@@ -48,7 +48,7 @@ def test_runs_on_the_current_stream(name):
 @ops
 def test_can_be_captured(name):
     """Forward and backward as a CUDA graph, replayed on other values in the same buffers."""
-    inputs, other = (OPS[name].inputs(torch.float32, "cuda", seed) for seed in (0, 1))
+    inputs, other = (OPS[name].floats(torch.float32, "cuda", seed) for seed in (0, 1))
     want = both_ways(name, other)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -72,7 +72,7 @@ def test_can_be_captured(name):
 @ops
 def test_runs_on_the_device_of_its_tensors(name):
     """Not on the current one, which is another."""
-    first, second = (both_ways(name, OPS[name].inputs(torch.float32, f"cuda:{i}")) for i in (0, 1))
+    first, second = (both_ways(name, OPS[name].floats(torch.float32, f"cuda:{i}")) for i in (0, 1))
     assert torch.cuda.current_device() == 0
     for a, b in zip(first, second, strict=True):
         assert b.device == torch.device("cuda:1") and torch.equal(a, b.to(a.device))

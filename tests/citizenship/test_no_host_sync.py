@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from catalogue import ATTENTION, OPS, upstream
 from citizenship.no_host_sync import HostSync, NoHostSync
-from citizenship.ops import OPS, upstream
 
 from primer_fast import functional as F
 from primer_fast.data.completions import CompletionPairs, Completions
@@ -19,6 +19,7 @@ from primer_fast.models.actor_critic import ActorCritic
 from primer_fast.models.generation import DecodeStep, Sampling
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.models.transformer import Transformer, TransformerConfig
+from primer_fast.reference.ops import OPS as REFERENCES
 from primer_fast.train import dpo, language_model, ppo, steps, supervised
 from primer_fast.train.dpo import DPOConfig
 from primer_fast.train.language_model import LanguageModelConfig
@@ -53,7 +54,7 @@ def test_ops(name, place):
     """Nor does what they allocate depend on what the tensors hold."""
     allocated = []
     for value in (None, 0.0, torch.nan):
-        inputs = OPS[name].inputs(torch.float32, place)
+        inputs = OPS[name].floats(torch.float32, place)
         dy = upstream(OPS[name].ours(*inputs))
         with torch.no_grad():
             inputs = [x if value is None else x.fill_(value) for x in inputs]
@@ -101,15 +102,15 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_attention(variant, place):
     options = {k: v.to(place) if isinstance(v, torch.Tensor) else v for k, v in VARIANTS[variant].items()}
-    q, k, v = OPS["scaled_dot_product_attention"].inputs(torch.float32, place)
+    q, k, v = OPS[f"{ATTENTION}: causal"].floats(torch.float32, place)
     with NoHostSync():
         F.scaled_dot_product_attention(q, k, v, **options).sum().backward()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_loss_with_ignored_targets(reduction, place):
-    x, w, b = OPS["linear_cross_entropy"].inputs(torch.float32, place)
-    target = torch.tensor([3, -100, 0, 3, -100, 9], device=place)
+    x, w, b = OPS["linear_cross_entropy: mean"].floats(torch.float32, place)
+    target = torch.tensor([3, -100, 0], device=place)
     with NoHostSync():
         loss = F.linear_cross_entropy(x, w, target, linear_bias=b, reduction=reduction, label_smoothing=0.1)
         loss.sum().backward()
@@ -269,8 +270,5 @@ def test_launchers_on_tensors_without_memory():
     assert done.returncode == 0, done.stderr[-4000:]
     seen = json.loads(done.stdout)
     assert seen["failed"] == {} and seen["reading is seen"]
-    assert seen["launches"].keys() == {
-        "linear", "conv2d", "max_pool2d", "layer_norm", "embedding", "scaled_dot_product_attention",
-        "linear_cross_entropy", "linear_log_prob", "mlp",
-    }  # fmt: skip
+    assert seen["launches"].keys() == set(REFERENCES)
     assert all(count >= 4 for count in seen["launches"].values())
