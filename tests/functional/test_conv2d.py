@@ -38,14 +38,19 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("settings", TILES, ids=lambda s: "x".join(map(str, s)))
+WAYS = [(torch.contiguous_format, "sm_80"), (LAST, "sm_80"), (LAST, "sm_90")]  # descriptors move channels_last alone
+TILINGS = [
+    (settings, shape, *way)
+    for i, settings in enumerate(TILES)
+    for j, shape in enumerate(SHAPES)
+    for k, way in enumerate(WAYS)
+    if (i + j + k) % 3 != 0 or shape == "many channels"  # two of three ways by turns
+]
+
+
+@pytest.mark.parametrize("settings, shape, layout, chip", TILINGS, ids=str)
 def test_every_tiling_gives_the_same_answer(settings, shape, layout, chip, device):
     """Tiles, splits and subtiles are chosen by size; here each is forced on sizes that it does not divide."""
-    if layout is not LAST and chip == "sm_90":
-        pytest.skip("descriptors move channels_last tensors alone")
     xs, ws, stride, padding, dilation, groups = SHAPES[shape]
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     size = output_size(xs[2:], ws[2:], stride, padding, dilation)
@@ -106,13 +111,13 @@ def test_layouts_of_results(xs, ws, options, x_last, w_last, device):
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
-@pytest.mark.parametrize("ws", [(16, 32, 2, 2), (16, 32, 1, 1), (32, 1, 1, 2)], ids=["2x2", "1x1", "depthwise"])
+@pytest.mark.parametrize("ws", [(16, 8, 2, 2), (16, 8, 1, 1), (8, 1, 1, 2)], ids=["2x2", "1x1", "depthwise"])
 def test_upstream_gradient_in_any_layout(ws, activation, device):
     """channels_last output, gradient contiguous, or one element with stride 0 as sum() sends it back."""
-    x = torch.randn(1, 32, 4, 3, device=device).to(memory_format=LAST).requires_grad_()
+    x = torch.randn(1, 8, 4, 3, device=device).to(memory_format=LAST).requires_grad_()
     w = torch.randn(ws, device=device, requires_grad=True)
-    y = F.conv2d(x, w, groups=32 // ws[1], activation=activation)
-    plain = conv2d_plain(x, w, groups=32 // ws[1], activation=activation)
+    y = F.conv2d(x, w, groups=8 // ws[1], activation=activation)
+    plain = conv2d_plain(x, w, groups=8 // ws[1], activation=activation)
     for dy in (torch.randn(y.shape, device=device), torch.ones(1, 1, 1, 1, device=device).expand(y.shape)):
         got, want = (torch.autograd.grad(t, (x, w), dy, retain_graph=True) for t in (y, plain))
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
