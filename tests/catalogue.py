@@ -128,7 +128,7 @@ def _log_prob(t, x, w, b):
     return logits.log_softmax(-1).gather(-1, t[:, None])[:, 0]
 
 
-def _last(t):
+def channels_last(t):
     return t.contiguous(memory_format=torch.channels_last)
 
 
@@ -176,9 +176,9 @@ SAMPLES = [
     Sample("conv2d", "gelu", _CONV, {"activation": "gelu"}, named=False,
            theirs=lambda *t: torch_F.gelu(torch_F.conv2d(*t))),
     Sample("conv2d", "strided, channels_last", {"input": (2, 3, 6, 5), "weight": (4, 3, 3, 2), "bias": (4,)},
-           {"stride": 2, "padding": 1, "activation": "relu"}, dtype=HALF, arrange=_last),
+           {"stride": 2, "padding": 1, "activation": "relu"}, dtype=HALF, arrange=channels_last),
     Sample("conv2d", "1 x 1, channels_last", {"input": (2, 3, 4, 4), "weight": (4, 3, 1, 1), "bias": (4,)},
-           {"activation": "silu"}, arrange=_last),
+           {"activation": "silu"}, arrange=channels_last),
     Sample("conv2d", "depthwise", {"input": (1, 2, 4, 4), "weight": (2, 1, 3, 3)}, {"groups": 2}, frozen=("input",)),
     Sample("conv2d", "unbatched, gaps", {"input": (3, 5, 8), "weight": (2, 3, 2, 2), "bias": (2,)}, {"padding": "same"},
            arrange=lambda t: t[:, :, ::2]),
@@ -188,7 +188,7 @@ SAMPLES = [
     Sample("max_pool2d", "2 x 2", {"input": (2, 3, 4, 6)}, {"kernel_size": 2},
            theirs=lambda x: torch_F.max_pool2d(x, 2)),
     Sample("max_pool2d", "overlapping, channels_last, indices", {"input": (2, 3, 5, 5)},
-           {"kernel_size": 3, "stride": 2, "padding": 1, "return_indices": True}, dtype=BF16, arrange=_last),
+           {"kernel_size": 3, "stride": 2, "padding": 1, "return_indices": True}, dtype=BF16, arrange=channels_last),
     Sample("max_pool2d", "unbatched, ceil", {"input": (3, 5, 5)}, {"kernel_size": 2, "ceil_mode": True}),
     Sample("max_pool2d", "dilated", {"input": (1, 2, 9, 8)},
            {"kernel_size": 3, "stride": (2, 1), "padding": 1, "dilation": (1, 2)}),
@@ -274,9 +274,9 @@ LONG_SUMS = [  # sums that are long enough to be shared out among programs
            {"input": (24, 2100), "weights.0": (24, 2100), "weights.1": (1500, 24), "biases.0": (24,),
             "biases.1": (1500,)}, {"output_activation": "sigmoid"}),
     Sample("conv2d", "many channels", {"input": (1, 32, 5, 4), "weight": (40, 32, 2, 2), "bias": (40,)},
-           {"padding": 1, "activation": "gelu"}, arrange=_last),
+           {"padding": 1, "activation": "gelu"}, arrange=channels_last),
     Sample("conv2d", "few channels", {"input": (2, 3, 6, 5), "weight": (20, 3, 2, 3), "bias": (20,)}, {"padding": 1},
-           arrange=_last),
+           arrange=channels_last),
     Sample("max_pool2d", "overlapping", {"input": (2, 5, 17, 19)}, {"kernel_size": 5, "stride": 1, "padding": 2}),
     Sample("layer_norm", "residual", {"input": (600, 40), "residual": (600, 40), "weight": (40,), "bias": (40,)},
            {"normalized_shape": 40}),

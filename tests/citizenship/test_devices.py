@@ -1,14 +1,11 @@
 """Launches go to the device of the tensors and to the stream that is current there."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from catalogue import OPS, upstream
+from compiling import printed_where_kernels_compile
 
 from primer_fast.train.cuda_graphs import WARM_UP
 
@@ -80,10 +77,6 @@ def test_runs_on_the_device_of_its_tensors(name):
 
 def test_settings_are_those_of_the_gpu_that_holds_the_tensors():
     """On a host with two kinds of GPU, where the current one is another: every launcher, see two_gpus_probe.py."""
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    probe = Path(__file__).with_name("two_gpus_probe.py")
-    done = subprocess.run([sys.executable, probe], env=kept, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    seen = json.loads(done.stdout)
+    seen = json.loads(printed_where_kernels_compile("tests/citizenship/two_gpus_probe.py"))
     assert len(seen) == 22
     assert {name: place for name, place in seen.items() if place != {"asked": [1], "launched": [1]}} == {}

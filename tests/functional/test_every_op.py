@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
-from catalogue import LONG_SUMS, SAMPLES, results
+from catalogue import LONG_SUMS, SAMPLES, Sample, channels_last, results
 
+from primer_fast.functional.activation import ACTIVATIONS
+from primer_fast.kernels.activation import keeps_derivative
 from primer_fast.proof import verify
+from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.ops import OPS
 
 SOME_WAYS = not torch.cuda.is_available()  # `primer-fast verify` takes all in the interpreter too
@@ -80,3 +83,58 @@ def test_an_expanded_upstream_gradient(sample, device, request):
     request.getfixturevalue("plain_path")
     for g, w in zip(got, gradients("cpu"), strict=True):
         torch.testing.assert_close(g.cpu(), w, rtol=1e-4, atol=1e-4)
+
+
+PRODUCTS = {  # of 128 or 256 terms of size 1
+    "linear": {"input": (64, 256), "weight": (64, 256)},
+    "conv2d": {"input": (1, 64, 4, 4), "weight": (16, 64, 2, 2)},
+    "scaled_dot_product_attention": dict.fromkeys(("query", "key", "value"), (1, 1, 64, 128)),
+}
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("op", PRODUCTS)
+def test_float32_precision_follows_torch(op, precision, device):
+    """TF32 keeps 10 bits of each factor, float32 keeps 23."""
+    sample = Sample(op, "wide", PRODUCTS[op])
+    tensors, before = sample.make(device), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        error = worst(exact(sample.call(*tensors)), OPS[op].function(*map(exact, tensors)))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    limit = 1e-5 if op == "scaled_dot_product_attention" else 1e-4
+    assert error < limit if precision == "highest" else limit < error < 0.1
+
+
+def kept(call, tensors):
+    """How many elements of its own a call keeps for the backward, besides its arguments and results."""
+    saved = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.setdefault(t.data_ptr(), t), lambda t: t):
+        outputs = results(call(*tensors))
+    given = {t.data_ptr() for t in (*tensors, *outputs)}
+    return sum(t.numel() for pointer, t in saved.items() if pointer not in given)
+
+
+ROWS, IMAGE, TABLES = {"input": (8, 16), "weight": (32, 16)}, (2, 3, 5, 4), {"weight": (7, 8), "position": (6, 8)}
+KEPT = [
+    *((Sample("linear", f"{a}", ROWS, {"activation": a}), 256 * keeps_derivative(a)) for a in (None, *ACTIVATIONS)),
+    *(
+        (Sample("conv2d", f"{n} x {n}, {a}", {"input": IMAGE, "weight": (4, 3, n, n)}, {"activation": a}, arrange=last),
+         2 * 4 * (6 - n) * (5 - n) * keeps_derivative(a))
+        for a in (None, *ACTIVATIONS) for n, last in ((2, None), (1, channels_last))
+    ),
+    (Sample("layer_norm", "two numbers a row", {"input": (8, 64), "weight": (64,)}, {"normalized_shape": 64}), 16),
+    (Sample("layer_norm", "and the sum", {"input": (8, 64), "residual": (8, 64)}, {"normalized_shape": 64}), 528),
+    (Sample("embedding", "indices", TABLES, {}, {"input": (7, (3, 5))}), 0),
+    (Sample("scaled_dot_product_attention", "lse", dict.fromkeys(("query", "key", "value"), (1, 1, 20, 16))), 20),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sample, elements", KEPT, ids=str)
+def test_what_the_forward_keeps(sample, elements, device):
+    """A tensor of the output's size only where an activation's derivative does not follow from the output."""
+    tensors = sample.make(device)
+    assert kept(sample.call, tensors) == elements
+    with torch.no_grad():
+        assert kept(sample.call, tensors) == 0
