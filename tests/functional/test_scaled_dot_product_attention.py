@@ -286,7 +286,11 @@ WRONG = [
     (TypeError, "causal_offset must be an integer tensor or an int; got 1.5", (Q, Q, Q), {"causal_offset": 1.5}),
     (ValueError, "window must be an integer of at least 1; got 0", (Q, Q, Q), {"window": 0}),
     (ValueError, "softcap must be positive; got 0", (Q, Q, Q), {"softcap": 0}),
+    (ValueError, "softcap .*; got -1.0", (Q, Q, Q), {"softcap": -1.0}),
     (ValueError, "dropout_p must be between 0 and 1; got 1.5", (Q, Q, Q), {"dropout_p": 1.5}),
+    (ValueError, "dropout_p .*; got -0.1", (Q, Q, Q), {"dropout_p": -0.1}),
+    ((TypeError, ValueError), "scale .*; got '1'", (Q, Q, Q), {"scale": "1"}),
+    (TypeError, "causal_offset .*; got True", (Q, Q, Q), {"causal_offset": True}),
     (NotImplementedError, "attn_mask.detach", (Q, Q, Q), {"attn_mask": ones(5, 5, requires_grad=True)}),
 ]
 
