@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from citizenship.ops import OPS
+from catalogue import OPS
 from torch.nn import functional as torch_F
 
 from primer_fast import functional as F
@@ -141,7 +141,7 @@ def test_scripted_options(plain_path):
 @pytest.mark.parametrize("name", OPS)
 def test_every_op_is_traced(name, device):
     op = OPS[name]
-    inputs = [x.detach() for x in op.inputs(torch.float32, device)]
+    inputs = [x.detach() for x in op.floats(torch.float32, device)]
     for _ in range(2):
         op.ours(*inputs)
     with warnings.catch_warnings():
@@ -149,8 +149,8 @@ def test_every_op_is_traced(name, device):
         traced = torch.jit.trace(op.ours, tuple(inputs))
     assert {node.kind().split("::")[0] for node in traced.graph.nodes()} <= {"aten", "prim"}
     assert not any(node.kind() == "prim::PythonOp" for node in traced.graph.nodes())
-    others = [x.detach() for x in op.inputs(torch.float32, device, seed=1)]
-    torch.testing.assert_close(traced(*others), op.theirs(*others), rtol=1e-4, atol=1e-5)
+    others = [x.detach() for x in op.floats(torch.float32, device, seed=1)]
+    torch.testing.assert_close(traced(*others), op.torchs(*others), rtol=1e-4, atol=1e-5)
 
 
 @quiet

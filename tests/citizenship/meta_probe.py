@@ -45,17 +45,18 @@ def reading_is_seen():
     return True
 
 
-launches, failed = dict.fromkeys(ops(), 0), {}
-with offline("sm_90"):
-    for op in ops():
+if __name__ == "__main__":
+    launches, failed = dict.fromkeys(ops(), 0), {}
+    with offline("sm_90"):
+        for op in ops():
 
-        def count(self, *args, op=op, **kwargs):
-            launches[op] += 1
+            def count(self, *args, op=op, **kwargs):
+                launches[op] += 1
 
-        JITFunction.run = count
-        for case in OPS[op].cases:
-            try:
-                both_ways(op, case)
-            except Exception as error:
-                failed[f"{op} {case.name}"] = f"{type(error).__name__}: {error}"[:300]
-json.dump({"launches": launches, "failed": failed, "reading is seen": reading_is_seen()}, sys.stdout)
+            JITFunction.run = count
+            for case in OPS[op].cases:
+                try:
+                    both_ways(op, case)
+                except Exception as error:
+                    failed[f"{op} {case.name}"] = f"{type(error).__name__}: {error}"[:300]
+    json.dump({"launches": launches, "failed": failed, "reading is seen": reading_is_seen()}, sys.stdout)

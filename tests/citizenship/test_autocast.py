@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as torch_F
-from citizenship.ops import LINEAR, NAMED, OPS, upstream
+from catalogue import ATTENTION, NAMED, OPS, upstream
 
 from primer_fast import functional as F
 
@@ -38,9 +38,9 @@ def test_dtypes_are_torchs(name, half, place):
     op = OPS[name]
     accepted = 0
     for dtypes in combinations(len(op.shapes)):
-        inputs = op.inputs(dtypes, place)
-        got, want = (dtypes_of(f, inputs, place, dtype=half) for f in (op.ours, op.theirs))
-        if want is None and name == "layer_norm" and got is not None:
+        inputs = op.floats(dtypes, place)
+        got, want = (dtypes_of(f, inputs, place, dtype=half) for f in (op.ours, op.torchs))
+        if want is None and op.op == "layer_norm" and got is not None:
             assert got[1:] == list(dtypes)
             continue
         assert got == want, dtypes
@@ -54,8 +54,8 @@ def test_values_are_torchs(name, cache, place):
     """Twice in one context, with and without PyTorch's cache of cast weights."""
     op = OPS[name]
     results = []
-    for function in (op.ours, op.theirs):
-        inputs = op.inputs(torch.float32, place)
+    for function in (op.ours, op.torchs):
+        inputs = op.floats(torch.float32, place)
         with torch.autocast(place, torch.bfloat16, cache_enabled=cache):
             y = function(*inputs) + function(*inputs)
         results.append((y, *torch.autograd.grad(y, inputs, upstream(y))))
@@ -68,7 +68,7 @@ def test_values_are_torchs(name, cache, place):
 def test_nested_and_disabled(name, place):
     """An inner context that is off leaves float32 alone, and the outer one holds again after it."""
     op = OPS[name]
-    inputs = op.inputs(torch.float32, place)
+    inputs = op.floats(torch.float32, place)
     bare = op.ours(*inputs)
     with torch.autocast(place, torch.bfloat16):
         outer = op.ours(*inputs)
@@ -81,7 +81,7 @@ def test_nested_and_disabled(name, place):
 
 @pytest.mark.parametrize("dtype", [torch.bool, *DTYPES], ids=str)
 def test_masks_of_attention(dtype, place):
-    q, k, v = OPS["scaled_dot_product_attention"].inputs(torch.float32, place)
+    q, k, v = OPS[f"{ATTENTION}: causal"].floats(torch.float32, place)
     mask = (torch.arange(64, device=place).view(8, 8) % 3 > 0).to(dtype)
     with torch.autocast(place, torch.bfloat16):
         got, want = (f(q, k, v, mask) for f in (F.scaled_dot_product_attention, torch_F.scaled_dot_product_attention))
@@ -93,8 +93,8 @@ def test_masks_of_attention(dtype, place):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_log_probabilities_are_float32(dtype, half, place):
     """linear_log_prob, which PyTorch lacks: a product in autocast's dtype, then log_softmax, which is float32."""
-    inputs = OPS["linear_log_prob"].inputs(dtype, place)
-    target = torch.arange(6, device=place)
+    inputs = OPS["linear_log_prob: bias"].floats(dtype, place)
+    target = torch.arange(3, device=place)
     with torch.autocast(place, half):
         y, entropy = F.linear_log_prob(inputs[0], inputs[1], target, linear_bias=inputs[2], return_entropy=True)
         cast = [t.to(half) for t in inputs]
@@ -102,4 +102,4 @@ def test_log_probabilities_are_float32(dtype, half, place):
     assert y.dtype == entropy.dtype == torch.float32
     torch.testing.assert_close((y, entropy), (want, want_entropy), rtol=2e-2, atol=2e-2)
     grads = torch.autograd.grad(y.sum() + entropy.sum(), inputs)
-    assert [g.dtype for g in grads] == [dtype] * len(LINEAR)
+    assert [g.dtype for g in grads] == [dtype] * 3

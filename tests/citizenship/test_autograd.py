@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from citizenship.ops import OPS, upstream
+from catalogue import OPS, upstream
 
 from primer_fast import backend, nn
 
@@ -18,7 +18,7 @@ def gradients(name, inputs, *, retain_graph=False):
 
 @ops
 def test_no_grad_and_inference_mode(name, place):
-    inputs = OPS[name].inputs(torch.float32, place)
+    inputs = OPS[name].floats(torch.float32, place)
     want = OPS[name].ours(*inputs)
     assert want.requires_grad
     with torch.no_grad():
@@ -32,7 +32,7 @@ def test_no_grad_and_inference_mode(name, place):
 @ops
 def test_tensors_of_inference_mode(name, place):
     """They are taken without gradients; a training step on others follows as if nothing had been."""
-    inputs = OPS[name].inputs(torch.float32, place)
+    inputs = OPS[name].floats(torch.float32, place)
     want = gradients(name, inputs)
     with torch.inference_mode():
         made = [x.detach().clone() for x in inputs]
@@ -45,7 +45,7 @@ def test_tensors_of_inference_mode(name, place):
 @ops
 def test_every_subset_of_gradients(name, place):
     """Only some inputs require one; and all do, but only some are asked for."""
-    inputs = OPS[name].inputs(torch.float32, place)
+    inputs = OPS[name].floats(torch.float32, place)
     whole = gradients(name, inputs)
     subsets = list(itertools.product((True, False), repeat=len(inputs)))[:-1]
     if backend.interpreting and len(inputs) > 1:
@@ -62,7 +62,7 @@ def test_every_subset_of_gradients(name, place):
 
 @ops
 def test_twice_through_one_graph(name, place):
-    inputs = OPS[name].inputs(torch.float32, place)
+    inputs = OPS[name].floats(torch.float32, place)
     y = OPS[name].ours(*inputs)
     first = torch.autograd.grad(y, inputs, upstream(y), retain_graph=True)
     assert all(map(torch.equal, first, torch.autograd.grad(y, inputs, upstream(y))))
@@ -72,7 +72,7 @@ def test_twice_through_one_graph(name, place):
 
 @ops
 def test_accumulates_into_grad(name, place):
-    inputs = OPS[name].inputs(torch.float32, place)
+    inputs = OPS[name].floats(torch.float32, place)
     want = gradients(name, inputs)
     for _ in range(2):
         y = OPS[name].ours(*inputs)
@@ -83,7 +83,7 @@ def test_accumulates_into_grad(name, place):
 
 @ops
 def test_anomaly_mode(name, place):
-    inputs = OPS[name].inputs(torch.float32, place)
+    inputs = OPS[name].floats(torch.float32, place)
     want = gradients(name, inputs)
     with pytest.warns(UserWarning, match="Anomaly Detection"), torch.autograd.detect_anomaly():
         got = gradients(name, inputs)
@@ -92,7 +92,7 @@ def test_anomaly_mode(name, place):
 
 @ops
 def test_saved_tensors_may_be_moved(name, place):
-    inputs = OPS[name].inputs(torch.float32, place)
+    inputs = OPS[name].floats(torch.float32, place)
     want = gradients(name, inputs)
     with torch.autograd.graph.save_on_cpu():
         got = gradients(name, inputs)
@@ -105,7 +105,7 @@ def test_saved_tensors_may_be_moved(name, place):
 @ops
 def test_a_changed_input_is_an_error(name, place):
     """Written to after the forward, it would give a wrong gradient; what an op does not keep may change."""
-    inputs = OPS[name].inputs(torch.float32, place)
+    inputs = OPS[name].floats(torch.float32, place)
     want = gradients(name, inputs)
     y = OPS[name].ours(*inputs)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_a_changed_input_is_an_error(name, place):
 @pytest.mark.parametrize("reentrant", [True, False])
 @ops
 def test_activation_checkpointing(name, reentrant, place):
-    inputs = OPS[name].inputs(torch.float32, place)
+    inputs = OPS[name].floats(torch.float32, place)
     want = gradients(name, inputs)
     y = torch.utils.checkpoint.checkpoint(OPS[name].ours, *inputs, use_reentrant=reentrant)
     y.backward(upstream(y))  # a reentrant one knows no torch.autograd.grad

@@ -2,25 +2,12 @@
 
 import pytest
 import torch
-from citizenship.ops import OPS, upstream
+from catalogue import OPS, upstream
+from citizenship.test_modules import MODELS, MODULES, make
 
-from primer_fast import nn
-from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.models.generation import generate
-from primer_fast.models.mlp import MLP, MLPConfig
-from primer_fast.models.transformer import Transformer, TransformerConfig
 
-MODULES = {
-    "Linear": lambda: nn.Linear(4, 3, activation="gelu"),
-    "Conv2d": lambda: nn.Conv2d(2, 3, 3, activation="relu"),
-    "MaxPool2d": lambda: nn.MaxPool2d(2),
-    "LayerNorm": lambda: nn.LayerNorm(4),
-    "MultiheadAttention": lambda: nn.MultiheadAttention(4, 2),
-    "Embedding": lambda: nn.Embedding(5, 4),
-    "MLP": lambda: MLP(MLPConfig((4, 5, 3))),
-    "CNN": lambda: CNN(CNNConfig()),
-    "Transformer": lambda: Transformer(TransformerConfig(vocab=11, context=8, width=8, layers=1, heads=2)),
-}
+modules = pytest.mark.parametrize("name", [*MODULES, *MODELS])
 
 
 @pytest.fixture(params=[torch.float64, torch.bfloat16], ids=str)
@@ -35,7 +22,7 @@ def default_dtype(request):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_ops_do_not_look_at_it(name, dtype, default_dtype, place):
     op = OPS[name]
-    inputs = op.inputs(dtype, place)
+    inputs = op.floats(dtype, place)
     got, got_grads = run(op, inputs)
     torch.set_default_dtype(torch.float32)
     want, want_grads = run(op, inputs)
@@ -48,25 +35,25 @@ def run(op, inputs):
     return y, torch.autograd.grad(y, inputs, upstream(y))
 
 
-@pytest.mark.parametrize("name", MODULES)
+@modules
 def test_parameters_have_it(name, default_dtype):
-    module = MODULES[name]()
+    module = make(name)
     assert {t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()} <= {default_dtype}
 
 
 def test_a_model_of_that_dtype_trains_and_generates(default_dtype, plain_path):
-    model = MODULES["Transformer"]()
+    model = make("Transformer")
     tokens = torch.randint(0, 11, (2, 8))
     model.loss(tokens, tokens).backward()
     assert {p.grad.dtype for p in model.parameters()} == {default_dtype}
     assert generate(model, tokens[:, :3], max_new_tokens=3, seed=0, log_probs=True).log_probs.isfinite().all()
 
 
-@pytest.mark.parametrize("name", MODULES)
+@modules
 def test_modules_are_made_on_the_default_device(name):
     torch.set_default_device("meta")
     try:
-        module = MODULES[name]()
+        module = make(name)
     finally:
         torch.set_default_device(None)
     assert all(t.is_meta for t in (*module.parameters(), *module.buffers()))
@@ -76,7 +63,7 @@ def test_modules_are_made_on_the_default_device(name):
 
 @pytest.mark.parametrize("name", OPS)
 def test_ops_stay_on_the_device_of_their_inputs(name, place):
-    inputs = OPS[name].inputs(torch.float32, place)
+    inputs = OPS[name].floats(torch.float32, place)
     want = run(OPS[name], inputs)
     torch.set_default_device("meta")
     try:

@@ -157,13 +157,6 @@ def test_restore_modules_needs_no_report():
     assert [type(m) for m in model.modules()] == [type(m) for m in as_torchs(model).modules()]
     assert all(a is b for a, b in zip(weights, model.parameters(), strict=True)) and "activation" not in vars(model[0])
     torch.testing.assert_close(model(x), y)
-    assert str(report) == (
-        "swapped 4\n"
-        "     1  Sequential  torch.nn.Sequential  the model\n"
-        "     2  Linear      torch.nn.Linear      0, 1 more\n"
-        "     1  LayerNorm   torch.nn.LayerNorm   2\n"
-        "left 0"
-    )
     assert primer_fast.restore_modules(model).swapped == ()
     report.restore()
     assert [type(m) for m in model] == [nn.Linear, T.ReLU, nn.LayerNorm, nn.Linear]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from citizenship.ops import OPS, upstream
+from catalogue import OPS, SAMPLES, results, upstream
 from torch.autograd import forward_ad
 from torch.autograd.functional import hessian
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,7 +15,7 @@ ops = pytest.mark.parametrize("name", OPS)
 
 def drawn(name, place):
     """-> inputs, and a tangent for each."""
-    return [[x.detach() for x in OPS[name].inputs(torch.float32, place, seed)] for seed in (0, 3)]
+    return [[x.detach() for x in OPS[name].floats(torch.float32, place, seed)] for seed in (0, 3)]
 
 
 def tangent(function, inputs, tangents, *, requires_grad=False):
@@ -27,7 +27,7 @@ def tangent(function, inputs, tangents, *, requires_grad=False):
 def theirs(name):
     def mathematical(*inputs):  # PyTorch's other attention has no forward derivative
         with sdpa_kernel(SDPBackend.MATH):
-            return OPS[name].theirs(*inputs)
+            return OPS[name].torchs(*inputs)
 
     return mathematical
 
@@ -37,14 +37,25 @@ def close(got, want):
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
-@ops
-def test_tangent_is_torchs(name, requires_grad, place):
-    inputs, tangents = drawn(name, place)
-    if name == "linear":
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if s.why != "dropout"], ids=str)
+def test_tangent_is_torchs(sample, requires_grad, place):
+    """By central differences in float64, and whatever kernel PyTorch would choose for attention."""
+    others = sample.others(place)
+    inputs, tangents = ([x.detach() for x in sample.floats(torch.float32, place, seed)] for seed in (0, 3))
+
+    def call(*floats):
+        return tuple(y for y in results(sample.call(*others, *floats)) if y.is_floating_point())
+
+    if str(sample) == "linear: plain":
         for _ in range(2):  # from the third call on, a prepared launcher would run
-            OPS[name].ours(*(x.clone().requires_grad_(requires_grad) for x in inputs))
-    got = tangent(OPS[name].ours, inputs, tangents, requires_grad=requires_grad)
-    close(got, tangent(theirs(name), inputs, tangents))
+            call(*(x.clone().requires_grad_(requires_grad) for x in inputs))
+    h = 1e-6
+    moved = ([x.double() + s * t.double() for x, t in zip(inputs, tangents, strict=True)] for s in (h, -h))
+    want = [((ahead - behind) / (2 * h)).float() for ahead, behind in zip(*(call(*m) for m in moved), strict=True)]
+    with forward_ad.dual_level():
+        leaves = [x.clone().requires_grad_(requires_grad) for x in inputs]
+        outputs = call(*map(forward_ad.make_dual, leaves, tangents))
+        close([forward_ad.unpack_dual(y).tangent for y in outputs], want)
 
 
 @ops
@@ -65,7 +76,7 @@ def test_gradient_of_a_dual_upstream(name, device):
 
 @ops
 def test_several_gradients_at_once(name, device):
-    leaves = OPS[name].inputs(torch.float32, device)
+    leaves = OPS[name].floats(torch.float32, device)
     y = OPS[name].ours(*leaves)
     several = torch.stack([upstream(y), upstream(y).cos()])
     got = torch.autograd.grad(y, leaves, several, is_grads_batched=True, retain_graph=True)
@@ -73,7 +84,7 @@ def test_several_gradients_at_once(name, device):
     close(list(got), [torch.stack(g) for g in zip(*want, strict=True)])
 
 
-@pytest.mark.parametrize("name", ["linear_cross_entropy", "linear_log_prob"])
+@pytest.mark.parametrize("name", ["linear_cross_entropy: mean", "linear_log_prob: bias"])
 def test_logits_that_would_be_made_in_chunks(name, plain_path, monkeypatch):
     monkeypatch.setattr(logits, "PLAIN_BYTES", 0)
     inputs, tangents = drawn(name, "cpu")
@@ -82,34 +93,14 @@ def test_logits_that_would_be_made_in_chunks(name, plain_path, monkeypatch):
 
 def test_second_derivatives(place):
     """Forward over reverse, by torch.func and by torch.autograd.functional, and reverse over reverse."""
-    x, w, b = drawn("linear gelu", place)[0]
-    ours, want = (lambda x, f=f: f(x, w, b).sin().sum() for f in (OPS["linear gelu"].ours, OPS["linear gelu"].theirs))
+    x, w, b = drawn("linear: gelu", place)[0]
+    ours, want = (lambda x, f=f: f(x, w, b).sin().sum() for f in (OPS["linear: gelu"].ours, OPS["linear: gelu"].torchs))
     want = torch.func.hessian(want)(x)
     close(torch.func.hessian(ours)(x), want)
     close(hessian(ours, x, vectorize=True, outer_jacobian_strategy="forward-mode"), want)
     close(hessian(ours, x, vectorize=True), want)
     _, along = torch.func.linearize(torch.func.grad(ours), x)
-    close(along(x.cos()), torch.einsum("abcd,cd->ab", want, x.cos()))
-
-
-def test_attention_with_options(place):
-    """Whatever kernel PyTorch would choose."""
-    (q, k, v), tangents = drawn("scaled_dot_product_attention", place)
-    mask = torch.rand(8, 8, device=place)
-    for options in ({"window": 3}, {"softcap": 2.0}, {"attn_mask": mask}):
-
-        def attend(q, k, v, options=options):
-            return F.scaled_dot_product_attention(q, k, v, **{n: _as(o, q) for n, o in options.items()})
-
-        h = 1e-6
-        ahead, behind = (
-            attend(*(x.double() + s * t.double() for x, t in zip((q, k, v), tangents, strict=True))) for s in (h, -h)
-        )
-        close(tangent(attend, (q, k, v), tangents), ((ahead - behind) / (2 * h)).float())
-
-
-def _as(option, q):
-    return option.to(q.dtype) if isinstance(option, torch.Tensor) else option
+    close(along(x.cos()), torch.einsum("abcdef,def->abc", want, x.cos()))
 
 
 def test_max_pool_whose_windows_reach_past_the_image(place):
@@ -119,20 +110,20 @@ def test_max_pool_whose_windows_reach_past_the_image(place):
 
 
 def test_compiled_before_or_in_the_level(place):
-    inputs, tangents = drawn("linear gelu", place)
-    want = tangent(OPS["linear gelu"].theirs, inputs, tangents)
+    inputs, tangents = drawn("linear: gelu", place)
+    want = tangent(OPS["linear: gelu"].torchs, inputs, tangents)
     for before in (False, True):
         torch._dynamo.reset()
-        compiled = torch.compile(OPS["linear gelu"].ours, backend="eager", fullgraph=True)
+        compiled = torch.compile(OPS["linear: gelu"].ours, backend="eager", fullgraph=True)
         if before:
             compiled(*inputs)
         close(tangent(compiled, inputs, tangents), want)
 
 
 def test_operators_by_name_refuse(device):
-    (x, w, b), _ = drawn("linear", device)
+    (x, w, b), _ = drawn("linear: plain", device)
     with forward_ad.dual_level():
-        assert torch.ops.primer_fast.linear(x, w, b, None, False)[0].shape == (6, 18)
+        assert torch.ops.primer_fast.linear(x, w, b, None, False)[0].shape == (4, 5)
         dual = forward_ad.make_dual(w, w)
         with pytest.raises(NotImplementedError, match="primer_fast::linear: tensors must have no tangent"):
             torch.ops.primer_fast.linear(x, dual, b, None, False)

@@ -168,16 +168,6 @@ def test_to_another_dtype(name, dtype, plain_path):
         assert y.dtype == dtype and y.isfinite().all()
 
 
-@every
-def test_to_empty_and_filled_again(name):
-    module = make(name)
-    with torch.device("meta"):
-        empty = make(name)
-    empty.to_empty(device="cpu")
-    empty.load_state_dict(module.state_dict())
-    same_state(empty, module)
-
-
 @modules
 def test_autocast(name, place):
     """Output, input's gradient and weights' gradients have the dtypes that they have on torch's."""
@@ -205,19 +195,3 @@ def test_functional_call(name, place):
     if weights:
         grads = torch.autograd.grad(y.square().sum(), list(weights.values()))
         assert all(g.any() for g in grads if g.numel() > 6) and all(p.grad is None for p in module.parameters())
-
-
-REPRS = {
-    "Linear": "Linear(in_features=6, out_features=4, bias=True, activation=None)",
-    "Linear without bias": "Linear(in_features=6, out_features=4, bias=False, activation=None)",
-    "Conv2d": "Conv2d(2, 3, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), activation=None)",
-    "LayerNorm": repr(torch.nn.LayerNorm(6)),
-    "MaxPool2d": repr(torch.nn.MaxPool2d(2)),
-    "Embedding": repr(torch.nn.Embedding(5, 4, padding_idx=1)),
-    "MultiheadAttention": repr(torch.nn.MultiheadAttention(6, 2)),
-}
-
-
-@modules
-def test_repr(name):
-    assert repr(make(name)) == REPRS[name]

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from primer_fast.functional import logits, weighted_losses
+
 
 @pytest.fixture
 def far_rows():
@@ -14,3 +16,37 @@ def far_rows():
         return torch.empty(5, 2**29 + 16, dtype=torch.float16, device="cuda" if torch.cuda.is_available() else "cpu")
     except RuntimeError:
         pytest.skip("needs 5 GiB of memory")
+
+
+@pytest.fixture
+def take_path(request, monkeypatch):
+    """-> of a path of the loss heads: from here on calls take it, and tensors must be on this device.
+
+    "chunks" and "logits in memory" are PyTorch's operators; chunks are of a few rows and classes.
+    """
+
+    def take(path):
+        if path != "logits in memory":
+            monkeypatch.setattr(weighted_losses, "PLAIN_BYTES", 0)
+            monkeypatch.setattr(weighted_losses, "CHUNK_BYTES", 2 * 20 * 4)
+        if path not in ("chunks", "logits in memory"):
+            return request.getfixturevalue("device")
+        request.getfixturevalue("plain_path")
+        monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
+        monkeypatch.setattr(logits, "_CHUNK_ROWS", 5)
+        monkeypatch.setattr(logits, "PLAIN_BYTES", 0 if path == "chunks" else 2**24)
+        return "cpu"
+
+    return take
+
+
+@pytest.fixture(params=["kernels", "chunks", "logits in memory"])
+def place(request, take_path):
+    """The device of each path of the loss heads."""
+    return take_path(request.param)
+
+
+@pytest.fixture
+def small_chunks(take_path):
+    """Loss heads go through PyTorch's operators, on chunks of a few rows and classes."""
+    take_path("chunks")

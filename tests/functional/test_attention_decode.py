@@ -10,6 +10,7 @@ from primer_fast.kernels.attention_decode import DecodeProblem, DecodeSettings, 
 from primer_fast.kernels.device import CHIPS
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.proof.verify import DTYPES
+from primer_fast.reference.scaled_dot_product_attention import scaled_dot_product_attention
 
 TILES = {
     "one share": DecodeSettings(16, 32, 1, 4, 2),
@@ -21,32 +22,23 @@ TILES = {
 def truth(
     q, k, v, scale=None, causal=False, causal_offset=None, window=None, softcap=None, key_lengths=None, mask=None
 ):
-    """float64, a query row at a time."""
-    (B, H, T, D), (_, HK, S, DV) = q.shape, v.shape
-    scale = D**-0.5 if scale is None else scale
-    offsets = np.broadcast_to(0 if causal_offset is None else causal_offset, (B,))
-    mask = None if mask is None else np.broadcast_to(mask, (B, H, T, S))
-    o, j = np.zeros((B, H, T, DV)), np.arange(S)
-    for b, h, t in np.ndindex(B, H, T):
-        kv = h * HK // H
-        scores = scale * k[b, kv] @ q[b, h, t]
-        if softcap is not None:
-            scores = softcap * np.tanh(scores / softcap)
-        at = t + offsets[b]
-        seen = j < (S if key_lengths is None else key_lengths[b])
-        if causal:
-            seen = seen & (j <= at)
-        if window is not None:
-            seen = seen & (j > at - window) & (causal | (j < at + window))
-        if mask is not None and mask.dtype == bool:
-            seen = seen & mask[b, h, t]
-        elif mask is not None:
-            scores = scores + mask[b, h, t]
-        seen = seen & (scores > -np.inf)
-        if seen.any():
-            p = np.exp(scores[seen] - scores[seen].max())
-            o[b, h, t] = p / p.sum() @ v[b, kv][seen]
-    return o
+    """float64: what is seen becomes a mask."""
+    batch = (len(q), 1, 1, 1)
+    at = np.arange(q.shape[2])[:, None] + np.broadcast_to(
+        0 if causal_offset is None else causal_offset, len(q)
+    ).reshape(batch)
+    j = np.arange(k.shape[2])
+    seen = np.ones((*q.shape[:3], k.shape[2]), dtype=bool)
+    if key_lengths is not None:
+        seen &= j < np.reshape(key_lengths, batch)
+    if causal:
+        seen &= j <= at
+    if window is not None:
+        seen &= (j > at - window) & (causal | (j < at + window))
+    if mask is not None and mask.dtype == bool:
+        seen &= mask
+    added = np.where(seen, 0.0 if mask is None or mask.dtype == bool else mask, -np.inf)
+    return scaled_dot_product_attention(q, k, v, added, scale=scale, softcap=softcap, enable_gqa=True)
 
 
 def call(q, k, v, settings=None, **options):

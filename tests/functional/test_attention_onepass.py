@@ -9,30 +9,24 @@ from primer_fast.kernels.attention_settings import AttentionSettings
 from primer_fast.kernels.device import assume_chip
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.proof.verify import DTYPES
+from primer_fast.reference.scaled_dot_product_attention import (
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_grad,
+)  # fmt: skip
 
 SMALL = AttentionSettings(16, 32, 4, 2)
 
 
 def truth(do, q, k, v, scale, causal, causal_offset):
     """float64 dq, dk, dv, and what the forward keeps: its output, lse in base 2."""
-    group = q.shape[1] // k.shape[1]
-    keys, values = (x.repeat(group, axis=1) for x in (k, v))
-    scores = scale * q @ keys.swapaxes(-1, -2)
+    options = {"scale": scale, "enable_gqa": True} | ({"causal_offset": causal_offset} if causal else {})
+    scores = scale * q @ k.repeat(q.shape[1] // k.shape[1], axis=1).swapaxes(-1, -2)
     if causal:
         i, j = np.arange(q.shape[2])[:, None], np.arange(k.shape[2])
         scores = np.where(j <= i + causal_offset, scores, -np.inf)
-    top = scores.max(axis=-1, keepdims=True)
-    weights = np.exp(scores - np.where(top == -np.inf, 0, top))
-    total = weights.sum(axis=-1, keepdims=True)
-    p = weights / np.where(total == 0, 1, total)
-    with np.errstate(divide="ignore"):
-        lse = (top / np.log(2) + np.log2(total))[..., 0]
-    out = p @ values
-    delta = (do * out).sum(axis=-1)
-    ds = p * (do @ values.swapaxes(-1, -2) - delta[..., None])
-    of_head = lambda x: x.reshape(k.shape[0], k.shape[1], group, *k.shape[2:]).sum(axis=2)  # noqa: E731
-    dk, dv = of_head(scale * ds.swapaxes(-1, -2) @ q), of_head(p.swapaxes(-1, -2) @ do)
-    return (scale * ds @ keys, dk, dv), out, lse
+    lse = np.logaddexp2.reduce(scores / np.log(2), axis=-1)
+    grads = scaled_dot_product_attention_grad(do, q, k, v, **options)
+    return [grads[name] for name in ("query", "key", "value")], scaled_dot_product_attention(q, k, v, **options), lse
 
 
 def inputs(device, B=2, H=4, HK=2, T=70, S=90, D=32, dtype=torch.bfloat16):

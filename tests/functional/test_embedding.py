@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from functional.wrong_calls import refuses
 
 from primer_fast import functional as F
 from primer_fast import nn
@@ -53,11 +54,6 @@ def test_indices_outside_the_table_give_nan_and_no_gradient(device):
     assert dw[:, 0].tolist() == [1, 0, 1, 0, 1] and dp[:, 0].tolist() == [2, 1, 1]
 
 
-def test_on_a_cpu_an_index_outside_is_an_error(plain_path):
-    with pytest.raises(IndexError):
-        F.embedding(torch.tensor([5]), torch.randn(5, 8))
-
-
 def test_nan_and_infinity_stay_in_their_rows(device):
     """A one-hot product would spread them: 0 times NaN."""
     ids = torch.tensor([0, 1, 1, 2, 3], device=device)
@@ -94,18 +90,6 @@ def test_gradients_sum_in_float32(device):
         assert grad[:, 0].tolist() == [600, 0]
 
 
-def test_what_the_forward_keeps(device):
-    """Indices, not tables; without gradients nothing."""
-    ids = torch.randint(7, (3, 5), device=device)
-    w, p = torch.randn(7, 8, device=device, requires_grad=True), torch.randn(6, 8, device=device)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        F.embedding(ids, w, position=p)
-    assert [t.data_ptr() for t in kept] == [ids.data_ptr()]
-    with torch.no_grad():
-        assert F.embedding(ids, w, position=p).grad_fn is None
-
-
 IDS, TABLE = torch.zeros(2, 3, dtype=torch.int64), torch.ones(5, 4)
 WRONG = [
     (TypeError, r"input must be int32 or int64; got torch.float32", (torch.ones(2), TABLE), {}),
@@ -131,11 +115,7 @@ WRONG = [
     (ValueError, r"weight cpu, position meta", (IDS, TABLE), {"position": torch.ones(5, 4, device="meta")}),
 ]  # fmt: skip
 
-
-@pytest.mark.parametrize("error, message, args, options", WRONG, ids=[w[1] for w in WRONG])
-def test_wrong_arguments(error, message, args, options):
-    with pytest.raises(error, match=f"^embedding: .*{message}"):
-        F.embedding(*args, **options)
+test_wrong_arguments = refuses("embedding", WRONG)
 
 
 def test_offsets_pass_two_to_the_31(far_rows):

@@ -1,34 +1,35 @@
-"""What holds for every op alike: its reference, its gradients of gradients, and that two runs are bitwise equal."""
+"""What holds for every op alike: its reference, upstream gradients without memory, that two runs are bitwise equal."""
 
-import contextlib
-import importlib
 import math
 
-import numpy as np
 import pytest
 import torch
-from functional.catalogue import DERIVATIVES, LONG_SUMS
-from operators.samples import SAMPLES, results
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from catalogue import LONG_SUMS, SAMPLES, Sample, channels_last, results
 
+from primer_fast.functional.activation import ACTIVATIONS
+from primer_fast.kernels.activation import keeps_derivative
 from primer_fast.proof import verify
-from primer_fast.reference.case import arguments
+from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.ops import OPS
 
 SOME_WAYS = not torch.cuda.is_available()  # `primer-fast verify` takes all in the interpreter too
 
 
 def units():
-    """Every case in every dtype. In the interpreter each takes one of the ways to load operands, by turns.
+    """Every case in every dtype and on every way to load operands.
 
-    `make quick` takes bfloat16 alone.
+    In the interpreter a case is checked twice: in float32 and in one of the 16-bit dtypes, each on one of the ways, by
+    turns. `make quick` takes the 16-bit one alone.
     """
     chosen = {}
     for unit in verify.cases_to_verify():
-        chosen.setdefault((unit.op, unit.case.name, unit.dtype), []).append(unit)
-    for turn, ways in enumerate(chosen.values()):
-        for unit in ways[turn % len(ways) :][:1] if SOME_WAYS else ways:
-            yield pytest.param(unit, marks=() if unit.dtype == torch.bfloat16 else pytest.mark.slow)
+        chosen.setdefault((unit.op, unit.case.name), {}).setdefault(unit.dtype, []).append(unit)
+    for turn, ways_of in enumerate(chosen.values()):
+        left_out = (torch.float16, torch.bfloat16)[turn % 2] if SOME_WAYS else None
+        for i, (dtype, ways) in enumerate(ways_of.items()):
+            for unit in ways[(turn // 2 + i) % len(ways) :][:1] if SOME_WAYS else ways:
+                if dtype != left_out:
+                    yield pytest.param(unit, marks=pytest.mark.slow if dtype == torch.float32 else ())
 
 
 @pytest.mark.parametrize("unit", list(units()), ids=lambda unit: str(unit).replace(" ", "-"))
@@ -44,57 +45,25 @@ def test_matches_reference(unit):
 
 @pytest.mark.parametrize("op", verify.ops())
 def test_reference_is_pytorch_in_float64(op):
+    """Its gradients too."""
     for case in verify.cases(op, native=False):
         for row in verify.check(op, case, torch.float64):
             assert row.error < 1e-9, (case.name, row)
 
 
-@pytest.mark.parametrize("op, shapes, options", DERIVATIVES, ids=str)
-def test_reference_gradient_is_the_derivative(op, shapes, options):
-    """Along a random direction, by central differences in float64."""
-    module = importlib.import_module(f"primer_fast.reference.{op}")
-    rng = np.random.default_rng(0)
-    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
-    steps = {name: rng.normal(size=shape) for name, shape in shapes.items()}
-    if "padding_idx" in options:
-        steps["weight"][options["padding_idx"]] = 0  # its gradient is left out, not its value
-    forward, h = getattr(module, op), 1e-6
-
-    def outputs(sign):
-        moved = {name: a + sign * h * steps[name] for name, a in arrays.items()}
-        y = forward(**arguments(moved), **{k: v for k, v in options.items() if k != "padding_idx"})
-        return y if isinstance(y, tuple) else (y,)
-
-    ahead, behind = outputs(1), outputs(-1)
-    upstream = tuple(rng.normal(size=np.shape(y)) for y in ahead)
-    numeric = sum((dy * (a - b)).sum() for dy, a, b in zip(upstream, ahead, behind, strict=True)) / (2 * h)
-    grads = getattr(module, f"{op}_grad")(
-        upstream if len(upstream) > 1 else upstream[0], **arguments(arrays), **options
-    )
-    np.testing.assert_allclose(numeric, sum((grads[name] * steps[name]).sum() for name in shapes), rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", LONG_SUMS)
-def test_two_runs_are_bitwise_equal(name, device):
+@pytest.mark.parametrize("sample", LONG_SUMS, ids=str)
+def test_two_runs_are_bitwise_equal(sample, device):
     """Where sums are long enough to be shared out among programs."""
-    call, make = LONG_SUMS[name]
-    tensors = make(device)
+    tensors = sample.make(device)
     leaves = [t for t in tensors if t.requires_grad]
 
     def run():
         torch.manual_seed(1)
-        outputs = results(call(*tensors))
+        outputs = results(sample.call(*tensors))
         return *outputs, *torch.autograd.grad(outputs, leaves, [torch.randn_like(y) for y in outputs])
 
     for first, second in zip(run(), run(), strict=True):
         assert torch.equal(first, second)
-
-
-def in_float32(sample, device):
-    torch.manual_seed(0)
-    return [
-        t.detach().float().requires_grad_(t.requires_grad) if t.is_floating_point() else t for t in sample.make(device)
-    ]
 
 
 # PyTorch's operators draw another dropout
@@ -106,10 +75,9 @@ def test_an_expanded_upstream_gradient(sample, device, request):
     """sum() sends back one element with stride 0."""
 
     def gradients(place):
-        tensors = in_float32(sample, place)
-        leaves = [t for t in tensors if t.requires_grad]
-        torch.manual_seed(1)
-        return torch.autograd.grad(sum(y.sum() for y in results(sample.call(*tensors)) if y.requires_grad), leaves)
+        tensors = sample.make(place, torch.float32)
+        outputs = [y.sum() for y in results(sample.call(*tensors)) if y.requires_grad]
+        return torch.autograd.grad(sum(outputs), [t for t in tensors if t.requires_grad])
 
     got = gradients(device)
     request.getfixturevalue("plain_path")
@@ -117,24 +85,56 @@ def test_an_expanded_upstream_gradient(sample, device, request):
         torch.testing.assert_close(g.cpu(), w, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("sample", WITH_GRADIENTS, ids=str)
-def test_second_derivative(sample, device, request):
-    """The gradient of a penalty on all first gradients, on the kernels and on PyTorch's operators."""
+PRODUCTS = {  # of 128 or 256 terms of size 1
+    "linear": {"input": (64, 256), "weight": (64, 256)},
+    "conv2d": {"input": (1, 64, 4, 4), "weight": (16, 64, 2, 2)},
+    "scaled_dot_product_attention": dict.fromkeys(("query", "key", "value"), (1, 1, 64, 128)),
+}
 
-    def penalty(place):
-        tensors = in_float32(sample, place)
-        leaves = [t for t in tensors if t.requires_grad]
-        value = sum(y.pow(3).sum() for y in results(sample.call(*tensors)) if y.requires_grad)
-        first = torch.autograd.grad(value, leaves, create_graph=True)
-        total = value + sum(g.square().sum() for g in first)
-        return torch.autograd.grad(total, leaves)
 
-    got = penalty(device)
-    request.getfixturevalue("plain_path")
-    attention = sample.op == "scaled_dot_product_attention"
-    with sdpa_kernel(SDPBackend.MATH) if attention else contextlib.nullcontext():
-        want = penalty("cpu")
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(
-            g.cpu(), w, rtol=1e-3, atol=1e-3 * max(1.0, w.abs().max().item() if w.numel() else 1)
-        )
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("op", PRODUCTS)
+def test_float32_precision_follows_torch(op, precision, device):
+    """TF32 keeps 10 bits of each factor, float32 keeps 23."""
+    sample = Sample(op, "wide", PRODUCTS[op])
+    tensors, before = sample.make(device), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        error = worst(exact(sample.call(*tensors)), OPS[op].function(*map(exact, tensors)))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    limit = 1e-5 if op == "scaled_dot_product_attention" else 1e-4
+    assert error < limit if precision == "highest" else limit < error < 0.1
+
+
+def kept(call, tensors):
+    """How many elements of its own a call keeps for the backward, besides its arguments and results."""
+    saved = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.setdefault(t.data_ptr(), t), lambda t: t):
+        outputs = results(call(*tensors))
+    given = {t.data_ptr() for t in (*tensors, *outputs)}
+    return sum(t.numel() for pointer, t in saved.items() if pointer not in given)
+
+
+ROWS, IMAGE, TABLES = {"input": (8, 16), "weight": (32, 16)}, (2, 3, 5, 4), {"weight": (7, 8), "position": (6, 8)}
+KEPT = [
+    *((Sample("linear", f"{a}", ROWS, {"activation": a}), 256 * keeps_derivative(a)) for a in (None, *ACTIVATIONS)),
+    *(
+        (Sample("conv2d", f"{n} x {n}, {a}", {"input": IMAGE, "weight": (4, 3, n, n)}, {"activation": a}, arrange=last),
+         2 * 4 * (6 - n) * (5 - n) * keeps_derivative(a))
+        for a in (None, *ACTIVATIONS) for n, last in ((2, None), (1, channels_last))
+    ),
+    (Sample("layer_norm", "two numbers a row", {"input": (8, 64), "weight": (64,)}, {"normalized_shape": 64}), 16),
+    (Sample("layer_norm", "and the sum", {"input": (8, 64), "residual": (8, 64)}, {"normalized_shape": 64}), 528),
+    (Sample("embedding", "indices", TABLES, {}, {"input": (7, (3, 5))}), 0),
+    (Sample("scaled_dot_product_attention", "lse", dict.fromkeys(("query", "key", "value"), (1, 1, 20, 16))), 20),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sample, elements", KEPT, ids=str)
+def test_what_the_forward_keeps(sample, elements, device):
+    """A tensor of the output's size only where an activation's derivative does not follow from the output."""
+    tensors = sample.make(device)
+    assert kept(sample.call, tensors) == elements
+    with torch.no_grad():
+        assert kept(sample.call, tensors) == 0

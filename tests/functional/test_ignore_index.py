@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from primer_fast import functional as F
-from primer_fast.functional import logits
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
 from primer_fast.kernels.product import MatmulSettings
 from primer_fast.proof.numerics import exact, worst
@@ -12,20 +11,6 @@ from primer_fast.reference.linear_log_prob import linear_log_prob, linear_log_pr
 
 PATHS = ["kernels", "kept", "chunks", "logits in memory"]
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture
-def take(request, monkeypatch):
-    """-> of a path of PATHS: from here on calls take it."""
-
-    def switch(path):
-        if path in ("chunks", "logits in memory"):
-            request.getfixturevalue("plain_path")
-            monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
-            monkeypatch.setattr(logits, "PLAIN_BYTES", 0 if path == "chunks" else 2**24)
-        return "cpu" if path in ("chunks", "logits in memory") else request.getfixturevalue("device")
-
-    return switch
 
 
 def operands(device, dtype=torch.float32):
@@ -44,9 +29,9 @@ def outputs_and_gradients(call, leaves):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("ignore_index", [None, -100, 3, 2**40])
-def test_padding_adds_nothing(path, dtype, ignore_index, take):
+def test_padding_adds_nothing(path, dtype, ignore_index, take_path):
     """Log-probability, entropy and gradients are those of the other rows alone, by PyTorch in float64."""
-    device, options = take(path), {"temperature": 0.8, "return_entropy": True}
+    device, options = take_path(path), {"temperature": 0.8, "return_entropy": True}
     x, w, b = operands(device, dtype)
     padding = -100 if ignore_index is None else ignore_index
     target = torch.arange(12, device=device).view(2, 6) + 1
@@ -108,8 +93,8 @@ def test_chunks_of_classes_and_rows_ignore_the_same_rows(chunk, device):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_second_derivative_ignores_them_too(path, take):
-    device = take(path)
+def test_the_second_derivative_ignores_them_too(path, take_path):
+    device = take_path(path)
     x, w, _ = operands(device)
     target = torch.tensor([[3, -100, 5, -100, 0, 1]] * 2, device=device)
     kept = target != -100
@@ -124,8 +109,8 @@ def test_the_second_derivative_ignores_them_too(path, take):
 
 @pytest.mark.parametrize("function", [F.linear_log_prob, F.linear_cross_entropy])
 @pytest.mark.parametrize("path", ["chunks", "logits in memory"])
-def test_what_is_neither_class_nor_ignored_is_an_error_on_a_cpu(function, path, take):
-    x, w, _ = operands(take(path))
+def test_what_is_neither_class_nor_ignored_is_an_error_on_a_cpu(function, path, take_path):
+    x, w, _ = operands(take_path(path))
     rows, wrong = x[0], torch.tensor([4, -100, 39, 40, 0, -1])
     name = function.__name__
     with pytest.raises(IndexError, match=rf"{name}: target must be in \[0, 40\) or ignore_index -100; got 40"):

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from functional.wrong_calls import refuses
 
 from primer_fast import functional as F
 from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.functional.linear import linear_plain
-from primer_fast.kernels.activation import keeps_derivative
 from primer_fast.kernels.device import assume_chip
 from primer_fast.kernels.linear import linear_bwd_input, linear_bwd_weight, linear_fwd
 from primer_fast.kernels.matmul import matmul
@@ -98,17 +98,6 @@ def test_the_bias_gradient_sums_in_float32(device):
     assert torch.equal(db, torch.full_like(db, 33.0))
 
 
-def test_what_the_forward_keeps(device):
-    """One tensor of the output's size where the derivative does not follow from the output, and otherwise nothing."""
-    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((8, 16), (32, 16)))
-    for activation in (None, *ACTIVATIONS):
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
-            y = F.linear(x, w, activation=activation)
-        own = [t for t in kept if t.data_ptr() not in (x.data_ptr(), w.data_ptr(), y.data_ptr())]
-        assert sum(t.numel() for t in own) == (y.numel() if keeps_derivative(activation) else 0)
-
-
 @pytest.mark.slow
 def test_large_unaligned_operands_are_copied_to_where_descriptors_can_read_them(device):
     x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((260, 67), (259, 67)))
@@ -118,21 +107,6 @@ def test_large_unaligned_operands_are_copied_to_where_descriptors_can_read_them(
     torch.testing.assert_close(y, plain, rtol=1e-4, atol=1e-4)
     got, want = (torch.autograd.grad(t, (x, w), dy) for t in (y, plain))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_float32_precision_follows_torch(precision, device):
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        x, w = torch.randn(64, 256, device=device), torch.randn(64, 256, device=device)
-        error = worst(exact(F.linear(x, w)), linear(exact(x), exact(w)))
-    finally:
-        torch.set_float32_matmul_precision(before)
-    # 256 products of size 1: TF32 keeps 10 bits of each factor, float32 keeps 23
-    assert error < (1e-4 if precision == "highest" else 0.1)
-    if precision != "highest":
-        assert error > 1e-4, "not computed in TF32"
 
 
 def test_weight_of_one_axis(device):
@@ -156,11 +130,7 @@ WRONG = [
     (ValueError, r"one of relu, .*; got 'swish'", (ONES(3, 4), ONES(2, 4)), {"activation": "swish"}),
 ]
 
-
-@pytest.mark.parametrize("error, message, args, options", WRONG, ids=[w[1] for w in WRONG])
-def test_wrong_arguments(error, message, args, options):
-    with pytest.raises(error, match=message):
-        F.linear(*args, **options)
+test_wrong_arguments = refuses("linear", WRONG)
 
 
 def test_offsets_pass_two_to_the_31(far_rows):

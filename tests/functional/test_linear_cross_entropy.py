@@ -1,15 +1,15 @@
 import math
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as torch_F
+from compiling import printed_where_kernels_compile
+from functional.wrong_calls import refuses
 
 from primer_fast import functional as F
-from primer_fast.functional import logits
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy_plain
 from primer_fast.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 from primer_fast.kernels.product import MatmulSettings
@@ -72,29 +72,12 @@ def test_tilings_with_smoothing_give_the_same_answer(device):
         assert worst(exact(got), right) < 2e-5 * np.abs(right).max()
 
 
-def test_a_target_outside_the_vocabulary_gives_nan(device):
-    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((3, 16), (65, 16)))
-    for target in (-1, 65, 2**40):
-        y = F.linear_cross_entropy(x, w, torch.tensor([4, target, 64], device=device), reduction="none")
-        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
-        assert y.isnan().tolist() == [False, True, False]
-        assert dx.isnan().all(dim=1).tolist() == [False, True, False]
-
-
 def test_small_logits_are_left_to_torch(plain_path, monkeypatch, torch_linear_cross_entropy):
     """nanoGPT's characters on a CPU: 768 x 65 logits are less than one chunk."""
     monkeypatch.delattr(sys.modules["primer_fast.functional.linear_cross_entropy"], "chunked_fwd")
     x, w, t = torch.randn(768, 8, requires_grad=True), torch.randn(65, 8), torch.randint(65, (768,))
     y = F.linear_cross_entropy(x, w, t)
     assert torch.equal(y, torch_linear_cross_entropy(x, w, t))
-
-
-@pytest.fixture
-def small_chunks(plain_path, monkeypatch):
-    """The path of a CPU, on chunks of a few rows and classes."""
-    monkeypatch.setattr(logits, "PLAIN_BYTES", 0)
-    monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
-    monkeypatch.setattr(logits, "_CHUNK_ROWS", 5)
 
 
 @pytest.mark.parametrize("dtype", verify.DTYPES)
@@ -116,7 +99,7 @@ def test_chunks_on_pytorch_have_the_derivative_of_their_output(reduction, small_
         return F.linear_cross_entropy(x, w, t, linear_bias=b, reduction=reduction, label_smoothing=0.1)
 
     assert torch.autograd.gradcheck(run, (x, w, b))
-    assert torch.autograd.gradgradcheck(run, (x, w, b))
+    assert torch.autograd.gradgradcheck(run, (x, w, b), fast_mode=True)
 
 
 def test_chunks_on_pytorch_under_autocast(small_chunks):
@@ -127,12 +110,6 @@ def test_chunks_on_pytorch_under_autocast(small_chunks):
         assert y.dtype == plain.dtype == torch.float32
         got, want = torch.autograd.grad(y, (x, w)), torch.autograd.grad(plain, (x, w))
     torch.testing.assert_close((y, *got), (plain, *want), rtol=3e-2, atol=3e-2)
-
-
-def test_a_target_outside_the_vocabulary_is_an_error_on_a_cpu(small_chunks):
-    x, w = torch.randn(3, 16), torch.randn(65, 16)
-    with pytest.raises(IndexError, match=r"\[0, 65\) or ignore_index -100; got 65"):
-        F.linear_cross_entropy(x, w, torch.tensor([4, -100, 65]))
 
 
 PEAK = """
@@ -161,12 +138,9 @@ print(loss.item(), peak() - before)
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not say how much memory was used")
 def test_peak_memory_on_a_cpu():
     """Forward and backward at V = 50,257, gradients included: at most a quarter of logits and their cross entropy."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     peaks = {}
     for which in ("ours", "plain"):
-        run = subprocess.run([sys.executable, "-c", PEAK, which], capture_output=True, text=True, env=environment)
-        assert run.returncode == 0, run.stderr
-        loss, peaks[which] = map(float, run.stdout.split())
+        loss, peaks[which] = map(float, printed_where_kernels_compile("-c", PEAK, which).split())
         assert math.isfinite(loss)
     logits_mib = 1024 * 50257 * 4 / 2**20
     assert peaks["plain"] > 2 * logits_mib, "the measurement sees less than what must be there"
@@ -193,8 +167,4 @@ WRONG = [
     (NotImplementedError, rf"options.*{INSTEAD}", (X, W, T), {"options": object()}),
 ]
 
-
-@pytest.mark.parametrize("error, message, args, options", WRONG, ids=[w[1] for w in WRONG])
-def test_wrong_arguments(error, message, args, options):
-    with pytest.raises(error, match=message):
-        F.linear_cross_entropy(*args, **options)
+test_wrong_arguments = refuses("linear_cross_entropy", WRONG)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from primer_fast import functional as F
-from primer_fast.functional import logits
 
 MASKS = {  # what masks, as a share of the dtype's least number, and which classes
     "infinite tail": (torch.inf, slice(8, None)),
@@ -14,17 +13,6 @@ MASKS = {  # what masks, as a share of the dtype's least number, and which class
     "half of the least, tail": (0.5, slice(8, None)),
     "half of the least, head": (0.5, slice(0, 30)),
 }
-
-
-@pytest.fixture(params=["kernels", "chunks", "logits in memory"])
-def place(request, monkeypatch):
-    """The device of a path, which calls take."""
-    if request.param == "kernels":
-        return request.getfixturevalue("device")
-    request.getfixturevalue("plain_path")
-    monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
-    monkeypatch.setattr(logits, "PLAIN_BYTES", 0 if request.param == "chunks" else 2**24)
-    return "cpu"
 
 
 def operands(device, mask, dtype):
@@ -72,10 +60,8 @@ def test_cross_entropy(mask, place):
     near(got, torch.autograd.grad((2 * right).sum(), exact), torch.float32)
 
 
-def test_smoothed_labels_over_logits_that_are_all_large(plain_path, monkeypatch):
+def test_smoothed_labels_over_logits_that_are_all_large(small_chunks):
     """Their sum overflows, and their differences are what counts."""
-    monkeypatch.setattr(logits, "CHUNK_BYTES", 16 * 16 * 4)
-    monkeypatch.setattr(logits, "PLAIN_BYTES", 0)
     x, w, b = torch.zeros(3, 4), torch.zeros(40, 4), torch.full((40,), torch.finfo(torch.float32).min)
     target = torch.tensor([1, 32, 7])
     got = F.linear_cross_entropy(x, w, target, linear_bias=b, label_smoothing=0.1)

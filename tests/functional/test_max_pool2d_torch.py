@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast import backend
 from primer_fast import functional as F
 from primer_fast.functional.max_pool2d import max_pool2d_plain
 from primer_fast.kernels.max_pool2d import is_channels_last
@@ -197,37 +196,3 @@ def test_wrong_arguments(error, message, args):
         F.max_pool2d(*args)
     with pytest.raises((RuntimeError, TypeError)):
         torch.nn.functional.max_pool2d(*args)
-
-
-def samples(device, every):
-    pytest.importorskip("expecttest", reason="torch's operator samples need it")
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    (op,) = (op for op in op_db if op.name == "nn.functional.max_pool2d")
-    return op, list(op.sample_inputs(device, torch.float32, requires_grad=True))[::every]
-
-
-def test_operator_samples_of_torch(device):
-    """A prime step through them in the interpreter, all of them on a GPU."""
-    _, chosen = samples(device, 1 if torch.cuda.is_available() else 71)
-    assert len(chosen) >= 20
-    for sample in chosen:
-        options = {name: value for name, value in sample.kwargs.items() if name != "return_indices"}
-        same_as_torch(sample.input, *sample.args, **options)
-
-
-def test_operator_samples_of_torch_on_the_cpu_path(monkeypatch):
-    monkeypatch.setattr(backend, "stand_in", None)
-    op, chosen = samples("cpu", 1)
-    for sample in chosen:
-        got, want = (f(sample.input, *sample.args, **sample.kwargs) for f in (F.max_pool2d, op.op))
-        for one, other in zip(*((t,) if torch.is_tensor(t) else t for t in (got, want)), strict=True):
-            assert torch.equal(one, other) and one.dtype == other.dtype
-
-
-def test_operator_errors_of_torch(device):
-    op, _ = samples(device, 1)
-    for wrong in op.error_inputs(device):
-        sample = wrong.sample_input
-        with pytest.raises(ValueError, match=r"^max_pool2d: .*; got "):
-            F.max_pool2d(sample.input, *sample.args, **sample.kwargs)

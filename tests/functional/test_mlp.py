@@ -1,15 +1,14 @@
 """The multilayer perceptron as one function: values, what it keeps, what it leaves out, what it launches."""
 
 import json
-import os
-import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from compiling import printed_where_kernels_compile
+from functional.wrong_calls import refuses
 
 from primer_fast import functional as F
 from primer_fast.functional.mlp import mlp_plain
@@ -19,8 +18,6 @@ from primer_fast.kernels.prepass import prepass
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.case import arguments
 from primer_fast.reference.mlp import mlp_grad
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_arrays_of_a_case_become_arguments():
@@ -174,10 +171,7 @@ print(json.dumps([both_ways(None), both_ways("gelu")]))
 
 def test_launches_of_gpt2():
     """A launch for each product, and one where a sum over rows was split; a pass over memory for an output alone."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", LAUNCHES], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    (forward, backward), (_, with_output) = json.loads(done.stdout)
+    (forward, backward), (_, with_output) = json.loads(printed_where_kernels_compile("-c", LAUNCHES))
     assert forward == ["matmul_kernel"] * 2
     assert backward.count("matmul_kernel") == 4 and set(backward) <= {"matmul_kernel", "reduce_partials_kernel"}
     assert backward.count("reduce_partials_kernel") <= 2
@@ -210,8 +204,4 @@ WRONG = [
     (ValueError, r"one of relu, .*; got 'swish'", (ONES(3, 4), PAIR), {"output_activation": "swish"}),
 ]  # fmt: skip
 
-
-@pytest.mark.parametrize("error, message, args, options", WRONG, ids=[w[1] for w in WRONG])
-def test_wrong_arguments(error, message, args, options):
-    with pytest.raises(error, match=f"^mlp: .*{message}"):
-        F.mlp(*args, **options)
+test_wrong_arguments = refuses("mlp", WRONG)

@@ -1,16 +1,16 @@
 """PyTorch's own samples of each operator: what it is called with, and what it must refuse."""
 
+import functools
+
 import pytest
 import torch
 
 from primer_fast import functional as F
 
-pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
-from torch.testing._internal.common_methods_invocations import op_db
-
 # Op -> how many samples the kernels get in the interpreter, in float32; the CPU path gets all of them, in float64 too
-OPS = {"linear": 18, "conv2d": 10, "layer_norm": 6, "embedding": 3, "scaled_dot_product_attention": 12}
-INFOS = {op: next(info for info in op_db if info.name == f"nn.functional.{op}") for op in OPS}
+OPS = {
+    "linear": 18, "conv2d": 10, "layer_norm": 6, "embedding": 3, "scaled_dot_product_attention": 12, "max_pool2d": 20,
+}  # fmt: skip
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
@@ -18,8 +18,16 @@ pytestmark = [
 ]
 
 
+@functools.cache
+def info_of(op):
+    pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
+    from torch.testing._internal.common_methods_invocations import op_db  # takes seconds
+
+    return next(info for info in op_db if info.name == f"nn.functional.{op}")
+
+
 def samples(op, dtype, device):
-    drawn = INFOS[op].sample_inputs(device, dtype, requires_grad=True)
+    drawn = info_of(op).sample_inputs(device, dtype, requires_grad=True)
     drawn = [sample for sample in drawn if not sample.kwargs.get("dropout_p")]  # two calls would drop different weights
     return [arguments(op, sample) for sample in drawn]
 
@@ -32,12 +40,13 @@ def arguments(op, sample):
 
 
 def compare(op, sample, tolerance):
-    """Value, gradients, shape, dtype and strides against PyTorch."""
+    """Values, gradients, shapes, dtypes and strides against PyTorch."""
     leaves = [t for t in (sample.input, *sample.args, *sample.kwargs.values()) if isinstance(t, torch.Tensor)]
     leaves = [t for t in leaves if t.requires_grad]
     got = getattr(F, op)(sample.input, *sample.args, **sample.kwargs)
     want = getattr(torch.nn.functional, op)(sample.input, *sample.args, **sample.kwargs)
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+    got, want = (y[0] if isinstance(y, tuple) else y for y in (got, want))
     if leaves and want.requires_grad:
         dy = torch.randn_like(want)
         grads = (torch.autograd.grad(y, leaves, dy, allow_unused=True) for y in (got, want))
@@ -66,7 +75,7 @@ def test_all_samples_on_the_plain_path(op, dtype, plain_path):
 @pytest.mark.parametrize("op", OPS)
 def test_what_torch_refuses_is_refused(op, device):
     """With a message that names the op, before anything is launched."""
-    errors = list(INFOS[op].error_inputs(device)) if INFOS[op].error_inputs_func else []
+    errors = list(info_of(op).error_inputs(device)) if info_of(op).error_inputs_func else []
     for error in errors:
         sample = arguments(op, error.sample_input)
         with pytest.raises((ValueError, TypeError), match=f"^{op}: .*; got "):

@@ -4,13 +4,12 @@ import importlib
 
 import pytest
 import torch
+from catalogue import ATTENTION, GROWING, OPS, SAMPLES, Sample, results, run
 from functorch.compile import make_boxed_func
-from operators.samples import SAMPLES, floats, indexed, results, run
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from primer_fast import functional as F
 from primer_fast.functional import attention_operator, logits
@@ -56,75 +55,32 @@ def test_compiled_equals_eager(sample, device):
     torch.manual_seed(0)
     tensors = sample.make(device)
     same(run(compiled, tensors), want)
-    assert f"primer_fast::{sample.op}" in graphs.operators
-    backward = any(name.startswith(f"primer_fast::{sample.op}_backward") for name in graphs.operators)
+    assert f"primer_fast::{sample.operator}" in graphs.operators
+    backward = any(name.startswith(f"primer_fast::{sample.operator}_backward") for name in graphs.operators)
     assert backward == any(t.requires_grad for t in tensors)
-
-
-def _position_ids(i, w, p):
-    return F.embedding(i, w, position=p, position_ids=i[:1])
-
-
-GROWING = {  # a function, and its tensors for a batch of n and sizes that grow with it
-    "linear": (
-        lambda x, w, b: F.linear(x, w, b, activation="gelu"), lambda n: floats((n, n + 1, 3), (5, 3), (5,)),
-    ),
-    "mlp": (
-        lambda x, v, w, b: F.mlp(x, (v, w), (b, None)), lambda n: floats((n, n + 1, 3), (5, 3), (2, 5), (5,)),
-    ),
-    "conv2d": (
-        lambda x, w, b: F.conv2d(x, w, b, 2, 1, activation="relu"),
-        lambda n: floats((n, 2, n + 2, 4), (3, 2, 3, 3), (3,)),
-    ),
-    "max_pool2d": (lambda x: F.max_pool2d(x, 3, 2, 1), lambda n: floats((n, 2, n + 2, 5))),
-    "layer_norm": (
-        lambda x, r, w, b: F.layer_norm(x, 8, w, b, residual=r, return_residual=True),
-        lambda n: floats((n, n + 1, 8), (n, n + 1, 8), (8,), (8,)),
-    ),
-    "embedding": (_position_ids, lambda n: indexed(5, (n, n + 1), (7, 4), (5, 4))),
-    "scaled_dot_product_attention": (
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, causal_offset=k.shape[2] - q.shape[2]),
-        lambda n: floats((n, 1, n + 1, 8), (n, 1, n + 3, 8), (n, 1, n + 3, 8)),
-    ),
-    "linear_log_prob": (
-        lambda t, x, w: F.linear_log_prob(x, w, t, return_entropy=True),
-        lambda n: indexed(7, (n, 2), (n, 2, 4), (7, 4)),
-    ),
-    "linear_cross_entropy": (
-        lambda t, x, w: F.linear_cross_entropy(x, w, t), lambda n: indexed(7, (n, n + 1), (n, n + 1, 4), (7, 4)),
-    ),
-    "linear_log_prob_kept": (
-        lambda t, x, w: F.linear_log_prob(x, w, t, return_entropy=True, keep_logits=True),
-        lambda n: indexed(7, (n, 2), (n, 2, 4), (n + 4, 4)),
-    ),
-    "linear_cross_entropy_kept": (
-        lambda t, x, w: F.linear_cross_entropy(x, w, t, keep_logits=True),
-        lambda n: indexed(7, (n, n + 1), (n, n + 1, 4), (n + 4, 4)),
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("op", GROWING)
 @torch.fx.experimental._config.patch(use_duck_shape=False)  # sizes that happen to be equal would be taken for one
 def test_one_graph_serves_every_size(op, device):
-    call, make = GROWING[op]
-    graphs = Graphs()
+    graphs, call = Graphs(), GROWING[op].call
     compiled = torch.compile(call, backend=graphs.backend, fullgraph=True, dynamic=True)
-    same(run(compiled, make(3)(device)), run(call, make(3)(device)))
+    first, *others = (GROWING[op].grown(n) for n in (1, 2, 3))
+    same(run(compiled, first.make(device)), run(call, first.make(device)))
     with torch.compiler.set_stance("fail_on_recompile"):
-        for n in (4, 5):
-            same(run(compiled, make(n)(device)), run(call, make(n)(device)))
+        for sample in others:
+            same(run(compiled, sample.make(device)), run(call, sample.make(device)))
     assert f"primer_fast::{op}" in graphs.operators
 
 
 def test_a_batch_that_varies_recompiles_once(device):
     """As people call it: without dynamic=True the second size makes the batch dynamic, and that serves the rest."""
-    call, make = GROWING["linear"]
-    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
-    for n in (3, 4):
-        run(compiled, make(n)(device))
+    sample = GROWING["linear"]
+    compiled = torch.compile(sample.call, backend="aot_eager", fullgraph=True)
+    for n in (1, 2):
+        run(compiled, sample.grown(n).make(device))
     with torch.compiler.set_stance("fail_on_recompile"):
-        same(run(compiled, make(7)(device)), run(call, make(7)(device)))
+        same(run(compiled, sample.grown(5).make(device)), run(sample.call, sample.grown(5).make(device)))
 
 
 WRONG = {
@@ -140,28 +96,27 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("op", WRONG)
-def test_errors_are_those_of_eager(op, dynamic, device):
+def test_errors_are_those_of_eager(op, device):
+    """Where sizes are symbols."""
     x = torch.randn(3, 4, device=device)
     with pytest.raises((ValueError, TypeError)) as eager:
         WRONG[op](x)
     assert str(eager.value).startswith(f"{op}: ")
     with pytest.raises(type(eager.value)) as compiled:
-        torch.compile(WRONG[op], backend="eager", dynamic=dynamic)(x)
+        torch.compile(WRONG[op], backend="eager", dynamic=True)(x)
     assert str(compiled.value).startswith(str(eager.value).split(" got ")[0])
 
 
-AUTOCAST = ("linear: bias, gelu", "mlp: gelu", "conv2d: gelu", "scaled_dot_product_attention: causal",
-            "linear_log_prob: bias", "linear_cross_entropy: mean", "layer_norm: affine")  # fmt: skip
-
-
-@pytest.mark.parametrize("name", AUTOCAST)
+@pytest.mark.parametrize("name", OPS)
 def test_autocast_gives_the_dtypes_of_eager(name, device):
-    (sample,) = (s for s in SAMPLES if str(s) == name)
+    sample = OPS[name]
     compiled = torch.compile(sample.call, backend="aot_eager", fullgraph=True)
     with torch.autocast(device, dtype=torch.bfloat16):
         same(run(compiled, sample.make(device)), run(sample.call, sample.make(device)))
+
+
+HEADS = Sample(ATTENTION, "one head", dict.fromkeys(("query", "key", "value"), (1, 1, 16, 16)), dtype=torch.bfloat16)
 
 
 def test_the_fast_backward_is_taken_where_it_is_allowed(device, monkeypatch):
@@ -183,7 +138,7 @@ def test_the_fast_backward_is_taken_where_it_is_allowed(device, monkeypatch):
     def times(call):
         calls.clear()
         with assume_chip("sm_90"):
-            run(call, floats(*[(1, 1, 16, 16)] * 3, dtype=torch.bfloat16)(device))
+            run(call, HEADS.make(device))
         return len(calls)
 
     assert times(attend) == 0
@@ -222,11 +177,11 @@ def test_the_precision_is_that_of_the_launch(device, monkeypatch):
 def test_logits_off_the_gpu_stay_out_of_memory_too(plain_path, monkeypatch):
     """The chunked path is an operator as well, not thousands of steps in the graph."""
     monkeypatch.setattr(logits, "PLAIN_BYTES", 0)
-    for sample in (s for s in SAMPLES if s.op in ("linear_log_prob", "linear_cross_entropy")):
+    for sample in (s for s in SAMPLES if "linear_weight" in s.shapes and s.operator == s.op):
         graphs = Graphs()
         compiled = torch.compile(sample.call, backend=graphs.backend, fullgraph=True)
         same(run(compiled, sample.make("cpu")), run(sample.call, sample.make("cpu")))
-        assert f"primer_fast::{sample.op}" in graphs.operators
+        assert f"primer_fast::{sample.operator}" in graphs.operators
         torch._dynamo.reset()
 
 
@@ -239,11 +194,11 @@ def test_fake_tensors_and_make_fx_see_the_operators(sample, device):
     want = sample.call(*tensors)
     with FakeTensorMode() as mode:
         got = sample.call(*(mode.from_tensor(t) for t in tensors))
-    for a, b in zip(*(y if isinstance(y, tuple) else (y,) for y in (got, want)), strict=True):
+    for a, b in zip(results(got), results(want), strict=True):
         assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
     for mode in ("real", "fake", "symbolic"):
         graph = make_fx(lambda *t: sample.call(*t), tracing_mode=mode)(*tensors)
-        assert f"primer_fast::{sample.op}" in operators_of(graph)
+        assert f"primer_fast::{sample.operator}" in operators_of(graph)
 
 
 class Named(torch.Tensor):
@@ -269,41 +224,10 @@ def test_vmap_inside_of_a_graph(device):
     torch.testing.assert_close(compiled(x), each(x))
 
 
-def test_gradients_of_an_operator_called_by_its_name(device):
-    leaves = floats((4, 3), (5, 3), (5,))(device)
-
-    def direct(*leaves):
-        return torch.ops.primer_fast.linear(*leaves, "gelu", True)[0]
-
-    same(run(direct, leaves), run(lambda *t: F.linear(*t, activation="gelu"), leaves))
-
-
 def test_an_operator_that_kept_nothing_has_no_gradient(device):
-    x, w = floats((4, 3), (5, 3))(device)
+    x, w, _ = OPS["linear: gelu"].make(device)
     with pytest.raises(ValueError, match="linear: keep must be True where an argument requires a gradient; got False"):
         torch.ops.primer_fast.linear(x, w, None, "gelu", False)
-
-
-class NothingChanges(TorchDispatchMode):
-    """Looks on, so that calls are operators."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("op", GROWING)
-def test_second_derivatives_of_operators_are_those_of_eager(op, device):
-    call, make = GROWING[op]
-
-    def penalty(tensors):
-        outputs, sources = results(call(*tensors)), [t for t in tensors if t.requires_grad]
-        first = torch.autograd.grad(sum(y.square().sum() for y in outputs), sources, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in first), sources)
-
-    want = penalty(make(3)(device))
-    with NothingChanges():
-        got = penalty(make(3)(device))
-    torch.testing.assert_close(got, want)
 
 
 def test_an_exported_program_has_second_derivatives(device):
@@ -311,7 +235,7 @@ def test_an_exported_program_has_second_derivatives(device):
         def forward(self, x, w):
             return F.linear(x, w, activation="gelu")
 
-    leaves = floats((4, 3), (5, 3))(device)
+    leaves = OPS["linear: plain"].make(device)[:2]
     exported = torch.export.export(Layer(), tuple(leaves)).module()
     found = []
     for call in (exported, Layer()):

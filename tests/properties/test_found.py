@@ -45,15 +45,6 @@ def test_a_dilation_of_a_single_tap_means_nothing():
     torch.testing.assert_close(y, F.conv2d(x, w, None, (1, 3), (0, 1), 1, 3))
 
 
-@pytest.mark.parametrize(
-    "option", [{"window": 0}, {"softcap": -1.0}, {"dropout_p": -0.1}, {"scale": "1"}, {"causal_offset": True}], ids=str
-)
-def test_options_of_attention_that_torch_does_not_see_are_checked(option):
-    q = torch.randn(1, 2, 3, 4)
-    with pytest.raises((TypeError, ValueError), match=r"^scaled_dot_product_attention: .*; got "):
-        F.scaled_dot_product_attention(q, q, q, **option)
-
-
 def test_attention_to_no_sequence_has_no_result():
     """torch returns memory that nobody wrote."""
     q = torch.randn(1, 1, 3, 4)

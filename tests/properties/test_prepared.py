@@ -4,131 +4,60 @@ import random
 
 import pytest
 import torch
+from catalogue import SAMPLES, run
 
 from primer_fast import functional as F
 from primer_fast.kernels import prepared, tunable
 from primer_fast.kernels.device import assume_chip, forget_chip
 
-SEQUENCE = 24  # calls, of so few kinds that most come often enough to run by a plan
+LAYOUTS = ("contiguous", "permuted", "sliced", "offset")
 FLOATS = (torch.float32, torch.bfloat16)
 
 
-def placed(rng, shape, dtype):
-    """A tensor of new numbers: contiguous, with an axis of its own order, behind a gap, or off its 16 bytes."""
-    how = rng.choice(("contiguous", "contiguous", "permuted", "sliced", "offset"))
-    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(rng.randrange(2**31))).to(dtype)
-    if how == "permuted":
-        return numbers.transpose(0, -1).contiguous().transpose(0, -1)
-    if how == "sliced":
-        return torch.zeros(*shape[:-1], 2 * shape[-1], dtype=dtype)[..., ::2].copy_(numbers)
-    if how == "offset":
-        return torch.zeros(numbers.numel() + 3, dtype=dtype)[3:].view(shape).copy_(numbers)
-    return numbers
+def placed(t, layout):
+    """The same numbers: contiguous, with an axis of its own order, behind a gap, or off their 16 bytes."""
+    if layout == "permuted":
+        return t.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "sliced":
+        return t.new_zeros(*t.shape[:-1], 2 * t.shape[-1])[..., ::2].copy_(t)
+    if layout == "offset":
+        return t.new_zeros(t.numel() + 3)[3:].view(t.shape).copy_(t)
+    return t.contiguous()
 
 
-def linear(rng, new):
-    rows = rng.choice(((3,), (2, 3)))
-    activation, bias = rng.choice((None, "gelu", "relu")), rng.choice((True, False))
-    tensors = new((*rows, 8)), new((5, 8)), new((5,)) if bias else None
-    return tensors, lambda x, w, b: F.linear(x, w, b, activation=activation)
+OPS = sorted({sample.op for sample in SAMPLES})
 
 
-def mlp(rng, new):
-    layers = rng.choice((1, 2))
-    tensors = new((3, 8)), *(new((8, 8)) for _ in range(layers)), *(new((8,)) for _ in range(layers))
-    return tensors, lambda x, *rest: F.mlp(x, rest[:layers], rest[layers:])
+def kinds_of(op, rng):
+    """Nine kinds of call that differ in one thing: three samples, each also with another layout, and another dtype."""
+    samples = [s for s in SAMPLES if s.op == op and s.why not in ("decoding", "no gradient")]
+    for sample in rng.sample(samples, 3):
+        layouts, dtypes = rng.sample(LAYOUTS, 2), rng.sample(FLOATS, 2)
+        yield from ((sample, layouts[0], dtypes[0]), (sample, layouts[1], dtypes[0]), (sample, layouts[0], dtypes[1]))
 
 
-def conv2d(rng, new):
-    stride, activation = rng.choice((1, (2, 1), [1, 1])), rng.choice((None, "silu"))
-    tensors = new((2, 3, 5, 4)), new((4, 3, 3, 3)), new((4,))
-    return tensors, lambda x, w, b: F.conv2d(x, w, b, stride, 1, activation=activation)
+def run_sequence(op, device):
+    """Calls of these kinds, each four times with other numbers, in any order: their results and gradients."""
+    rng, found = random.Random(op), []
+    torch.manual_seed(0)
+    calls = [*kinds_of(op, rng)] * 4
+    rng.shuffle(calls)
+    for sample, layout, dtype in calls:
+        tensors = sample.make(device, dtype, seed=rng.randrange(2**31))
+        others, floats = tensors[: len(sample.whole)], tensors[len(sample.whole) :]
+        wanted = rng.random() < 0.8
+        found += run(sample.call, [*others, *(placed(t.detach(), layout).requires_grad_(wanted) for t in floats)])
+    return [t.detach().clone() for t in found]
 
 
-def max_pool2d(rng, new):
-    stride = rng.choice((None, 1, (2, 1)))
-    return (new((2, 3, 5, 4)),), lambda x: F.max_pool2d(x, 2, stride)
-
-
-def layer_norm(rng, new):
-    shape, residual, table = rng.choice(((6,), (4, 6))), rng.choice((True, False)), rng.choice((True, False))
-    tensors = new((3, 4, 6)), new((3, 4, 6)) if residual else None, new(shape) if table else None
-    return tensors, lambda x, r, w: F.layer_norm(x, shape, w, residual=r)
-
-
-def embedding(rng, new):
-    ids = torch.tensor([[rng.randrange(7) for _ in range(4)] for _ in range(2)])
-    padding, position = rng.choice((None, 3, -4)), rng.choice((True, False))
-    tensors = new((7, 6)), new((5, 6)) if position else None
-    return tensors, lambda w, p: F.embedding(ids, w, padding, position=p)
-
-
-def scaled_dot_product_attention(rng, new):
-    heads, keys, width = rng.choice((2, 4)), rng.choice((3, 5)), rng.choice((8, 16))
-    options = rng.choice(({"is_causal": True}, {"window": 2}, {"scale": 0.3}, {"dropout_p": 0.5}))
-    masked = rng.choice((None, None, (2, heads, 3, keys), (3, keys), (2, 1, 1, keys)))
-    mask = None if masked is None else torch.ones(masked, dtype=torch.bool).tril(1)
-    tensors = new((2, heads, 3, width)), new((2, 2, keys, width)), new((2, 2, keys, width))
-    return tensors, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True, **options)
-
-
-def linear_cross_entropy(rng, new):
-    target = torch.tensor([rng.choice((-100, 0, 3, 8)) for _ in range(4)])
-    options = {"reduction": rng.choice(("mean", "sum", "none")), "label_smoothing": rng.choice((0.0, 0.1))}
-    options["keep_logits"] = rng.choice((True, False))
-    tensors = new((4, 6)), new((9, 6)), rng.choice((new((9,)), None))
-    return tensors, lambda x, w, b: F.linear_cross_entropy(x, w, target, linear_bias=b, **options)
-
-
-def linear_log_prob(rng, new):
-    target = torch.tensor([[rng.randrange(9) for _ in range(2)] for _ in range(2)])
-    temperature = rng.choice((1.0, 0.7))
-    return (new((2, 2, 6)), new((9, 6))), lambda x, w: F.linear_log_prob(x, w, target, temperature=temperature)
-
-
-OPS = (
-    linear, mlp, conv2d, max_pool2d, layer_norm, embedding, scaled_dot_product_attention, linear_cross_entropy,
-    linear_log_prob,
-)  # fmt: skip
-
-
-def run(draw, seed, device):
-    """A sequence of calls: their results and gradients."""
-    rng, found = random.Random(seed), []
-    torch.manual_seed(seed)
-    for _ in range(SEQUENCE):
-        numbers, kind = random.Random(rng.random()), random.Random(f"{seed} {rng.randrange(4)}")
-        dtype = kind.choice(FLOATS)
-
-        def new(shape, kind=kind, dtype=dtype, numbers=numbers):
-            return placed(_Mixed(kind, numbers), shape, dtype).to(device)
-
-        tensors, call = draw(kind, new)
-        wanted = rng.random() < 0.7
-        leaves = [t.requires_grad_(wanted) for t in tensors if t is not None]
-        y = call(*tensors)
-        found.append(y.detach().clone())
-        if wanted:
-            found += torch.autograd.grad(y, leaves, torch.ones_like(y))
-    return found
-
-
-class _Mixed:
-    """Choices from one generator, numbers from another: calls of one kind have different numbers."""
-
-    def __init__(self, kind, numbers):
-        self.choice, self.randrange = kind.choice, numbers.randrange
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("draw", OPS, ids=lambda draw: draw.__name__)
-def test_sequences_of_calls(draw, seed, device):
-    got = run(draw, seed, device)
+@pytest.mark.parametrize("op", OPS)
+def test_sequences_of_calls(op, device):
+    got = run_sequence(op, device)
     assert sum(len(function.plans) for function in prepared._functions) > 1
     with prepared.unprepared():
         prepared.forget()
-        want = run(draw, seed, device)
-    assert len(got) == len(want) >= SEQUENCE
+        want = run_sequence(op, device)
+    assert len(got) == len(want) > 36
     for a, b in zip(got, want, strict=True):
         assert a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
