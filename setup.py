@@ -40,7 +40,9 @@ setup(
     packages=[
         *find_packages(include=["primer_fast", "primer_fast.*"]),
         "primer_fast.kernels",
+        *(f"primer_fast.kernels.{name}" for name in find_packages("kernels")),
         "primer_fast.bench",
+        *(f"primer_fast.bench.{name}" for name in find_packages("bench")),
     ],
     package_data={
         "primer_fast": ["py.typed"],

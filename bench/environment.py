@@ -15,7 +15,7 @@ import primer_fast
 from primer_fast import bench, kernels
 from primer_fast.kernels.tunable import TUNED
 
-STAND_IN = "Stand-in"  # the device's name in a rehearsal, see rehearsal.py
+STAND_IN = "Stand-in"  # the device's name in a rehearsal, see stages/rehearsal.py
 _OF_A_RUN = ("device", "kind", "torch", "source", "small")
 
 

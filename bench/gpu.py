@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from primer_fast.bench import environment, summary
+from primer_fast.bench import environment
+from primer_fast.bench.stages import summary
 from primer_fast.bench.units import LOST
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,7 @@ class Stage:
 
     def command(self, seconds: float, resume: bool = False) -> list[str]:
         """Its command line, given its limit."""
-        stand_in = ["primer_fast.bench.rehearsal"] if self.rehearsed else []
+        stand_in = ["primer_fast.bench.stages.rehearsal"] if self.rehearsed else []
         budget = f"{max(seconds - _MARGIN, 0.7 * seconds):.0f}"
         options = ["--json", str(self.leaves), "--budget", budget, *(["--small"] if self.rehearsed else [])]
         options += ["--resume"] if resume else []
@@ -79,11 +80,11 @@ def stages(out: Path, rehearsed: bool = False) -> list[Stage]:
     """
     seconds = "0.01" if rehearsed else f"{SECONDS_PER_ROW:g}"
     return [
-        _stage(out, "compile", 0.17, "bench.compile", rehearsed),
-        _stage(out, "right", 0.36, "bench.right", rehearsed, interpreted=True),
+        _stage(out, "compile", 0.17, "bench.stages.compile", rehearsed),
+        _stage(out, "right", 0.36, "bench.stages.right", rehearsed, interpreted=True),
         _stage(out, "fast", 0.54, "bench", rehearsed, "--seconds-per-row", seconds),
         _stage(out, "programs", 0.7, "bench.models", rehearsed, "--all"),
-        _stage(out, "sanitizer", 1.0, "bench.sanitizer", rehearsed),
+        _stage(out, "sanitizer", 1.0, "bench.stages.sanitizer", rehearsed),
     ]
 
 
@@ -254,7 +255,7 @@ def _estimate(minutes: float | None) -> int:
     if minutes is not None:
         options = ["--estimate", "--minutes", f"{minutes:g}", "--jobs", str(CORES)]
         return subprocess.run([sys.executable, "-m", "primer_fast.tuning", *options]).returncode
-    from primer_fast.bench import estimate  # it reads every stage, which a run on a GPU has no time for
+    from primer_fast.bench.stages import estimate  # it reads every stage, which a run on a GPU has no time for
 
     print("\n".join(estimate.lines(CORES)))
     return 0

@@ -16,11 +16,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from primer_fast.bench import gpu_table, results, stages
 from primer_fast.bench import op as ops
+from primer_fast.bench import results
 from primer_fast.bench.files import replace_texts
-from primer_fast.bench.gpu_folder import GpuFolder, Refused, elsewhere, gpu_of, not_right, read
 from primer_fast.bench.report import FAST, PROGRAMS, RIGHT, SANITIZER, SCHEMAS, TUNE, Report, parse
+from primer_fast.bench.stages import stages
+from primer_fast.bench.stages import table as gpu_table
+from primer_fast.bench.stages.folder import GpuFolder, Refused, elsewhere, gpu_of, not_right, read
 from primer_fast.kernels.tunable import read_tuned
 
 DOCUMENTS = {"README.md": False, "docs/performance.md": True}  # whether every case stands there, or the worst ones

@@ -22,19 +22,19 @@ import torch
 
 from primer_fast import backend
 from primer_fast.bench import environment, tables, units
-from primer_fast.bench.dpo_step import dpo_step, dpo_trl
-from primer_fast.bench.generation import generation
-from primer_fast.bench.launchers import launchers
-from primer_fast.bench.loss_head import loss_head
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import failure
-from primer_fast.bench.ppo_step import ppo_step
+from primer_fast.bench.programs.dpo_step import dpo_step, dpo_trl
+from primer_fast.bench.programs.generation import generation
+from primer_fast.bench.programs.launchers import launchers
+from primer_fast.bench.programs.loss_head import loss_head
+from primer_fast.bench.programs.ppo_step import ppo_step
+from primer_fast.bench.programs.supervised_step import cnn, mlp
+from primer_fast.bench.programs.to_accuracy import cnn_99, mlp_99
+from primer_fast.bench.programs.transformer_step import COMPILED, characters, compile_nanogpt, gpt2, gpt2_compiled
+from primer_fast.bench.programs.wrappers import wrappers
 from primer_fast.bench.report import FAILED, NOT_AVAILABLE, OK, PROGRAMS, ProgramRow, Report
-from primer_fast.bench.supervised_step import cnn, mlp
-from primer_fast.bench.to_accuracy import cnn_99, mlp_99
-from primer_fast.bench.transformer_step import COMPILED, characters, compile_nanogpt, gpt2, gpt2_compiled
 from primer_fast.bench.units import DeviceLost
-from primer_fast.bench.wrappers import wrappers
 
 # Device, seconds a provider is timed, whether torch.compile takes part, whether sizes are those of a rehearsal.
 Part = Callable[[str, float, bool, bool], list[ProgramRow]]

@@ -179,4 +179,4 @@ def load(name: str) -> Op:
     """
     if name not in names():
         raise ValueError(f"bench: op must be one of {', '.join(names())}; got {name!r}")
-    return importlib.import_module(f"primer_fast.bench.{name}").OP
+    return importlib.import_module(f"primer_fast.bench.ops.{name}").OP

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .prepared import forget
+from .launch.prepared import forget
 
 
 class Chip(NamedTuple):

@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import Chip, cdiv, chip_of, on_device_of
-from .entry import entry
+from .launch.entry import entry
 from .partials import add_rows
 from .tile_settings import Grid, GridSettings, grid_choice
 from .tunable import Choice, bucket_of

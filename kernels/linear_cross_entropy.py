@@ -4,7 +4,7 @@
     dz_v = dloss (p_v - (1 - s) [v = t] - s / V)        both 0 where t is the ignored index
 
 Source: torch.nn.functional.linear_cross_entropy; for the smoothing, Szegedy et al., "Rethinking the Inception
-Architecture" (2016). logits.py has the kernels, their FLOPs and traffic.
+Architecture" (2016). logits/ has the kernels, their FLOPs and traffic.
 
 Shapes: x (N, D), w (V, D), b (V,), t (N,) int64 -> loss (N,) float32. A target that is neither ignored nor in [0, V)
 gives NaN, in the row's gradients too, and reads nothing outside w.
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .logits import Head
-from .logits_gradient import logits_bwd
-from .logits_statistics import logits_fwd
+from .logits.gradient import logits_bwd
+from .logits.row_losses import spread_gradient
+from .logits.statistics import logits_fwd
 from .product import MatmulSettings
-from .row_losses import spread_gradient
 
 
 def linear_cross_entropy_fwd(
@@ -37,8 +37,8 @@ def linear_cross_entropy_bwd(
     chunk: tuple[int, int] | None = None, kept: Tensor | None = None, ignore_index: int | None = None,
     number: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """dloss (N,), or () of the sum of all losses or, with ``number``, of a mean (see row_losses.py); lse, kept of the
-    forward -> dx, dw, db if needed. Rows whose target is ``ignore_index`` have no gradient.
+    """dloss (N,), or () of the sum of all losses or, with ``number``, of a mean (see logits/row_losses.py); lse, kept
+    of the forward -> dx, dw, db if needed. Rows whose target is ``ignore_index`` have no gradient.
     """
     head, score_grad = Head(1.0, smoothing), spread_gradient(dloss, number, target, ignore_index)
     return logits_bwd(score_grad, None, x, w, bias, target, lse, None, head, needed, precision, settings, chunk, kept)

@@ -4,7 +4,7 @@
     dz_v = dy ([v = t] - p_v) - dH p_v (log p_v + H)
 
 Source: apple/ml-cross-entropy (Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024) for the
-logits that are never in memory. logits.py has the kernels, their FLOPs and traffic.
+logits that are never in memory. logits/ has the kernels, their FLOPs and traffic.
 
 Shapes: x (N, D), w (V, D), b (V,), t (N,) int64 -> y, H (N,) float32. A target outside [0, V) gives NaN, in the row's
 gradients too, and reads nothing outside w. Where the target is ``ignore_index``, y, H and the row's gradients are 0.
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .logits import Head
-from .logits_gradient import logits_bwd
-from .logits_statistics import logits_fwd
+from .logits.gradient import logits_bwd
+from .logits.statistics import logits_fwd
 from .product import MatmulSettings
 
 

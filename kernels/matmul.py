@@ -23,9 +23,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import INSTRUCTIONS, activate, backpropagate, keeps_derivative
-from .descriptor import strides_beside, tensor_descriptor
 from .device import Chip, cdiv, chip_of, dot_precision, on_device_of, passes
-from .entry import entry
+from .launch.descriptor import strides_beside, tensor_descriptor
+from .launch.entry import entry
 from .partials import partial_length, reduce_partials
 from .product import MatmulSettings, Product, matmul_choice
 from .tile import grouped_tile

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .activation import activate, backpropagate
 from .device import cdiv, chip_of, on_device_of
-from .entry import entry
+from .launch.entry import entry
 
 _BLOCK = 1024  # elements per program
 

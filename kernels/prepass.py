@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .activation import backpropagate
 from .device import cdiv, chip_of, on_device_of
-from .entry import entry
+from .launch.entry import entry
 from .partials import add_rows
 
 _TILE, _WARPS, _STAGES = 2048, 4, 3  # elements of a tile: 16 a thread

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from .prepared import forget, unprepared
+from .launch.prepared import forget, unprepared
 
 TUNED = Path(__file__).parent / "tuned"
 FIGURES = ("seconds", "default_seconds")  # of an entry, beside the settings

@@ -32,14 +32,14 @@ if find_spec("primer_fast.kernels") is None:
 
 if TYPE_CHECKING:
     from primer_fast import data, functional, models, nn, reference, train
-    from primer_fast.attention import register_attention, sdpa
-    from primer_fast.replace import replace_modules, restore_modules
+    from primer_fast.adopt.attention import register_attention, sdpa
+    from primer_fast.adopt.replace import replace_modules, restore_modules
 else:  # torch and Triton are imported with the first use
     __getattr__, __dir__ = lazy(
         __name__,
         {
-            "attention": ["register_attention", "sdpa"],
-            "replace": ["replace_modules", "restore_modules"],
+            "adopt.attention": ["register_attention", "sdpa"],
+            "adopt.replace": ["replace_modules", "restore_modules"],
         },
         unlisted=["bench", "cli", "kernels", "proof", "tuning"],
     )

@@ -21,7 +21,7 @@ if not torch.cuda.is_available():
         os.environ["TRITON_CACHE_DIR"] = compiled_kernels.name  # for all processes of one run of tests that compile
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's deterministic mode asks of cuBLAS
 
-from primer_fast.kernels import prepared
+from primer_fast.kernels.launch import prepared
 
 sys.modules.setdefault("kernels", None)  # transformers looks for PyPI's package of that name; our folder is not it
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from compiling import printed_where_kernels_compile
 
-from primer_fast.kernels.descriptor import tensor_descriptor
+from primer_fast.kernels.launch.descriptor import tensor_descriptor
 
 BAD = [  # what changes in a descriptor that is right
     ("on a 16-byte boundary", {"base": torch.empty(64, 80)[:, 1:65]}),
@@ -34,7 +34,7 @@ def right():
 
 @pytest.mark.parametrize("rule, change", BAD, ids=[f"{rule}-{i}" for i, (rule, _) in enumerate(BAD)])
 def test_a_bad_descriptor_is_refused(rule, change, monkeypatch):
-    monkeypatch.setattr("primer_fast.kernels.descriptor._checking", True)
+    monkeypatch.setattr("primer_fast.kernels.launch.descriptor._checking", True)
     assert tensor_descriptor(**right()).block_shape == [16, 32]
     with pytest.raises(ValueError, match=rf"tensor_descriptor: .*{rule}.*of shape"):
         tensor_descriptor(**right() | change)

@@ -8,9 +8,9 @@ import triton
 from triton.runtime.jit import JITFunction
 
 from primer_fast import backend
-from primer_fast.kernels.entry import Entry, InterpretedEntry, entry
+from primer_fast.kernels.launch.entry import Entry, InterpretedEntry, entry
 
-KERNELS = sorted((Path(__file__).parent.parent / "kernels").glob("*.py"))
+KERNELS = sorted((Path(__file__).parent.parent / "kernels").rglob("*.py"))
 
 
 def _kernel(x_ptr, N):

@@ -12,12 +12,12 @@ import pytest
 from primer_fast.reference.ops import OPS
 
 ROOT = Path(__file__).parent.parent
-FILES = [
-    "kernels/{}.py",
-    "primer_fast/functional/{}.py",
-    "primer_fast/reference/{}.py",
-    "tests/functional/test_{}.py",
-    "bench/{}.py",
+ROOMS = [
+    "kernels/{}",
+    "primer_fast/functional/{}",
+    "primer_fast/reference/{}",
+    "tests/functional/test_{}",
+    "bench/ops/{}",
 ]
 # A layer may import itself and what stands after it; the rest of a list is what it may use besides.
 LAYERS = ["cli", "train", "models", "nn", "functional", "kernels"]
@@ -27,15 +27,10 @@ BESIDE = {
     "functional": {"backend"},
     "kernels": set(),
     "reference": set(),
-    "__init__": {"attention", "data", "functional", "models", "nn", "reference", "replace", "train"},
+    "__init__": {"adopt", "data", "functional", "models", "nn", "reference", "train"},
     "lazy": set(),
     "files": set(),
-    "replace": {"attention", "chain", "nn", "recognise", "replace_rules"},
-    "recognise": {"chain", "functional"},
-    "replace_rules": {"chain", "functional", "nn", "recognise"},
-    "chain": {"functional", "nn"},
-    "attention": {"flash_backend", "functional"},
-    "flash_backend": {"kernels"},
+    "adopt": {"functional", "kernels", "nn"},
     "data": set(),
     "backend": {"interpreter"},
     "interpreter": set(),
@@ -49,6 +44,13 @@ SOURCES = sorted(
     for p in (ROOT / folder).rglob("*.py")
     if not p.stem.startswith("test_") and p.stem != "conftest"
 )
+
+
+KERNELS = [path for path in SOURCES if path.is_relative_to(ROOT / "kernels")]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
 def layer_of(path: Path) -> str:
@@ -76,10 +78,11 @@ def imported_layers(path: Path):
                 yield parts[1], node.lineno
 
 
-@pytest.mark.parametrize("place", FILES)
+@pytest.mark.parametrize("place", ROOMS)
 @pytest.mark.parametrize("op", OPS)
-def test_an_op_has_a_file_in_every_room(op, place):
-    assert (ROOT / place.format(op)).is_file(), place.format(op)
+def test_an_op_has_a_file_or_a_folder_in_every_room(op, place):
+    path = ROOT / place.format(op)
+    assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), place.format(op)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -95,13 +98,43 @@ def test_an_op_has_one_name_in_every_layer(op):
     assert all(case.why for case in reference.CASES)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_imports_run_one_way(path):
     own = layer_of(path)
     below = set(LAYERS[LAYERS.index(own) :]) if own in LAYERS else {own}
     allowed = below | BESIDE.get(own, set()) | {"__version__", "lazy", "files"}
     for other, line in imported_layers(path):
         assert other in allowed, f"{path.relative_to(ROOT)}:{line}: {own} may not import {other}"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "primer_fast" else ("primer_fast", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def imported_modules(module: str) -> set[str]:
+    """Modules of ours that a module imports as it is loaded, not those that a function or a type checker asks for."""
+    path, found = MODULES[module], set()
+    package = module if path.stem == "__init__" else module.rpartition(".")[0]
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            above = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            source = ".".join(part for part in (above, node.module) if part)
+            members = {f"{source}.{alias.name}" for alias in node.names}
+            found |= members & MODULES.keys() or {source} & MODULES.keys()
+    return found
+
+
+def test_imports_run_in_no_circle():
+    waiting = {module: imported_modules(module) - {module} for module in MODULES}
+    while ready := [module for module, wanted in waiting.items() if not wanted & waiting.keys()]:
+        for module in ready:
+            del waiting[module]
+    assert waiting == {}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "primer_fast" / "reference").glob("*.py")), ids=lambda p: p.name)
@@ -123,7 +156,7 @@ def masked_loads_without_fill(source: str):
                 yield node.lineno
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", KERNELS, ids=name_of)
 def test_masked_loads_name_their_fill(path):
     """Triton leaves masked-off elements undefined; its interpreter returns 0 and hides that."""
     assert list(masked_loads_without_fill(path.read_text())) == []
@@ -133,13 +166,13 @@ def test_the_lint_of_masked_loads_finds_one():
     assert list(masked_loads_without_fill("a = tl.load(p, mask=m, other=0.0)\nb = tl.load(p, mask=m)")) == [2]
 
 
-ATOMIC = {"attention_onepass"}  # opt-in, and never under torch.use_deterministic_algorithms(True)
+ATOMIC = {"kernels/attention/onepass.py"}  # opt-in, and never under torch.use_deterministic_algorithms(True)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", KERNELS, ids=name_of)
 def test_kernels_add_no_floats_atomically(path):
     """The order of atomic additions is not fixed, and with it the result's last bits."""
-    assert ("atomic_add" in path.read_text()) == (path.stem in ATOMIC)
+    assert ("atomic_add" in path.read_text()) == (path.relative_to(ROOT).as_posix() in ATOMIC)
 
 
 def in_the_encoding_of_the_locale(source: str):
@@ -156,7 +189,7 @@ def in_the_encoding_of_the_locale(source: str):
                 yield node.lineno
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_files_are_utf8_whatever_the_locale(path):
     assert list(in_the_encoding_of_the_locale(path.read_text(encoding="utf-8"))) == []
 

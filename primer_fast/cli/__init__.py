@@ -1,4 +1,4 @@
-"""The ``primer-fast`` command: each command is one module here, imported only when it is called."""
+"""The ``primer-fast`` command: each command is one module or folder here, imported only when it is called."""
 
 import difflib
 import importlib
@@ -12,17 +12,17 @@ COMMANDS = {  # words on the command line -> module, or module:object in it, wha
     ("verify",): ("verify", "compare every kernel with its NumPy reference"),
     ("kernels",): ("kernels", "compile the kernels for any GPU, without one, and list registers and instructions"),
     ("tune",): ("tune", "search this GPU's fastest launch settings, and keep them"),
-    ("train", "mlp"): ("train_mlp", "train the multilayer perceptron"),
-    ("train", "cnn"): ("train_cnn", "train the convolutional network on digits"),
-    ("train", "vit"): ("train_vit", "train the vision transformer on digits"),
-    ("train", "gpt"): ("train_gpt", "train the transformer on text"),
-    ("train", "sft"): ("train_preferences:SFT", "fine-tune a transformer on prompts and their completions"),
-    ("train", "reward"): ("train_preferences:REWARD", "train a reward model on what people prefer"),
-    ("train", "dpo"): ("train_preferences:DPO", "align a transformer with preferences, without a reward model"),
-    ("train", "ppo"): ("train_preferences:PPO", "align a transformer with a reward model or any function"),
+    ("train", "mlp"): ("train.mlp", "train the multilayer perceptron"),
+    ("train", "cnn"): ("train.cnn", "train the convolutional network on digits"),
+    ("train", "vit"): ("train.vit", "train the vision transformer on digits"),
+    ("train", "gpt"): ("train.gpt", "train the transformer on text"),
+    ("train", "sft"): ("train.preferences:SFT", "fine-tune a transformer on prompts and their completions"),
+    ("train", "reward"): ("train.preferences:REWARD", "train a reward model on what people prefer"),
+    ("train", "dpo"): ("train.preferences:DPO", "align a transformer with preferences, without a reward model"),
+    ("train", "ppo"): ("train.preferences:PPO", "align a transformer with a reward model or any function"),
     ("sample",): ("sample", "print text that a trained transformer writes"),
-    ("show", "convolution"): ("show_convolution", "work a convolution and a max-pool out, number by number"),
-    ("show", "attention"): ("show_attention", "work a layer of attention out, number by number"),
+    ("show", "convolution"): ("show.convolution", "work a convolution and a max-pool out, number by number"),
+    ("show", "attention"): ("show.attention", "work a layer of attention out, number by number"),
     ("align",): ("align", "pretrain, learn what people prefer, PPO and DPO side by side, one page of results"),
     ("report",): ("report", "one page of everything measured, and what was not"),
     ("demo",): ("demo", "verify, train and write a report with pictures"),

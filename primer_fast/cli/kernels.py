@@ -17,7 +17,7 @@ from primer_fast.bench.environment import commit
 from primer_fast.cli.console import Display
 from primer_fast.cli.errors import refused_calls
 from primer_fast.cli.options.kernels import parse
-from primer_fast.cli.run_folder import write_text
+from primer_fast.cli.run.folder import write_text
 from primer_fast.proof.hot_loop import HotLoop
 from primer_fast.proof.production import CaseOnTarget, CompiledLaunch, cases_to_compile, compile_units
 from primer_fast.proof.resources import Resources

@@ -4,10 +4,10 @@ import os
 
 import torch
 
-from primer_fast.cli.base_run import load
 from primer_fast.cli.errors import sizes_that_fit
 from primer_fast.cli.options.sample import Options, parse
-from primer_fast.cli.options.training import device_of
+from primer_fast.cli.options.train.training import device_of
+from primer_fast.cli.run.base_run import load
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import Tokenizer
 from primer_fast.models.generation import generate

@@ -15,7 +15,7 @@ from primer_fast import __version__
 from primer_fast.cli.console import Display
 from primer_fast.cli.errors import refused_calls
 from primer_fast.cli.options.verify import parse
-from primer_fast.cli.run_folder import write_text
+from primer_fast.cli.run.folder import write_text
 from primer_fast.proof import verify
 
 _WIDTH = 120  # where the output is not a terminal

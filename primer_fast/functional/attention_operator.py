@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from primer_fast.functional.operator import operator
-from primer_fast.kernels.attention_decode import attention_decode
-from primer_fast.kernels.attention_mask import FAR
-from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, supported
-from primer_fast.kernels.attention_tile import empty_like_rows
-from primer_fast.kernels.prepared import prepared
+from primer_fast.kernels.attention.decode import attention_decode
+from primer_fast.kernels.attention.mask import FAR
+from primer_fast.kernels.attention.onepass import attention_bwd_onepass, chosen, supported
+from primer_fast.kernels.attention.tile import empty_like_rows
+from primer_fast.kernels.launch.prepared import prepared
 from primer_fast.kernels.scaled_dot_product_attention import (
     Band,
     Scoring,

@@ -14,8 +14,8 @@ from primer_fast.functional.checks import check_alike, check_tensors, pair
 from primer_fast.functional.operator import differentiable, differentiates, gradients_of, operator
 from primer_fast.kernels.activation import FROM_OUTPUT, keeps_derivative
 from primer_fast.kernels.conv2d import Geometry, conv2d_bwd, conv2d_fwd
+from primer_fast.kernels.launch.prepared import prepared
 from primer_fast.kernels.max_pool2d import is_channels_last
-from primer_fast.kernels.prepared import prepared
 
 Pair = int | tuple[int, int]
 _NUMBERS = 1 << 63  # the first that torch's operators do not take

@@ -13,7 +13,7 @@ from primer_fast.backend import jit_traces, prepares, runs_triton, sharded, sums
 from primer_fast.functional.checks import check_alike, check_tensors
 from primer_fast.functional.operator import differentiable, differentiates, operator
 from primer_fast.kernels.embedding import embedding_bwd, embedding_bwd_axis, embedding_fwd
-from primer_fast.kernels.prepared import prepared
+from primer_fast.kernels.launch.prepared import prepared
 
 _INDICES = (torch.int32, torch.int64)
 

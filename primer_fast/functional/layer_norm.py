@@ -13,8 +13,8 @@ from torch import Tensor
 from primer_fast.backend import jit_traces, prepares, runs_triton, sharded, wants_gradient
 from primer_fast.functional.checks import check_alike, check_tensors
 from primer_fast.functional.operator import check_kept, differentiable, differentiates, gradients_of, operator
+from primer_fast.kernels.launch.prepared import prepared
 from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
-from primer_fast.kernels.prepared import prepared
 
 
 @overload

@@ -18,8 +18,8 @@ from primer_fast.functional.operator import (
     operator,
 )
 from primer_fast.kernels.activation import FROM_OUTPUT, keeps_derivative
+from primer_fast.kernels.launch.prepared import prepared
 from primer_fast.kernels.linear import linear_bwd, linear_fwd
-from primer_fast.kernels.prepared import prepared
 
 
 def linear(

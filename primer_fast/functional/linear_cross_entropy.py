@@ -41,10 +41,10 @@ from primer_fast.functional.operator import (
     operator,
 )
 from primer_fast.functional.weighted_losses import check_weighted, weighted_losses, weighted_reduction, weights_of
+from primer_fast.kernels.launch.prepared import prepared
 from primer_fast.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 from primer_fast.kernels.logits import Head
-from primer_fast.kernels.prepared import prepared
-from primer_fast.kernels.row_losses import reduce_losses
+from primer_fast.kernels.logits.row_losses import reduce_losses
 
 REDUCTIONS = ("mean", "sum", "none")
 LOSS_DTYPES = (*DTYPES, torch.float64)

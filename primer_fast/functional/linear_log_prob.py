@@ -31,9 +31,9 @@ from primer_fast.functional.logits import (
     wide_logits,
 )
 from primer_fast.functional.operator import differentiable, differentiates, gradients_of, needs_operator, operator
+from primer_fast.kernels.launch.prepared import prepared
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
 from primer_fast.kernels.logits import Head
-from primer_fast.kernels.prepared import prepared
 
 
 @overload

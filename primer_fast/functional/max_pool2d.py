@@ -14,8 +14,8 @@ from torch.autograd import forward_ad
 from primer_fast.backend import jit_traces, prepares, runs_triton, sharded, sums_narrowly, tangents, wants_gradient
 from primer_fast.functional.checks import check_tensors, pair
 from primer_fast.functional.operator import differentiable, differentiates, operator
+from primer_fast.kernels.launch.prepared import prepared
 from primer_fast.kernels.max_pool2d import is_channels_last, max_pool2d_bwd, max_pool2d_fwd, output_size, position_dtype
-from primer_fast.kernels.prepared import prepared
 
 Size = int | tuple[int, int]
 

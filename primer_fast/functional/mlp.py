@@ -25,8 +25,8 @@ from primer_fast.functional.operator import (
     spread,
 )
 from primer_fast.kernels.activation import FROM_OUTPUT, keeps_derivative
+from primer_fast.kernels.launch.prepared import prepared
 from primer_fast.kernels.mlp import mlp_bwd, mlp_fwd
-from primer_fast.kernels.prepared import prepared
 
 _SEQUENCES, _ACTIVATIONS = (list, tuple), (None, *ACTIVATIONS)
 _TENSORS = {Tensor, torch.nn.Parameter}

@@ -18,7 +18,7 @@ from triton.runtime.jit import JITFunction
 
 from primer_fast import backend
 from primer_fast.kernels.device import forget_chip
-from primer_fast.kernels.prepared import unprepared
+from primer_fast.kernels.launch.prepared import unprepared
 from primer_fast.proof.resources import Resources, read_resources
 from primer_fast.proof.targets import TARGETS, StandInDriver, Target
 

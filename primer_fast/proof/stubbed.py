@@ -15,7 +15,7 @@ from triton.backends.nvidia import driver as nvidia
 
 from primer_fast import backend
 from primer_fast.kernels.device import forget_chip
-from primer_fast.kernels.entry import ENTRIES
+from primer_fast.kernels.launch.entry import ENTRIES
 from primer_fast.proof.offline import refuse_interpreter
 from primer_fast.proof.targets import TARGETS, StandInDriver, Target
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from itertools import product
 
-from primer_fast.kernels.attention_decode import DecodeProblem, DecodeSettings, decode_choice
-from primer_fast.kernels.attention_settings import (
+from primer_fast.kernels.attention.decode import DecodeProblem, DecodeSettings, decode_choice
+from primer_fast.kernels.attention.settings import (
     PLAIN,
     AttentionProblem,
     AttentionSettings,

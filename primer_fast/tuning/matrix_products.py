@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from itertools import product
 
-from primer_fast.kernels.conv2d_gather import gather_choice
-from primer_fast.kernels.conv2d_weight import weight_choice
+from primer_fast.kernels.conv2d.gather import gather_choice
+from primer_fast.kernels.conv2d.weight import weight_choice
 from primer_fast.kernels.device import Chip, cdiv
-from primer_fast.kernels.logits_gradient import gradient_choice
-from primer_fast.kernels.logits_statistics import share_count, statistics_choice
+from primer_fast.kernels.logits.gradient import gradient_choice
+from primer_fast.kernels.logits.statistics import share_count, statistics_choice
 from primer_fast.kernels.product import MatmulSettings, Product, estimate, matmul_choice, shape_tile
 from primer_fast.tuning.space import Space
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from primer_fast.kernels import embedding, max_pool2d
-from primer_fast.kernels.conv2d_depthwise import (
+from primer_fast.kernels.conv2d.depthwise import (
     DepthwiseProblem,
     DepthwiseSettings,
     depthwise_choice,
@@ -12,7 +12,7 @@ from primer_fast.kernels.conv2d_depthwise import (
 )
 from primer_fast.kernels.device import Chip, cdiv
 from primer_fast.kernels.embedding import Runs, RunSettings
-from primer_fast.kernels.layer_norm_rows import Rows, RowSettings, backward_choice, forward_choice
+from primer_fast.kernels.layer_norm.rows import Rows, RowSettings, backward_choice, forward_choice
 from primer_fast.kernels.tile_settings import Grid, GridSettings, idle
 from primer_fast.tuning.space import Space, seconds_to_move
 

@@ -1,6 +1,7 @@
 """Every choice that is searched, by name. Of choices between ways to compute the same, every way is tried."""
 
-from primer_fast.kernels import attention_onepass, linear
+from primer_fast.kernels import linear
+from primer_fast.kernels.attention import onepass as attention_onepass
 from primer_fast.kernels.matmul import operands_choice
 from primer_fast.kernels.tunable import Variant, Variants
 from primer_fast.tuning.attention import ATTENTION

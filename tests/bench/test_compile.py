@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from primer_fast.bench import compile as command
 from primer_fast.bench import op as ops
-from primer_fast.bench.compile import CompiledTask, compile_all, units_of
+from primer_fast.bench.stages import compile as command
+from primer_fast.bench.stages.compile import CompiledTask, compile_all, units_of
 from primer_fast.proof.production import cases_to_compile
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from primer_fast.bench import gpu, summary
+from primer_fast.bench import gpu
 from primer_fast.bench.gpu import Stage, run_all, run_stage
+from primer_fast.bench.stages import summary
 from primer_fast.bench.units import LOST
 
 HEADER = {"device": "A GPU", "commit": None, "date": "2026-01-02", "driver": None}
@@ -138,9 +139,9 @@ def test_only_a_rehearsal_is_small_and_on_a_stand_in(tmp_path):
         command = one.command(100)
         assert command[:3] == [sys.executable, "-u", "-m"] and not one.environment
         assert {"--json", str(tmp_path / f"{name}.json"), "--budget", "92"} <= set(command)
-        assert not {"--small", "--resume", "primer_fast.bench.rehearsal"} & set(command)
+        assert not {"--small", "--resume", "primer_fast.bench.stages.rehearsal"} & set(command)
     again = rehearsed["right"].command(100, resume=True)
-    assert again[3:5] == ["primer_fast.bench.rehearsal", "primer_fast.bench.right"]
+    assert again[3:5] == ["primer_fast.bench.stages.rehearsal", "primer_fast.bench.stages.right"]
     assert again[-2:] == ["--small", "--resume"]
     assert [name for name, s in rehearsed.items() if s.environment] == ["right"], "its kernels are interpreted"
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from made_folders import MATMUL, SOURCE, TUNED, changed, gpu_folder, right_row, tune_row, tuned_file, wrong_row
 
-from primer_fast.bench import environment, gpu_table, keep, models, op, results
+from primer_fast.bench import environment, keep, models, op, results
 from primer_fast.bench.agenda import ROWS
 from primer_fast.bench.report import KINDS
+from primer_fast.bench.stages import table as gpu_table
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = "tuned/nvidia_h200.json"

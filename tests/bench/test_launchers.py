@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from primer_fast.bench import launchers
 from primer_fast.bench import op as ops
 from primer_fast.bench.goals import BOTH_WAYS, FORWARD
 from primer_fast.bench.op import OURS
+from primer_fast.bench.programs import launchers
 from primer_fast.bench.timing import Timing
 
 

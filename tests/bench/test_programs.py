@@ -1,6 +1,6 @@
 """The programs of a GPU, on a stand-in for it: CUDA graphs, budgets, what an earlier process measured, what is missing.
 
-The stand-in is that of bench/rehearsal.py, here for one test at a time; kernels take the plain path.
+The stand-in is that of bench/stages/rehearsal.py, here for one test at a time; kernels take the plain path.
 """
 
 import dataclasses
@@ -8,22 +8,12 @@ import dataclasses
 import pytest
 import torch
 
-from primer_fast.bench import (
-    dpo_step,
-    environment,
-    generation,
-    loss_head,
-    models,
-    peers,
-    ppo_step,
-    rehearsal,
-    to_accuracy,
-    transformer_step,
-    units,
-)
+from primer_fast.bench import environment, models, peers, units
 from primer_fast.bench.op import OURS
+from primer_fast.bench.programs import dpo_step, generation, loss_head, ppo_step, to_accuracy, transformer_step
+from primer_fast.bench.programs.transformer_step import COMPILED, GRAPH, NANOGPT, NO_GRAPH, PLAIN, compare
 from primer_fast.bench.report import FAILED, NOT_AVAILABLE, OK, ProgramRow, load
-from primer_fast.bench.transformer_step import COMPILED, GRAPH, NANOGPT, NO_GRAPH, PLAIN, compare
+from primer_fast.bench.stages import rehearsal
 from primer_fast.data.drawn_digits import draw_digits
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train import cuda_graphs

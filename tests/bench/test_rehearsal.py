@@ -55,7 +55,7 @@ def main(arguments):
 def test_a_program_for_a_gpu_runs_here(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "primer_fast.bench.rehearsal", "program", "--one", "2"]
+    command = [sys.executable, "-m", "primer_fast.bench.stages.rehearsal", "program", "--one", "2"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.stdout.splitlines() == [
         "['--one', '2'] cpu ['cpu'] True",

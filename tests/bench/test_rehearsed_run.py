@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from primer_fast.bench import keep, models, report, summary
+from primer_fast.bench import keep, models, report
 from primer_fast.bench import op as ops
 from primer_fast.bench.environment import STAND_IN
 from primer_fast.bench.goals import DECLARED
-from primer_fast.bench.ppo_step import TRL
+from primer_fast.bench.programs.ppo_step import TRL
+from primer_fast.bench.stages import summary
 from primer_fast.kernels.tunable import read_tuned
 
 pytestmark = pytest.mark.xdist_group("rehearsal")  # each of them starts many processes

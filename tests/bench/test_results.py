@@ -6,12 +6,13 @@ import pytest
 from made_folders import gpu_folder, right_row, wrong_row
 from made_reports import op_report, row, timed, trials
 
-from primer_fast.bench import history, results, roofline, stages
+from primer_fast.bench import history, results, roofline
 from primer_fast.bench import op as ops
 from primer_fast.bench.goals import CNN, DECLARED, NANOGPT
 from primer_fast.bench.op import OURS
 from primer_fast.bench.report import ProgramRow
-from primer_fast.bench.verdicts import MET, MISSED, NOT_MEASURED, verdicts
+from primer_fast.bench.stages import stages
+from primer_fast.bench.stages.verdicts import MET, MISSED, NOT_MEASURED, verdicts
 
 VERIFIED = {"op": "linear", "case": "square", "dtype": "float32", "passed": True}
 COMPILED_ROW = {**VERIFIED, "target": "sm_90", "kernel": "_k", "resources": None}

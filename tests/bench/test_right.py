@@ -6,10 +6,12 @@ import pytest
 import torch
 from train.test_cuda_graphs import StandIn
 
-from primer_fast.bench import recorded_step, report, right
+from primer_fast.bench import report
 from primer_fast.bench.op import production
+from primer_fast.bench.programs import recorded_step
 from primer_fast.bench.report import RIGHT
-from primer_fast.bench.right import Check, checks, rows_of
+from primer_fast.bench.stages import right
+from primer_fast.bench.stages.right import Check, checks, rows_of
 from primer_fast.bench.units import LOST, DeviceLost
 from primer_fast.proof import on_gpu, verify
 from primer_fast.proof.native import CheckedTensor

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from primer_fast.bench import sanitized, sanitizer
 from primer_fast.bench.report import SANITIZER, load
-from primer_fast.bench.sanitizer import main, read_output
+from primer_fast.bench.stages import sanitized, sanitizer
+from primer_fast.bench.stages.sanitizer import main, read_output
 from primer_fast.proof import verify
 
 MEMCHECK = """========= COMPUTE-SANITIZER
@@ -91,7 +91,7 @@ def test_both_tools_are_run(fake, tmp_path, capsys):
     assert statuses(path) == [("memcheck", "passed", 0), ("racecheck", "passed", 0)]
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls[0].startswith("--tool memcheck --report-api-errors no ") and calls[1].startswith("--tool racecheck ")
-    assert all(call.endswith("-u -m primer_fast.bench.sanitized --small 1") for call in calls)
+    assert all(call.endswith("-u -m primer_fast.bench.stages.sanitized --small 1") for call in calls)
     assert "memcheck: passed, 0 errors" in capsys.readouterr().out
     assert main(["--json", path, "--small", "--resume"]) == 0
     assert (tmp_path / "calls").read_text().splitlines() == calls

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from primer_fast.bench import scaled_dot_product_attention as bench
+from primer_fast.bench.ops import scaled_dot_product_attention as bench
 from primer_fast.bench.peers import NotAvailable
 from primer_fast.functional import attention_operator
 from primer_fast.functional.scaled_dot_product_attention import scaled_dot_product_attention_plain

@@ -3,11 +3,11 @@
 import pytest
 from made_reports import header, op_report, row, timed, trials
 
-from primer_fast.bench import scoreboard, summary
 from primer_fast.bench.goals import NANOGPT
 from primer_fast.bench.gpu import StageResult
 from primer_fast.bench.op import FORWARD_BACKWARD, OURS
 from primer_fast.bench.report import FAILED, Goal, ProgramRow, Report
+from primer_fast.bench.stages import scoreboard, summary
 
 HEADER = header(driver=None, cuda="13.0", source="0123")
 STAGES = ("compile", "right", "fast", "programs", "sanitizer")

@@ -3,8 +3,8 @@ import torch
 
 from primer_fast.bench.op import OURS
 from primer_fast.bench.peers import NotAvailable
+from primer_fast.bench.programs.training_steps import COMPARED, compare_steps
 from primer_fast.bench.report import PROGRAMS, Goal, Report
-from primer_fast.bench.training_steps import COMPARED, compare_steps
 
 LOSSES = [3.0, 2.0, 1.5, 1.25, 1.2, 1.1]
 

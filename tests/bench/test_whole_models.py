@@ -5,13 +5,29 @@ import dataclasses
 import pytest
 import torch
 
-from primer_fast.bench import generation, nanogpt, ppo_step, supervised_step, transformer_step, trl_step, wrappers
 from primer_fast.bench.goals import CALL_US
-from primer_fast.bench.loss_head import loss_head
 from primer_fast.bench.op import EAGER, OURS
 from primer_fast.bench.peers import CHUNKED
+from primer_fast.bench.programs import (
+    generation,
+    nanogpt,
+    ppo_step,
+    supervised_step,
+    transformer_step,
+    trl_step,
+    wrappers,
+)
+from primer_fast.bench.programs.loss_head import loss_head
+from primer_fast.bench.programs.transformer_step import (
+    COMPILED,
+    FUSED,
+    NANOGPT,
+    OURS_COMPILED,
+    PLAIN,
+    compare,
+    nanogpt_step,
+)
 from primer_fast.bench.timing import Timing
-from primer_fast.bench.transformer_step import COMPILED, FUSED, NANOGPT, OURS_COMPILED, PLAIN, compare, nanogpt_step
 from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train.language_model import LanguageModelConfig

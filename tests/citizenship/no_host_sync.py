@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from primer_fast.kernels.prepared import unprepared
+from primer_fast.kernels.launch.prepared import unprepared
 
 READS = {  # operators whose host code needs a value, or whose result has as many elements as the data say
     "_local_scalar_dense", "item", "nonzero", "nonzero_numpy", "is_nonzero", "masked_select", "equal", "allclose",

@@ -14,8 +14,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from primer_fast.cli import cnn_plots, gpt_plots, main, plots, preference_plots
-from primer_fast.cli.run_folder import RunFolder
+from primer_fast.cli import main, plots
+from primer_fast.cli.run.folder import RunFolder
+from primer_fast.cli.train import cnn_plots, gpt_plots, preference_plots
 from primer_fast.data.preferences import RatedText
 from primer_fast.data.tokenizers import ByteTokenizer
 

@@ -18,7 +18,8 @@ import torch._dynamo
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
 
-from primer_fast.cli import interruption, main, train_gpt, train_mlp  # noqa: F401
+from primer_fast.cli import interruption, main
+from primer_fast.cli.train import gpt as train_gpt  # noqa: F401
 from primer_fast.train import supervised
 
 

@@ -20,15 +20,9 @@ import torch
 import torch._dynamo  # which the first optimizer imports, a second of work
 from commands import ALIGN, CALLS, LEXICON, differences, make_base, without_pictures, write_inputs
 
-from primer_fast.cli import (  # those that are not named below are imported for the children
-    align,
-    main,
-    run_folder,
-    train_gpt,  # noqa: F401
-    train_mlp,  # noqa: F401
-    train_preferences,  # noqa: F401
-)
-from primer_fast.cli.run_folder import RunFolder
+from primer_fast.cli import align, main
+from primer_fast.cli.run import folder as run_folder
+from primer_fast.cli.run.folder import RunFolder
 
 
 class Axe:

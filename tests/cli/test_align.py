@@ -9,9 +9,13 @@ import pytest
 import torch
 from cli.commands import ALIGN, LEXICON, metrics
 
-from primer_fast.cli import align, align_data, align_measure, demo_chapters, main, pair_accuracy, sample
-from primer_fast.cli.align_measure import Difference, Mean, Measured, Samples
+from primer_fast.cli import align, main, sample
+from primer_fast.cli.align import data as align_data
+from primer_fast.cli.align import measure as align_measure
+from primer_fast.cli.align.measure import Difference, Mean, Measured, Samples
 from primer_fast.cli.console import Display
+from primer_fast.cli.demo import chapters as demo_chapters
+from primer_fast.cli.train import pair_accuracy
 from primer_fast.data.completions import encode_pairs
 from primer_fast.data.preferences import Preference, RatedText
 from primer_fast.models.reward import RewardModel

@@ -9,10 +9,11 @@ import pytest
 import torch
 from cli.commands import ALIGN, LEXICON, at_step, saved_step, spoil
 
-from primer_fast.cli import align, align_stages, main
-from primer_fast.cli.align_folder import StageFolder
+from primer_fast.cli import align, main
+from primer_fast.cli.align import stages as align_stages
+from primer_fast.cli.align.folder import StageFolder
 from primer_fast.cli.options import align as options
-from primer_fast.cli.run_folder import RunFolder
+from primer_fast.cli.run.folder import RunFolder
 from primer_fast.data.tokenizers import ByteTokenizer
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train import supervised

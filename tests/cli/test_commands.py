@@ -8,7 +8,9 @@ import pytest
 import primer_fast
 from primer_fast import cli
 from primer_fast.bench import results
-from primer_fast.cli.options import report, train_cnn, train_vit, tune
+from primer_fast.cli.options import report, tune
+from primer_fast.cli.options.train import cnn as train_cnn
+from primer_fast.cli.options.train import vit as train_vit
 from primer_fast.kernels import tunable
 from primer_fast.models.cnn import CNNConfig
 from primer_fast.models.vit import ViTConfig

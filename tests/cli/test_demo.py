@@ -6,7 +6,11 @@ import re
 
 import pytest
 
-from primer_fast.cli import demo, main, page, tasks, train_cnn, train_gpt, train_mlp
+from primer_fast.cli import demo, main, page
+from primer_fast.cli.run import tasks
+from primer_fast.cli.train import cnn as train_cnn
+from primer_fast.cli.train import gpt as train_gpt
+from primer_fast.cli.train import mlp as train_mlp
 from primer_fast.proof import verify
 
 pytestmark = pytest.mark.usefixtures("plain_path")

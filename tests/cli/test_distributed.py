@@ -13,8 +13,9 @@ import pytest
 import torch
 from cli.commands import metrics, saved_step
 
-from primer_fast.cli import checkpoint, main, sample, usage
-from primer_fast.cli.run_folder import RunFolder, read_safetensors
+from primer_fast.cli import main, sample, usage
+from primer_fast.cli.run import checkpoint
+from primer_fast.cli.run.folder import RunFolder, read_safetensors
 
 pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.usefixtures("plain_path")]
 # Without biases, as in tests/train/distributed_cases.py.

@@ -13,7 +13,7 @@ import torch
 from cli.commands import CALLS, DIGITS, SMALL, at_step, differences, gpt2, metrics, saved_step, spoil, whole
 
 from primer_fast.cli import main
-from primer_fast.cli.run_folder import RunFolder
+from primer_fast.cli.run.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("folder")
 NAMES = ("config.json", "metrics.jsonl", "checkpoint.safetensors", "model.safetensors")  # of every run

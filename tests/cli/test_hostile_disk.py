@@ -12,8 +12,9 @@ import pytest
 import torch
 from cli.commands import CALLS, at_step, differences, saved_step, whole
 
-from primer_fast.cli import align, main, run_folder
-from primer_fast.cli.run_folder import RunFolder, WriteError, write_bytes, writing
+from primer_fast.cli import align, main
+from primer_fast.cli.run import folder as run_folder
+from primer_fast.cli.run.folder import RunFolder, WriteError, write_bytes, writing
 
 pytestmark = pytest.mark.usefixtures("folder", "undrawn")
 

@@ -4,7 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from primer_fast.cli import cnn_plots, gpt_plots
+from primer_fast.cli.train import cnn_plots, gpt_plots
 
 
 def test_what_max_pool_keeps_is_marked_where_it_is(tmp_path, monkeypatch):

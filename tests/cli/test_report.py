@@ -14,8 +14,9 @@ from primer_fast.bench import results
 from primer_fast.bench.goals import CNN, NANOGPT
 from primer_fast.bench.op import EAGER, FORWARD_BACKWARD, OURS
 from primer_fast.bench.report import OpRow, ProgramRow
-from primer_fast.cli import main, report, report_plots
+from primer_fast.cli import main, report
 from primer_fast.cli.page import figure, grid
+from primer_fast.cli.report import plots as report_plots
 
 VOID = {"meta", "img", "br", "link", "hr"}
 

@@ -5,8 +5,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from primer_fast.cli import run_folder, sharded_checkpoint
-from primer_fast.cli.run_folder import RunFolder, read_safetensors, write_bytes
+from primer_fast.cli.run import folder as run_folder
+from primer_fast.cli.run import sharded_checkpoint
+from primer_fast.cli.run.folder import RunFolder, read_safetensors, write_bytes
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from primer_fast import backend
-from primer_fast.cli import main, show_attention
-from primer_fast.cli.show_attention import EMBEDDING, VOCABULARY, W_K, W_Q, W_V, WORDS
+from primer_fast.cli import main
+from primer_fast.cli.show import attention as show_attention
+from primer_fast.cli.show.attention import EMBEDDING, VOCABULARY, W_K, W_Q, W_V, WORDS
 
 
 def by_formula():

@@ -5,7 +5,8 @@ import matplotlib.image
 import torch
 
 from primer_fast import backend
-from primer_fast.cli import main, show_convolution
+from primer_fast.cli import main
+from primer_fast.cli.show import convolution as show_convolution
 
 # Worked out by hand from the 0 and the kernel [[1, 1, 1], [0, 0, 0], [-1, -1, -1]].
 CONVOLVED = [[1, 3, 1], [0, 0, 0], [-1, -3, -1]]

@@ -8,8 +8,8 @@ import pytest
 
 from primer_fast import cli
 from primer_fast.cli import console, terminal
-from primer_fast.cli.gpt_tasks import TextTask
-from primer_fast.cli.run_folder import read_safetensors
+from primer_fast.cli.run.folder import read_safetensors
+from primer_fast.cli.train.gpt_tasks import TextTask
 
 WORDS = "Grüße, naïve café, λ → x ✓ 日本語 "  # none of them but the spaces and some letters are ASCII
 GPT = [

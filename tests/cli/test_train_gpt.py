@@ -10,7 +10,9 @@ import safetensors.torch
 import torch
 from cli.commands import CALLS, gpt2, metrics, whole
 
-from primer_fast.cli import gpt_plots, main, sample, train_gpt
+from primer_fast.cli import main, sample
+from primer_fast.cli.train import gpt as train_gpt
+from primer_fast.cli.train import gpt_plots
 from primer_fast.data import tokenizers
 from primer_fast.models.transformer import Transformer, TransformerConfig
 

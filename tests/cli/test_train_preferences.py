@@ -7,7 +7,8 @@ import pytest
 import torch
 from cli.commands import CALLS, differences, metrics, saved_step, whole
 
-from primer_fast.cli import main, preference_tasks
+from primer_fast.cli import main
+from primer_fast.cli.train import preference_tasks
 from primer_fast.data.completions import encode_pairs
 from primer_fast.data.preferences import read_preferences
 from primer_fast.data.tokenizers import CharacterTokenizer

@@ -9,8 +9,9 @@ import pytest
 import torch
 from cli.commands import gpt2, metrics
 
-from primer_fast.cli import gpt_plots, main, sample
-from primer_fast.cli.run_folder import RunFolder
+from primer_fast.cli import main, sample
+from primer_fast.cli.run.folder import RunFolder
+from primer_fast.cli.train import gpt_plots
 from primer_fast.data import tokenizers
 from primer_fast.data.tokenizers import CharacterTokenizer
 from primer_fast.models.transformer import Transformer, TransformerConfig
@@ -98,7 +99,7 @@ def test_a_tokenizer_without_line_ends(folder, capsys, refused):
 def test_a_tokenizer_larger_than_the_model_is_refused_before_any_work(folder, monkeypatch, refused):
     run_of("small", 20, CharacterTokenizer(LETTERS))
     gpt2(Path("hf"), 200)
-    monkeypatch.setattr("primer_fast.cli.train_gpt.tokenize", None)  # which is a minute of work on a large text
+    monkeypatch.setattr("primer_fast.cli.train.gpt.tokenize", None)  # which is a minute of work on a large text
     for name in ("sft", "ppo"):
         message = refused(CALLS[name].replace("mine", "small"))
         assert f"{name}: small/tokenizer.json: must have at most the model's 20 tokens; got 27" in message
@@ -113,7 +114,7 @@ def test_a_run_whose_tokenizer_was_replaced_by_a_larger_one_does_not_go_on(folde
     assert main(argv.split()) == 0
     capsys.readouterr()
     (folder / "run" / "tokenizer.json").write_text(CharacterTokenizer(LETTERS + " ").to_json())
-    monkeypatch.setattr("primer_fast.cli.train_gpt.tokenize", None)
+    monkeypatch.setattr("primer_fast.cli.train.gpt.tokenize", None)
     message = refused("train gpt --out run --resume")
     assert "run/tokenizer.json: must have at most the model's 15 tokens; got 28" in message
 

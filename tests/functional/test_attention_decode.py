@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast.kernels.attention_decode import DecodeProblem, DecodeSettings, attention_decode, decode_choice
+from primer_fast.kernels.attention.decode import DecodeProblem, DecodeSettings, attention_decode, decode_choice
 from primer_fast.kernels.device import CHIPS
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.proof.verify import DTYPES
@@ -139,7 +139,7 @@ def test_several_tiles_of_rows_and_shares(shape, device):
 
 def test_many_shares_are_added_some_at_a_time(device, monkeypatch):
     """Two at a time of seven, the last alone; some of them empty."""
-    monkeypatch.setattr("primer_fast.kernels.attention_decode._COMBINED", 32)
+    monkeypatch.setattr("primer_fast.kernels.attention.decode._COMBINED", 32)
     lengths = torch.tensor([40, 97], device=device)
     assert_matches(*cache(device), DecodeSettings(16, 16, 7, 4, 2), key_lengths=lengths)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast.kernels.attention_onepass import attention_bwd_onepass, chosen, onepass_default, supported
-from primer_fast.kernels.attention_settings import AttentionSettings
+from primer_fast.kernels.attention.onepass import attention_bwd_onepass, chosen, onepass_default, supported
+from primer_fast.kernels.attention.settings import AttentionSettings
 from primer_fast.kernels.device import assume_chip
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.proof.verify import DTYPES

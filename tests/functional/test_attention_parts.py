@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from primer_fast import functional as F
-from primer_fast.kernels.attention_backward import attention_statistics
-from primer_fast.kernels.attention_tile import Scoring, strides_of
+from primer_fast.kernels.attention.backward import attention_statistics
+from primer_fast.kernels.attention.tile import Scoring, strides_of
 from primer_fast.kernels.device import assume_chip
 from primer_fast.proof.verify import PATHS
 

@@ -8,9 +8,11 @@ from functional.wrong_calls import refuses
 from primer_fast import functional as F
 from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.functional.conv2d import conv2d_plain
-from primer_fast.kernels import conv2d_depthwise, conv2d_gather, conv2d_weight
 from primer_fast.kernels.conv2d import Geometry, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
-from primer_fast.kernels.conv2d_geometry import FEW_PIXELS, box_of, flat_pixels, numbers_are_large
+from primer_fast.kernels.conv2d import depthwise as conv2d_depthwise
+from primer_fast.kernels.conv2d import gather as conv2d_gather
+from primer_fast.kernels.conv2d import weight as conv2d_weight
+from primer_fast.kernels.conv2d.geometry import FEW_PIXELS, box_of, flat_pixels, numbers_are_large
 from primer_fast.kernels.device import assume_chip
 from primer_fast.kernels.product import MatmulSettings
 from primer_fast.proof.numerics import exact, worst

@@ -11,9 +11,9 @@ from compiling import printed_where_kernels_compile
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from primer_fast import functional as F
-from primer_fast.kernels import logits_gradient
 from primer_fast.kernels.device import assume_chip
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
+from primer_fast.kernels.logits import gradient as logits_gradient
 from primer_fast.kernels.product import MatmulSettings
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_grad

@@ -6,7 +6,7 @@ from primer_fast import functional as F
 from primer_fast.functional.layer_norm import layer_norm_plain
 from primer_fast.kernels.device import CHIPS
 from primer_fast.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
-from primer_fast.kernels.layer_norm_rows import (
+from primer_fast.kernels.layer_norm.rows import (
     Rows,
     RowSettings,
     backward_choice,
@@ -14,7 +14,7 @@ from primer_fast.kernels.layer_norm_rows import (
     forward_choice,
     grain_of,
     moves_single,
-)  # fmt: skip
+)
 from primer_fast.proof.numerics import budget, exact, worst
 from primer_fast.reference.layer_norm import layer_norm, layer_norm_grad
 

@@ -10,8 +10,8 @@ from primer_fast import functional as F
 from primer_fast.functional.linear_log_prob import linear_log_prob_plain
 from primer_fast.kernels.device import CHIPS, assume_chip
 from primer_fast.kernels.linear_log_prob import linear_log_prob_bwd, linear_log_prob_fwd
-from primer_fast.kernels.logits_gradient import CHUNK_BYTES, chunk_size
-from primer_fast.kernels.logits_statistics import share_count
+from primer_fast.kernels.logits.gradient import CHUNK_BYTES, chunk_size
+from primer_fast.kernels.logits.statistics import share_count
 from primer_fast.kernels.matmul import matmul
 from primer_fast.kernels.product import MatmulSettings
 from primer_fast.proof import verify

@@ -8,9 +8,8 @@ from primer_fast import backend
 from primer_fast import functional as F
 from primer_fast.functional.max_pool2d import max_pool2d_plain
 from primer_fast.kernels import max_pool2d as kernels
-from primer_fast.kernels import max_pool2d_lines as lines
-from primer_fast.kernels.max_pool2d import max_pool2d_bwd, max_pool2d_fwd
-from primer_fast.kernels.max_pool2d_lines import grain, line_of, strip_width
+from primer_fast.kernels.max_pool2d import lines, max_pool2d_bwd, max_pool2d_fwd
+from primer_fast.kernels.max_pool2d.lines import grain, line_of, strip_width
 from primer_fast.kernels.tile_settings import GridSettings
 
 # Width; arguments of the pool; results side by side that the forward makes in float32, and cells that the backward does

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from primer_fast.kernels import row_losses
+from primer_fast.kernels.logits import row_losses
 
 IGNORED = -100
 

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from primer_fast import functional as F
 from primer_fast.functional import attention_operator, logits
 from primer_fast.kernels.device import assume_chip
-from primer_fast.kernels.prepared import unprepared
+from primer_fast.kernels.launch.prepared import unprepared
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ Each launch is taken where Triton would hand it to CUDA. Addresses are told by w
 before the call, and how far into it. Of memory that the call takes only that is told which are equal within a launch:
 what is freed within a call may be taken again.
 
-Sizes are those of bench/launchers.py, whose test compiles the same kernels.
+Sizes are those of bench/programs/launchers.py, whose test compiles the same kernels.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from triton.compiler.compiler import CompiledKernel
 
 from primer_fast import backend
 from primer_fast import functional as F
-from primer_fast.kernels import prepared
-from primer_fast.kernels.entry import ENTRIES
+from primer_fast.kernels.launch import prepared
+from primer_fast.kernels.launch.entry import ENTRIES
 from primer_fast.proof.stubbed import stubbed
 
 LAUNCHES: list[tuple] = []

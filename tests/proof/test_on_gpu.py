@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from primer_fast import functional
-from primer_fast.bench import rehearsal
+from primer_fast.bench.stages import rehearsal
 from primer_fast.functional.linear import linear_plain
 from primer_fast.proof import native, on_gpu, verify
 from primer_fast.proof.inputs import LAYOUTS

@@ -7,8 +7,9 @@ import torch
 from catalogue import SAMPLES, run
 
 from primer_fast import functional as F
-from primer_fast.kernels import prepared, tunable
+from primer_fast.kernels import tunable
 from primer_fast.kernels.device import assume_chip, forget_chip
+from primer_fast.kernels.launch import prepared
 
 LAYOUTS = ("contiguous", "permuted", "sliced", "offset")
 FLOATS = (torch.float32, torch.bfloat16)

@@ -14,8 +14,8 @@ import torch
 from procedures import DPO, PPO, PRE, SFT, Language, Reward, Supervised, go_on, images, mlp
 
 from primer_fast import backend
-from primer_fast.cli import sharded_checkpoint
-from primer_fast.cli.run_folder import read_safetensors
+from primer_fast.cli.run import sharded_checkpoint
+from primer_fast.cli.run.folder import read_safetensors
 from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.models.vit import ViT, ViTConfig
 from primer_fast.train import supervised

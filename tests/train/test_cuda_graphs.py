@@ -12,7 +12,7 @@ import pytest
 import torch
 from procedures import DPO, PPO, PRE, SHAPE, Language, Supervised, go_on, mlp, start
 
-from primer_fast.bench.rehearsal import Operators
+from primer_fast.bench.stages.rehearsal import Operators
 from primer_fast.data.completions import CompletionPairs, Completions
 from primer_fast.models.cnn import CNN, CNNConfig
 from primer_fast.models.mlp import MLP, MLPConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from procedures import encode
 
-from primer_fast.cli.pair_accuracy import reward_accuracy
+from primer_fast.cli.train.pair_accuracy import reward_accuracy
 from primer_fast.data.completions import Completions, encode_completions, encode_pairs
 from primer_fast.data.preferences import Preference
 from primer_fast.models.reward import RewardModel

@@ -1,10 +1,10 @@
 """A problem of every choice, and settings that fit it and are not the default."""
 
-from primer_fast.kernels.attention_decode import DecodeProblem, DecodeSettings
-from primer_fast.kernels.attention_settings import AttentionProblem, AttentionSettings
-from primer_fast.kernels.conv2d_depthwise import DepthwiseProblem, DepthwiseSettings
+from primer_fast.kernels.attention.decode import DecodeProblem, DecodeSettings
+from primer_fast.kernels.attention.settings import AttentionProblem, AttentionSettings
+from primer_fast.kernels.conv2d.depthwise import DepthwiseProblem, DepthwiseSettings
 from primer_fast.kernels.embedding import Runs, RunSettings
-from primer_fast.kernels.layer_norm_rows import Rows, RowSettings
+from primer_fast.kernels.layer_norm.rows import Rows, RowSettings
 from primer_fast.kernels.linear import BackwardProblem
 from primer_fast.kernels.matmul import OperandsProblem
 from primer_fast.kernels.product import MatmulSettings, Product

@@ -7,7 +7,8 @@ import torch
 
 from primer_fast import functional as F
 from primer_fast.functional import attention_operator
-from primer_fast.kernels import attention_onepass, linear, matmul
+from primer_fast.kernels import linear, matmul
+from primer_fast.kernels.attention import onepass as attention_onepass
 from primer_fast.kernels.device import CHIPS, assume_chip
 from primer_fast.kernels.prepass import prepass
 from primer_fast.kernels.tunable import Variant, watching

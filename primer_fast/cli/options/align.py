@@ -104,7 +104,7 @@ def parse(argv: list[str]) -> Options:
     first.add_argument("--resume", action="store_true")
     given = first.parse_known_args(argv)[0]
     if given.resume:
-        from primer_fast.cli.run_folder import RunFolder  # which needs torch
+        from primer_fast.cli.run.folder import RunFolder  # which needs torch
 
         default = began = _from_json(RunFolder(given.out, "align").read_options(), given.out)
     else:

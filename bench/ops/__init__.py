@@ -1,0 +1,1 @@
+"""One module an op: what is timed, on which inputs, beside which peers."""

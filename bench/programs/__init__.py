@@ -1,0 +1,1 @@
+"""Whole training steps and texts of ours beside those of other programs."""

@@ -1,0 +1,1 @@
+"""How a kernel gets onto the GPU with little time on the host."""

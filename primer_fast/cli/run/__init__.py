@@ -1,0 +1,1 @@
+"""What every run in a folder shares: its options, files, checkpoints and end."""

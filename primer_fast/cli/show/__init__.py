@@ -1,0 +1,1 @@
+"""A convolution and a layer of attention, worked out number by number."""

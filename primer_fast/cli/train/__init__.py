@@ -1,0 +1,1 @@
+"""One module a command of ``primer-fast train``, and what each trains on and draws."""
