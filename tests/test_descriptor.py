@@ -44,7 +44,7 @@ PROBE = """
 import collections, importlib, json, os, torch
 
 os.environ.pop("PRIMER_FAST_CHECK_DESCRIPTORS", None)
-from primer_fast.kernels import descriptor
+from primer_fast.kernels.launch import descriptor
 
 wrong = torch.empty(4, 4), [4, 4], [3, 1], [4, 4]
 descriptor.tensor_descriptor(*wrong)  # without the switch nothing is checked: it costs a launch more than all else

@@ -41,13 +41,13 @@ from ..device import chip_of
 from ..linear import linear_bwd, linear_bwd_input, linear_bwd_weight, linear_fwd
 from ..prepass import prepass
 from ..product import MatmulSettings
-from .boxes import boxes, movable
-from .depthwise import depthwise, depthwise_weight, is_depthwise
-from .few import few, few_weight, suits
-from .gather import gather
+from .boxes import conv2d_boxes, movable
+from .depthwise import conv2d_depthwise, conv2d_depthwise_weight, is_depthwise
+from .few import conv2d_few, conv2d_few_weight, suits
+from .gather import conv2d_gather
 from .geometry import FEW, FEW_PIXELS, FILL, dense_channels_last
 from .geometry import Geometry as Geometry
-from .weight import weight
+from .weight import conv2d_weight
 
 
 def _pixel_rows(t):
@@ -94,9 +94,9 @@ def conv2d_fwd(
     )  # fmt: skip
     saved = torch.empty_like(y) if keep and keeps_derivative(activation) else None
     if is_depthwise(geometry, w):
-        depthwise(y, saved, x, w, geometry, transposed=False, bias=b, activation=activation)
+        conv2d_depthwise(y, saved, x, w, geometry, transposed=False, bias=b, activation=activation)
     elif suits(x, w, geometry):
-        few(y, saved, x, w, geometry, precision, bias=b, activation=activation, settings=settings)
+        conv2d_few(y, saved, x, w, geometry, precision, bias=b, activation=activation, settings=settings)
     else:
         _product(y, saved, x, w, geometry, precision, False, settings, bias=b, activation=activation)
     return y, (y if keep and activation in FROM_OUTPUT else saved)
@@ -104,7 +104,7 @@ def conv2d_fwd(
 
 def _product(out, out_saved, a, w, geometry, precision, transposed, settings, **finish):
     a = _channels_last(a, out)
-    by = boxes if movable(out, a, w, geometry, transposed) else gather
+    by = conv2d_boxes if movable(out, a, w, geometry, transposed) else conv2d_gather
     by(out, out_saved, a, w, geometry, precision, transposed=transposed, settings=settings, **finish)
 
 
@@ -131,9 +131,9 @@ def conv2d_bwd_weight(
         return _like(w, dw)
     dw = torch.empty_like(w)
     if suits(x, w, geometry):
-        few_weight(dw, g, x, geometry, precision, settings)
+        conv2d_few_weight(dw, g, x, geometry, precision, settings)
     else:
-        weight(dw, g, _channels_last(x, g), geometry, precision, settings)
+        conv2d_weight(dw, g, _channels_last(x, g), geometry, precision, settings)
     return dw
 
 
@@ -164,10 +164,10 @@ def conv2d_bwd(
     if is_depthwise(geometry, w):
         if need_x:
             dx = torch.empty_like(x)
-            depthwise(dx, None, dy, w, geometry, transposed=True, saved=saved, gradient_of=activation)
+            conv2d_depthwise(dx, None, dy, w, geometry, transposed=True, saved=saved, gradient_of=activation)
         if need_w or need_b:
             dw, db = torch.empty_like(w), w.new_empty(w.shape[0]) if need_b else None
-            depthwise_weight(dw, db, dy, saved, x, geometry, activation)
+            conv2d_depthwise_weight(dw, db, dy, saved, x, geometry, activation)
         return dx, dw if need_w else None, db
     if activation is not None or need_b:
         rows, db = prepass(_pixels(dy), _pixels(saved), activation, w.dtype if need_b else None)

@@ -188,7 +188,7 @@ def _matrix(w, step):
     return (last if last.data_ptr() % 16 == 0 else last.clone()).view(O, R * S * channels), channels
 
 
-def boxes(
+def conv2d_boxes(
     out: Tensor, out_saved: Tensor | None, a: Tensor, w: Tensor, geometry: Geometry, precision: str, *,
     transposed: bool, bias: Tensor | None = None, activation: str | None = None,
     settings: MatmulSettings | None = None,

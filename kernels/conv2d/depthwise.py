@@ -190,7 +190,7 @@ depthwise_weight_choice = Choice(
 )
 
 
-def depthwise(
+def conv2d_depthwise(
     out: Tensor, out_saved: Tensor | None, a: Tensor, w: Tensor, geometry: Geometry, *, transposed: bool,
     bias: Tensor | None = None, activation: str | None = None, saved: Tensor | None = None,
     gradient_of: str | None = None,
@@ -215,7 +215,7 @@ def depthwise(
         )  # fmt: skip
 
 
-def depthwise_weight(
+def conv2d_depthwise_weight(
     out: Tensor, sums: Tensor | None, dy: Tensor, saved: Tensor | None, x: Tensor, geometry: Geometry,
     activation: str | None,
 ) -> None:  # fmt: skip

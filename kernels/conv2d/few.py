@@ -16,9 +16,9 @@ from torch import Tensor
 from ..device import cdiv, on_device_of
 from ..launch.entry import entry
 from ..product import MatmulSettings
-from .gather import gather
+from .gather import conv2d_gather
 from .geometry import FEW, FEW_PIXELS, Geometry
-from .weight import weight
+from .weight import conv2d_weight
 
 
 @entry
@@ -73,7 +73,7 @@ def suits(x: Tensor, w: Tensor, geometry: Geometry) -> bool:
     )  # fmt: skip
 
 
-def few(
+def conv2d_few(
     y: Tensor, saved: Tensor | None, x: Tensor, w: Tensor, geometry: Geometry, precision: str, *, bias: Tensor | None,
     activation: str | None, settings: MatmulSettings | None = None,
 ) -> None:  # fmt: skip
@@ -84,20 +84,20 @@ def few(
     rows = w.new_zeros(O, R, line)
     rows[..., : S * filled].unflatten(2, (S, filled))[..., :C] = w.permute(0, 2, 3, 1)
     rows = rows.as_strided((O, S * filled, R, 1), (R * line, 1, line, line))
-    gather(
+    conv2d_gather(
         y, saved, _framed(x, geometry, R, S), rows, _of_rows(geometry), precision,
         transposed=False, bias=bias, activation=activation, settings=settings, lines=True,
     )  # fmt: skip
 
 
-def few_weight(
+def conv2d_few_weight(
     dw: Tensor, g: Tensor, x: Tensor, geometry: Geometry, precision: str, settings: MatmulSettings | None = None
 ) -> None:
     """As conv2d_weight.weight, for a convolution that ``suits``."""
     O, C, R, S = dw.shape
     filled = _filled(C)
     rows = torch.empty(O, R, S * filled, dtype=dw.dtype, device=dw.device)
-    weight(
+    conv2d_weight(
         rows.transpose(1, 2)[..., None], g, _framed(x, geometry, R, S), _of_rows(geometry), precision, settings,
         lines=True,
     )  # fmt: skip

@@ -186,7 +186,7 @@ def conv2d_gather_kernel(
 gather_choice = product_choice("conv2d_gather")
 
 
-def gather(
+def conv2d_gather(
     out: Tensor, out_saved: Tensor | None, a: Tensor, w: Tensor, geometry: Geometry, precision: str, *,
     transposed: bool, bias: Tensor | None = None, activation: str | None = None,
     settings: MatmulSettings | None = None, lines: bool = False,

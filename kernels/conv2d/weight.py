@@ -148,7 +148,7 @@ def conv2d_weight_kernel(
 weight_choice = product_choice("conv2d_weight")
 
 
-def weight(
+def conv2d_weight(
     dw: Tensor, dy: Tensor, x: Tensor, geometry: Geometry, precision: str, settings: MatmulSettings | None = None,
     lines: bool = False,
 ) -> None:  # fmt: skip

@@ -24,7 +24,7 @@ from triton.runtime.interpreter import TensorHandle
 from primer_fast.interpreter import arithmetic, speed  # noqa: F401, arithmetic: it registers what it replaces
 from primer_fast.interpreter.bfloat16 import narrow
 from primer_fast.interpreter.memory import descriptor_reduce
-from primer_fast.interpreter.replacements import BUILDER, replacements, replaces
+from primer_fast.interpreter.registry import BUILDER, replacements, replaces
 
 
 def mend() -> None:
@@ -67,7 +67,7 @@ def _one_at_a_time(original):
     """While a kernel runs, what ``tl`` means is another for the whole process; kernels come from several threads."""
 
     def call(self, *args, **kwargs):
-        with _running:
+        with _running, np.errstate(all="ignore"):  # infinities and NaN are values like others
             speed.start_launch()
             return original(self, *args, **kwargs)
 

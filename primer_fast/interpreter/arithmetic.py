@@ -6,7 +6,7 @@ from triton._C.libtriton import ir
 from triton.runtime.interpreter import TensorHandle
 
 from primer_fast.interpreter.bfloat16 import is_bfloat16, narrow, narrow_values, widen, widen_bits
-from primer_fast.interpreter.replacements import BUILDER, replaces
+from primer_fast.interpreter.registry import BUILDER, replaces
 
 
 @replaces(BUILDER, "unary_op", "binary_op", "ternary_op", "create_erf", "create_rsqrt")
@@ -14,12 +14,9 @@ def _elementwise(original):
     """One operation in float32, rounded once, is the operation in bfloat16."""
 
     def elementwise(self, *operands):
-        with np.errstate(all="ignore"):  # infinities and NaN are values like others
-            if operands[-1] is np.where or not any(
-                map(is_bfloat16, operands)
-            ):  # a choice moves bits, whatever they are
-                return original(self, *operands)
-            result = original(self, *map(widen, operands))
+        if operands[-1] is np.where or not any(map(is_bfloat16, operands)):  # a choice moves bits, whatever they are
+            return original(self, *operands)
+        result = original(self, *map(widen, operands))
         return result if result.data.dtype == np.bool_ else narrow(result.data)
 
     return elementwise
@@ -33,13 +30,12 @@ def _fma(original):
         if not is_bfloat16(z):
             return original(self, x, y, z)
         x, y, z = (widen_bits(operand.data).astype(np.float64) for operand in (x, y, z))
-        with np.errstate(invalid="ignore"):
-            product = x * y  # exact
-            total = product + z
-            rest = total - product
-            error = (product - (total - rest)) + (z - rest)  # total + error == product + z
-            error = np.where(np.isfinite(total), error, 0)
-            cut = np.where(error * total < 0, np.nextafter(total, 0), total)
+        product = x * y  # exact
+        total = product + z
+        rest = total - product
+        error = (product - (total - rest)) + (z - rest)  # total + error == product + z
+        error = np.where(np.isfinite(total), error, 0)
+        cut = np.where(error * total < 0, np.nextafter(total, 0), total)
         return narrow((cut.view(np.uint64) | (error != 0)).view(np.float64))
 
     return fma

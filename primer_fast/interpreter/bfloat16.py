@@ -25,14 +25,13 @@ def narrow_values(values: np.ndarray) -> np.ndarray:
 
 def _round_to_odd(values: np.ndarray) -> np.ndarray:
     """float64 -> float32, the last bit odd where inexact: the next rounding cannot take it for a tie."""
-    with np.errstate(over="ignore"):
-        nearest = values.astype(np.float32)
+    nearest = values.astype(np.float32)
     cut = np.where(np.abs(nearest) > np.abs(values), np.nextafter(nearest, np.float32(0)), nearest)
     return (cut.view(np.uint32) | (cut != values)).view(np.float32)
 
 
 def is_bfloat16(operand) -> bool:
-    return isinstance(operand, TensorHandle) and operand.dtype.scalar == tl.bfloat16
+    return type(operand) is TensorHandle and operand.dtype.scalar == tl.bfloat16
 
 
 def widen(operand):

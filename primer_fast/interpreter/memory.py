@@ -10,7 +10,7 @@ from triton._C.libtriton import ir
 from triton.runtime.interpreter import TensorHandle
 
 from primer_fast.interpreter.bfloat16 import is_bfloat16, narrow_values, widen_bits
-from primer_fast.interpreter.replacements import BUILDER, replaces
+from primer_fast.interpreter.registry import BUILDER, replaces
 
 # (first byte, byte past the last, name) of each tensor argument of the launch under way
 _extents: list[tuple[int, int, str]] = []

@@ -25,7 +25,10 @@ def quicken() -> None:
     """
     runtime._patch_lang = _once_a_launch(runtime._patch_lang)
     runtime._get_np_dtype = _by_scalar(runtime._get_np_dtype)
-    runtime.interpreter_semantic.binary_op_sanitize_overflow_impl = _check_overflow
+    semantic = runtime.interpreter_semantic
+    semantic.binary_op_sanitize_overflow_impl = _check_overflow
+    semantic.binary_op_type_checking_impl = _alike_as_they_are(semantic.binary_op_type_checking_impl)
+    core.dtype.__eq__ = _itself_first(core.dtype.__eq__)
     core.block_type.__init__ = _with_known_shape(core.block_type.__init__)
     core.tensor.__init__ = _init_tensor
 
@@ -69,6 +72,27 @@ def _by_scalar(original: Callable) -> Callable:
         return of_name[scalar.name]
 
     return numpy_dtype
+
+
+def _itself_first(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def equal(self, other):
+        return self is other or original(self, other)
+
+    return equal
+
+
+def _alike_as_they_are(original: Callable) -> Callable:
+    """Two numbers of one type and shape need no cast and no broadcast, but that a quotient may be of another type."""
+
+    @functools.wraps(original)
+    def operands(lhs, rhs, *allowed, **options):
+        alike = type(lhs) is type(rhs) is core.tensor and lhs.dtype is rhs.dtype and lhs.shape is rhs.shape
+        if alike and not (options or len(allowed) > 2 or lhs.dtype.is_ptr()):
+            return lhs, rhs
+        return original(lhs, rhs, *allowed, **options)
+
+    return operands
 
 
 _UFUNCS = {"add": np.add, "sub": np.subtract, "mul": np.multiply}

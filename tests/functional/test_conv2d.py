@@ -8,10 +8,15 @@ from functional.wrong_calls import refuses
 from primer_fast import functional as F
 from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.functional.conv2d import conv2d_plain
-from primer_fast.kernels.conv2d import Geometry, conv2d_bwd_input, conv2d_bwd_weight, conv2d_fwd
-from primer_fast.kernels.conv2d import depthwise as conv2d_depthwise
-from primer_fast.kernels.conv2d import gather as conv2d_gather
-from primer_fast.kernels.conv2d import weight as conv2d_weight
+from primer_fast.kernels.conv2d import (
+    Geometry,
+    conv2d_bwd_input,
+    conv2d_bwd_weight,
+    conv2d_fwd,
+    depthwise,
+    gather,
+    weight,
+)
 from primer_fast.kernels.conv2d.geometry import FEW_PIXELS, box_of, flat_pixels, numbers_are_large
 from primer_fast.kernels.device import assume_chip
 from primer_fast.kernels.product import MatmulSettings
@@ -315,7 +320,7 @@ def test_large_numbers_of_pixels_take_the_wide_numbering(ws, groups, device, mon
     xs = (2, ws[1] * groups, 5, 4)
     results = {}
     for large in (False, True):
-        for module in (conv2d_gather, conv2d_weight, conv2d_depthwise):
+        for module in (gather, weight, depthwise):
             monkeypatch.setattr(module, "numbers_are_large", lambda pixels, large=large: large)
         torch.manual_seed(0)
         x, w = torch.randn(xs, device=device).requires_grad_(), torch.randn(ws, device=device).requires_grad_()
