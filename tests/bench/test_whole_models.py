@@ -27,8 +27,11 @@ from primer_fast.bench.programs.transformer_step import (
     compare,
     nanogpt_step,
 )
+from primer_fast.bench.programs.torch_twin import torch_twin
 from primer_fast.bench.timing import Timing
+from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.models.cnn import CNN, CNNConfig
+from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.models.transformer import Transformer, TransformerConfig
 from primer_fast.train.language_model import LanguageModelConfig
 
@@ -37,6 +40,17 @@ SMALL = TransformerConfig(19, 8, 16, 2, 2, **PLAIN)
 TRAIN = LanguageModelConfig(batch_size=3, warmup_steps=2, steps=20, clip_norm=0.5)
 TEXTS = generation.Texts(1, 2, 16, 24, 20, 3, 6, (2,), 3)
 TOKENS = torch.randint(19, (500,), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_the_twin_from_torchs_modules_is_the_same_model(activation):
+    torch.manual_seed(0)
+    for model, shape in (
+        (MLP(MLPConfig((6, 5, 4), activation, "sigmoid")), (3, 6)),
+        (CNN(CNNConfig((2, 7, 8), (3,), 2, 2, (5,), 4, activation)), (3, 2, 7, 8)),
+    ):
+        inputs = torch.randn(shape)
+        torch.testing.assert_close(torch_twin(model)(inputs), model(inputs))
 
 
 @pytest.mark.parametrize("bias", [False, True])
