@@ -18,6 +18,7 @@ from primer_fast.bench.programs import (
     wrappers,
 )
 from primer_fast.bench.programs.loss_head import loss_head
+from primer_fast.bench.programs.torch_twin import torch_twin
 from primer_fast.bench.programs.transformer_step import (
     COMPILED,
     FUSED,
@@ -27,7 +28,6 @@ from primer_fast.bench.programs.transformer_step import (
     compare,
     nanogpt_step,
 )
-from primer_fast.bench.programs.torch_twin import torch_twin
 from primer_fast.bench.timing import Timing
 from primer_fast.functional.activation import ACTIVATIONS
 from primer_fast.models.cnn import CNN, CNNConfig
