@@ -11,17 +11,23 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 from primer_fast.bench import environment
-from primer_fast.bench.files import replace_text
-from primer_fast.bench.versions_table import PINNED, page, summaries
+from primer_fast.bench.files import filled, markdown_table, replace_text
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".versions"
 PAGE = ROOT / "docs" / "versions.md"
+PINNED = "pinned"  # the column that the others are compared with
+BEGIN, END = "<!-- make versions: begin -->", "<!-- make versions: end -->"
+_SHOWN = 12  # launches in the table of the largest changes
+_NOTABLE = 0.1  # a change of instructions or registers by less is the compiler's everyday
 TESTS = ["pytest==9.1.1", "pytest-xdist==3.8.0", "setuptools"]
 COMMANDS = ["tyro==1.0.17", "rich==15.0.0", "safetensors==0.8.0"]  # what `primer-fast verify` and `kernels` need
 # A machine with few packages: what it lacks, a rehearsal under these versions lacks too.
@@ -147,6 +153,149 @@ def measure(name: str, jobs: int, again: bool = False) -> Path:
     return results
 
 
+Key = tuple[str, str, str, int]  # op, case, direction, number within
+
+
+@dataclass
+class Summary:
+    """One column: what was found under one set of versions. ``wrong``: all that is not as it should be."""
+
+    versions: dict[str, str]
+    seconds: dict[str, int]
+    wrong: list[str] = field(default_factory=list)
+    verified: list[dict] = field(default_factory=list)
+    launches: dict[Key, dict] = field(default_factory=dict)  # those that compile
+    not_compiled: int = 0
+    tests: Counter[str] = field(default_factory=Counter)  # by their outcome
+
+    def total(self, what: str) -> int:
+        return sum(row["resources"][what] for row in self.launches.values())
+
+
+def summary(folder: Path) -> Summary:
+    """A column, from the folder that ``measure`` filled."""
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    found = Summary(run["header"], {file: part["seconds"] for file, part in run["parts"].items()})
+    readers = {"verify.json": _read_verified, "compile.json": _read_compiled, "tests.xml": _read_tests}
+    for file, part in run["parts"].items():
+        if (folder / file).is_file():
+            readers[file](found, (folder / file).read_text(encoding="utf-8"))
+        else:
+            found.wrong.append(f"{file}: nothing was written, exit status {part['status']}")
+    return found
+
+
+def _read_verified(found: Summary, text: str) -> None:
+    found.verified = json.loads(text)["rows"]
+    failed = [row for row in found.verified if not row["passed"]]
+    found.wrong += [" ".join(row[name] for name in ("op", "case", "dtype", "path", "tensor")) for row in failed]
+
+
+def _read_compiled(found: Summary, text: str) -> None:
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for row in json.loads(text)["rows"]:
+        place = (row["op"], row["case"], row["direction"])
+        counts[place] += 1
+        if row["error"]:
+            found.not_compiled += 1
+            found.wrong.append(" ".join((*place, row["kernel"], row["error"])))
+        else:
+            found.launches[(*place, counts[place])] = row
+
+
+def _read_tests(found: Summary, text: str) -> None:
+    for case in ElementTree.fromstring(text).iter("testcase"):
+        outcomes = {child.tag for child in case}
+        failed = bool(outcomes & {"failure", "error"})
+        found.tests["failed" if failed else "skipped" if "skipped" in outcomes else "passed"] += 1
+        found.wrong += [f"{case.get('classname')}::{case.get('name')}"] * failed
+
+
+def tables(found: dict[str, Summary]) -> str:
+    """All that is told, as Markdown."""
+    parts = [_overview(found)]
+    for name, column in found.items():
+        if column.wrong:
+            parts.append("\n".join([f"Wrong under {name}:", "", *(f"- `{problem}`" for problem in column.wrong)]))
+    if PINNED in found:
+        parts += [_compared(name, found[name], found[PINNED]) for name in found if name != PINNED]
+    return "\n\n".join(parts)
+
+
+def _overview(found: dict[str, Summary]) -> str:
+    def cells(s: Summary) -> dict[str, object]:
+        launches, tests = s.launches.values(), s.tests
+        shares = [row["error"] / row["budget"] for row in s.verified if row["budget"]]
+        return {
+            "Python": s.versions["python"],
+            "PyTorch": s.versions["torch"],
+            "Triton": s.versions["triton"],
+            "NumPy": s.versions["numpy"],
+            "tensors verified in the interpreter": len(s.verified),
+            "of these over their budget": sum(not row["passed"] for row in s.verified),
+            "largest error, of its budget": f"{100 * max(shares, default=0.0):.0f} %",
+            "launches compiled for sm_90": len(launches),
+            "launches that do not compile, or warn": s.not_compiled,
+            "launches that spill registers": sum(map(_spills, launches)),
+            "bytes spilled per thread, all launches": f"{s.total('spill_bytes'):,}",
+            "launches whose wgmma wait for each other": sum(bool(row["serialized"]) for row in launches),
+            "instructions, all launches": f"{s.total('instructions'):,}",
+            "tests passed / skipped / failed": f"{tests['passed']} / {tests['skipped']} / {tests['failed']}"
+            if tests["passed"]
+            else "-",
+            "seconds to verify / compile / test": " / ".join(str(s.seconds.get(file, "-")) for file in parts(1)),
+        }
+
+    columns = [cells(s) for s in found.values()]
+    labels = dict.fromkeys(label for column in columns for label in column)
+    return markdown_table(["", *found], [[label, *(str(column[label]) for column in columns)] for label in labels])
+
+
+def _compared(name: str, ours: Summary, pinned: Summary) -> str:
+    """What one column's launches are beside those of the pinned one."""
+    both = [(key, ours.launches[key], pinned.launches[key]) for key in ours.launches if key in pinned.launches]
+    same = sum(a["resources"] == b["resources"] for _, a, b in both)
+    judged = [pair for pair in both if _judge(pair[1]) != _judge(pair[2])]
+    changed = [pair for pair in both if pair not in judged and _change(pair) >= _NOTABLE]
+    shown = judged + sorted(changed, key=_change, reverse=True)[: max(0, _SHOWN - len(judged))]
+    lines = [
+        f"**{name} beside {PINNED}**: {same} of {len(both)} launches have the very same code size and resources; "
+        f"{len(judged)} differ in spills, in waiting or in their matrix instructions; {len(changed)} more "
+        f"differ by {100 * _NOTABLE:.0f} % or more in instructions or registers."
+    ]
+    alike = Counter(tuple(_difference(*pair)) for pair in shown)
+    if shown:
+        lines += ["", markdown_table(["launches", "", PINNED, name], [[str(n), *cells] for cells, n in alike.items()])]
+    return "\n".join(lines)
+
+
+def _spills(row: dict) -> bool:
+    return row["resources"]["spill_bytes"] > 0 or row["resources"]["spill_instructions"] > 0
+
+
+def _judge(row: dict) -> tuple:
+    """What decides whether a launch is good; amounts of the rest vary."""
+    return row["resources"]["spill_bytes"], bool(row["serialized"]), sorted(row["resources"]["matrix"])
+
+
+def _change(pair: tuple[Key, dict, dict]) -> float:
+    """The larger of the relative changes of instructions and registers."""
+    _, a, b = pair[0], pair[1]["resources"], pair[2]["resources"]
+    return max(abs(a[what] / b[what] - 1) for what in ("instructions", "registers"))
+
+
+def _difference(key: Key, ours: dict, pinned: dict) -> list[str]:
+    def described(row: dict) -> str:
+        r = row["resources"]
+        words = [f"{r['instructions']} instructions", f"{r['registers']} registers"]
+        words += [f"{r['spill_bytes']} B spilled"] if r["spill_bytes"] else []
+        words += ["waits"] if row["serialized"] else []
+        return ", ".join([*words, *r["matrix"]])
+
+    op, _, direction, _ = key
+    return [f"{op} {direction} `{ours['kernel']}`", described(pinned), described(ours)]
+
+
 def main(argv: Iterable[str] | None = None) -> int:
     """The exit status is 0, or 1 where something was wrong under one of the versions, or 2 for a wrong call."""
     parser = argparse.ArgumentParser(prog="python -m primer_fast.bench.versions", description=__doc__.splitlines()[0])
@@ -163,8 +312,9 @@ def main(argv: Iterable[str] | None = None) -> int:
     for name in args.only:
         measure(name, args.jobs, args.again)
     there = {name: FOLDER / "results" / name for name in COMPARED}
-    found = summaries({name: folder for name, folder in there.items() if (folder / "run.json").is_file()})
-    replace_text(PAGE, page(PAGE.read_text(encoding="utf-8"), found).rstrip("\n"))
+    found = {name: summary(folder) for name, folder in there.items() if (folder / "run.json").is_file()}
+    page = filled(PAGE.read_text(encoding="utf-8"), BEGIN, END, f"\n{tables(found)}\n")
+    replace_text(PAGE, page.rstrip("\n"))
     print(f"the table is in {PAGE.relative_to(ROOT)}")
     return int(any(column.wrong for column in found.values()))
 

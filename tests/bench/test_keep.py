@@ -188,9 +188,11 @@ def test_what_cannot_be_trusted_is_refused(root, folder, capsys, name):
 @pytest.mark.parametrize("name", [*keep.DOCUMENTS, f"kernels/{SETTINGS}"])
 def test_what_stands_there_and_is_broken_is_not_overwritten(root, folder, capsys, name):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text("{")
-    (line,) = refused(root, folder, capsys=capsys)
-    assert name in line and ("it must have one place" in line or "it stands there already and cannot be read" in line)
+    begin, end = gpu_table.BEGIN, gpu_table.END
+    for broken in ("{", f"{end}\n{begin}\n", f"{begin}\n{end}\n" * 2):
+        (root / name).write_text(broken)
+        (line,) = refused(root, folder, capsys=capsys)
+        assert name in line and ("must have one place" in line or "stands there already and cannot be read" in line)
 
 
 def test_every_reason_is_named(root, folder, capsys):
