@@ -1,9 +1,9 @@
 """How the figures of one machine moved from run to run."""
 
+from statistics import geometric_mean
 from typing import NamedTuple
 
 from primer_fast.bench.report import Report
-from primer_fast.bench.roofline import geometric_mean
 from primer_fast.bench.tables import ours
 
 

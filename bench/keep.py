@@ -20,8 +20,7 @@ from primer_fast.bench import op as ops
 from primer_fast.bench import results
 from primer_fast.bench.files import replace_texts
 from primer_fast.bench.report import FAST, PROGRAMS, RIGHT, SANITIZER, SCHEMAS, TUNE, Report, parse
-from primer_fast.bench.stages import stages
-from primer_fast.bench.stages import table as gpu_table
+from primer_fast.bench.stages import scoreboard, stages
 from primer_fast.bench.stages.folder import GpuFolder, Refused, elsewhere, gpu_of, not_right, read
 from primer_fast.kernels.tunable import read_tuned
 
@@ -183,7 +182,7 @@ def documents(root: Path) -> dict[Path, str]:
     for name, whole in DOCUMENTS.items():
         try:
             old = (root / name).read_text(encoding="utf-8")
-            new = gpu_table.refreshed(old, committed, whole)
+            new = scoreboard.refreshed(old, committed, whole)
             made |= {root / name: new.removesuffix("\n")} if new != old else {}
         except (OSError, ValueError) as error:
             reasons.append(f"{root / name}: {error}")

@@ -5,7 +5,6 @@ Source: Williams, Waterman & Patterson 2009, "Roofline: an insightful visual per
 architectures".
 """
 
-import math
 from typing import NamedTuple
 
 from primer_fast.bench.report import Report
@@ -39,8 +38,3 @@ def points(report: Report, precision: str) -> list[Point]:
         for row in report.rows
         if row.precision == precision and row.status == "ok" and row.flops and row.bytes_moved
     ]
-
-
-def geometric_mean(values: list[float]) -> float:
-    """Of at least one positive value."""
-    return math.exp(sum(map(math.log, values)) / len(values))

@@ -12,7 +12,7 @@ from made_folders import MATMUL, SOURCE, TUNED, changed, gpu_folder, right_row, 
 from primer_fast.bench import environment, keep, models, op, results
 from primer_fast.bench.agenda import ROWS
 from primer_fast.bench.report import KINDS
-from primer_fast.bench.stages import table as gpu_table
+from primer_fast.bench.stages import scoreboard
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = "tuned/nvidia_h200.json"
@@ -31,7 +31,7 @@ def root(tmp_path):
     shutil.copytree(ROOT / "bench" / "results" / "cpu", root / "bench" / "results" / "cpu")
     for name in keep.DOCUMENTS:
         (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_text(f"# Title\n\n{gpu_table.BEGIN}\nold\n{gpu_table.END}\n\nThe \u2265 rest.\n")
+        (root / name).write_text(f"# Title\n\n{scoreboard.BEGIN}\nold\n{scoreboard.END}\n\nThe \u2265 rest.\n")
     assert call(root=root) == 0
     return root
 
@@ -115,7 +115,7 @@ def test_what_was_right_is_put_in_place_once(root, folder, capsys):
         assert "| linear square_4096 | time of torch.compile over ours \u2265 1 | 1.25 |" in text
         assert "NVIDIA H200, 2026-01-02" in text and "None failed; of what the kernels compute, 2 checks" in text
         assert f"\nNot measured: {len(ROWS) - 1} of the {len(ROWS)} cases" in text
-        assert text.startswith("# Title") and text.endswith("\n\nThe \u2265 rest.\n") and gpu_table.NOTHING not in text
+        assert text.startswith("# Title") and text.endswith("\n\nThe \u2265 rest.\n") and scoreboard.NOTHING not in text
     before = tree(root)
     assert call(folder, root=root) == 0
     assert tree(root) == before and capsys.readouterr().out == "all of it stands there already\n"
@@ -188,7 +188,7 @@ def test_what_cannot_be_trusted_is_refused(root, folder, capsys, name):
 @pytest.mark.parametrize("name", [*keep.DOCUMENTS, f"kernels/{SETTINGS}"])
 def test_what_stands_there_and_is_broken_is_not_overwritten(root, folder, capsys, name):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
-    begin, end = gpu_table.BEGIN, gpu_table.END
+    begin, end = scoreboard.BEGIN, scoreboard.END
     for broken in ("{", f"{end}\n{begin}\n", f"{begin}\n{end}\n" * 2):
         (root / name).write_text(broken)
         (line,) = refused(root, folder, capsys=capsys)
@@ -356,7 +356,7 @@ def test_the_commit_is_that_of_the_source(root, folder, capsys):
 @pytest.mark.parametrize("name", keep.DOCUMENTS)
 def test_documents_say_what_is_committed(name):
     text = (ROOT / name).read_text()
-    fresh = gpu_table.refreshed(text, results.read(), keep.DOCUMENTS[name])
+    fresh = scoreboard.refreshed(text, results.read(), keep.DOCUMENTS[name])
     assert text == fresh, "python -m primer_fast.bench.keep writes its place again"
 
 

@@ -1,9 +1,5 @@
 """Every unit is tried once, whatever one of them does to its process."""
 
-import os
-import signal
-import time
-
 import pytest
 import torch
 
@@ -106,39 +102,6 @@ def test_what_another_run_left_is_not_gone_on_with(tmp_path, capsys, change):
     assert units.resumed(path, TUNE, HEADER) is None and not marker.exists()
     assert "not resumed" in capsys.readouterr().err
     assert units.resumed(tmp_path / "none.json", TUNE, HEADER) is None and not capsys.readouterr().err
-
-
-def forked(work, folder):
-    """Call ``work(say)`` in a copy of this process -> its exit status, and the lines that it said."""
-    path = folder / "lines"
-    child = os.fork()
-    if child == 0:
-        try:
-            with path.open("w") as file:
-                work(lambda *words: print(*words, file=file, flush=True))
-        finally:
-            os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status, path.read_text().splitlines()
-
-
-@pytest.mark.parametrize(
-    ("ends", "status", "then"),
-    [
-        (lambda: time.sleep(1000), LOST, ["a", "b it had not ended after 1 s"]),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), -signal.SIGKILL, ["a"]),
-    ],
-    ids=["hangs", "crashes"],
-)
-def test_a_unit_that_hangs_or_crashes_costs_itself_alone(tmp_path, ends, status, then):
-    marker = tmp_path / "stage.begun"
-
-    def process(say):
-        work = lambda unit: ends() if unit == "b" else say(unit)  # noqa: E731
-        units.each("abc", work, lambda *failure: say(*failure), marker=marker, patience=1.0)
-
-    assert forked(process, tmp_path) == (status, then)
-    assert marker.exists() == (status != LOST), "where nobody could say so, the marker does"
 
 
 def test_a_gpu_that_takes_no_more_work_is_lost(monkeypatch):
