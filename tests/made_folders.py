@@ -31,8 +31,8 @@ def gpu_header(stage=0, **more):
     return header(date=f"2026-01-02T03:0{stage}:05+00:00", **machine) | more
 
 
-def gpu_folder(folder, **changed):
-    """Write all the files there may be; ``changed`` are contents by stage, None for a file that is not there."""
+def gpu_folder(folder):
+    """Write all the files there may be."""
     fast = op_report(2.0)
     for row in fast.rows:
         row.case = "square_4096"
@@ -58,11 +58,6 @@ def gpu_folder(folder, **changed):
         (folder / f"{name}.json").write_text(json.dumps(content))
     tuned_file(folder / "tuned" / "nvidia_h200.json", {"matmul": {"4096x4096 item2": MATMUL | TUNED}})
     (folder / "log.txt").write_text("what the stages said")
-    for name, content in changed.items():
-        path = folder / f"{name}.json"
-        path.unlink()
-        if content is not None:
-            path.write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
 
 

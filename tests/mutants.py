@@ -217,7 +217,7 @@ MUTANTS = [
         ("if apart <= tolerance * max", "if not apart > tolerance * max"),
         ("if not all(map(math.isfinite, found)):", "if False:"),
     ),
-    *_of(["tests/bench/test_results.py"], "bench/stages/verdicts.py", ('reverse="<=" in what', 'reverse=">=" in what')),
+    *_of(["tests/bench/test_results.py"], "bench/stages/verdicts.py", ('reverse="<=" in', 'reverse=">=" in')),
     *_of(["tests/bench/test_gpu.py"], "bench/gpu.py",
         ("code == LOST or code < 0", "code < 0"),
         ("preexec_fn=_accept_interrupt", "preexec_fn=None"),

@@ -3,9 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from primer_fast.bench.report import COMPILE, RIGHT, SANITIZER, TUNE, Report
-
-__all__ = ["COMPILE", "RIGHT", "SANITIZER", "TUNE"]
+from primer_fast.bench.report import COMPILE, RIGHT, SANITIZER, Report
 
 
 def failures(report: Report) -> list[str]:

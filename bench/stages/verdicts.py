@@ -85,7 +85,10 @@ def _judged(measured: Iterable[tuple[Found, list]]) -> list[Verdict]:
             for target in row.targets:
                 key = found.content.header["kind"], found.machine, row.subject, target["what"]
                 judged.setdefault(key, []).append(Figure(row.which, target["value"], target["met"]))
-    return [Verdict(*key, _worst_first(key[-1], figures)) for key, figures in judged.items()]
+    return [
+        Verdict(*key, tuple(sorted(figures, key=lambda figure: figure.value, reverse="<=" in key[-1])))  # worst first
+        for key, figures in judged.items()
+    ]
 
 
 def _of_programs(results: Results) -> list[Verdict]:
@@ -118,7 +121,3 @@ def _unless_measured(made: list[Verdict], kind: str, subject: str, what: str, re
     """A verdict that says why nothing was measured, where there is none."""
     known = any((v.kind, v.subject, v.what) == (kind, subject, what) for v in made)
     return [] if known else [Verdict(kind, "", subject, what, reason=reason)]
-
-
-def _worst_first(what: str, figures: list[Figure]) -> tuple[Figure, ...]:
-    return tuple(sorted(figures, key=lambda figure: figure.value, reverse="<=" in what))

@@ -10,7 +10,7 @@ from primer_fast.bench import history, results, roofline
 from primer_fast.bench import op as ops
 from primer_fast.bench.goals import CNN, DECLARED, NANOGPT
 from primer_fast.bench.op import OURS
-from primer_fast.bench.report import ProgramRow
+from primer_fast.bench.report import COMPILE, RIGHT, ProgramRow
 from primer_fast.bench.stages import stages
 from primer_fast.bench.stages.verdicts import MET, MISSED, NOT_MEASURED, verdicts
 
@@ -47,9 +47,9 @@ def test_stages_of_a_gpu_are_read_the_newest_last(tmp_path):
     assert found.unreadable == {}
     kinds = [one.content.kind for one in found.reports]
     assert kinds == ["right", "compile", "right", "fast", "programs", "sanitizer", "tune"], "by date"
-    (newest,) = found.newest(stages.RIGHT)
+    (newest,) = found.newest(RIGHT)
     assert newest.path == "nvidia_h200/right.json" and newest.content.left_out == ["conv2d stem float32"]
-    assert stages.failures(newest.content) == [] and found.newest(stages.COMPILE)[0].content.beside["launches"] == 608
+    assert stages.failures(newest.content) == [] and found.newest(COMPILE)[0].content.beside["launches"] == 608
 
 
 def test_the_worst_is_the_nearest_to_its_budget():

@@ -92,7 +92,7 @@ def test_a_crash_and_a_hang_are_rows_and_the_next_process_goes_on(tmp_path, monk
     monkeypatch.setattr(right, "checks", lambda *_: units)
     monkeypatch.setattr(right, "estimate", lambda units: 0.0)
     monkeypatch.setitem(on_gpu.CHECKS, "values", check)
-    statuses = []
+    ended = []
     for more in ([], ["--resume"], ["--resume"], ["--resume"]):
         child = os.fork()
         if child == 0:
@@ -101,8 +101,10 @@ def test_a_crash_and_a_hang_are_rows_and_the_next_process_goes_on(tmp_path, monk
                 status = right.main(["--json", str(path), *more])
             finally:
                 os._exit(status)
-        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    assert statuses == [11, LOST, 1, 1] and log.read_text().split() == ["first", "crash", "hang", "last"]
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        ended.append((status, path.with_suffix(".begun").exists()))
+    assert ended == [(11, True), (LOST, False), (1, False), (1, False)], "the marker says what nobody else could"
+    assert log.read_text().split() == ["first", "crash", "hang", "last"]
     found = report.load(path, RIGHT)
     assert [(row["case"], row["passed"]) for row in found.rows] == [
         ("first", True), ("crash", False), ("hang", False), ("last", True)

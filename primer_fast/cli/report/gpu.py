@@ -2,7 +2,7 @@
 
 from html import escape
 
-from primer_fast.bench.report import Report
+from primer_fast.bench.report import COMPILE, RIGHT, SANITIZER, TUNE, Report
 from primer_fast.bench.results import Found, Results
 from primer_fast.bench.stages import stages
 from primer_fast.cli import page
@@ -13,14 +13,14 @@ MOST_FAILURES, MOST_WORST, MOST_TUNED = 50, 8, 40  # rows of each table
 
 def failures(results: Results) -> list[str]:
     """What was wrong on a GPU in the newest runs, a line each."""
-    kinds = stages.RIGHT, stages.SANITIZER, stages.COMPILE, stages.TUNE
+    kinds = RIGHT, SANITIZER, COMPILE, TUNE
     newest = [found for kind in kinds for found in results.newest(kind)]
     return [f"{found.machine}: {line}" for found in newest for line in stages.failures(found.content)]
 
 
 def not_kept(results: Results) -> list[str]:
     """What was measured and is not committed, since the op measured gave wrong results."""
-    every = [*results.ops, *results.programs, *results.newest(stages.TUNE)]
+    every = [*results.ops, *results.programs, *results.newest(TUNE)]
     return [
         f"{found.path}: {name}: {why}"
         for found in every
@@ -31,7 +31,7 @@ def not_kept(results: Results) -> list[str]:
 def right(results: Results) -> str:
     """Every kernel on the GPU itself against PyTorch: what failed comes first."""
     parts = []
-    for found in results.newest(stages.RIGHT):
+    for found in results.newest(RIGHT):
         stage = found.content
         parts.append(_heading(found))
         wrong = [row for row in stage.rows if stages.wrong(row)]
@@ -56,13 +56,13 @@ def right(results: Results) -> str:
 def others(results: Results) -> str:
     """Seconds of compilation, what the sanitizer found, what tuning gained."""
     parts = []
-    for found in results.newest(stages.COMPILE):
+    for found in results.newest(COMPILE):
         stage = found.content
         failed = len(stages.failures(stage))
         counts = f"{stage.beside['launches']:,} launches compiled in {figure(stage.beside['seconds'])} s"
         parts += [_heading(found), page.text(f"{counts}; cases with errors: {failed}.")]
         parts += _left_out(stage)
-    for found in results.newest(stages.SANITIZER):
+    for found in results.newest(SANITIZER):
         rows: list[tuple[Cell, ...]] = [
             (
                 row["tool"],
@@ -72,7 +72,7 @@ def others(results: Results) -> str:
             for row in found.content.rows
         ]
         parts += [_heading(found), grid(("compute-sanitizer", "status", "errors"), rows, left=2)]
-    for found in results.newest(stages.TUNE):
+    for found in results.newest(TUNE):
         gained = sorted(found.content.rows, key=_gain, reverse=True)
         head = ("op", "choice and bucket", "before, us", "tuned, us", "gain", "became")
         parts += [_heading(found), grid(head, map(_tuned, gained[:MOST_TUNED]), left=2), *_left_out(found.content)]
