@@ -68,13 +68,8 @@ ESTIMATES: dict[str, float] = {
     "mlp": 30.0, "cnn": 30.0, "dpo_trl": 60.0,  # torch.compile; two trainers
 }  # fmt: skip
 COMPILED_BEFORE = 20.0  # gpt2_compiled after --warm: Inductor's cache is read, and the model is traced again
-SUBJECTS = {
-    "gpt2_compiled": "gpt2",
-    "mlp_99": "mlp",
-    "cnn_99": "cnn",
-    "dpo_trl": "dpo",
-    "launchers": "launch",
-}  # what the rows of a part are called, where it is not the part's name
+# What the rows of a part are called, where it is not the part's name
+SUBJECTS = {"gpt2_compiled": "gpt2", "mlp_99": "mlp", "cnn_99": "cnn", "dpo_trl": "dpo", "launchers": "launch"}
 NO_TIME = "no time was left"
 
 

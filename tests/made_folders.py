@@ -4,6 +4,8 @@ import json
 
 from made_reports import header, op_report, timed, trials
 
+from primer_fast.bench.report import COMPILE, RIGHT, SANITIZER, TUNE, Report
+
 SOURCE = "0123456789abcdef"
 TUNED = {"seconds": 1e-5, "default_seconds": 2e-5}
 MATMUL = {"block_m": 128, "block_n": 256}
@@ -39,23 +41,19 @@ def gpu_folder(folder):
     fast.header = gpu_header(2)
     programs = trials(timed("gpt2"), timed("gpt2", "nanoGPT", ratio=1.2))
     programs.header = gpu_header(3)
-    contents = {
-        "compile": {"schema": "compiled 1", "header": gpu_header(0), "launches": 608, "seconds": 31.5, "jobs": 16,
-                    "rows": [{"what": "linear square_4096 bfloat16", "launches": 6, "errors": [], "seconds": 2.0}],
-                    "left_out": []},
-        "right": {"schema": "right 1", "header": gpu_header(1), "left_out": ["conv2d stem float32"],
-                  "rows": [right_row(), right_row("layer_norm", "width_1024"),
-                           right_row(check="graph", passed=None, error=None, budget=None, reason="nothing to try")]},
-        "sanitizer": {"schema": "sanitizer 1", "header": gpu_header(4),
-                      "rows": [{"tool": "memcheck", "status": "passed", "errors": 0, "lines": [], "seconds": 9.0}]},
-        "tune": {"schema": "tune 1", "header": gpu_header(5), "left_out": [],
-                 "rows": [tune_row("linear", "matmul 4096x4096 item2")]},
-    }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    fast.save(folder / "fast.json")
-    programs.save(folder / "programs.json")
-    for name, content in contents.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
+    compiled = [{"what": "linear square_4096 bfloat16", "launches": 6, "errors": [], "seconds": 2.0}]
+    untried = right_row(check="graph", passed=None, error=None, budget=None, reason="nothing to try")
+    checked = [right_row(), right_row("layer_norm", "width_1024"), untried]
+    tool = {"tool": "memcheck", "status": "passed", "errors": 0, "lines": [], "seconds": 9.0}
+    for report in (
+        Report(COMPILE, gpu_header(0), compiled, beside={"launches": 608, "seconds": 31.5}),
+        Report(RIGHT, gpu_header(1), checked, ["conv2d stem float32"]),
+        fast,
+        programs,
+        Report(SANITIZER, gpu_header(4), [tool]),
+        Report(TUNE, gpu_header(5), [tune_row("linear", "matmul 4096x4096 item2")]),
+    ):
+        report.save(folder / f"{report.kind}.json")
     tuned_file(folder / "tuned" / "nvidia_h200.json", {"matmul": {"4096x4096 item2": MATMUL | TUNED}})
     (folder / "log.txt").write_text("what the stages said")
     return folder

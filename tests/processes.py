@@ -1,9 +1,11 @@
-"""Processes that work together, started as torchrun starts them."""
+"""Processes that work together, started as torchrun starts them; and whether a process has ended."""
 
 import os
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 
 def run_processes(count, script, *arguments, **environment):
@@ -26,3 +28,15 @@ def run_processes(count, script, *arguments, **environment):
         for process in started:
             process.kill()
     assert [process.returncode for process in started] == [0] * count, "\n".join(said)
+
+
+def ends(pid):
+    """Whether a process ends within a minute; one that nobody has collected yet has ended."""
+    for _ in range(600):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False

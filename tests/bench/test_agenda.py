@@ -3,22 +3,15 @@ from primer_fast.bench.agenda import AGENDA, ROWS, planned
 from primer_fast.bench.op import FORWARD, FORWARD_BACKWARD, PASSES, PRECISIONS
 
 
-def groups(device):
-    return planned([ops.load(name) for name in ops.names()], PRECISIONS, PASSES, device)
-
-
 def keys(device):
-    return [(g.op.name, g.case.name, g.precision, g.pass_name) for g in groups(device)]
+    groups = planned([ops.load(name) for name in ops.names()], PRECISIONS, PASSES, device)
+    return [(g.op.name, g.case.name, g.precision, g.pass_name) for g in groups]
 
 
-def test_every_entry_is_a_row_of_the_benchmarks_and_comes_first():
-    assert keys("cuda")[: len(ROWS)] == ROWS and len(set(ROWS)) == len(ROWS)
-
-
-def test_all_others_follow_once():
+def test_the_rows_of_the_agenda_come_first_and_all_others_follow_once():
     found = keys("cuda")
-    assert len(set(found)) == len(found)
-    unordered = {
+    assert found[: len(ROWS)] == ROWS and len(set(found)) == len(found)
+    assert set(found) == {
         (op.name, case.name, precision, p)
         for op in map(ops.load, ops.names())
         for case in op.gpu_cases
@@ -26,7 +19,6 @@ def test_all_others_follow_once():
         for p in op.passes()
         if case.gradients or p == FORWARD
     }
-    assert set(found) == unordered
 
 
 def test_every_target_of_a_gpu_that_names_a_case_is_on_the_agenda():

@@ -3,12 +3,11 @@
 import os
 import signal
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from processes import ends
 
 from primer_fast.bench import gpu
 from primer_fast.bench.gpu import Stage, run_all, run_stage
@@ -97,20 +96,7 @@ def test_what_a_stopped_stage_started_is_stopped_too(ran):
         "time.sleep(1000)"
     )
     status, (pid,) = ran(code, limit=3, grace=0.5)
-    assert status == "stopped after 3 s"
-    for _ in range(600):
-        if not _alive(pid):
-            return
-        time.sleep(0.1)
-    raise AssertionError("it still runs")
-
-
-def _alive(pid):
-    """A zombie that nobody has collected yet is dead."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
+    assert status == "stopped after 3 s" and ends(pid)
 
 
 def test_an_interrupted_stage_can_still_write(ran):
