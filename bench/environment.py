@@ -91,10 +91,14 @@ def _cpu() -> tuple[str, str]:
     )
 
 
-def _first_line(*command: str) -> str | None:
+def said(*command: str) -> list[str]:
+    """The lines that a command prints; none where it fails, or is not there."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    lines = done.stdout.strip().splitlines()
-    return lines[0].strip() if done.returncode == 0 and lines else None
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def _first_line(*command: str) -> str | None:
+    return next((line.strip() for line in said(*command) if line.strip()), None)

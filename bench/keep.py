@@ -10,14 +10,13 @@ Without FOLDER only the documents are written again, from what is there.
 import argparse
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from primer_fast.bench import environment, results
 from primer_fast.bench import op as ops
-from primer_fast.bench import results
 from primer_fast.bench.files import replace_texts
 from primer_fast.bench.report import FAST, PROGRAMS, RIGHT, SANITIZER, SCHEMAS, TUNE, Report, parse
 from primer_fast.bench.stages import scoreboard, stages
@@ -87,14 +86,7 @@ def _uncommitted(root: Path) -> list[str]:
 
 
 def _git(root: Path, *command: str) -> list[str]:
-    """The lines that git prints; none where it cannot."""
-    try:
-        done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(root), *command], capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    return environment.said("git", "--no-optional-locks", "-C", str(root), *command)
 
 
 def _right_of(found: GpuFolder, committed: Path) -> Report | None:

@@ -8,25 +8,19 @@ import torch
 
 from primer_fast import backend
 from primer_fast.bench import op as ops
+from primer_fast.bench.agenda import planned
 from primer_fast.bench.ceilings import matmul_precision
-from primer_fast.bench.measure import Group, prepared
-from primer_fast.bench.op import FORWARD, PRECISIONS
+from primer_fast.bench.measure import prepared
+from primer_fast.bench.op import PASSES, PRECISIONS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISION = "bfloat16" if DEVICE == "cuda" else "float32"
 
 pytestmark = pytest.mark.skipif(backend.interpreting, reason="the time of an interpreter says nothing")
 
-GROUPS = [
-    Group(op, case, PRECISION, pass_name, DEVICE)
-    for op in map(ops.load, ops.names())
-    for case in op.cases(DEVICE)
-    for pass_name in op.passes()
-    if case.gradients or pass_name == FORWARD
-]
 PARAMETERS = [
     pytest.param(group, provider, id=f"{group.op.name}-{group.case}-{group.pass_name}-{provider}")
-    for group in GROUPS
+    for group in planned(map(ops.load, ops.names()), [PRECISION], PASSES, DEVICE)
     for provider in group.providers()
 ]
 

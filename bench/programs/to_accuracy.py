@@ -58,10 +58,8 @@ def digits(small: bool) -> tuple[str, Digits]:
     if where:
         found = load_digits(where)
         begins = found.train_labels[:10].tolist(), found.test_labels[:10].tolist()
-        name = (
-            "MNIST" if begins == MNIST_BEGINS and len(found.train_labels) == 60_000 else f"digits of {Path(where).name}"
-        )
-        return name, found
+        mnist = begins == MNIST_BEGINS and len(found.train_labels) == 60_000
+        return "MNIST" if mnist else f"digits of {Path(where).name}", found
     if not small:
         return "drawn digits", draw_digits(device="cuda" if torch.cuda.is_available() else "cpu")
     found = draw_digits(20, 10)

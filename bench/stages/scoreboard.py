@@ -9,7 +9,7 @@ from typing import NamedTuple
 from primer_fast.bench.agenda import ROWS
 from primer_fast.bench.files import filled, markdown_table
 from primer_fast.bench.op import FORWARD, OURS
-from primer_fast.bench.report import FAST, OK, PROGRAMS, RIGHT, OpRow, ProgramRow, Report
+from primer_fast.bench.report import OK, RIGHT, OpRow, ProgramRow, Report
 from primer_fast.bench.results import Results
 from primer_fast.bench.stages.stages import failures
 from primer_fast.bench.stages.verdicts import newest_ops, newest_programs, readable
@@ -41,11 +41,15 @@ def lines_of(report: Report) -> list[Line]:
     """The targets of a report of ops, those of the agenda first and in its order, or of whole programs."""
     order = {key: place for place, key in enumerate(ROWS)}
     groups = sorted(report.groups(), key=lambda rows: order.get(rows[0].group, len(order)))
+    return [line for rows in groups for line in _lines(rows)]
+
+
+def _lines(rows: list) -> list[Line]:
+    """The targets of rows that were timed against each other."""
     return [
         # Files from before there were ratios say only whether a target is met
         Line(_name(row), readable(target["what"]), target["value"], target.get("ratio", float(target["met"])),
              target["met"], _fastest(rows))
-        for rows in groups
         for row in rows
         for target in row.targets
     ]  # fmt: skip
@@ -92,7 +96,7 @@ def _parts(results: Results, whole: bool) -> list[str]:
         parts.append(f"{headers[0]['device']}, {date} (`bench/results/{machine}`):")
         parts += [_right(found.content) for found in results.newest(RIGHT) if found.machine == machine]
         groups = _groups(results, machine)
-        lines = {key: lines_of(Report(kind, {}, rows)) for key, (kind, rows) in groups.items()}
+        lines = {key: _lines(rows) for key, rows in groups.items()}
         shown = [line for some in lines.values() for line in some] if whole else _worst(lines)
         parts += [markdown(shown)] if shown else []
         if missing := set(ROWS) - groups.keys():
@@ -106,16 +110,14 @@ def _right(report: Report) -> str:
     return f"**{len(wrong):,} failed**, for example {wrong[0]}; {checks}." if wrong else f"None failed; {checks}."
 
 
-def _groups(results: Results, machine: str) -> dict[tuple, tuple[str, list]]:
-    """The newest comparisons on a GPU: single ops of the agenda, then whole programs; each with its kind of report."""
+def _groups(results: Results, machine: str) -> dict[tuple, list]:
+    """The newest comparisons on a GPU: single ops of the agenda, then whole programs."""
     of_ops = [found.content for found in newest_ops(results) if found.machine == machine and found in results.of_gpus()]
-    found = {rows[0].group: (FAST, rows) for report in of_ops for rows in report.groups() if rows[0].group in ROWS}
-    return found | {
-        group: (PROGRAMS, rows)
-        for (where, *group), (file, rows) in newest_programs(results).items()
-        if where == machine and file.content.header["kind"] == "cuda"
-        for group in [tuple(group)]
-    }
+    groups = {rows[0].group: rows for report in of_ops for rows in report.groups() if rows[0].group in ROWS}
+    for (where, *group), (file, rows) in newest_programs(results).items():
+        if where == machine and file.content.header["kind"] == "cuda":
+            groups[tuple(group)] = rows
+    return groups
 
 
 def _worst(lines: dict[tuple, list[Line]]) -> list[Line]:
