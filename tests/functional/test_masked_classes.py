@@ -1,9 +1,10 @@
-"""Classes that a bias of -inf, or of a large finite number, takes out of the vocabulary."""
+"""Loss heads on every path: classes that a bias takes out of the vocabulary; their cases, on PyTorch's operators."""
 
 import pytest
 import torch
 
 from primer_fast import functional as F
+from primer_fast.proof import verify
 
 MASKS = {  # what masks, as a share of the dtype's least number, and which classes
     "infinite tail": (torch.inf, slice(8, None)),
@@ -66,3 +67,14 @@ def test_smoothed_labels_over_logits_that_are_all_large(small_chunks):
     target = torch.tensor([1, 32, 7])
     got = F.linear_cross_entropy(x, w, target, linear_bias=b, label_smoothing=0.1)
     torch.testing.assert_close(got, torch.tensor(40.0).log())
+
+
+HEADS = [(op, case) for op in ("linear_cross_entropy", "linear_log_prob") for case in verify.cases(op, native=False)]
+
+
+@pytest.mark.parametrize("dtype", verify.DTYPES)
+@pytest.mark.parametrize("op, case", HEADS, ids=str)
+def test_chunks_on_pytorch_match_the_reference(op, case, dtype, small_chunks, monkeypatch):
+    monkeypatch.setattr(verify, "device", lambda: "cpu")
+    rows = verify.check(op, case, verify.DTYPES[dtype])
+    assert [row for row in rows if not row.passed] == []

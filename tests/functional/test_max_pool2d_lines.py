@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from functional.test_max_pool2d_torch import few_levels, same, same_as_torch
+from functional.test_max_pool2d import few_levels, same, same_as_torch
 
 from primer_fast import backend
 from primer_fast import functional as F
@@ -109,19 +109,27 @@ def test_lines_that_lie_elsewhere(name, strips, device):
     assert strips[-1] == strip
 
 
-@pytest.mark.parametrize(
-    "tile", [GridSettings(2, 8, 1), GridSettings(64, 8), GridSettings(16, 64), GridSettings(1, 8, 1)]
-)
-def test_every_tiling_gives_the_same_answer(tile, strips, device):
-    """A strip is no wider than what a thread has."""
-    x, dy = few_levels((1, 3, 5, 16), None, device), torch.randn(1, 3, 3, 8, device=device)
-    window = (3, 3), (2, 2), (1, 1), (1, 1)
-    y, kept, indices = max_pool2d_fwd(x, *window, (3, 8), True, True, tile)
-    want = max_pool2d_fwd(x, *window, (3, 8), True, True)
+IMAGES = {  # shape, layout, window, size of the output; whether its lines are read in strips
+    "odd": ((1, 11, 3, 5), None, ((3, 2), (2, 1), (1, 0), (1, 2)), (2, 3), False),
+    "channels_last": ((1, 11, 3, 5), "channels_last", ((3, 2), (2, 1), (1, 0), (1, 2)), (2, 3), False),
+    "lines": ((1, 3, 5, 16), None, ((3, 3), (2, 2), (1, 1), (1, 1)), (3, 8), True),
+}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("rows, cols, warps, strip", [(2, 8, 1, 1), (64, 8, 4, 4), (16, 64, 4, 4), (1, 8, 1, 1)])
+def test_every_tiling_gives_the_same_answer(rows, cols, warps, strip, image, strips, device):
+    """Tiles are chosen by size; here each is forced. A strip is no wider than what a thread has."""
+    shape, layout, window, size, in_strips = IMAGES[image]
+    tile = GridSettings(rows, cols, warps)
+    x = few_levels(shape, layout, device)
+    dy = torch.randn(*shape[:2], *size, device=device)
+    y, kept, indices = max_pool2d_fwd(x, *window, size, True, True, tile)
+    want = max_pool2d_fwd(x, *window, size, True, True)
     for got, expected in zip((y, kept, indices), want, strict=True):
         same(got, expected)
-    same(max_pool2d_bwd(dy, kept, *window, (5, 16), tile), max_pool2d_bwd(dy, kept, *window, (5, 16)))
-    assert strips == [{2: 1, 64: 4, 16: 4, 1: 1}[tile.BLOCK_ROWS], 4] * 2
+    same(max_pool2d_bwd(dy, kept, *window, shape[2:], tile), max_pool2d_bwd(dy, kept, *window, shape[2:]))
+    assert strips == ([strip, 4] if in_strips else [1, 1]) * 2
 
 
 def test_pieces_are_as_wide_as_all_strides_allow():

@@ -1,4 +1,4 @@
-"""Gradients that are sums over many rows, of 16-bit tensors on a CPU: summed in float32, as on the kernels."""
+"""Gradients that are sums over many rows, of 16-bit tensors: summed in float32, on a CPU as on the kernels."""
 
 import pytest
 import torch
@@ -25,8 +25,10 @@ CASES = {
     "layer_norm, residual": (
         lambda x, s, w: F.layer_norm(x, (8,), w, residual=s), (normal(ROWS, 8), normal(ROWS, 8), normal(8)),
     ),
-    "embedding": (lambda w: F.embedding(ZEROS, w), (normal(5, 8),)),
-    "embedding, positions": (lambda w, p: F.embedding(ZEROS.view(-1, 1), w, position=p), (normal(5, 8), normal(1, 8))),
+    "embedding": (lambda w: F.embedding(ZEROS.to(w.device), w), (normal(5, 8),)),
+    "embedding, positions": (
+        lambda w, p: F.embedding(ZEROS[:, None].to(w.device), w, position=p), (normal(5, 8), normal(1, 8)),
+    ),
     "embedding, ids of positions": (
         lambda w, p: F.embedding(ZEROS, w, position=p, position_ids=ZEROS), (normal(5, 8), normal(3, 8)),
     ),
@@ -50,18 +52,30 @@ CASES = {
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_sum_in_float32(plain_path, case, dtype):
+def test_gradients_sum_in_float32(case, dtype, plain_path):
+    sums_in_float32(case, dtype, "cpu")
+
+
+@pytest.mark.parametrize("case", ["layer_norm", "embedding", "embedding, positions"])
+def test_kernels_sum_in_float32(case, device):
+    got, want = sums_in_float32(case, torch.bfloat16, device)
+    assert torch.equal(got[-1].double(), want[-1])  # a sum of ones
+
+
+def sums_in_float32(case, dtype, device):
     function, leaves = CASES[case]
-    leaves = [t.to(dtype) for t in leaves]
+    leaves = [t.to(device, dtype) for t in leaves]
 
     def gradients(leaves):
         leaves = [t.requires_grad_() for t in leaves]
         return torch.autograd.grad(function(*leaves).sum(), leaves)
 
-    for got, want in zip(gradients(leaves), gradients([t.double() for t in leaves]), strict=True):
+    found = gradients(leaves), gradients([t.double() for t in leaves])
+    for got, want in zip(*found, strict=True):
         assert got.dtype == dtype
         bound = 4 * torch.finfo(dtype).eps * want.abs().max().item() + 1e-3
         torch.testing.assert_close(got.double(), want, rtol=0, atol=bound)
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -7,9 +7,9 @@ import torch
 
 from primer_fast import functional as F
 
-# Op -> how many samples the kernels get in the interpreter, in float32; the CPU path gets all of them, in float64 too
+# Op -> how many samples the kernels get in the interpreter, in float32; the CPU path gets all of them
 OPS = {
-    "linear": 18, "conv2d": 10, "layer_norm": 6, "embedding": 3, "scaled_dot_product_attention": 12, "max_pool2d": 20,
+    "linear": 9, "conv2d": 6, "layer_norm": 4, "embedding": 3, "scaled_dot_product_attention": 6, "max_pool2d": 8,
 }  # fmt: skip
 
 pytestmark = [
@@ -65,10 +65,9 @@ def test_samples_through_the_kernels(op, device):
         compare(op, sample, 1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("op", OPS)
-def test_all_samples_on_the_plain_path(op, dtype, plain_path):
-    for sample in samples(op, dtype, "cpu"):
+def test_all_samples_on_the_plain_path(op, plain_path):
+    for sample in samples(op, torch.float32, "cpu"):
         compare(op, sample, 1e-5)
 
 
