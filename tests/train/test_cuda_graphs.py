@@ -79,24 +79,24 @@ def pairs_of(*lengths, count=22):
 
 SGD = {"optimizer": "sgd", "lr": 0.05}
 TEXT = {"steps": 11, "batch_size": 4, "eval_every": 6, "eval_batches": 2}
-PAIRS = {"pairs": pairs_of(4), "epochs": 3, "accumulate": 1}
-UNLIKE = {"pairs": pairs_of(2, 3), "epochs": 9}
+PAIRS = {"pairs": pairs_of(4), "epochs": 2, "accumulate": 1}
+UNLIKE = {"pairs": pairs_of(2, 3), "epochs": 6}
 ROLLOUTS = {"steps": 8, "batch_size": 8, "minibatches": 2, "max_new_tokens": 2, "schedule": "cosine", "kl_target": 0.05}
 RUNS = {  # and how many of their batches are full
-    "supervised": (Supervised(mlp, epochs=6, accumulate=1), 12),
-    "sgd": (Supervised(mlp, epochs=6, **SGD, momentum=0.9, clip_norm=None), 12),
-    "plain sgd": (Supervised(mlp, epochs=6, **SGD, clip_norm=0.1), 12),
-    "bfloat16": (Supervised(mlp, epochs=6, precision="bfloat16", label_smoothing=0.1), 12),
+    "supervised": (Supervised(mlp, epochs=4, accumulate=1), 8),
+    "sgd": (Supervised(mlp, epochs=4, **SGD, momentum=0.9, clip_norm=None), 8),
+    "plain sgd": (Supervised(mlp, epochs=4, **SGD, clip_norm=0.1), 8),
+    "bfloat16": (Supervised(mlp, epochs=4, precision="bfloat16", label_smoothing=0.1), 8),
     "float16": (Supervised(mlp, epochs=6, precision="float16"), 12),
-    "whole data": (Supervised(mlp, epochs=9, batch_size=None), 9),
+    "whole data": (Supervised(mlp, epochs=6, batch_size=None), 6),
     "cnn": (Supervised(cnn, steps=8, augmentation="shift"), 6),
     "gpt": (Language(dataclasses.replace(SHAPE, dropout=0.1), **TEXT, accumulate=1), 11),
     "gpt float16": (Language(**TEXT, precision="float16"), 11),
-    "dpo": (DPO("sigmoid", **PAIRS), 15),
-    "dpo ipo": (DPO("ipo", **PAIRS, clip_norm=None), 15),
-    "dpo accumulate": (DPO("cdpo", **PAIRS | {"accumulate": 3}, label_smoothing=0.1, batch_size=5), 12),
-    "dpo bfloat16": (DPO("sigmoid", **PAIRS, precision="bfloat16"), 15),
-    "dpo float16": (DPO("sigmoid", **PAIRS, precision="float16"), 15),
+    "dpo": (DPO("sigmoid", **PAIRS), 10),
+    "dpo ipo": (DPO("ipo", **PAIRS, clip_norm=None), 10),
+    "dpo accumulate": (DPO("cdpo", **PAIRS | {"accumulate": 3}, label_smoothing=0.1, batch_size=5), 8),
+    "dpo bfloat16": (DPO("sigmoid", **PAIRS, precision="bfloat16"), 10),
+    "dpo float16": (DPO("sigmoid", **PAIRS, precision="float16"), 10),
 }
 OF_MANY_SIZES = {
     "dpo, unlike pairs": DPO("sigmoid", **UNLIKE, accumulate=1),
@@ -186,35 +186,19 @@ def stepped(steps):
     for i in range(steps):
         torch.manual_seed(i)
         supervised.train_step(state, *batch(), config, 99, step)
-    return state, config, step
+    return state, step
 
 
 def test_metrics_outlive_the_next_step(stand_in):
-    state, _, _ = stepped(WARM_UP + 1)
+    state, _ = stepped(WARM_UP + 1)
     kept = {name: values[-1] for name, values in state.window.items()}
     before = {name: value.item() for name, value in kept.items()}
-    state, _, step = stepped(WARM_UP + 3)
+    state, step = stepped(WARM_UP + 3)
     replayed = state.window["loss"][WARM_UP:]
     assert len({loss.item() for loss in replayed}) == len({loss.data_ptr() for loss in replayed}) == 3
     assert {name: value.item() for name, value in kept.items()} == before
     (recording,) = step.recordings.values()
     assert all(loss.data_ptr() != recording.measured["loss"].data_ptr() for loss in replayed)
-
-
-def test_no_buffer_moves(stand_in):
-    """Weights, optimizer state and learning rate are where they were recorded."""
-    state, config, step = stepped(WARM_UP + 1)
-
-    def addresses():
-        optimizer = [t.data_ptr() for values in state.optimizer.state.values() for t in values.values()]
-        rates = [group["lr"].data_ptr() for group in state.optimizer.param_groups]
-        (recording,) = step.recordings.values()
-        return [t.data_ptr() for t in (*state.model.parameters(), *recording.batch)] + optimizer + rates
-
-    before = addresses()
-    for size in (4, 2, 4):
-        supervised.train_step(state, *batch(size), config, 99, step)
-    assert addresses() == before and state.step == WARM_UP + 4
     assert not any(group["capturable"] for group in state.optimizer.param_groups)
 
 
@@ -282,15 +266,6 @@ def test_a_batch_for_the_device(sides, stand_in):
             count = int(chosen.sum())
             assert chosen[where[:count]].all() and (where[count:] == -1).all() and len(set(where.tolist())) >= count
         assert places.shape[1] == rounded(max(int(mask[:, micro.rows].sum()) for micro in parts))
-
-
-def test_where_it_cannot_be_it_says_why():
-    state, _ = begin("supervised")
-    options = {"batch": 4, "rows": 4, "procedure": "supervised"}
-    with pytest.warns(
-        RuntimeWarning, match="supervised: no CUDA graph, .*: the model must be on one GPU; it is on cpu"
-    ):
-        assert recorded(supervised.update, state, asked=True, **options) is supervised.update
 
 
 @pytest.mark.filterwarnings("error")
