@@ -186,19 +186,35 @@ def stepped(steps):
     for i in range(steps):
         torch.manual_seed(i)
         supervised.train_step(state, *batch(), config, 99, step)
-    return state, step
+    return state, config, step
 
 
 def test_metrics_outlive_the_next_step(stand_in):
-    state, _ = stepped(WARM_UP + 1)
+    state, _, _ = stepped(WARM_UP + 1)
     kept = {name: values[-1] for name, values in state.window.items()}
     before = {name: value.item() for name, value in kept.items()}
-    state, step = stepped(WARM_UP + 3)
+    state, _, step = stepped(WARM_UP + 3)
     replayed = state.window["loss"][WARM_UP:]
     assert len({loss.item() for loss in replayed}) == len({loss.data_ptr() for loss in replayed}) == 3
     assert {name: value.item() for name, value in kept.items()} == before
     (recording,) = step.recordings.values()
     assert all(loss.data_ptr() != recording.measured["loss"].data_ptr() for loss in replayed)
+
+
+def test_no_buffer_moves(stand_in):
+    """Weights, optimizer state and learning rate are where they were recorded."""
+    state, config, step = stepped(WARM_UP + 1)
+
+    def addresses():
+        optimizer = [t.data_ptr() for values in state.optimizer.state.values() for t in values.values()]
+        rates = [group["lr"].data_ptr() for group in state.optimizer.param_groups]
+        (recording,) = step.recordings.values()
+        return [t.data_ptr() for t in (*state.model.parameters(), *recording.batch)] + optimizer + rates
+
+    before = addresses()
+    for size in (4, 2, 4):
+        supervised.train_step(state, *batch(size), config, 99, step)
+    assert addresses() == before and state.step == WARM_UP + 4
     assert not any(group["capturable"] for group in state.optimizer.param_groups)
 
 
