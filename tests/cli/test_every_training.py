@@ -24,7 +24,7 @@ LEARNT = {  # a longer call -> command, a metric of its last row, at least or at
     f"train vit {LEARN} {SMALL} --patch 3": ("vit", "test/accuracy", 0.95),
     f"{CALLS['gpt'].words} --steps 200 --lr 0.01 --warmup-steps 20 --log-every 50 --eval-every 100 --dropout 0"
     " --sample-tokens 20": ("gpt", "validation/loss", -0.5),
-    "train mlp --data soccer": ("soccer", "train/accuracy", 1.0),
+    "train mlp --data soccer --epochs 1500": ("soccer", "train/accuracy", 1.0),
 } | {CALLS[name].words: (name, "step", CALLS[name].steps) for name in ("sft", "reward", "dpo", "ppo")}  # fmt: skip
 SAID = {"mlp": "test accuracy 100.00% (30 of 30 digits)", "soccer": "40 of 40 players classified right (100.00%)"}
 FILES = {"mlp": CALLS["vit"].files, "soccer": CALLS["mlp"].files}
