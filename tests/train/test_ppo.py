@@ -1,6 +1,7 @@
 """Proximal policy optimisation of a small transformer."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("plain_path")
 
 CONFIG = TransformerConfig(vocab=8, context=16, width=16, layers=1, heads=2, norm="pre", positions="learned")
 PROMPTS = [torch.tensor(p) for p in ([0], [0, 3], [0, 4, 5])]
+TWELVE = Completions(torch.zeros(12, 3, dtype=torch.int64), torch.ones(12).long(), torch.full((12,), 2))
 
 
 def make_policy(seed=0):
@@ -42,22 +44,16 @@ def run(config, reward=None, model=None, state=None, stop_after=None, prompts=PR
     return state, list(rows)
 
 
-def test_nothing_has_moved_in_the_first_pass():
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_nothing_has_moved_in_the_first_pass(dropout):
     """With one optimizer step a rollout, the policy is the one that wrote it, and at first the reference."""
-    _, rows = run(settings(steps=1, epochs=1, minibatches=1, temperature=0.7))
-    (row,) = rows
+    torch.manual_seed(0)
+    policy = Transformer(replace(CONFIG, dropout=dropout))
+    _, (row,) = run(settings(steps=1, epochs=1, minibatches=1, temperature=0.7), model=ActorCritic(policy))
     assert row["objective/kl"] == pytest.approx(0, abs=1e-4)
     assert row["objective/rlhf_reward"] == pytest.approx(row["objective/scores"] + row["objective/non_score_reward"])
     assert row["val/ratio"] == pytest.approx(1, abs=1e-6) and row["policy/approxkl_avg"] < 1e-10
     assert row["policy/clipfrac_avg"] == 0 and row["val/clipfrac_avg"] == 0 and row["updates"] == 1
-
-
-def test_dropout_is_off():
-    """Rollout and training see the same policy."""
-    torch.manual_seed(0)
-    model = Transformer(TransformerConfig(**{**CONFIG.__dict__, "dropout": 0.5}))
-    _, (row,) = run(settings(steps=1, epochs=1, minibatches=1), model=ActorCritic(model))
-    assert row["val/ratio"] == pytest.approx(1, abs=1e-6) and row["policy/approxkl_avg"] < 1e-10
 
 
 @pytest.mark.parametrize("critic", [None, "shared", "reward model"])
@@ -142,11 +138,16 @@ def leaves(prompts, completions):
         (leaves, "raised SystemExit at rollout 3: 3"),
     ],
 )
-def test_a_bad_reward_stops_before_anything_changes(function, message):
+def test_a_bad_reward_is_named(function, message):
+    with pytest.raises(RewardError, match=message):
+        checked_scores(reward_of_lists(function), TWELVE, 3)
+
+
+def test_a_bad_reward_stops_before_anything_changes():
     state, _ = run(settings(), stop_after=2)
     before = {name: t.clone() for name, t in state.model.state_dict().items()}
-    with pytest.raises(RewardError, match=message):
-        run(settings(), reward_of_lists(function), state=state)
+    with pytest.raises(RewardError, match="raised SystemExit at rollout 3: 3"):
+        run(settings(), reward_of_lists(leaves), state=state)
     assert state.step == 2
     assert all(torch.equal(t, before[name]) for name, t in state.model.state_dict().items())
 
@@ -162,10 +163,9 @@ def test_a_bad_reward_stops_before_anything_changes(function, message):
 )  # fmt: skip
 def test_numbers_of_any_kind_are_rewards(as_what):
     rewards = [float(i) for i in range(12)]
-    batch = Completions(torch.zeros(12, 3, dtype=torch.int64), torch.ones(12).long(), torch.full((12,), 2))
-    got = checked_scores(reward_of_lists(lambda p, c: as_what(rewards)), batch, 1)
+    got = checked_scores(reward_of_lists(lambda p, c: as_what(rewards)), TWELVE, 1)
     assert got.dtype == torch.float32 and not got.requires_grad and got.tolist() == rewards
-    assert checked_scores(lambda b: [2**70] * 12, batch, 1).tolist() == [2.0**70] * 12
+    assert checked_scores(lambda b: [2**70] * 12, TWELVE, 1).tolist() == [2.0**70] * 12
 
 
 def test_nan_stops_with_the_rollout():
