@@ -44,8 +44,6 @@ SOURCES = sorted(
     for p in (ROOT / folder).rglob("*.py")
     if not p.stem.startswith("test_") and p.stem != "conftest"
 )
-
-
 KERNELS = [path for path in SOURCES if path.is_relative_to(ROOT / "kernels")]
 
 
