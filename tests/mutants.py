@@ -105,7 +105,7 @@ MUTANTS = [
     # Loss heads
     *_of(_HEADS, "kernels/logits/gradient.py",
         ("m, v + HALF, M, V", "m, v, M, V"),
-        ('mask=offs_v < V, other=float("-inf")', "mask=offs_v < V, other=0.0"),
+        ("inside = (offs_m[:, None] < M) & (offs_v[None, :] < V)", "inside = (offs_m[:, None] < M) & (offs_v >= 0)"),
         ("slope = entropy_grad * LN_2", "slope = entropy_grad"),
         ("g = tl.exp2(log_e) * factor + uniform[:, None]", "g = tl.exp2(log_e) * factor"),
     ),

@@ -95,13 +95,19 @@ def test_it_learns_the_preferences(loss):
     assert rows[-1]["rewards/margins"] > 0 and rows[-1]["rewards/chosen"] > rows[-1]["rewards/rejected"]
 
 
-def test_the_gradient_is_that_of_the_formula():
-    """Of the first step, from logits in memory and torch's own operators."""
-    config, model, twin = dpo.DPOConfig(lr=1e-2, batch_size=11, steps=1, clip_norm=None), make_model(1), make_model(1)
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_the_gradient_is_that_of_the_formula(loss):
+    """Of the first step, from logits in memory and torch's own operators; ipo takes means over tokens."""
+    config, model, twin = dpo.DPOConfig(loss=loss, lr=1e-2, batch_size=11, clip_norm=None), make_model(1), make_model(1)
     reference = dpo.reference_log_probs(make_model(), PAIRS, config)
     dpo.train_step(dpo.start(model, config), PAIRS, reference, config, 1)
-    both = [torch.stack([x.sum() for x in plain_log_probs(twin, side)]) for side in (PAIRS.chosen, PAIRS.rejected)]
-    h = (both[0] - reference[:, 0]) - (both[1] - reference[:, 1])
-    (-torch.nn.functional.logsigmoid(0.1 * h)).mean().backward()
+    both = []
+    for i, side in enumerate((PAIRS.chosen, PAIRS.rejected)):
+        rows = plain_log_probs(twin, side)
+        ratios = torch.stack([row.sum() for row in rows]) - reference[:, i]
+        both.append(ratios / torch.tensor([len(row) for row in rows]) if loss == "ipo" else ratios)
+    h = both[0] - both[1]
+    losses = (h - 1 / (2 * 0.1)).square() if loss == "ipo" else -torch.nn.functional.logsigmoid(0.1 * h)
+    losses.mean().backward()
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
