@@ -67,10 +67,10 @@ class Resources:
     @property
     def serialized(self) -> bool:
         """Each wgmma waits for the one before, whatever the kernel asked for."""
-        return serialize(self.warnings)
+        return are_serialized(self.warnings)
 
 
-def serialize(warnings: Iterable[str]) -> bool:
+def are_serialized(warnings: Iterable[str]) -> bool:
     """Whether ptxas warns that each wgmma waits for the one before."""
     return any("instructions are serialized" in warning for warning in warnings)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from primer_fast.kernels.activation import ACTIVATIONS
 from primer_fast.proof.production import CaseOnTarget, compiled_launches
-from primer_fast.proof.resources import registers_and_spills, serialize, warnings_of
+from primer_fast.proof.resources import are_serialized, registers_and_spills, warnings_of
 from primer_fast.reference.case import Case
 
 TARGET = "sm_90"
@@ -68,7 +68,7 @@ def results(unit: CaseOnTarget) -> Iterator[SweptLaunch]:
             yield SweptLaunch(unit, launch.kernel, settings, error=launch.error)
         else:
             _, spill_bytes = registers_and_spills(launch.compiled, launch.target)
-            waits = serialize(warnings_of(launch.compiled, launch.target))
+            waits = are_serialized(warnings_of(launch.compiled, launch.target))
             yield SweptLaunch(unit, launch.kernel, settings, spill_bytes, None, waits)
     if error is not None:
         yield SweptLaunch(unit, "", {}, error=error)
