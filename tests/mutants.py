@@ -58,7 +58,7 @@ MUTANTS = [
     *_of("linear and not linear_", "kernels/matmul.py",
         ("n + HALF, M, N", "n, M, N"),
         ("part_ptr + numel + offs_m", "part_ptr + offs_m"),
-        ("offs_m.to(tl.int64)[:, None] * N", "offs_m[:, None] * N"),
+        ("offs_row.to(tl.int64)[:, None] * strides[0]", "offs_row[:, None] * strides[0]"),
     ),
     *_of("linear and not linear_", "kernels/tile.py", ("tiles_m - first_m", "tiles_m")),
     # Which settings are taken from a file
