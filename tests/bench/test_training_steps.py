@@ -71,7 +71,8 @@ def test_one_that_learns_something_else_is_never_timed(plain_path):
     assert row.status == "wrong" and "0.0001 apart" in row.reason and row.median_ms is None
     assert len(log) == COMPARED
     assert raced(peer=program([*LOSSES[:3], 1.2501, *LOSSES[4:]]), tolerance=1e-3)["peer"].status == "ok"
-    assert raced(peer=program([float("nan")]))["peer"].status == "wrong"
+    row = raced(peer=program([float("nan")]))["peer"]
+    assert row.status == "wrong" and "nan apart" in row.reason and row.median_ms is None
 
 
 def test_a_difference_that_comes_later_is_reported(plain_path):
