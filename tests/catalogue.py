@@ -48,7 +48,7 @@ class Sample:
         return call
 
     def floats(self, dtype=None, device="cpu", seed=0) -> list[Tensor]:
-        """The floating-point arguments: leaves of one dtype, or of one for each, and the same but for its rounding."""
+        """The floating-point arguments as leaves, in one dtype or one for each; only rounding differs."""
         dtype = self.dtype if dtype is None else dtype
         dtypes = dtype if isinstance(dtype, list | tuple) else [dtype] * len(self.shapes)
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -60,7 +60,7 @@ class Sample:
         return made
 
     def others(self, device="cpu") -> list[Tensor]:
-        """The arguments that come before those."""
+        """The arguments without a gradient, which come first."""
         return [_made(self, name, torch.device(device)) for name in self.whole]
 
     def make(self, device, dtype=None, seed=0) -> list[Tensor]:

@@ -311,13 +311,14 @@ def test_loops_have_bounds_from_memory_and_masks_may_have_a_number_in_them():
     assert out.tolist() == [6] * 4 + [-1] * 4
 
 
-def test_mend_refuses_an_interpreter_it_does_not_know(monkeypatch):
+@pytest.mark.parametrize("lost", ["InterpreterBuilder.create_fma", "_get_np_dtype"])
+def test_mend_refuses_an_interpreter_it_does_not_know(lost, monkeypatch):
     from triton.runtime import interpreter
 
     mend()  # already done when primer_fast.backend was imported: changes nothing
     monkeypatch.setattr(interpreter.InterpreterBuilder, "mended_by_primer_fast", False)
-    monkeypatch.delattr(interpreter.InterpreterBuilder, "create_fma")
-    with pytest.raises(RuntimeError, match=rf"Triton {triton.__version__} has no InterpreterBuilder.create_fma"):
+    monkeypatch.delattr(f"triton.runtime.interpreter.{lost}")
+    with pytest.raises(RuntimeError, match=rf"Triton {triton.__version__} has no {lost}"):
         mend()
 
 

@@ -44,6 +44,7 @@ def mend() -> None:
         key: getattr(getattr(runtime, key[0], None), key[1], None) for key in replacements
     }
     missing = [".".join(key) for key, method in originals.items() if method is None]
+    missing += [name for name in speed.REPLACED if not hasattr(runtime, name)]
     if missing:
         raise _unknown(f"has no {', '.join(missing)}")
     for (owner, method), original in originals.items():
@@ -76,7 +77,7 @@ def _one_at_a_time(original):
 
 def _unknown(what: str) -> RuntimeError:
     return RuntimeError(
-        f"the interpreter of Triton {triton.__version__} {what}: primer_fast.interpreter cannot mend its bfloat16; "
+        f"the interpreter of Triton {triton.__version__} {what}: primer_fast.interpreter does not know it; "
         "use Triton 3.6 to 3.9"
     )
 

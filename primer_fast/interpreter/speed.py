@@ -1,11 +1,11 @@
 """What Triton's interpreter works out anew for every value and every call, worked out once: about 3 times as fast.
 
-A call of a device function looks through all of ``tl`` for builtins to replace, although the launch has replaced
-them. A sum of int32 is checked for overflow by ten more interpreted operations. A value's shape becomes a new tuple of
-constants, and its type a new name, each time. `quicken` changes how these are found, not what they are.
+A call of a device function looks through all of ``tl`` for builtins to replace, although the launch has already
+replaced them. A sum of int32 is checked for overflow by ten more interpreted operations. A value's shape becomes a new
+tuple of constants, and its type a new name, each time. `quicken` changes how these are found, not what they are.
 """
 
-__all__ = ["quicken", "start_launch"]
+__all__ = ["REPLACED", "quicken", "start_launch"]
 
 import functools
 import math
@@ -16,13 +16,11 @@ import triton.language as tl
 from triton.language import core
 from triton.runtime import interpreter as runtime
 
+REPLACED = ("_patch_lang", "_get_np_dtype", "interpreter_semantic")  # members of the interpreter's module
+
 
 def quicken() -> None:
-    """Let the interpreter of this process remember. Call it once.
-
-    Raises:
-        AttributeError: this version of Triton lacks what is replaced here.
-    """
+    """Let the interpreter of this process remember. Call it once, where the module has all of ``REPLACED``."""
     runtime._patch_lang = _once_a_launch(runtime._patch_lang)
     runtime._get_np_dtype = _by_scalar(runtime._get_np_dtype)
     semantic = runtime.interpreter_semantic
@@ -43,7 +41,7 @@ def start_launch() -> None:
 
 class _NothingToRestore:
     def restore(self) -> None:
-        """As the scope of a replacement has it."""
+        """Nothing: the call that replaced it restores it."""
 
 
 def _once_a_launch(original: Callable) -> Callable:

@@ -35,7 +35,7 @@ def attend(*args, **options):
 
 
 def with_gradients(y, inputs):
-    """Both; the upstream gradient is one that every dtype holds exactly."""
+    """``y`` and the gradients of the inputs; every dtype holds the upstream gradient exactly."""
     dy = (torch.arange(y.numel(), device=y.device) % 7 - 3).view(y.shape) / 4
     return [y, *torch.autograd.grad(y, inputs, dy.to(y.dtype))]
 
@@ -189,7 +189,7 @@ def test_checkpoints_are_computed_again_the_same_way(seen):
 
 
 def test_other_dtypes(seen, plain_path):
-    """One that no kernel has, and autocast's."""
+    """float64, which no kernel takes, and what autocast makes of it."""
     q, k, v = qkv(dtype=torch.float64)
     with primer_fast.sdpa():
         got = attend(q, k, v)

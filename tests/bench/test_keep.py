@@ -263,7 +263,7 @@ def test_a_program_of_ours_that_failed_is_left_out_alone(root, folder, capsys):
 
 
 def test_an_error_of_the_sanitizer_is_refused_or_said(root, folder, capsys):
-    """But want of memory in a search makes nothing wrong."""
+    """A setting that ran out of memory in a search is no such error."""
     append("tune", tune_row("linear", "matmul 64", status="failed: OutOfMemoryError: CUDA out of memory"))(folder)
     assert call(folder, root=root) == 0
     changed(folder, "sanitizer", lambda data: data["rows"][0].update(status="errors", errors=2, lines=["Invalid read"]))
@@ -273,7 +273,7 @@ def test_an_error_of_the_sanitizer_is_refused_or_said(root, folder, capsys):
 
 
 def test_settings_found_later_rest_on_what_was_right_before(root, folder, tmp_path, capsys, monkeypatch):
-    """Of the same source."""
+    """Where both runs were of the same source."""
     later = gpu_folder(tmp_path / "later")
     only("tune")(later)
     assert "right.json is missing" in refused(root, later, capsys=capsys)[0]

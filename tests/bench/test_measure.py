@@ -79,7 +79,7 @@ def test_a_part_is_the_gradient_of_one_array():
 
 
 def passed(x, told):
-    """``x``, whose gradient is told to somebody, who may return another."""
+    """``x``; its gradient is passed to a function, which may return another."""
     y = x.clone()
     if y.requires_grad:
         y.register_hook(told)
@@ -190,7 +190,7 @@ def test_targets_are_asked_for_only_where_they_apply():
 
 
 def test_what_is_compiled_beforehand_has_the_precision_of_the_measurement():
-    """Inductor keeps what it compiles by that. Afterwards it is what it was."""
+    """Inductor keeps what it compiles under that precision. The caller's precision comes back afterwards."""
     seen, precision = [], torch.get_float32_matmul_precision
 
     def watched(**arrays):
@@ -220,7 +220,7 @@ def test_arrays_are_random_and_weights_scaled_by_fan_in():
 
 @pytest.mark.parametrize("name", ops.names())
 def test_arrays_are_those_of_the_case(name):
-    """On any device, and without memory, as where what is launched with them is compiled."""
+    """On any device; on "meta" they have no memory, which is enough for compiling what is launched with them."""
     op = ops.load(name)
     cases = [op.cpu_cases[-1], *(case for case in op.gpu_cases if case.name == "bert")]  # which has lengths
     for case, device in product(cases, ("cpu", "meta")):
@@ -256,7 +256,7 @@ def on_cpu(monkeypatch):
 
 @pytest.fixture
 def groups(monkeypatch):
-    """What is to be measured is not, but stands here."""
+    """Nothing is measured; what would be measured stands in the list."""
     tried = []
 
     def fails(group, *_, **__):

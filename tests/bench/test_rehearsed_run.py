@@ -30,7 +30,7 @@ MISSING = ("transformers", "trl", "mlxtend", "safetensors", "datasets", "tokeniz
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """As a shell's, without packages that may be missing: the stages say themselves whether kernels are interpreted."""
+    """A shell's, without packages that may be missing and without TRITON_INTERPRET, which stages set themselves."""
     folder = tmp_path_factory.mktemp("missing")
     for name in MISSING:
         (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name={name!r})")

@@ -88,7 +88,7 @@ def test_all_that_is_wrong_is_listed(found):
 
 @pytest.fixture
 def ran(monkeypatch, tmp_path):
-    """What would be run is not, but stands here; folders are below ``tmp_path``."""
+    """Nothing is run; what would be run stands in the list. Folders are below ``tmp_path``."""
     commands = []
 
     def run(command, **options):

@@ -40,7 +40,7 @@ def test_is_torchs(sample, device, request):
 
 
 class NothingChanges(TorchDispatchMode):
-    """Looks on, so that calls are operators."""
+    """A mode that changes nothing; under it every call is an operator of torch.library."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return func(*args, **(kwargs or {}))

@@ -29,7 +29,7 @@ def either(request, device):
 
 @pytest.fixture
 def take_path(request, monkeypatch):
-    """-> of a path of the loss heads: from here on calls take it, and tensors must be on this device.
+    """A function of a path's name: the loss heads take that path from then on; it returns the device for tensors.
 
     "chunks" and "logits in memory" are PyTorch's operators; chunks are of a few rows and classes.
     """

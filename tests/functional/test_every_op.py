@@ -45,7 +45,7 @@ def test_matches_reference(unit):
 
 @pytest.mark.parametrize("op", verify.ops())
 def test_reference_is_pytorch_in_float64(op):
-    """Its gradients too."""
+    """The gradients of the reference are compared as well."""
     for case in verify.cases(op, native=False):
         for row in verify.check(op, case, torch.float64):
             assert row.error < 1e-9, (case.name, row)

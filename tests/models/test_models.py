@@ -272,7 +272,7 @@ def test_training_on_varying_batches_compiles_at_most_twice(name, plain_path):
 
 
 def test_training_through_the_kernels(device):
-    """Most of them; that each compiles alike, tests/operators shows."""
+    """Some of the models: tests/operators shows it of every op."""
     if device != "cpu":
         pytest.skip("the batches are on a CPU")
     case = STEPS["pre-LN decoder"]
