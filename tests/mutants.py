@@ -47,6 +47,13 @@ MUTANTS = [
         ("(row < last)[:, None] & (col < N)", "(row < rows)[:, None] & (col < N)"),
         ("part_ptr + DW * N", "part_ptr + N"),
     ),
+    # What the interpreter remembers
+    *_of(["tests/test_interpreter.py"], "primer_fast/interpreter/speed.py",
+        ("number, kind, first", "number, first"),
+        ("beside.dtype.name, id(beside.shape)", "id(beside.shape)"),
+        ("whole=True", "whole=False"),
+        ("or result.max() >", "or result.max() - 1 >"),
+    ),
     # Linear, its activations, and products in general
     *_of("linear and not linear_", "kernels/activation.py",
         ("z <= 0, 0.0, z", "z > 0, z, 0.0"),

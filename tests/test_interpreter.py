@@ -1,6 +1,7 @@
 """What the interpreter computes after mend() is what compiled kernels compute, bfloat16 bit for bit."""
 
 import dataclasses
+import math
 import operator
 
 import pytest
@@ -309,6 +310,69 @@ def test_loops_have_bounds_from_memory_and_masks_may_have_a_number_in_them():
     out = torch.full((8,), -1, dtype=torch.int32)
     _count_kernel[(1,)](out, torch.tensor([4], dtype=torch.int32), 0, 8)
     assert out.tolist() == [6] * 4 + [-1] * 4
+
+
+@triton.jit
+def _number_kernel(out_ptr, x_ptr, NUMBER: tl.constexpr, OP: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr):
+    offs = tl.arange(0, N)
+    x = tl.load(x_ptr + offs)
+    if OP == "add":
+        y = NUMBER + x if FIRST else x + NUMBER
+    else:
+        y = NUMBER - x if FIRST else x - NUMBER
+    tl.store(out_ptr + offs, y)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_equal_numbers_of_other_types_are_told_apart(first):
+    """What a number became beside a tensor is remembered; 1 == 1.0 == True, and 0.1 is another in float16."""
+
+    def result(op, x, number):
+        out = torch.empty(len(x), dtype=torch.float64)
+        _number_kernel[(1,)](out, x, number, op, first, len(x))
+        return out.tolist()
+
+    tiny = torch.tensor([1.0, -2.0])
+    odd = torch.tensor([2**24 + 1, 3], dtype=torch.int32)  # float32 rounds the first to 2**24
+    for _ in range(2):
+        assert all(map(math.isnan, result("add", tiny, math.nan)))
+        assert result("add", odd, 1) == result("add", odd, True) == [2**24 + 2, 4]
+        assert result("add", odd, 1.0) == [2**24, 4]
+        for x in (tiny, tiny.half()):
+            assert result("add", x, 0.1) == (x + 0.1).tolist()
+        assert result("subtract", tiny, 2) == ([1, 4] if first else [-1, -4])
+        with pytest.raises(triton.runtime.errors.InterpreterError, match="300 is out of range for type int8"):
+            result("add", odd.to(torch.int8), 300)
+
+
+@triton.jit
+def _shapes_kernel(out_ptr, x_ptr, y_ptr, M: tl.constexpr, N: tl.constexpr):
+    """One result an operation that takes [M, 1] and [1, N], and what is done with such results."""
+    rows, cols = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :]
+    x, y = tl.load(x_ptr + rows), tl.load(y_ptr + cols)
+    at = out_ptr + rows * N + cols
+    tl.store(at, x - y)
+    tl.store(at + M * N, tl.where(x > y, x, y))
+    tl.store(at + 2 * M * N, tl.where((rows < 2) & (cols > 1), 1.5, x))
+    tl.store(at + 3 * M * N, tl.sum(x * y, axis=1)[:, None])
+    tl.store(at + 4 * M * N, x, mask=cols < N - 1)
+    tl.store(at + 5 * M * N, tl.load(x_ptr + rows + cols * 0, mask=cols < 3, other=-1.0))
+    tl.store(at + 6 * M * N, tl.maximum(x, y).to(tl.int32) + rows.to(tl.int64))
+
+
+def test_operands_of_two_shapes_meet_in_a_third():
+    M, N = 4, 8
+    x, y = torch.randn(M, generator=torch.Generator().manual_seed(1)), torch.linspace(-1, 1, N)
+    rows, cols, left = torch.arange(M)[:, None], torch.arange(N)[None, :], x[:, None].expand(M, N)
+    want = [
+        left - y, torch.maximum(left, y), torch.where((rows < 2) & (cols > 1), torch.tensor(1.5), left),
+        (left * y).sum(1, keepdim=True).expand(M, N), torch.where(cols < N - 1, left, torch.tensor(7.0)),
+        torch.where(cols < 3, left, torch.tensor(-1.0)), torch.maximum(left, y).int() + rows,
+    ]  # fmt: skip
+    for _ in range(2):
+        out = torch.full((len(want), M, N), 7.0)
+        _shapes_kernel[(1,)](out, x, y, M, N)
+        torch.testing.assert_close(out, torch.stack([w.float() for w in want]))
 
 
 @pytest.mark.parametrize("lost", ["InterpreterBuilder.create_fma", "_get_np_dtype"])

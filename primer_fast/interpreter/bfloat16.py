@@ -31,7 +31,7 @@ def _round_to_odd(values: np.ndarray) -> np.ndarray:
 
 
 def is_bfloat16(operand) -> bool:
-    return type(operand) is TensorHandle and operand.dtype.scalar == tl.bfloat16
+    return type(operand) is TensorHandle and operand.dtype.scalar.name == tl.bfloat16.name
 
 
 def widen(operand):
