@@ -108,10 +108,16 @@ def _named(outputs, names) -> dict:
     return dict(zip(names, outputs, strict=False))
 
 
-def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> list[VerifiedTensor]:
-    """Run one case and judge its output and each gradient, asked for together and, in float32, each alone as well.
+def check(
+    op: str, case: Case, dtype: torch.dtype, path: str | None = None, alone: Iterable[str] | None = None
+) -> list[VerifiedTensor]:
+    """Run one case and judge its output and each gradient; of ``alone``, also as the only one that is asked for.
 
     An op of several outputs returns a tuple, and its gradient takes one.
+
+    Args:
+        alone: names of inputs with a gradient; None: all of them in float32, as which kernels run does not depend on
+            the dtype.
     """
     reference, names = OPS[op], OPS[op].outputs
     where = device()
@@ -142,8 +148,9 @@ def check(op: str, case: Case, dtype: torch.dtype, path: str | None = None) -> l
 
     with assume_chip(PATHS[path]) if path else contextlib.nullcontext():
         got = run(getattr(functional, op), leaves)
-        # which kernels run does not depend on the dtype
-        for name in leaves if dtype == torch.float32 else ():
+        if alone is None:
+            alone = leaves if dtype == torch.float32 else ()
+        for name in alone if len(leaves) > 1 else ():
             for other in leaves:
                 inputs[other].requires_grad_(other == name)
             got[f"{name} alone"] = run(getattr(functional, op), [name])[name]
