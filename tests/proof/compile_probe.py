@@ -182,7 +182,7 @@ def small():
 
 
 def marks(launch):
-    """What decides which code a kernel has, but for sizes: which of its flags are set, and whether it has activations."""
+    """What decides which code a kernel has, but for sizes: which of its flags are set; an activation is one of them."""
     flags = {(name, bool(value)) for name, value in launch.constexprs.items() if type(value) is not int}
     return {(launch.kernel, *flag) for flag in flags} | {launch.kernel}
 
