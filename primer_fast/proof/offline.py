@@ -6,7 +6,10 @@ arguments get on a GPU (alignment, sizes that 16 divides or that are 1), then re
 """
 
 import contextlib
+import functools
+import hashlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import triton
-from triton.runtime.jit import JITFunction
+from triton.runtime.jit import JITCallable, JITFunction
 
 from primer_fast import backend
 from primer_fast.kernels.device import forget_chip
@@ -36,6 +39,7 @@ class Launch:
     constexprs: dict[str, Any]  # argument -> value
     options: dict[str, Any]  # num_warps, num_stages, ... as given at the launch
     target: Target
+    code: str  # a digest of what decides the machine code, but for versions of Triton; equal where all of it is
     compiled: Any = None  # triton.compiler.CompiledKernel; None where ``error`` says why, or where it was not asked for
     error: str | None = None
 
@@ -132,7 +136,31 @@ def _describe(kernel, args, kwargs, grid, target: Target) -> Launch:
     bound.apply_defaults()
     constexprs = {name: value for name, value in bound.arguments.items() if parameters[name].is_constexpr}
     grid = tuple(grid(bound.arguments) if callable(grid) else grid)
-    return Launch(kernel.__name__, grid, constexprs, options, target)
+    binder = kernel.device_caches[triton.runtime.driver.active.get_current_device()][-1]
+    _, specialization, asked = binder(*args, **kwargs)
+    decides = target.name, _source(kernel), specialization, sorted(asked.items())
+    code = hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
+    return Launch(kernel.__name__, grid, constexprs, options, target, code)
+
+
+@functools.cache
+def _source(kernel: JITFunction) -> str:
+    """The text of a kernel and of all functions and constants that it uses; Triton's own key depends on their order."""
+    found: dict[str, str] = {}
+    waiting = [kernel]
+    while waiting:
+        function = waiting.pop()
+        module = function.fn.__module__
+        if f"{module}.{function.__name__}" in found:
+            continue
+        found[f"{module}.{function.__name__}"] = function.src
+        for name in set(re.findall(r"\w+", function.src)) & function.fn.__globals__.keys():
+            value = function.fn.__globals__[name]
+            if isinstance(value, JITCallable):
+                waiting.append(value)
+            elif isinstance(value, triton.language.constexpr):
+                found[f"{module}.{name}"] = repr(value)
+    return "\n".join(f"{name}: {text}" for name, text in sorted(found.items()))
 
 
 def _check_shared_memory(launch: Launch) -> None:

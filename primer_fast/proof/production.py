@@ -41,6 +41,7 @@ class CompiledLaunch:
     error: str | None = None
     serialized: bool | None = None  # each wgmma waits for the one before; None where the target has no wgmma
     epilogue: float | None = None  # instructions for each element of a product's tile, see proof/hot_loop.py
+    code: str | None = None  # see proof/offline.py
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -185,5 +186,5 @@ def _row(unit: CaseOnTarget, direction: str, launch: Launch) -> CompiledLaunch:
         getattr(metadata, "num_warps", launch.options.get("num_warps")),
         getattr(metadata, "num_stages", launch.options.get("num_stages")),
         resources, launch.error,
-        resources.serialized if resources is not None and launch.target.has_wgmma else None, epilogue,
+        resources.serialized if resources is not None and launch.target.has_wgmma else None, epilogue, launch.code,
     )  # fmt: skip

@@ -73,17 +73,45 @@ def empty(*shape, dtype=torch.bfloat16):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def copy(target, x, n=4096):
+def copy(target, x, n=4096, warps=4):
     with offline(target) as launches:
-        _copy_kernel[lambda meta: (triton.cdiv(n, meta["BLOCK"]), 2)](empty(4096), x, n, BLOCK=1024, num_warps=4)
+        _copy_kernel[lambda meta: (triton.cdiv(n, meta["BLOCK"]), 2)](empty(4096), x, n, BLOCK=1024, num_warps=warps)
     (launch,) = launches
     return {
         "grid": launch.grid,
         "programs": launch.programs,
         "constexprs": launch.constexprs,
         "options": launch.options,
+        "code": launch.code,
         **asdict(launch.resources()),
     }
+
+
+def code_with(factor):
+    """The code of a launch whose kernel calls a function of another file that multiplies by ``factor``."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scaled.py"
+        path.write_text(SCALED.replace("FACTOR", str(factor)))
+        spec = importlib.util.spec_from_file_location("scaled", path)
+        scaled = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(scaled)
+        with offline("sm_90", compiling=lambda launch: False) as launches:
+            scaled.kernel[(1,)](empty(16), 16)
+    return launches[0].code
+
+
+SCALED = """import triton
+import triton.language as tl
+
+@triton.jit
+def scale(x):
+    return x * FACTOR
+
+@triton.jit
+def kernel(x_ptr, N: tl.constexpr):
+    offs = tl.arange(0, N)
+    tl.store(x_ptr + offs, scale(tl.load(x_ptr + offs)))
+"""
 
 
 def centre(target, warps):
@@ -165,6 +193,9 @@ def small():
         "aligned": {target: copy(target, empty(4096)) for target in ("sm_90", "sm_100")},
         "misaligned": {target: copy(target, empty(4097)[1:]) for target in ("sm_90", "sm_100")},
         "no multiple of 16": copy("sm_90", empty(4096), n=4095),
+        "again": copy("sm_90", empty(4096)),
+        "more warps": copy("sm_90", empty(4096), warps=8),
+        "codes": [code_with(factor) for factor in (2, 2, 3)],
         "centre": {f"{target} {warps}": centre(target, warps) for target in ("sm_90", "gfx942") for warps in (1, 16)},
         "product": {target: product(target, torch.bfloat16, 128, 32, 2) for target in TARGETS},
         "plain product": waiting(fused=False),
@@ -187,16 +218,27 @@ def marks(launch):
     return {(launch.kernel, *flag) for flag in flags} | {launch.kernel}
 
 
-def production(whole):
-    """Rows of every production case in bfloat16 on sm_90. Compiled is each launch, or each with marks that are new."""
-    known = set()
+def production(table, whole):
+    """Rows of every production case in bfloat16 on sm_90.
 
-    def compiling(launch):
-        new = marks(launch) - known
+    Compiled is the first launch of each op; of the others, those whose code the committed table does not have, until
+    each mark of a kernel has been. With ``whole``, all of them.
+    """
+    codes = {row["code"] for row in json.loads(Path(table).read_text())["rows"]}
+    known, ops = set(), set()
+
+    def wanted(launch, op):
+        new = (marks(launch) if launch.code not in codes else set()) - known
+        first = op not in ops
         known.update(new)
-        return whole or bool(new)
+        ops.add(op)
+        return whole or first or bool(new)
 
-    return [row.as_dict() for unit in cases_to_compile(dtypes=["bfloat16"]) for row in compile_unit(unit, compiling)]
+    return [
+        row.as_dict()
+        for unit in cases_to_compile(dtypes=["bfloat16"])
+        for row in compile_unit(unit, lambda launch, op=unit.op: wanted(launch, op))
+    ]
 
 
 def by_command(*arguments):
@@ -250,5 +292,5 @@ if __name__ == "__main__":  # processes that compile import this file again
     before = state()
     parts = {"small": small, "sweep": swept, "decode": decoding, "elsewhere": elsewhere}
     seen = {name: part() for name, part in parts.items()}
-    seen["production"] = production(whole="whole" in sys.argv)
+    seen["production"] = production(sys.argv[1], whole="whole" in sys.argv)
     json.dump(seen, sys.stdout)

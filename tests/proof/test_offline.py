@@ -53,6 +53,16 @@ def test_divisibility_of_sizes_decides_the_code(seen):
     assert seen["no multiple of 16"]["loads"] == {"narrow": 8}
 
 
+def test_equal_digests_are_of_equal_code(seen):
+    """Of the kernel and all it calls, of types, alignment and sizes of the arguments, of options, and of the target."""
+    first = seen["aligned"]["sm_90"]["code"]
+    assert seen["again"]["code"] == first
+    others = [seen["aligned"]["sm_100"], seen["misaligned"]["sm_90"], seen["no multiple of 16"], seen["more warps"]]
+    assert len({first, *(launch["code"] for launch in others)}) == 5
+    two, again, three = seen["codes"]
+    assert two == again != three
+
+
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_spills_are_seen(seen, target):
     tight, roomy = seen["centre"][f"{target} 1"], seen["centre"][f"{target} 16"]

@@ -93,12 +93,18 @@ def test_other_targets_have_no_wgmma(table):
 
 
 def test_the_committed_table_is_of_this_code(compiled):
-    """Which launches there are and with what settings; the code of those that are compiled."""
+    """Which launches there are and with what settings; the code of those that are compiled.
+
+    Those whose digest is the table's need not be; of others, each flag of a kernel is compiled once.
+    """
     content = json.loads(TABLE.read_text())
     if content["triton"] != triton.__version__:
         pytest.skip(f"the table is of Triton {content['triton']}, this is {triton.__version__}")
     fresh = compiled["production"]
-    assert {row["kernel"] for row in fresh} == {row["kernel"] for row in fresh if row["resources"]}
+    codes = {row["code"] for row in content["rows"]}
+    compiled_kernels = {row["kernel"] for row in fresh if row["resources"]}
+    assert {row["op"] for row in fresh} == {row["op"] for row in fresh if row["resources"]}
+    assert {row["kernel"] for row in fresh if row["code"] not in codes} <= compiled_kernels
     assert [place(row) for row in content["rows"]] == [place(row) for row in fresh], f"run {COMMAND}"
     changed = [new for old, new in zip(content["rows"], fresh, strict=True) if differ(old, new)]
     assert not changed, f"run {COMMAND}: {names(changed)}"
