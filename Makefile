@@ -13,6 +13,9 @@ else
 READY := installed
 endif
 
+# Tests, demo and benchmarks start hundreds of processes, each of which would compile the package's modules anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test quick verify bench gpu gpu-tune gpu-python keep versions lint installed
 
 demo: $(READY)  ## verify the kernels, train the primer's models, write a report with pictures
