@@ -9,6 +9,7 @@ a dozen calls. `quicken` changes how these are found, not what they are.
 __all__ = ["REPLACED", "quicken", "start_launch"]
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 
@@ -19,13 +20,13 @@ from triton.runtime import interpreter as runtime
 from triton.runtime.interpreter import TensorHandle
 
 # members of the interpreter's module
-REPLACED = ("_patch_lang", "_patch_attr", "_get_np_dtype", "interpreter_semantic")
+REPLACED = ("_patch_lang", "_patch_builtin", "_get_np_dtype", "interpreter_semantic")
 
 
 def quicken() -> None:
     """Let the interpreter of this process remember. Call it once, where the module has all of ``REPLACED``."""
     runtime._patch_lang = _once_a_launch(runtime._patch_lang)
-    runtime._patch_attr = _replace_builtin
+    runtime._patch_builtin = _replace_builtins
     runtime._get_np_dtype = _by_scalar(runtime._get_np_dtype)
     semantic = runtime.interpreter_semantic
     semantic.binary_op_sanitize_overflow_impl = _check_overflow
@@ -40,7 +41,7 @@ def quicken() -> None:
     core.tensor.__init__ = _init_tensor
 
 
-_replaced: set[int] = set()  # the modules whose view of ``tl`` is replaced, as ids of their namespaces
+_replaced: set[int] = set()  # which of the modules ``tl`` and ``tl.core`` are replaced, by identity
 
 
 def start_launch() -> None:
@@ -54,12 +55,17 @@ class _NothingToRestore:
 
 
 def _once_a_launch(original: Callable) -> Callable:
+    of_namespace: dict[int, set[int]] = {}  # what a module of kernels calls by name, by identity
+
     @functools.wraps(original)
     def patch_lang(function):
-        module = id(function.__globals__)
-        if module in _replaced:
+        names = function.__globals__
+        if id(names) not in of_namespace:
+            of_namespace[id(names)] = {id(value) for value in names.values() if value is tl or value is core}
+        wanted = of_namespace[id(names)]
+        if wanted and wanted <= _replaced:
             return _NothingToRestore()
-        _replaced.add(module)
+        _replaced.update(wanted)
         return original(function)
 
     return patch_lang
@@ -91,16 +97,26 @@ def _itself_first(original: Callable) -> Callable:
     return equal
 
 
-def _replace_builtin(obj, name: str, member: Callable, builder, scope) -> None:
-    """What ``tl.name`` means while a kernel runs: the function under the check that a compiler calls it."""
-    function = getattr(member, "__wrapped__", member)
-    semantic = runtime.interpreter_semantic
+def _replace_builtins(package, builder, scope) -> None:
+    """While a kernel runs, each builtin of ``tl`` is the function under the check that a compiler calls it."""
+    for name, call in _interpreted(package):
+        scope.set_attr(package, name, call)
 
-    def builtin(*args, **kwargs):
+
+@functools.cache
+def _interpreted(package) -> list[tuple[str, Callable]]:
+    """The builtins of a module or class by name, asked for when they are Triton's own."""
+    return [(name, _call_of(member)) for name, member in inspect.getmembers(package) if core.is_builtin(member)]
+
+
+def _call_of(builtin: Callable) -> Callable:
+    function, semantic = getattr(builtin, "__wrapped__", builtin), runtime.interpreter_semantic
+
+    def call(*args, **kwargs):
         kwargs["_semantic"] = semantic
         return function(*args, **kwargs)
 
-    scope.set_attr(obj, name, builtin)
+    return call
 
 
 _PLAIN = frozenset({core.tensor, int, float, bool, str, type(None)})

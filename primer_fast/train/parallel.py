@@ -35,8 +35,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-FAILED, REPORTERS = "primer_fast/failed", "primer_fast/reporters"  # keys of the store
-PATIENCE = timedelta(seconds=10)  # of a failing process that leaves it to another to say why
+FAILED, REPORTERS, HEARD = (f"primer_fast/{key}" for key in ("failed", "reporters", "heard"))  # keys of the store
+PATIENCE = timedelta(seconds=10)  # of a process that ends, with another that says why or that has yet to hear of it
 EVERY = 0.5  # seconds between two looks at whether another process failed
 
 
@@ -152,22 +152,19 @@ class World:
         store = self.store
         if store is None:
             raise ValueError("World.fail: there must be several processes; got one")
-        if store.add(REPORTERS, 1) == 1:
-            code = 1
-            with contextlib.suppress(OSError, SystemExit):  # nothing can be told where nobody reads it
-                code = tell()
-            store.set(FAILED, str(code))
-        else:
-            try:
+        code = 1
+        with contextlib.suppress(RuntimeError):  # the process that has the store is gone, or the one to tell is
+            if store.add(REPORTERS, 1) == 1:
+                with contextlib.suppress(OSError, SystemExit):  # nothing can be told where nobody reads it
+                    code = tell()
+                with contextlib.suppress(OSError):
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                store.set(FAILED, str(code))
+            else:
                 store.wait([FAILED], PATIENCE)
                 code = int(store.get(FAILED))
-            except RuntimeError:  # the one to tell did not come to it
-                code = 1
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)
+        _leave(store, self.rank, self.size, code)
 
 
 ALONE = World()
@@ -204,10 +201,10 @@ def joined(device: str, *, alone: bool = False) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     ended = threading.Event()
-    watch = threading.Thread(target=_watch, args=(store.clone(), ended), daemon=True)
+    world = World(rank, size, store)
+    watch = threading.Thread(target=_watch, args=(store.clone(), world, ended), daemon=True)
     watch.start()
     try:
-        world = World(rank, size, store)
         yield world
         world.any(False)  # waits for all: the first process may have the store, which the others need up to here
         ended.set()
@@ -217,15 +214,29 @@ def joined(device: str, *, alone: bool = False) -> Iterator[World]:
         ended.set()
 
 
-def _watch(store: dist.Store, ended: threading.Event) -> None:
+def _watch(store: dist.Store, world: World, ended: threading.Event) -> None:
     """End this process, wherever it waits, once another one has failed."""
     while not ended.wait(EVERY):
         try:
-            failed = store.check([FAILED])
+            if not store.check([FAILED]):
+                continue
+            code = int(store.get(FAILED))
         except RuntimeError:  # the process that has the store is gone
-            failed = True
-        if failed and not ended.is_set():
-            os._exit(1)
+            code = 1
+        if not ended.is_set():
+            _leave(store, world.rank, world.size, code)
+
+
+def _leave(store: dist.Store, rank: int, size: int, code: int) -> NoReturn:
+    """End this process; the first, which may have the store, once the others have the status from there."""
+    try:
+        store.set(f"{HEARD}/{rank}", "")
+        if rank == 0:
+            store.wait([f"{HEARD}/{other}" for other in range(1, size)], PATIENCE)
+    except RuntimeError:  # another one was killed
+        pass
+    finally:
+        os._exit(code)
 
 
 def is_sharded(t: Tensor) -> "TypeGuard[DTensor]":

@@ -3,7 +3,8 @@
     python tests/cli/pair.py CALLS     in the current folder; prints the status, output and errors of both processes
 
 CALLS is JSON: for each call its words, and what happens in the second process alone: after how many steps it is asked
-to stop, and whether it has an error in the third step, while the first waits for ever.
+to stop, and its trouble: "error", one in the third step, while the first process waits for ever, or "late", it comes to
+its end after the first.
 """
 
 import json
@@ -20,7 +21,7 @@ import torch.distributed.fsdp
 
 from primer_fast.cli import interruption, main
 from primer_fast.cli.train import gpt as train_gpt  # noqa: F401
-from primer_fast.train import supervised
+from primer_fast.train import parallel, supervised
 
 
 def free_port():
@@ -33,7 +34,7 @@ def output_of(rank, number):
     return [Path(f"call-{number}-{rank}.{name}") for name in ("out", "err")]
 
 
-def child(rank, number, port, words, stop, error):
+def child(rank, number, port, words, stop, trouble):
     here = {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= here
     for path, descriptor in zip(output_of(rank, number), (1, 2), strict=True):
@@ -49,8 +50,10 @@ def child(rank, number, port, words, stop, error):
 
     if stop is not None:
         interruption.Interruption.requested = lambda self: next(asked) >= stop and rank == "1"
-    if error:
+    if trouble == "error":
         supervised.train_step = fails
+    if trouble == "late" and rank == "1":
+        parallel.World.fail = lambda self, tell, fail=parallel.World.fail: time.sleep(2) or fail(self, tell)
     status = 70
     try:
         status = main(words)
@@ -60,13 +63,13 @@ def child(rank, number, port, words, stop, error):
         os._exit(status)
 
 
-def both(number, words, stop, error):
+def both(number, words, stop, trouble):
     """Run a call to its end. -> the statuses, what was printed, what went to stderr, each by rank"""
     port, children = free_port(), []
     for rank in "01":
         children.append(os.fork())
         if children[-1] == 0:
-            child(rank, number, port, words, stop, error)
+            child(rank, number, port, words, stop, trouble)
     statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
     said = [[path.read_text() for path in output_of(rank, number)] for rank in "01"]
     return [statuses, *zip(*said, strict=True)]

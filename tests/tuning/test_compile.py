@@ -8,6 +8,7 @@ from compiled_rows import run_python
 
 from primer_fast.tuning.__main__ import main
 
+pytestmark = pytest.mark.xdist_group("tuning")  # one process compiles for all of them
 FRONT_ENDS = importlib.util.find_spec("tyro") is not None  # which `primer-fast tune` needs
 
 
