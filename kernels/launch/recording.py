@@ -81,6 +81,11 @@ class Recording(TorchDispatchMode):
         self.listening = True  # to torch's operators
         self.repeatable = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch.compile never sees a recording; True would import all of torch._dynamo, which takes a second or two."""
+        return False
+
     def memory_of(self, t: Tensor) -> Memory:
         """The memory that ``t`` is, or is a view of."""
         try:

@@ -12,6 +12,7 @@ import copy
 import gc
 import json
 import random
+import sys
 import threading
 
 import torch
@@ -270,6 +271,7 @@ def main():
     with stubbed("sm_90", launched):
         seen = {"sequences": sequences(), "hooks": hooks(x, w), "drivers": drivers(x, w), "limit": limit(x, w)}
         seen["threads"], seen["kept"] = threads(x, w), kept(x, w)
+        seen["imported"] = "torch._dynamo" in sys.modules
     with stubbed("sm_90", launched, tensors="meta"):
         meta = [t.to("meta") for t in (x, w)]
         got = [len(repeated(lambda: F.linear(*meta), n)) for n in (1, 3)]

@@ -44,6 +44,11 @@ def test_threads_share_plans_that_are_forgotten_meanwhile(seen):
     assert found["failed"] == [] and found["launches"] == found["calls"] > 0
 
 
+def test_calls_do_not_import_a_compiler(seen):
+    """torch._dynamo takes a second or two, and torch would import it for a recording."""
+    assert seen["imported"] is False
+
+
 def test_tensors_without_memory(seen):
     assert seen["meta"] == {"launches": [1, 1], "plans": 1}
 
