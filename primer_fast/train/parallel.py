@@ -147,23 +147,26 @@ class World:
         """End this process, of several, with the status that ``tell`` returns, and with it all the others.
 
         The first process to fail calls ``tell``; the others wait for it and say nothing: they fail alike, or because
-        the first is gone. It ends at once, since a pending collective may hold up any clean end.
+        the first is gone. They end without a clean end, since a pending collective may hold it up.
         """
         store = self.store
         if store is None:
             raise ValueError("World.fail: there must be several processes; got one")
-        code = 1
+        first, code = False, 1
         with contextlib.suppress(RuntimeError):  # the process that has the store is gone, or the one to tell is
-            if store.add(REPORTERS, 1) == 1:
-                with contextlib.suppress(OSError, SystemExit):  # nothing can be told where nobody reads it
-                    code = tell()
-                with contextlib.suppress(OSError):
-                    sys.stdout.flush()
-                    sys.stderr.flush()
-                store.set(FAILED, str(code))
-            else:
+            first = store.add(REPORTERS, 1) == 1
+            if not first:
                 store.wait([FAILED], PATIENCE)
                 code = int(store.get(FAILED))
+        if first:
+            with contextlib.suppress(OSError, SystemExit):  # nothing can be told where nobody reads it
+                code = tell()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        if first:
+            with contextlib.suppress(RuntimeError):
+                store.set(FAILED, str(code))
         _leave(store, self.rank, self.size, code)
 
 
