@@ -13,7 +13,7 @@ else
 READY := installed
 endif
 
-# Tests, demo and benchmarks start hundreds of processes, each of which would compile the package's modules anew.
+# Where this is set, each of the many processes that tests, demo and benchmarks start compiles the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test quick verify bench gpu gpu-tune gpu-python keep versions lint installed

@@ -54,14 +54,6 @@ MUTANTS = [
         ("whole=True", "whole=False"),
         ("or result.max() >", "or result.max() - 1 >"),
     ),
-    *_of(["tests/cli/test_distributed.py"], "primer_fast/train/parallel.py",
-        ("        if rank == 0:\n            store.wait", "        if False:\n            store.wait"),
-    ),
-    *_of(["tests/proof/test_offline.py"], "primer_fast/proof/offline.py",
-        ("waiting.append(value)", "pass"),
-        ("specialization, sorted(asked.items())", "specialization"),
-    ),
-    *_of(["tests/proof/test_prepared.py"], "kernels/launch/recording.py", ("return False", "return True")),
     # Linear, its activations, and products in general
     *_of("linear and not linear_", "kernels/activation.py",
         ("z <= 0, 0.0, z", "z > 0, z, 0.0"),
@@ -238,6 +230,15 @@ MUTANTS = [
         ("preexec_fn=_accept_interrupt", "preexec_fn=None"),
         ('status == "passed" and not stage.leaves.exists()', "False"),
     ),
+    # What decides the code of a launch, what a call imports, and which process ends last
+    *_of(["tests/cli/test_distributed.py"], "primer_fast/train/parallel.py",
+        ("        if rank == 0:\n            store.wait", "        if False:\n            store.wait"),
+    ),
+    *_of(["tests/proof/test_offline.py"], "primer_fast/proof/offline.py",
+        ("waiting.append(value)", "pass"),
+        ("specialization, sorted(asked.items())", "specialization"),
+    ),
+    *_of(["tests/proof/test_prepared.py"], "kernels/launch/recording.py", ("return False", "return True")),
 ]  # fmt: skip
 
 

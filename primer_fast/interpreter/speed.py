@@ -1,4 +1,4 @@
-"""What Triton's interpreter works out anew for every value and every call, worked out once: 5 to 6 times as fast.
+"""What Triton's interpreter works out anew for every value and every call, worked out once: about 5 times as fast.
 
 A call of a device function looks through all of ``tl`` for builtins to replace, although the launch has already
 replaced them. A sum of int32 is checked for overflow by ten more interpreted operations. A value's shape becomes a new
@@ -41,7 +41,7 @@ def quicken() -> None:
     core.tensor.__init__ = _init_tensor
 
 
-_replaced: set[int] = set()  # which of the modules ``tl`` and ``tl.core`` are replaced, by identity
+_replaced: set[int] = set()  # ids of those of the modules ``tl`` and ``tl.core`` that are replaced now
 
 
 def start_launch() -> None:
@@ -55,7 +55,7 @@ class _NothingToRestore:
 
 
 def _once_a_launch(original: Callable) -> Callable:
-    of_namespace: dict[int, set[int]] = {}  # what a module of kernels calls by name, by identity
+    of_namespace: dict[int, set[int]] = {}  # namespace of a module -> which of the two it names; ids of all
 
     @functools.wraps(original)
     def patch_lang(function):
@@ -105,7 +105,7 @@ def _replace_builtins(package, builder, scope) -> None:
 
 @functools.cache
 def _interpreted(package) -> list[tuple[str, Callable]]:
-    """The builtins of a module or class by name, asked for when they are Triton's own."""
+    """The builtins of a module or class, by name; first asked for before any of them is replaced."""
     return [(name, _call_of(member)) for name, member in inspect.getmembers(package) if core.is_builtin(member)]
 
 
@@ -136,7 +136,10 @@ def _common_shape(original: Callable) -> Callable:
 
     @functools.wraps(original)
     def broadcast(lhs, rhs, whole=True):
-        """``whole``: with memory of the common shape; without, NumPy's operation on the two gives it to the result."""
+        """Give both the common shape: their arrays too with ``whole``, else their types alone.
+
+        Without it the operation that follows lets NumPy broadcast the arrays.
+        """
         if lhs.shape is rhs.shape:
             return lhs, rhs
         key = id(lhs.shape), id(rhs.shape)
@@ -171,7 +174,7 @@ def _pairs_seen_before(original: Callable, broadcast: Callable) -> Callable:
     def operands(lhs, rhs, *allowed, **options):
         if type(lhs) is type(rhs) is core.tensor:
             of_pointer = lhs.dtype.is_ptr()
-            alike = allowed[:1] == (True,) and rhs.dtype.is_int() if of_pointer else lhs.dtype is rhs.dtype
+            alike = (allowed[:1] == (True,) and rhs.dtype.is_int()) if of_pointer else lhs.dtype is rhs.dtype
             if alike and not options and len(allowed) < 3:
                 return broadcast(lhs, rhs, whole=False)
             return original(lhs, rhs, *allowed, **options)
@@ -239,7 +242,7 @@ def _known_type(self, element_ty) -> core.block_type:
     return _types[key]
 
 
-_constants: dict[int, tuple] = {}  # id of a type's shape -> that shape, as constants, and its product
+_constants: dict[int, tuple] = {}  # id of a type's shape -> the shape itself, its sizes as constants, their product
 
 
 def _init_tensor(self, handle, type) -> None:

@@ -39,7 +39,7 @@ class Launch:
     constexprs: dict[str, Any]  # argument -> value
     options: dict[str, Any]  # num_warps, num_stages, ... as given at the launch
     target: Target
-    code: str  # a digest of what decides the machine code, but for versions of Triton; equal where all of it is
+    code: str  # a digest of all that decides the machine code, but for the version of Triton
     compiled: Any = None  # triton.compiler.CompiledKernel; None where ``error`` says why, or where it was not asked for
     error: str | None = None
 
@@ -145,7 +145,10 @@ def _describe(kernel, args, kwargs, grid, target: Target) -> Launch:
 
 @functools.cache
 def _source(kernel: JITFunction) -> str:
-    """The text of a kernel and of all functions and constants that it uses; Triton's own key depends on their order."""
+    """The text of a kernel and of all functions and constants that it uses, in order of their names.
+
+    Triton's own key of a kernel is another where kernels are first used in another order.
+    """
     found: dict[str, str] = {}
     waiting = [kernel]
     while waiting:

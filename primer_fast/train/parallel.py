@@ -147,13 +147,13 @@ class World:
         """End this process, of several, with the status that ``tell`` returns, and with it all the others.
 
         The first process to fail calls ``tell``; the others wait for it and say nothing: they fail alike, or because
-        the first is gone. They end without a clean end, since a pending collective may hold it up.
+        the first is gone. None is shut down in order: a pending collective could hold that up for ever.
         """
         store = self.store
         if store is None:
             raise ValueError("World.fail: there must be several processes; got one")
         first, code = False, 1
-        with contextlib.suppress(RuntimeError):  # the process that has the store is gone, or the one to tell is
+        with contextlib.suppress(RuntimeError):  # the store is gone with its process, or nobody told in time
             first = store.add(REPORTERS, 1) == 1
             if not first:
                 store.wait([FAILED], PATIENCE)
@@ -231,7 +231,7 @@ def _watch(store: dist.Store, world: World, ended: threading.Event) -> None:
 
 
 def _leave(store: dist.Store, rank: int, size: int, code: int) -> NoReturn:
-    """End this process; the first, which may have the store, once the others have the status from there."""
+    """End this process. The first one may have the store, so it waits until the others have read the status there."""
     try:
         store.set(f"{HEARD}/{rank}", "")
         if rank == 0:

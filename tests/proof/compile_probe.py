@@ -1,7 +1,10 @@
 """Everything that tests of the proof compile, in one process: prints as JSON what came of it.
 
-``small``: what offline() did with kernels of this file. ``table``: rows of production cases. ``sweep``, ``decode``:
-random calls, and decoding steps that larger tiles would spill.
+``small``: what offline() did with kernels of this file. ``production``: rows of the production cases, some of them
+compiled. ``elsewhere``: a few with other dtypes and targets. ``sweep``, ``decode``: random calls, and decoding steps
+that larger tiles would spill.
+
+    python tests/proof/compile_probe.py TABLE [whole]     TABLE: the committed one
 """
 
 import contextlib
@@ -215,7 +218,7 @@ def small():
 def marks(launch):
     """What decides which code a kernel has, but for sizes: which of its flags are set; an activation is one of them."""
     flags = {(name, bool(value)) for name, value in launch.constexprs.items() if type(value) is not int}
-    return {(launch.kernel, *flag) for flag in flags} | {launch.kernel}
+    return {(launch.kernel, flag) for flag in (None, *flags)}
 
 
 def production(table, whole):
@@ -228,7 +231,7 @@ def production(table, whole):
     known, ops = set(), set()
 
     def wanted(launch, op):
-        new = (marks(launch) if launch.code not in codes else set()) - known
+        new = set() if launch.code in codes else marks(launch) - known
         first = op not in ops
         known.update(new)
         ops.add(op)

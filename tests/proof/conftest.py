@@ -9,7 +9,8 @@ from compiled_rows import TABLE, run_python
 def compiled():
     """What compile_probe.py compiled: everything of this folder, but for test_prepared.py."""
     whole = [] if committed()["triton"] == triton.__version__ else ["whole"]
-    done = run_python("-W", "error::UserWarning", "tests/proof/compile_probe.py", TABLE, *whole)  # users see no warning
+    # A warning is an error: users must not see any
+    done = run_python("-W", "error::UserWarning", "tests/proof/compile_probe.py", TABLE, *whole)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
 
@@ -24,8 +25,7 @@ def seen(compiled):
 def table(compiled):
     """Rows of `primer-fast kernels`: every production case in bfloat16 on sm_90, a few with other dtypes and targets.
 
-    What is not compiled anew is read from the committed table: its launches whose digest of source, arguments and
-    options is that of now. test_production.py compares the table with these rows.
+    What is not compiled anew is read from the committed table, which test_production.py compares with these rows.
     """
     for package in ("tyro", "rich"):
         pytest.importorskip(package, reason="`primer-fast kernels` needs primer-fast[cli]")

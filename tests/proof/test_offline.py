@@ -54,7 +54,7 @@ def test_divisibility_of_sizes_decides_the_code(seen):
 
 
 def test_equal_digests_are_of_equal_code(seen):
-    """Of the kernel and all it calls, of types, alignment and sizes of the arguments, of options, and of the target."""
+    """It is of the kernel and all it calls, its arguments' types, alignment and sizes, its options, its target."""
     first = seen["aligned"]["sm_90"]["code"]
     assert seen["again"]["code"] == first
     others = [seen["aligned"]["sm_100"], seen["misaligned"]["sm_90"], seen["no multiple of 16"], seen["more warps"]]

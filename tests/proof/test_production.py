@@ -95,7 +95,7 @@ def test_other_targets_have_no_wgmma(table):
 def test_the_committed_table_is_of_this_code(compiled):
     """Which launches there are and with what settings; the code of those that are compiled.
 
-    Those whose digest is the table's need not be; of others, each flag of a kernel is compiled once.
+    A launch whose digest stands in the table need not be compiled. Of the others, each flag of a kernel is, once.
     """
     content = json.loads(TABLE.read_text())
     if content["triton"] != triton.__version__:
