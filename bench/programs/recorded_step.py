@@ -1,5 +1,6 @@
 """Training steps as CUDA graphs against the same steps launched kernel by kernel: equal bit by bit."""
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -16,12 +17,13 @@ from primer_fast.reference.case import Case
 from primer_fast.train import dpo, language_model, ppo, supervised
 from primer_fast.train.cuda_graphs import WARM_UP, RecordedUpdate, Update
 from primer_fast.train.language_model import LanguageModelConfig
+from primer_fast.train.settings import Optimisation
 from primer_fast.train.state import TrainState
 from primer_fast.train.steps import set_learning_rate
 from primer_fast.train.supervised import SupervisedConfig
 
 STEPS = WARM_UP + 2  # the last two are replayed
-Steps = tuple[TrainState, Update, object, list[tuple[Tensor, ...]]]  # state, update, its configuration, batches
+Steps = tuple[TrainState, Update, Optimisation, list[tuple[Tensor, ...]]]  # state, update, its configuration, batches
 
 
 def _mlp(device: str, small: bool) -> Steps:
@@ -86,7 +88,7 @@ def _after_steps(name: str, device: str, small: bool, record: bool) -> dict[str,
     if record:
         update = RecordedUpdate(update, state, len(batches[0][0]), name)
     for number, batch in enumerate(batches, 1):
-        set_learning_rate(state.optimizer, 1e-3 / number)
+        set_learning_rate(state, dataclasses.replace(config, lr=1e-3 / number, warmup_steps=0), len(batches))
         update(state, *batch, config)
     moments = [t for values in state.optimizer.state.values() for key, t in values.items() if key != "step"]
     return {

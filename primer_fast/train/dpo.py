@@ -50,7 +50,6 @@ from primer_fast.train.steps import (
     autocast,
     record,
     run_epochs,
-    scheduled,
     seen_before,
     sent,
     set_learning_rate,
@@ -209,5 +208,5 @@ def train_step(
     step: cuda_graphs.Update = update,
 ) -> None:  # fmt: skip
     """``step``, which is ``update`` or a recording of it, on one batch of pairs at the learning rate of its number."""
-    set_learning_rate(state.optimizer, scheduled(state.step, config, last))
+    set_learning_rate(state, config, last)
     step(state, *batch_of(state, pairs, reference, config), config)

@@ -36,7 +36,6 @@ from primer_fast.train.steps import (
     autocast,
     record,
     run,
-    scheduled,
     sent,
     set_learning_rate,
     start,
@@ -126,7 +125,7 @@ def train_step(
     state: TrainState, windows: Tensor, config: LanguageModelConfig, step: cuda_graphs.Update = update
 ) -> None:  # (B, T + 1) int64
     """``step``, which is ``update`` or a recording of it, at the learning rate of its number."""
-    set_learning_rate(state.optimizer, scheduled(state.step, config, config.steps))
+    set_learning_rate(state, config, config.steps)
     step(state, windows, config)
 
 

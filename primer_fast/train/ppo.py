@@ -57,7 +57,6 @@ from primer_fast.train.steps import (
     autocast,
     clip_gradient,
     record,
-    scheduled,
     sent,
     set_learning_rate,
     weights_are_finite,
@@ -122,7 +121,7 @@ def train(
     )  # fmt: skip
     began = time.perf_counter()
     while state.step < config.steps and not should_stop():
-        set_learning_rate(state.optimizer, scheduled(state.step, config, config.steps))
+        set_learning_rate(state, config, config.steps)
         rollout, row = roll_out(state, prompts, reference, reward, config, end)
         row |= update(state, rollout, config, step)
         if config.kl_target is not None:

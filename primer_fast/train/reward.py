@@ -35,7 +35,6 @@ from primer_fast.train.steps import (
     autocast,
     record,
     run_epochs,
-    scheduled,
     set_learning_rate,
     start,
     total_steps,
@@ -88,7 +87,7 @@ def train(
 def train_step(state: TrainState[RewardModel], pairs: CompletionPairs, config: RewardConfig, last: int) -> None:
     """One optimizer step on one batch of pairs; what it measured is appended to ``state.window``."""
     device = next(state.model.parameters()).device
-    set_learning_rate(state.optimizer, scheduled(state.step, config, last))
+    set_learning_rate(state, config, last)
     state.optimizer.zero_grad()
     loss: Any = 0
     both = torch.zeros(2, len(pairs), device=device)

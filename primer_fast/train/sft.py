@@ -22,7 +22,6 @@ from primer_fast.train.steps import (
     autocast,
     record,
     run_epochs,
-    scheduled,
     set_learning_rate,
     start,
     total_steps,
@@ -55,7 +54,7 @@ def train(
 def train_step(state: TrainState[Transformer], batch: Completions, config: SFTConfig, last: int) -> None:
     """One optimizer step on one batch; its loss and gradient norm are appended to ``state.window``."""
     device = next(state.model.parameters()).device
-    set_learning_rate(state.optimizer, scheduled(state.step, config, last))
+    set_learning_rate(state, config, last)
     state.optimizer.zero_grad()
     count = batch.mask().sum()  # of the whole batch: a mean of means would overweight short completions
     loss: Any = 0

@@ -17,7 +17,6 @@ __all__ = [
     "record",
     "run",
     "run_epochs",
-    "scheduled",
     "seen_before",
     "sent",
     "set_learning_rate",
@@ -85,17 +84,16 @@ def learning_rate(step: int, *, peak: float, minimum: float, warmup: int, total:
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def scheduled(step: int, config: Optimisation, last: int) -> float:
-    """The learning rate of step 0, 1, ... of ``last``, as ``config`` has it."""
-    return learning_rate(
-        step, peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps,
+def set_learning_rate(state: TrainState, config: Optimisation, last: int) -> None:
+    """Give the optimizer the rate that ``config`` has for the next step of ``last``.
+
+    On a GPU as the float32 that a CUDA graph reads there, so that one trains as kernels launched one by one do.
+    """
+    lr = learning_rate(
+        state.step, peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps,
         total=last, cosine=config.schedule == "cosine",
     )  # fmt: skip
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """On a GPU as the float32 that a CUDA graph reads there, so that one trains as kernels launched one by one do."""
-    for group in optimizer.param_groups:
+    for group in state.optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr)
         else:

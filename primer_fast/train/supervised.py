@@ -44,7 +44,6 @@ from primer_fast.train.steps import (
     batches,
     record,
     run,
-    scheduled,
     set_learning_rate,
     steps_per_epoch,
     total_steps,
@@ -211,7 +210,7 @@ def train_step(
     state: TrainState, x: Tensor, target: Tensor, config: SupervisedConfig, last: int, step: cuda_graphs.Update = update
 ) -> None:
     """``step``, which is ``update`` or a recording of it, at the learning rate of its number."""
-    set_learning_rate(state.optimizer, scheduled(state.step, config, last))
+    set_learning_rate(state, config, last)
     step(state, x, target, config)
 
 
