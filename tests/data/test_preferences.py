@@ -42,6 +42,9 @@ WRONG_LINES = [
     (json.dumps(GOOD | {"margin": 10**4299}), "line 3: margin must be"),
     (json.dumps(GOOD | {"margin": 1e39}), r"line 3: margin must be .*; got 1e\+39$"),
     (json.dumps(GOOD | {"margin": [1]}), r"line 3: margin must be .*; got \[1\]$"),
+    (json.dumps(GOOD)[:-1] + ', "margin": 1e400}', "line 3: margin must be .*; got inf$"),
+    (json.dumps(GOOD)[:-1] + ', "margin": -1e400}', "line 3: margin must be .*; got -inf$"),
+    (json.dumps(GOOD)[:-1] + f', "margin": 1{"0" * 5000}}}', "line 3: "),
 ]
 
 
