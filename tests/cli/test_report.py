@@ -249,12 +249,6 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(folder, tmp_path, monk
     assert out.read_text() == "old" and "No space left" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--results", "nowhere"], ["--out", "."]])
-def test_a_wrong_call(arguments, capsys):
-    assert main(["report", *arguments]) == 2
-    assert "primer-fast report: " in capsys.readouterr().err
-
-
 def test_kernels_can_be_compiled_on_the_spot(folder, monkeypatch):
     launch = {"op": "conv2d", "case": "a", "dtype": "bfloat16", "target": "sm_90", "kernel": "now_kernel"}
     row = SimpleNamespace(as_dict=lambda: launch | {"resources": None})

@@ -38,16 +38,6 @@ def test_a_result_of_another_dtype_fails(monkeypatch):
     assert output.tensor == "output" and output.error == float("inf") and not output.passed
 
 
-def test_the_plan_names_what_it_does_not_know():
-    for wrong, message in (
-        ({"names": ["linaer"]}, "op must be one of .*linear.*; got linaer"),
-        ({"dtypes": ["float64"]}, "dtype must be one of float32, float16, bfloat16; got float64"),
-        ({"case_names": ["nothing"]}, "case must be one of .*; got nothing"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            verify.cases_to_verify(**{"names": ["linear"], **wrong})
-
-
 def test_inputs_are_the_same_at_every_call():
     case = one_case()[0].case
     first, second = (verify.draw("linear", case, torch.float32, "cpu") for _ in range(2))

@@ -6,8 +6,6 @@ import json
 import pytest
 from compiled_rows import run_python
 
-from primer_fast.tuning.__main__ import main
-
 pytestmark = pytest.mark.xdist_group("tuning")  # one process compiles for all of them
 FRONT_ENDS = importlib.util.find_spec("tyro") is not None  # which `primer-fast tune` needs
 
@@ -98,16 +96,3 @@ def test_a_dry_run_shows_what_it_would_try(printed):
         numbers = [int(n.replace(",", "")) for n in (candidates, legal, estimated)]
         assert numbers == sorted(numbers, reverse=True) and int(buckets) <= numbers[-1] and compiled == "-", name
     assert lines[-1].startswith("h100_sxm: 0 of 6 buckets compiled") and not list(folder.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--target", "sm_90"], "must come with --dry-run"),
-        (["--minutes", "-1"], "minutes must be at least 0"),
-        (["--jobs", "0"], "jobs must be at least 1"),
-        (["fft", "--dry-run", "--target", "sm_90"], "op must be one of"),
-    ],
-)
-def test_wrong_calls(arguments, message, capsys):
-    assert main(arguments) == 2 and message in capsys.readouterr().err

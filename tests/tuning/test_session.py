@@ -129,19 +129,6 @@ def test_buckets_that_stand_there_are_skipped(played, tmp_path, monkeypatch):
     assert session.plan(["linear"], out=tmp_path, again=True).decisions == DECISIONS
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"ops": ["fft"]}, "op must be one of conv2d"),
-        ({"dtypes": ["float8"]}, "dtype must be one of bfloat16"),
-        ({"target": "sm_70"}, "target must be one of sm_80"),
-    ],
-)
-def test_wrong_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        session.plan(**{"target": "sm_90"} | arguments)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_how_to_go_on():
     with pytest.raises(RuntimeError, match="--dry-run --target"):
