@@ -10,9 +10,7 @@ from cli.commands import gpt2, whole
 
 PAIR = b'{"prompt": "", "chosen": "a", "rejected": "b"}\n'
 FILES = {  # name -> content, what is said of it
-    "utf16.txt": ("the cat".encode("utf-16"), "utf16.txt: not UTF-8: invalid start byte at byte 0"),
     "latin.txt": (b"caf\xe9 " * 50, "latin.txt: not UTF-8: invalid continuation byte at byte 3"),
-    "empty.txt": (b"", "empty.txt: empty: the file has 0 bytes"),
     "short.txt": (b"\xef\xbb\xbfab\r\n" * 2, "short.txt: the text is too short"),
     "latin.jsonl": (PAIR + b'{"prompt": "caf\xe9"}\n', "latin.jsonl: must be UTF-8 text; byte 62 is not"),
     "torn.jsonl": (PAIR + PAIR[:20], "torn.jsonl, line 2: must be a JSON object; Unterminated string"),

@@ -141,9 +141,8 @@ def test_the_report_counts_each_stage(played, tmp_path):
     *_, matmul, total = report.counts(rows)
     assert matmul[0] == "matmul" and total[0] == "all" and matmul[1:] == total[1:]
     assert matmul[1] == "5" and matmul[4] == "25" and matmul[5] == "15 of 15"
-    assert [int(n.replace(",", "")) for n in matmul[2:5]] == sorted(
-        map(int, (n.replace(",", "") for n in matmul[2:5]))
-    )[::-1]
+    left = [int(n.replace(",", "")) for n in matmul[2:5]]
+    assert left == sorted(left, reverse=True)
     lines = report.text(report.counts(rows)).splitlines()
     assert len({len(line) for line in lines}) == 1 and lines[0].split()[0] == "choice"
     words = report.closing(todo, rows, 59.0, 2)
