@@ -264,9 +264,10 @@ def elsewhere():
     float16 on the targets whose own unit it shows, float32, which is split into parts, on a GPU of each way to load.
     """
     square = "linear", "max_pool2d", "--case", "square_4096", "stem", "--dtype"
-    rows = by_command(*square, "float16", "--target", "sm_80", "sm_100", "gfx942")  # in processes of its own
+    rows = by_command(*square, "float16", "--target", "sm_80", "sm_100", "gfx942", "--jobs", "1")
     rows += by_command(*square, "float32", "--jobs", "1")
-    return rows + by_command("linear", "--case", "decode", "--dtype", "float32", "--target", "sm_80", "--jobs", "1")
+    decode = "linear", "--case", "decode", "--dtype", "float32", "--target", "sm_80"
+    return rows + by_command(*decode)  # in a process of its own, as many as there are units
 
 
 def swept():
