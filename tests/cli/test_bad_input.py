@@ -1,7 +1,6 @@
 """Files that are not what a command takes them for: it ends with one line that names the file, and the line in it."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -35,96 +34,64 @@ CALLS = {  # suffix -> commands that read such a file
 PPO = "train ppo --prompts prompts.txt --model base --max-new-tokens 4 --out o --reward"
 
 
-def of(name):
-    """The content of a file beside the run."""
-    return lambda run: (run.parent / name).read_bytes()
-
-
-def damaged(name, content):
-    """A model whose file ``name`` holds something else; None: a folder stands in its place."""
-
-    def damage(model):
-        (model / name).unlink()
-        if content is None:
-            (model / name).mkdir()
-        else:
-            (model / name).write_bytes(content(model) if callable(content) else content)
-
-    return damage
-
-
-MODELS = {
-    "weights cut": (lambda m: os.truncate(m / "model.safetensors", 5000), "model/model.safetensors: not a safetensors"),
-    "no weights": (
-        damaged("model.safetensors", b""),
-        "model/model.safetensors: not a safetensors file, or a truncated",
-    ),
-    "a folder of weights": (damaged("model.safetensors", None), "model/model.safetensors: cannot be read ("),
-    "deep shape": (
-        damaged("transformer.json", b"[" * 100_000),
-        "model/transformer.json: not the shape of a transformer",
-    ),
-    "deep tokenizer": (damaged("tokenizer.json", b"[" * 100_000), "model/tokenizer.json: not JSON"),
-    "shape": (damaged("transformer.json", b"{"), "model/transformer.json: not the shape of a transformer, or damaged"),
-    "binary shape": (damaged("transformer.json", b"\xff"), "model/transformer.json: not the shape of a transformer"),
-    "other shape": (
-        damaged("transformer.json", lambda m: (m / "../base/transformer.json").read_bytes().replace(b"16", b"32", 1)),
-        "model/model.safetensors: not the weights of the transformer in transformer.json (size mismatch for ",
-    ),
-    "tokenizer": (damaged("tokenizer.json", b"\xff\xfe"), "model/tokenizer.json: 'utf-8' codec can't decode byte 0xff"),
-    "other tokenizer": (
-        damaged("tokenizer.json", b'{"primer_fast": "bytes"}'),
-        "model/tokenizer.json: must have at most the model's 28 tokens; got 256",
-    ),
-}
+def of(name, end=None):
+    """The content of a file beside the folder, or its beginning."""
+    return lambda folder: (folder.parent / name).read_bytes()[:end]
 
 
 def with_option(**changes):
-    def content(run):
-        config = json.loads((run / "../whole-gpt/config.json").read_text())
+    def content(folder):
+        config = json.loads((folder / "../whole-gpt/config.json").read_text())
         config["options"] |= changes
         return json.dumps(config).encode()
 
     return content
 
 
-RUNS = {  # what is wrong with a run that is to go on -> file, its content, what is said
-    "list": ("config.json", b"[]", "run/config.json: not the configuration of a run, or damaged"),
-    "text": (
-        "config.json",
-        with_option(context="abc"),
-        "run/config.json: not the configuration of this command (context must be int; got 'abc')",
+def damage(folder, name, content):
+    """A file of the folder holds something else; None: a folder stands in its place."""
+    (folder / name).unlink()
+    if content is None:
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_bytes(content(folder) if callable(content) else content)
+
+
+NO_SHAPE, NO_WEIGHTS = "not the shape of a transformer, or damaged", "not a safetensors file, or a truncated"
+MODELS = {  # what is wrong with a model -> file, its content, what is said of the file
+    "weights cut": ("model.safetensors", of("base/model.safetensors", 5000), NO_WEIGHTS),
+    "no weights": ("model.safetensors", b"", NO_WEIGHTS),
+    "other weights": (
+        "model.safetensors", of("whole-gpt/model.safetensors"),
+        "not the weights of the transformer in transformer.json (size mismatch for ",
     ),
+    "a folder of weights": ("model.safetensors", None, "cannot be read ("),
+    "shape": ("transformer.json", b"{", NO_SHAPE),
+    "deep shape": ("transformer.json", b"[" * 100_000, NO_SHAPE),
+    "binary shape": ("transformer.json", b"\xff", NO_SHAPE),
+    "tokenizer": ("tokenizer.json", b"\xff\xfe", "'utf-8' codec can't decode byte 0xff"),
+    "deep tokenizer": ("tokenizer.json", b"[" * 100_000, "not JSON"),
+    "other tokenizer": (
+        "tokenizer.json", b'{"primer_fast": "bytes"}', "must have at most the model's 28 tokens; got 256"
+    ),
+}  # fmt: skip
+RUNS = {  # the same of a run that is to go on
+    "list": ("config.json", b"[]", "not the configuration of a run, or damaged"),
+    "text": ("config.json", with_option(context="abc"), "of this command (context must be int; got 'abc')"),
     "none": ("config.json", with_option(width=None), "(width must be int; got None)"),
     "number": ("config.json", with_option(data=3), "(data must be str; got 3)"),
     "float": ("config.json", with_option(layers=1.5), "(layers must be int; got 1.5)"),
-    "choice": (
-        "config.json",
-        with_option(preset="zzz"),
-        "(preset must be Literal['primer', 'nanogpt-cpu', 'gpt2']; got 'zzz')",
-    ),
+    "choice": ("config.json", with_option(preset="zzz"), "(preset must be Literal['primer', 'nanogpt-cpu', 'gpt2']; "),
     "train": ("config.json", with_option(train={"lr": "x"}), "(lr must be float; got 'x')"),
     "no train": ("config.json", with_option(train=3), "(train must be LanguageModelConfig; got 3)"),
     "nan": ("config.json", with_option(train={"lr": float("nan")}), "lr must be positive and finite; got nan"),
     "unknown": ("config.json", with_option(foo=1), "unexpected keyword argument 'foo'"),
-    "cut": (
-        "checkpoint.safetensors",
-        lambda run: of("whole-gpt/checkpoint.safetensors")(run)[:-4],
-        "run/checkpoint.safetensors: not a safetensors",
-    ),
-    "other": (
-        "checkpoint.safetensors",
-        of("base/checkpoint.safetensors"),
-        "run/checkpoint.safetensors: made from another model: its embedding.weight is (28, 16)",
-    ),
-    "weights": (
-        "checkpoint.safetensors",
-        of("whole-gpt/model.safetensors"),
-        "run/checkpoint.safetensors: not a checkpoint of this version",
-    ),
-    "folder": ("checkpoint.safetensors", None, "run/checkpoint.safetensors: cannot be read ("),
-    "tokenizer": ("tokenizer.json", b"\xff", "run/tokenizer.json: 'utf-8' codec"),
-    "shape": ("transformer.json", b"nope", "run/transformer.json: not the shape of a transformer, or damaged"),
+    "cut": ("checkpoint.safetensors", of("whole-gpt/checkpoint.safetensors", -4), NO_WEIGHTS),
+    "other": ("checkpoint.safetensors", of("base/checkpoint.safetensors"), "made from another model: its embedding."),
+    "weights": ("checkpoint.safetensors", of("whole-gpt/model.safetensors"), "not a checkpoint of this version"),
+    "folder": ("checkpoint.safetensors", None, "cannot be read ("),
+    "tokenizer": ("tokenizer.json", b"\xff", "'utf-8' codec"),
+    "shape": ("transformer.json", b"nope", NO_SHAPE),
 }
 REWARDS = {
     "raise RuntimeError('boom')": "importing it raised RuntimeError: boom",
@@ -167,12 +134,14 @@ def test_completions_and_prompts(name, data, refused):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_damaged_model(name, folder, refused):
+def test_a_damaged_model(name, folder, undrawn, refused):
+    whole("gpt")
     shutil.copytree("base", "model")
-    damage, words = MODELS[name]
-    damage(folder / "model")
-    assert words in refused(["sample", "model"])
-    assert words in refused(["train", "dpo", "--data", "pairs.jsonl", "--out", "o", "--model", "model"])
+    file, content, words = MODELS[name]
+    damage(folder / "model", file, content)
+    for call in ("sample model", "train dpo --data pairs.jsonl --out o --model model"):
+        message = refused(call)
+        assert f"model/{file}: " in message and words in message
 
 
 def test_a_configuration_of_gpt2_that_is_nested_without_end(folder, refused):
@@ -201,8 +170,9 @@ def test_a_module_of_rewards(code, folder, monkeypatch, refused):
 def test_a_damaged_run_does_not_go_on(name, folder, undrawn, refused):
     shutil.copytree(whole("gpt"), "run")
     file, content, words = RUNS[name]
-    damaged(file, content)(folder / "run")
-    assert words in refused(["train", "gpt", "--out", "run", "--resume"])
+    damage(folder / "run", file, content)
+    message = refused("train gpt --out run --resume")
+    assert f"run/{file}: " in message and words in message
 
 
 def test_a_part_of_the_path_is_a_file(folder, refused):

@@ -31,10 +31,7 @@ WRONG_LINES = [
     (json.dumps(GOOD | {"chosen": 3}), "line 3: chosen must be a string; got int"),
     (json.dumps(GOOD | {"rejected": ""}), "line 3: rejected must not be empty"),
     (json.dumps(GOOD | {"chosen": "bad"}), "line 3: chosen and rejected must differ; got 'bad' twice"),
-    (
-        json.dumps(GOOD | {"margin": "1"}),
-        "line 3: margin must be a finite number that is not negative, at most 1e.38; got '1'",
-    ),
+    (json.dumps(GOOD | {"margin": "1"}), "line 3: margin must be a finite number that is not negative, .*; got '1'"),
     (json.dumps(GOOD | {"margin": -1}), "line 3: margin must be"),
     (json.dumps(GOOD | {"margin": float("nan")}), "line 3: margin must be"),
     (json.dumps(GOOD | {"margin": True}), "line 3: margin must be"),

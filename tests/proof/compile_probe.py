@@ -80,14 +80,8 @@ def copy(target, x, n=4096, warps=4):
     with offline(target) as launches:
         _copy_kernel[lambda meta: (triton.cdiv(n, meta["BLOCK"]), 2)](empty(4096), x, n, BLOCK=1024, num_warps=warps)
     (launch,) = launches
-    return {
-        "grid": launch.grid,
-        "programs": launch.programs,
-        "constexprs": launch.constexprs,
-        "options": launch.options,
-        "code": launch.code,
-        **asdict(launch.resources()),
-    }
+    told = ("grid", "programs", "constexprs", "options", "code")
+    return asdict(launch.resources()) | {name: getattr(launch, name) for name in told}
 
 
 def code_with(factor):
@@ -184,10 +178,8 @@ def refused(keep_going):
 def what_a_launcher_sees(target):
     with offline(target):
         driver = triton.runtime.driver.active
-        target, properties = (
-            driver.get_current_target(),
-            driver.utils.get_device_properties(driver.get_current_device()),
-        )
+        target = driver.get_current_target()
+        properties = driver.utils.get_device_properties(driver.get_current_device())
     return [target.backend, target.arch, properties["multiprocessor_count"], properties["max_shared_mem"]]
 
 
