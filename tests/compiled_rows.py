@@ -25,3 +25,9 @@ def names(rows):
         blocks = {key: value for key, value in row["constexprs"].items() if key.startswith("BLOCK")}
         lines.append(f"{' '.join(where)} {blocks}: {row['error'] or row['resources']}")
     return "\n" + "\n".join(lines)
+
+
+def all_have(rows, condition):
+    """There are rows, and each meets the condition; the test fails with those that do not."""
+    without = [row for row in rows if not condition(row)]
+    assert rows and not without, names(without)

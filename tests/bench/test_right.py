@@ -50,8 +50,6 @@ def test_every_op_has_every_check():
             {"mlp", "ppo"} if small else {*recorded_step.MODELS}
         )
     assert "training step" not in {unit.op for unit in checks(["linear"])}
-    with pytest.raises(ValueError, match=r"op must be one of .*linear.*; got linaer"):
-        checks(["linaer"])
 
 
 def test_the_estimate_leaves_room_in_a_hundred_seconds():
@@ -135,7 +133,7 @@ def test_the_command_tries_what_there_is_time_for(tmp_path, monkeypatch, capsys)
     assert right.line(UNIT, [UNIT.row("there is one GPU", passed=None).as_dict()]).startswith("none")
     with pytest.raises(SystemExit) as stop:
         right.main(["linaer", *command[1:]])
-    assert stop.value.code == 2
+    assert stop.value.code == 2 and "op must be one of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("works", [True, False])

@@ -115,3 +115,31 @@ def test_a_picture_that_cannot_be_written_is_named(name, plain_path, tmp_path, c
     (tmp_path / "file").write_text("")
     assert cli.main(["show", name, "--out", str(tmp_path / "file" / "a.png")]) == 2
     assert f"primer-fast show {name}: " in capsys.readouterr().err
+
+
+REFUSED = {  # a call that trains nothing -> what is said of it
+    "verify conv9d": "op must be one of",
+    "verify linear --dtype int8": "dtype must be one of float32, float16, bfloat16; got int8",
+    "verify linear --case two": "case must be one of",
+    "verify linear --json no/such/rows.json": "json must be a file in a folder that exists; got no/such/rows.json",
+    "kernels linaer": "op must be one of",
+    "kernels --target sm_70": "target must be one of gfx942, sm_100, sm_80, sm_90; got sm_70",
+    "kernels --dtype float64": "dtype must be one of bfloat16, float16, float32; got float64",
+    "kernels --case square": "square_4096",
+    "kernels --jobs 0": "jobs must be at least 1; got 0",
+    "kernels --json no/such/k.json": "json must be a file in a folder that exists; got no/such/k.json",
+    "kernels --json .": "json must be a file in a folder that exists; got .",
+    "tune fft --dry-run --target sm_90": "op must be one of conv2d",
+    "tune --dtype float8 --dry-run --target sm_90": "dtype must be one of bfloat16",
+    "tune --dry-run --target sm_70": "target must be one of sm_80",
+    "tune --target sm_90": "must come with --dry-run",
+    "tune --minutes -1": "minutes must be at least 0",
+    "tune --jobs 0": "jobs must be at least 1",
+    "report --results nowhere": "nowhere",
+    "report --out .": "primer-fast report: ",
+}
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_a_wrong_call_ends_with_one_line(call, refused):
+    assert REFUSED[call] in refused(call)

@@ -1,10 +1,9 @@
 import dataclasses
 import functools
-import html.parser
 import json
-import re
 
 import pytest
+from cli.pages import Page
 
 from primer_fast.cli import demo, main, page
 from primer_fast.cli.run import tasks
@@ -47,26 +46,6 @@ def short(monkeypatch):
     monkeypatch.setattr(demo, "DTYPES", ("float32",))
 
 
-class Outline(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.open, self.images, self.words = [], 0, []
-
-    def handle_starttag(self, tag, attributes):
-        if tag == "img":
-            source = dict(attributes)["src"]
-            assert source.startswith("data:image/png;base64,iVBOR")
-            self.images += 1
-        elif tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
 def test_demo_writes_one_self_contained_page(short, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # `primer-fast verify` sets it by itself
     ran = {}
@@ -79,19 +58,15 @@ def test_demo_writes_one_self_contained_page(short, tmp_path, monkeypatch, capsy
         monkeypatch.setattr(command, "run", remembered)
     assert main(["demo", "--out", str(tmp_path)]) == 0
     source = (tmp_path / "index.html").read_text()
-    outline = Outline()
-    outline.feed(source)
-    assert not outline.open and outline.images == 20 and "http" not in source
-    links = re.findall(r'href="#([\w-]+)"', source)
-    assert len(links) == 6 and all(f'id="{link}"' in source for link in links)
-    words = " ".join(outline.words)
+    loaded = Page(tmp_path / "index.html").loaded
+    pictures = [place for place in loaded if place.startswith("data:image/png;base64,iVBOR")]
+    links = [place[1:] for place in loaded if place.startswith("#")]
+    assert len(pictures) == 20 and len(links) == 6 == len(loaded) - 20 and "http" not in source
+    assert all(f'id="{link}"' in source for link in links)
     rows = json.loads((tmp_path / "verify-float32.json").read_text())["rows"]
-    assert len(rows) == 14 and f"{len(rows)} of {len(rows)} results within budget" in words
-    assert (
-        words.count("of 1,000 digits") == 4  # in the contents too
-        and "held-out characters)" in words
-        and "of 40 players classified right" in words
-    )
+    assert len(rows) == 14 and f"{len(rows)} of {len(rows)} results within budget" in source
+    assert source.count("of 1,000 digits") == 4, "in the contents too"
+    assert "held-out characters)" in source and "of 40 players classified right" in source
     assert str(tmp_path / "index.html") in capsys.readouterr().out
 
     # Again over the same folder, with a verification that fails: the page says so, and so does the exit status.

@@ -115,6 +115,7 @@ def test_two_processes_write_the_run_of_one(folder, said):
         assert sum(line.startswith(start) for line in lines) == 1, start
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_one_process_goes_on_with_a_run_of_two(folder, strategy):
     run = folder / f"{strategy}-begun"

@@ -168,6 +168,8 @@ WRONG = {  # a call -> what is said of it
     "train mlp --data soccer --strategy ddp": "--strategy ddp is for processes that torchrun starts",
     "train mlp --data soccer --strategy fsdp": "--strategy fsdp is for processes that torchrun starts",
     "train cnn --data soccer": "soccer: no such folder",
+    "train cnn --data words.txt": "words.txt: no such folder",
+    "train cnn --data .": "train-images-idx3-ubyte: no such file",
     f"{TINY_CNN} --channels 4 4": "CNN: every layer must leave at least one pixel; conv2 would leave none",
     f"{TINY_CNN} --loss binary_cross_entropy": "--loss must be cross_entropy for this data",
     f"train vit {DIGITS} --patch 4": "ViT: patch must divide height and width; got 4 and [6, 6]",

@@ -88,23 +88,6 @@ def test_targets_and_dtypes_multiply(compiled, capsys):
     assert "16 launches" in capsys.readouterr().out  # two rows for each of 2 cases x 2 dtypes x 2 targets
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["linaer"], "op must be one of"),
-        (["--target", "sm_70"], "target must be one of gfx942, sm_100, sm_80, sm_90; got sm_70"),
-        (["--dtype", "float64"], "dtype must be one of bfloat16, float16, float32; got float64"),
-        (["--case", "square"], "square_4096"),
-        (["--jobs", "0"], "jobs must be at least 1; got 0"),
-        (["--json", "no/such/folder/k.json"], "json must be a file in a folder that exists; got no/such/folder/k.json"),
-        (["--json", "."], "json must be a file in a folder that exists; got ."),
-    ],
-)
-def test_refusals(argv, message, capsys):
-    assert main(["kernels", *argv]) == 2
-    assert message in capsys.readouterr().err
-
-
 def test_refuses_an_interpreting_process(monkeypatch, capsys):
     monkeypatch.setattr(backend, "interpreting", True)
     assert main(["kernels", *ONE]) == 2

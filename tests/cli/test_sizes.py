@@ -72,48 +72,12 @@ def test_the_memory_that_texts_need(folder, monkeypatch, refused):
     assert main(["sample", "base", "--tokens", "10"]) == 0
 
 
-MARGINS = ["1" + "0" * 400, "1" + "0" * 5000, "1e400", "-1e400", "1e39", "NaN"]
-
-
-@pytest.mark.parametrize("margin", MARGINS, ids=lambda m: m[:6])
-def test_margins_of_any_size(margin, folder, refused):
-    (folder / "margins.jsonl").write_text('{"prompt": "", "chosen": "a", "rejected": "b", "margin": ' + margin + "}\n")
-    for call in ("train dpo --model base --out o --data", "train reward --model base --out o --data",
-                 "align --out o --preferences"):  # fmt: skip
-        assert "margins.jsonl, line 1: " in refused([*call.split(), "margins.jsonl"])
-
-
 @pytest.mark.parametrize(
     "call",
     ["sample base --prompt", "train gpt --out o --data", "train gpt --data words.txt --out o --tokenizer", "sample"],
 )
 def test_what_is_not_utf8_on_a_command_line(call, folder, refused):
     refused([*call.split(), "a\udcff"])
-
-
-def nested(run, name):
-    (run / name).write_text("[" * 100_000)
-
-
-@pytest.mark.parametrize("name", ["transformer.json", "tokenizer.json"])
-def test_files_of_a_model_that_are_nested_without_end(name, folder, tmp_path, refused):
-    model = tmp_path / "model"
-    model.mkdir()
-    for file in (folder / "base").iterdir():
-        if file.is_file():
-            (model / file.name).write_bytes(file.read_bytes())
-    nested(model, name)
-    assert f"model/{name}: not " in refused(["sample", str(model)])
-
-
-def test_a_configuration_that_is_nested_without_end(folder, tmp_path, refused):
-    nested(tmp_path, "config.json")
-    assert "config.json: not the configuration of a run" in refused(
-        ["train", "gpt", "--out", str(tmp_path), "--resume"]
-    )
-    (tmp_path / "config.json").write_text('{"model_type": ' + "[" * 100_000)
-    (tmp_path / "model.safetensors").write_bytes((folder / "base" / "model.safetensors").read_bytes())
-    assert "config.json must be JSON" in refused(["sample", str(tmp_path)])
 
 
 @pytest.mark.parametrize(

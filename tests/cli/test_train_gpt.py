@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from cli.commands import CALLS, gpt2, metrics, whole
 
@@ -129,10 +128,8 @@ def test_a_gpt2_checkpoint_writes_and_is_trained_on(capsys, refused):
     assert main(["train", "gpt", "--out", "run", "--resume"]) == 0
 
 
-def test_damaged_files_of_a_run_are_named(refused):
+def test_a_run_without_weights_is_named(refused):
     shutil.copytree(whole("gpt"), "run")
-    safetensors.torch.save_file({"a": torch.zeros(1)}, "run/model.safetensors")
-    assert "run/model.safetensors: not the weights of the transformer in transformer.json" in refused("sample run")
     Path("run/model.safetensors").unlink()
     Path("run/checkpoint.safetensors").unlink()
     message = "no weights yet: the run has neither model.safetensors nor checkpoint.safetensors"

@@ -117,9 +117,6 @@ def test_a_run_goes_on_after_its_reward_failed(function, monkeypatch, refused):
 
 
 COMPLETIONS = {
-    "malformed": ("dpo", '{"prompt": "", "chosen": "a"\n', "bad.jsonl, line 1: must be a JSON object"),
-    "empty": ("dpo", '{"prompt": "", "chosen": "a", "rejected": ""}', "bad.jsonl, line 1: rejected must not be empty"),
-    "empty to learn": ("sft", '{"prompt": "", "completion": ""}', "line 1: completion must not be empty"),
     "long prompt": (
         "sft", '{"prompt": "abcdefghijklmnop", "completion": "a"}\n{"prompt": "", "completion": "b"}',
         "bad.jsonl: prompt 0 must fit the context of 12 tokens; got 18, 16 of the prompt",

@@ -58,11 +58,6 @@ def test_gzip_and_the_other_spelling(folder, arrays):
     assert_read(folder, arrays)
 
 
-def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder"):
-        load_digits(tmp_path / "nowhere")
-
-
 @pytest.mark.parametrize("name", NAMES.values())
 def test_missing_file_is_named_with_its_other_names(folder, name):
     (folder / name).unlink()

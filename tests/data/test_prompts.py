@@ -36,8 +36,6 @@ def test_objects_are_no_prompts_themselves(tmp_path, name):
 
 
 BAD = {
-    "not JSON": ('{"prompt": "a"', "line 2: must be a JSON object"),
-    "a list": ("[1]", "line 2: must be a JSON object; got list"),
     "no completion": ('{"prompt": "a"}', "line 2: completion is missing; got prompt"),
     "number": ('{"prompt": 3, "completion": "b"}', "line 2: prompt must be a string; got int"),
     "no prompt": ('{"completion": "b"}', "line 2: prompt must be a string; got none"),

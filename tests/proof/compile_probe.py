@@ -43,24 +43,16 @@ def _centre_kernel(out_ptr, x_ptr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _product_kernel(out_ptr, a_ptr, b_ptr, K, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+def _product_kernel(
+    out_ptr, a_ptr, b_ptr, saved_ptr, K, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, FUSED: tl.constexpr
+):
+    """FUSED: (a * saved) in place of a, an operand that is computed, so that it comes from registers."""
     offs, offs_k = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     for k in range(0, K, BLOCK_K):
         a = tl.load(a_ptr + offs[:, None] * K + k + offs_k[None, :])
-        b = tl.load(b_ptr + offs[:, None] * K + k + offs_k[None, :])
-        acc = tl.dot(a, b.T, acc)
-    tl.store(out_ptr + offs[:, None] * BLOCK + offs[None, :], acc)
-
-
-@triton.jit
-def _fused_kernel(out_ptr, a_ptr, saved_ptr, b_ptr, K, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The same with (a * saved) in place of a: an operand that is computed, so that it comes from registers."""
-    offs, offs_k = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
-    acc = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
-    for k in range(0, K, BLOCK_K):
-        a = tl.load(a_ptr + offs[:, None] * K + k + offs_k[None, :])
-        a *= tl.load(saved_ptr + offs[:, None] * K + k + offs_k[None, :])
+        if FUSED:
+            a *= tl.load(saved_ptr + offs[:, None] * K + k + offs_k[None, :])
         b = tl.load(b_ptr + offs[:, None] * K + k + offs_k[None, :])
         acc = tl.dot(a, b.T, acc)
     tl.store(out_ptr + offs[:, None] * BLOCK + offs[None, :], acc)
@@ -80,14 +72,8 @@ def copy(target, x, n=4096, warps=4):
     with offline(target) as launches:
         _copy_kernel[lambda meta: (triton.cdiv(n, meta["BLOCK"]), 2)](empty(4096), x, n, BLOCK=1024, num_warps=warps)
     (launch,) = launches
-    return {
-        "grid": launch.grid,
-        "programs": launch.programs,
-        "constexprs": launch.constexprs,
-        "options": launch.options,
-        "code": launch.code,
-        **asdict(launch.resources()),
-    }
+    told = ("grid", "programs", "constexprs", "options", "code")
+    return asdict(launch.resources()) | {name: getattr(launch, name) for name in told}
 
 
 def code_with(factor):
@@ -125,26 +111,22 @@ def centre(target, warps):
     return asdict(launches[0].resources()) | {"spills": launches[0].resources().spills}
 
 
-def product(target, dtype, BLOCK, BLOCK_K, num_stages, keep_going=True):
+def launched_product(target, dtype, BLOCK, BLOCK_K, num_stages, fused=False, keep_going=True):
     with offline(target, keep_going=keep_going) as launches:
-        x = empty(BLOCK, 4096, dtype=dtype)
-        _product_kernel[(1,)](
-            empty(BLOCK, BLOCK, dtype=torch.float32), x, x, 4096, BLOCK, BLOCK_K, num_warps=8, num_stages=num_stages
-        )
-    (launch,) = launches
+        x, out = empty(BLOCK, 4096, dtype=dtype), empty(BLOCK, BLOCK, dtype=torch.float32)
+        options = {"num_warps": 8, "num_stages": num_stages}
+        _product_kernel[(1,)](out, x, x, x, 4096, BLOCK, BLOCK_K, fused, **options)
+    return launches[0]
+
+
+def product(*arguments, **options):
+    launch = launched_product(*arguments, **options)
     return asdict(launch.resources()) | {"error": launch.error}
 
 
 def waiting(fused):
     """A product of 128 x 128 in steps of 64, plain or fused, and what ptxas says of it."""
-    with offline("sm_90") as launches:
-        x, out = empty(128, 4096), empty(128, 128, dtype=torch.float32)
-        options = {"BLOCK": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
-        if fused:
-            _fused_kernel[(1,)](out, x, x, x, 4096, **options)
-        else:
-            _product_kernel[(1,)](out, x, x, 4096, **options)
-    found = launches[0].resources()
+    found = launched_product("sm_90", torch.bfloat16, 128, 64, 3, fused).resources()
     return asdict(found) | {"serialized": found.serialized}
 
 
@@ -184,10 +166,8 @@ def refused(keep_going):
 def what_a_launcher_sees(target):
     with offline(target):
         driver = triton.runtime.driver.active
-        target, properties = (
-            driver.get_current_target(),
-            driver.utils.get_device_properties(driver.get_current_device()),
-        )
+        target = driver.get_current_target()
+        properties = driver.utils.get_device_properties(driver.get_current_device())
     return [target.backend, target.arch, properties["multiprocessor_count"], properties["max_shared_mem"]]
 
 
@@ -264,9 +244,10 @@ def elsewhere():
     float16 on the targets whose own unit it shows, float32, which is split into parts, on a GPU of each way to load.
     """
     square = "linear", "max_pool2d", "--case", "square_4096", "stem", "--dtype"
-    rows = by_command(*square, "float16", "--target", "sm_80", "sm_100", "gfx942")  # in processes of its own
+    rows = by_command(*square, "float16", "--target", "sm_80", "sm_100", "gfx942", "--jobs", "1")
     rows += by_command(*square, "float32", "--jobs", "1")
-    return rows + by_command("linear", "--case", "decode", "--dtype", "float32", "--target", "sm_80", "--jobs", "1")
+    decode = "linear", "--case", "decode", "--dtype", "float32", "--target", "sm_80"
+    return rows + by_command(*decode)  # in a process of its own, as many as there are units
 
 
 def swept():

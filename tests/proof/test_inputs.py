@@ -20,23 +20,15 @@ LAST = ("channels_last", "heads_last")  # of four axes
         ("strided", (64, 16, 2)),
         ("expanded", (0, 8, 1)),
         ("offset", (32, 8, 1)),
+        ("channels_last", (60, 1, 15, 3)),
+        ("heads_last", (60, 5, 15, 1)),
     ],
 )
 def test_strides_and_alignment(layout, strides, where):
-    t = allocate(SHAPE, layout, torch.bfloat16, where)
-    assert t.shape == SHAPE and t.stride() == strides and t.dtype == torch.bfloat16
+    shape = (2, 3, 4, 5) if layout in LAST else SHAPE
+    t = allocate(shape, layout, torch.bfloat16, where)
+    assert t.shape == shape and t.stride() == strides and t.dtype == torch.bfloat16
     assert t.data_ptr() % 16 == (2 if layout == "offset" else 0)
-
-
-def test_channels_last():
-    t = allocate((2, 3, 4, 5), "channels_last", torch.bfloat16, "cpu")
-    assert t.shape == (2, 3, 4, 5) and t.stride() == (60, 1, 15, 3)
-    assert t.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_heads_last():
-    t = allocate((2, 3, 4, 5), "heads_last", torch.bfloat16, "cpu")
-    assert t.shape == (2, 3, 4, 5) and t.stride() == (60, 5, 15, 1)
 
 
 @pytest.mark.parametrize(

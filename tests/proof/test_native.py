@@ -8,7 +8,7 @@ import torch
 
 from primer_fast import functional
 from primer_fast.functional.linear import linear_plain
-from primer_fast.proof import native, terms, verify
+from primer_fast.proof import native, numerics, terms, verify
 from primer_fast.proof.native import ATTENTION
 from primer_fast.proof.numerics import exact
 from primer_fast.proof.on_gpu import case_named, usual_case
@@ -231,6 +231,7 @@ def test_worst_and_bits():
         ([], [], 0.0),
     ):
         assert float(native.worst(torch.tensor(got), torch.tensor(want))) == error
+        assert numerics.worst(np.array(got), np.array(want)) == error, "in verify"
     many = torch.zeros(5, 3)
     many[4, 2] = 1
     with pytest.MonkeyPatch.context() as patch:

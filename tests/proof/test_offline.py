@@ -4,7 +4,7 @@ Kernels cannot be compiled in a process that interprets them, so what compiles h
 """
 
 import pytest
-from compiled_rows import names
+from compiled_rows import all_have, names
 
 from primer_fast import backend
 from primer_fast.proof import resources
@@ -171,29 +171,21 @@ def large(row):
 
 
 def test_every_kernel_compiles(table):
-    failed = [row for row in table if row["error"] is not None]
-    assert not failed, names(failed)
+    all_have(table, lambda row: row["error"] is None)
     assert {row["target"] for row in table} == set(TARGETS)
     assert {row["direction"] for row in table} == {"forward", "backward"}
 
 
 def test_products_use_matrix_units(table):
-    rows = products(table)
-    without = [row for row in rows if not row["resources"]["matrix"]]
-    assert rows and not without, names(without)
+    all_have(products(table), lambda row: row["resources"]["matrix"])
 
 
-def test_large_16_bit_products_use_wgmma_on_sm_90(table):
-    rows = [r for r in products(table, "sm_90") if r["dtype"] != "float32" and large(r)]
-    without = [row for row in rows if "HGMMA" not in row["resources"]["matrix"]]
-    assert rows and not without, names(without)
-
-
-@pytest.mark.parametrize(("target", "opcode"), [("sm_80", "HMMA"), ("sm_100", "UTCHMMA"), ("gfx942", "mfma")])
+@pytest.mark.parametrize(
+    ("target", "opcode"), [("sm_90", "HGMMA"), ("sm_80", "HMMA"), ("sm_100", "UTCHMMA"), ("gfx942", "mfma")]
+)
 def test_large_16_bit_products_use_the_targets_own_unit(table, target, opcode):
     rows = [r for r in products(table, target) if r["dtype"] != "float32" and large(r)]
-    without = [row for row in rows if opcode not in row["resources"]["matrix"]]
-    assert rows and not without, names(without)
+    all_have(rows, lambda row: opcode in row["resources"]["matrix"])
 
 
 def test_all_products_of_a_convolution_use_wgmma(table):
@@ -226,29 +218,22 @@ def test_attention_and_the_loss_head_multiply_on_wgmma_throughout(table):
         "attention_forward_kernel", "attention_backward_kv_kernel", "attention_backward_q_kernel",
         "logits_statistics_kernel", "logits_gradient_kernel", "matmul_kernel",
     }  # fmt: skip
-    without = [r for r in rows if set(r["resources"]["matrix"]) != {"HGMMA"}]
-    assert not without, names(without)
+    all_have(rows, lambda row: set(row["resources"]["matrix"]) == {"HGMMA"})
 
 
 def test_memory_is_read_16_bytes_at_a_time(table):
     # Of these, one reads partial results of the few rows of a decoding step, the other a few numbers a row
     few = ("attention_combine_kernel", "logits_combine_kernel")
-    rows = [row for row in compiled(table, unaligned=False) if row["kernel"] not in few]
-    without = [row for row in rows if not wide_loads(row)]
-    assert rows and not without, names(without)
+    all_have([row for row in compiled(table, unaligned=False) if row["kernel"] not in few], wide_loads)
 
 
 def test_sm_90_writes_16_bytes_at_a_time(table):
-    rows = [row for row in compiled(table, "sm_90", unaligned=False) if row["kernel"] not in FEW_RESULTS]
-    without = [row for row in rows if not wide_stores(row)]
-    assert rows and not without, names(without)
+    all_have([r for r in compiled(table, "sm_90", unaligned=False) if r["kernel"] not in FEW_RESULTS], wide_stores)
 
 
 def test_programs_fit_the_chip(table):
-    rows = compiled(table)
-    too_large = [row for row in rows if row["resources"]["shared_bytes"] > TARGETS[row["target"]].shared_per_program]
-    too_large += [row for row in rows if row["resources"]["programs_per_processor"] < 1]
-    assert rows and not too_large, names(too_large)
+    all_have(compiled(table), lambda r: r["resources"]["shared_bytes"] <= TARGETS[r["target"]].shared_per_program)
+    all_have(compiled(table), lambda row: row["resources"]["programs_per_processor"] >= 1)
 
 
 def test_a_number_that_a_tool_does_not_give():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import triton
-from compiled_rows import TABLE, names
+from compiled_rows import TABLE, all_have, names
 
 from primer_fast.proof.sweep import PARKED
 
@@ -21,13 +21,11 @@ def hopper(table):
 def test_no_16_bit_product_is_serialised(hopper):
     rows = [row for row in hopper if row["dtype"] != "float32"]
     assert {row["serialized"] for row in rows} <= {True, False}, "each launch has an answer"
-    waiting = [row for row in rows if row["serialized"]]
-    assert not waiting, names(waiting)
+    all_have(rows, lambda row: not row["serialized"])
 
 
 def test_no_tile_spills(hopper):
-    spilling = [row for row in hopper if row["resources"]["spill_bytes"] > PARKED]
-    assert not spilling, names(spilling)
+    all_have(hopper, lambda row: row["resources"]["spill_bytes"] <= PARKED)
 
 
 def test_max_pool_moves_neighbours_of_a_line_together(hopper):
@@ -48,8 +46,7 @@ def test_layer_norm_takes_both_means_by_one_reduction(hopper):
     """Two reductions would need twice the barriers of one: six or seven."""
     rows = [row for row in hopper if (row["op"], row["kernel"]) == ("layer_norm", "layer_norm_backward_kernel")]
     assert len(rows) >= 6
-    crowded = [row for row in rows if row["resources"]["hot_loop"]["barriers"] > 4]
-    assert not crowded, names(crowded)
+    all_have(rows, lambda row: row["resources"]["hot_loop"]["barriers"] <= 4)
 
 
 def test_layer_norm_reads_long_rows_twice_in_one_launch(hopper):
@@ -80,8 +77,8 @@ def test_products_have_a_hot_loop_and_an_epilogue(table):
     """But where the whole reduction is one step, and for attention, whose products are not its result."""
     rows = [row for row in table if row["target"] != "gfx942" and row["op"] in ("linear", "linear_cross_entropy")]
     rows = [row for row in rows if row["error"] is None and row["resources"]["matrix"]]
-    without = [row for row in rows if not row["resources"]["hot_loop"]["products"] or not row["epilogue"] > 0]
-    assert len(rows) > 100 and not without, names(without)
+    assert len(rows) > 100
+    all_have(rows, lambda row: row["resources"]["hot_loop"]["products"] and row["epilogue"] > 0)
 
 
 def test_other_targets_have_no_wgmma(table):

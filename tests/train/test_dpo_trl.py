@@ -110,13 +110,8 @@ def test_the_same_loss_gradients_and_metrics(tmp_path, loss):
         want = as_ours(tmp_path / "gradient", watch.gradients[step])
         for name, p in model.named_parameters():
             scale = want[name].abs().max().item()
-            torch.testing.assert_close(
-                p.grad,
-                want[name].detach(),
-                rtol=2e-3,
-                atol=2e-3 * scale + 1e-7,
-                msg=lambda m, name=name: f"{name}: {m}",
-            )
+            near = {"rtol": 2e-3, "atol": 2e-3 * scale + 1e-7}
+            torch.testing.assert_close(p.grad, want[name].detach(), **near, msg=lambda m, name=name: f"{name}: {m}")
     assert len(rows) == len(watch.rows) == STEPS
     for row, logged in zip(rows, watch.rows, strict=True):
         for name in NAMES:

@@ -29,10 +29,6 @@ def text(length=300):
     return TokenizedText(tokens[: -length // 3], tokens[-length // 3 :])
 
 
-def weights(state):
-    return {name: p.detach().clone() for name, p in state.model.named_parameters()}
-
-
 def cross_entropy(model, windows):
     """The mean over all tokens, from the logits in float64."""
     log_p = model(windows[:, :-1]).double().log_softmax(dim=-1)

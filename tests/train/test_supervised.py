@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from primer_fast.data.soccer import load_soccer
 from primer_fast.models.mlp import MLP, MLPConfig
 from primer_fast.train import supervised
 from primer_fast.train.steps import epoch_order, learning_rate
@@ -205,28 +204,3 @@ def test_bytes_are_trained_on_as_fractions_of_255(plain_path):
     list(supervised.train(of_bytes, images, targets, config))
     list(supervised.train(of_floats, images.float() / 255, targets, config))
     torch.testing.assert_close(weights(of_bytes), weights(of_floats), rtol=1e-5, atol=1e-6)
-
-
-# The primer's example
-
-
-def soccer_config(**changes):
-    config = SupervisedConfig(
-        loss="binary_cross_entropy", optimizer="sgd", lr=0.5, schedule="constant", warmup_steps=0, weight_decay=0.0,
-        batch_size=None, clip_norm=None, epochs=1500, log_every=500,
-    )  # fmt: skip
-    return dataclasses.replace(config, **changes)
-
-
-def test_the_primers_network_learns_who_is_drafted(plain_path):
-    soccer, config = load_soccer(), soccer_config()
-    state = new_state(config, (2, 3, 4, 3, 1), "sigmoid")
-    rows = list(supervised.train(state, soccer.standardise(soccer.players), soccer.drafted, config))
-    assert rows[-1]["train/accuracy"] == 1.0 and rows[-1]["train/loss"] < 0.05
-
-
-def test_without_hidden_layers_it_does_not(plain_path):
-    soccer, config = load_soccer(), soccer_config()
-    state = new_state(config, (2, 1))
-    rows = list(supervised.train(state, soccer.standardise(soccer.players), soccer.drafted, config))
-    assert rows[-1]["train/accuracy"] < 0.95
