@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from parity import assert_as_before, run
+from parity import assert_as_before, both, run
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
@@ -106,6 +106,30 @@ def test_vision_transformer(dtype, seen, plain_path):
     images = torch.randn(2, 3, 16, 16)
     assert_as_before(model, before, lambda m: m(pixel_values=images.to(m.dtype)).logits)
     assert seen == [(4, 4, False)] * 2
+
+
+def assert_resnet_as_before(kind, x):
+    sizes = {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 1], "num_labels": 10}
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, layer_type=kind))
+    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.preserve_format
+    model, before, report = both(model.to(x.device, x.dtype, memory_format=layout))
+    kinds = [s.before for s in report.swapped]
+    assert kinds.count("Conv2d") == sum(isinstance(m, torch.nn.Conv2d) for m in before.modules())
+    assert "MaxPool2d" in kinds and "Linear" in kinds
+    reasons = {(p.kind, p.reason) for p in report.left}
+    assert ("ReLU", "it follows BatchNorm2d") in reasons and ("BatchNorm2d", "no op of ours") in reasons
+    assert_as_before(model, before, lambda m: m(pixel_values=x.to(m.dtype)).logits)
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_resnet(kind, dtype, plain_path):
+    assert_resnet_as_before(kind, torch.randn(2, 3, 32, 32, dtype=dtype))
+
+
+def test_resnet_on_the_kernels(device):
+    x = torch.randn(1, 3, 16, 16, device=device)
+    assert_resnet_as_before("basic", x.to(memory_format=torch.channels_last))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "vit", "llama", "gpt2 in 16 bits"])
