@@ -1,7 +1,6 @@
-import pytest
 import torch
 from hypothesis import strategies as st
-from properties.calls import FLOATS, PATHS, SIZES, explore, near, not_a_tensor, rarely, tensors
+from properties.calls import FLOATS, SIZES, explores, near, one_not_a_tensor, rarely, tensors
 
 
 @st.composite
@@ -22,9 +21,7 @@ def calls(draw, path):
         "ignore_index": rarely(draw, draw(st.sampled_from([-100, 0, 1, -1])), 1.0, "x", True),
         "label_smoothing": rarely(draw, draw(st.sampled_from([0.0, 0.1, 1.0])), -0.1, 1.1, "x", None),
     }
-    name = draw(st.sampled_from(["input", "linear_weight", "target", "linear_bias"]))
-    arguments[name] = not_a_tensor(draw, arguments[name])
-    return arguments
+    return one_not_a_tensor(draw, arguments, "input", "linear_weight", "target", "linear_bias")
 
 
 def reference(input, linear_weight, target, linear_bias, reduction, ignore_index, label_smoothing):
@@ -40,7 +37,5 @@ def reference(input, linear_weight, target, linear_bias, reduction, ignore_index
     return loss.view(target.shape) if reduction == "none" else loss
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_any_call(path):
-    refused = ["linear_bias must have one element per row"]  # torch broadcasts it
-    explore("linear_cross_entropy", path, calls(path), reference, times=4 if path == "kernels" else 1, refused=refused)
+REFUSED = ["linear_bias must have one element per row"]  # torch broadcasts it
+test_any_call = explores("linear_cross_entropy", calls, reference, of_kernels=4, refused=REFUSED)

@@ -1,9 +1,8 @@
 import math
 
-import pytest
 import torch
 from hypothesis import strategies as st
-from properties.calls import FLOATS, PATHS, SIZES, explore, near, not_a_tensor, rarely, tensors
+from properties.calls import FLOATS, SIZES, explores, near, one_not_a_tensor, rarely, tensors
 
 
 @st.composite
@@ -23,9 +22,7 @@ def calls(draw, path):
         "return_entropy": draw(st.booleans()),
         "ignore_index": rarely(draw, draw(st.sampled_from([-100, 0, 1, -1, None])), 1.0, "x", True),
     }
-    name = draw(st.sampled_from(["input", "linear_weight", "target", "linear_bias"]))
-    arguments[name] = not_a_tensor(draw, arguments[name])
-    return arguments
+    return one_not_a_tensor(draw, arguments, "input", "linear_weight", "target", "linear_bias")
 
 
 def reference(input, linear_weight, target, linear_bias, temperature, return_entropy, ignore_index):
@@ -44,7 +41,5 @@ def reference(input, linear_weight, target, linear_bias, temperature, return_ent
     return results if return_entropy else results[0]
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_any_call(path):
-    refused = ["linear_bias must have one element per row"]  # torch broadcasts it
-    explore("linear_log_prob", path, calls(path), reference, times=4 if path == "kernels" else 1, refused=refused)
+REFUSED = ["linear_bias must have one element per row"]  # torch broadcasts it
+test_any_call = explores("linear_log_prob", calls, reference, of_kernels=4, refused=REFUSED)
