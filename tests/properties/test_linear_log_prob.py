@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from properties.calls import FLOATS, SIZES, explores, near, one_not_a_tensor, rarely, tensors
 
 
-@st.composite
-def calls(draw, path):
+def of_a_head(draw, path):
+    """The tensors of a loss head."""
     size = st.sampled_from(SIZES[path])
     width, classes = draw(size), draw(st.sampled_from([1, 2, 3, 9, 17, 40]))
     lead = tuple(draw(st.lists(size, max_size=2)))
@@ -18,11 +18,17 @@ def calls(draw, path):
         "linear_weight": draw(tensors(near(draw, (classes, width)), rarely(draw, dtype, torch.float32))),
         "target": draw(of_target),
         "linear_bias": draw(tensors(near(draw, (classes,)), dtype)) if draw(st.booleans()) else None,
+    }
+    return one_not_a_tensor(draw, arguments, *arguments)
+
+
+@st.composite
+def calls(draw, path):
+    return of_a_head(draw, path) | {
         "temperature": rarely(draw, draw(st.sampled_from([1.0, 1, 0.5, 3.0])), 0, -1.0, math.nan, math.inf, "x", None),
         "return_entropy": draw(st.booleans()),
         "ignore_index": rarely(draw, draw(st.sampled_from([-100, 0, 1, -1, None])), 1.0, "x", True),
     }
-    return one_not_a_tensor(draw, arguments, "input", "linear_weight", "target", "linear_bias")
 
 
 def reference(input, linear_weight, target, linear_bias, temperature, return_entropy, ignore_index):
