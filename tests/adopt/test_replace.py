@@ -286,8 +286,13 @@ class MyLinear(T.Linear):
     pass
 
 
-def with_forward(module):
-    module.forward = lambda x: x
+class Scaled(torch.Tensor):
+    pass
+
+
+def changed(module, **attributes):
+    for name, value in attributes.items():
+        setattr(module, name, value)
     return module
 
 
@@ -328,7 +333,12 @@ LEFT = {
     "sparse": (T.Embedding(3, 2, sparse=True), "sparse is not built"),
     "bias_k": (T.MultiheadAttention(4, 2, add_bias_kv=True), "add_bias_kv is not built"),
     "zero_attn": (T.MultiheadAttention(4, 2, add_zero_attn=True), "add_zero_attn is not built"),
-    "forward": (with_forward(T.Linear(2, 2)), "its forward is set on the instance"),
+    "forward": (changed(T.Linear(2, 2), forward=lambda x: x), "its forward is set on the instance"),
+    "activation": (changed(T.Linear(2, 2), activation=T.ReLU()), "it has an attribute of its own named activation"),
+    "another tensor": (
+        changed(T.Linear(2, 2), weight=T.Parameter(torch.randn(2, 2).as_subclass(Scaled))),
+        "its weight is a Scaled, no plain Parameter",
+    ),
     "batch norm": (T.BatchNorm2d(2), "no op of ours"),
     "rms norm": (T.RMSNorm(2), "no op of ours"),
     "transposed convolution": (T.ConvTranspose2d(2, 2, 2), "no op of ours"),
@@ -443,34 +453,18 @@ def test_source_that_is_not_what_runs_proves_nothing(monkeypatch):
     assert children_in_order(Sourceless()) is None
 
 
-def test_tensors_of_other_classes_and_attributes_are_left():
-    class Scaled(torch.Tensor):
-        pass
-
-    linear, named = T.Linear(2, 2), T.Linear(2, 2)
-    linear.weight = T.Parameter(torch.randn(2, 2).as_subclass(Scaled))
-    named.activation = T.ReLU()
-    report = primer_fast.replace_modules(T.ModuleList([linear, named]))
-    assert type(linear) is type(named) is T.Linear
-    assert [p.reason for p in report.left][:2] == [
-        "its weight is a Scaled, no plain Parameter", "it has an attribute of its own named activation",
-    ]  # fmt: skip
-
-
 def test_wrapped_models_are_left(tmp_path):
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        wrapped = T.parallel.DistributedDataParallel(T.Linear(2, 2))
-        report = primer_fast.replace_modules(wrapped)
-        assert report.left[0].reason == "call replace_modules before wrapping" and not report.swapped
-        sharded = fully_shard(T.Sequential(T.Linear(2, 2), T.ReLU()), mesh=init_device_mesh("cpu", (1,)))
-        report = primer_fast.replace_modules(sharded)
-        assert report.left[0].reason == "call replace_modules before wrapping" and not report.swapped
+        distributed, mesh = T.parallel.DistributedDataParallel, init_device_mesh("cpu", (1,))
+        for wrapped in (distributed(T.Linear(2, 2)), fully_shard(T.Sequential(T.Linear(2, 2), T.ReLU()), mesh=mesh)):
+            report = primer_fast.replace_modules(wrapped)
+            assert report.left[0].reason == "call replace_modules before wrapping" and not report.swapped
         inner, before, report = both(T.Sequential(T.Linear(2, 2), T.ReLU()))
         x = torch.randn(3, 2)
-        torch.testing.assert_close(T.parallel.DistributedDataParallel(inner)(x), before(x))
-        sharded = fully_shard(inner, mesh=init_device_mesh("cpu", (1,)))
+        torch.testing.assert_close(distributed(inner)(x), before(x))
+        sharded = fully_shard(inner, mesh=mesh)
         assert fused(sharded, x) == ["relu"]
         report.restore()
         assert type(sharded).__name__ == "FSDPSequential", "what was wrapped since stays"
@@ -580,8 +574,7 @@ def test_one_product_before_two_activations(plain_path):
     model = T.ModuleList([T.Sequential(shared, T.ReLU()), T.Sequential(shared, T.Tanh()), shared])
     model, before, _ = both(model)
     x = torch.randn(3, 4)
-    for ours, theirs in zip(model, before, strict=True):
-        torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(*([part(x) for part in parts] for parts in (model, before)))
 
 
 def test_an_activation_in_two_places_is_reported_for_the_one_it_keeps():

@@ -11,7 +11,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
 
 import primer_fast  # noqa: E402
-from primer_fast import functional as F  # noqa: E402
 from primer_fast.adopt import attention  # noqa: E402
 
 TEXT = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -71,19 +70,6 @@ def logits(tokens, mask=None):
         return model(input_ids=tokens, attention_mask=mask.long()).logits[mask]
 
     return call
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """Every call of our attention: how many heads keys have, whether there is a mask."""
-    calls, ours = [], F.scaled_dot_product_attention
-
-    def spy(query, key, value, mask, *rest, **options):
-        calls.append((query.shape[1], key.shape[1], mask is not None))
-        return ours(query, key, value, mask, *rest, **options)
-
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", spy)
-    return calls
 
 
 @pytest.mark.parametrize(
