@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from parity import varied
 
 from primer_fast import backend
 from primer_fast.models.generation import DecodeStep, Sampling, generate, restrict, sample
@@ -20,11 +21,7 @@ CONFIGS = {
 def build(name="GPT-2's", device="cpu", **options):
     """Weights large enough that the next token depends on the whole text."""
     torch.manual_seed(0)
-    model = Transformer(TransformerConfig(**SMALL | CONFIGS[name] | options))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p), alpha=0.4)
-    return model.to(device)
+    return varied(Transformer(TransformerConfig(**SMALL | CONFIGS[name] | options)), 0.4).to(device)
 
 
 def prompts(*lengths):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as torch_F
+from parity import varied
 
 from primer_fast import backend
 from primer_fast.models.transformer import Transformer, TransformerConfig, sinusoids
@@ -13,13 +14,9 @@ SMALL = {"vocab": 13, "context": 11, "width": 12, "layers": 2, "heads": 3}
 
 
 def randomised(config, device="cpu"):
-    """Weights that no initialisation hides: norms and biases differ from 1 and 0, logits are of size 1."""
+    """Logits are of size 1."""
     torch.manual_seed(0)
-    model = Transformer(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p), alpha=0.3)
-    return model.to(device).eval()
+    return varied(Transformer(config), 0.3).to(device).eval()
 
 
 def formula(model, tokens, mask=None, segments=None):
