@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from catalogue import OPS, upstream
+from catalogue import OPS, run, upstream
 
 from primer_fast import backend, nn
 
@@ -17,8 +17,7 @@ def inputs(name, place):
 
 
 def gradients(name, inputs):
-    y = OPS[name].ours(*inputs)
-    return torch.autograd.grad(y, inputs, upstream(y))
+    return run(OPS[name].ours, inputs)[1:]
 
 
 @pytest.fixture
