@@ -546,14 +546,16 @@ def test_what_happens_later_is_seen(plain_path):
         torch.testing.assert_close(model(x), before(x))
         assert fused(model, x) == names
 
-    handles = [m[0].register_forward_hook(lambda module, args, y: y * 2) for m in (model, before)]
-    same([None, "gelu"])
-    for handle in handles:
-        handle.remove()
-    handles = [m[3].register_forward_pre_hook(lambda module, args: (args[0] - 1,)) for m in (model, before)]
-    same(["relu", None])
-    for handle in handles:
-        handle.remove()
+    def double(module, args, y):
+        return y * 2
+
+    def less(module, args):
+        return args[0] - 1
+
+    with model[0].register_forward_hook(double), before[0].register_forward_hook(double):
+        same([None, "gelu"])
+    with model[3].register_forward_pre_hook(less), before[3].register_forward_pre_hook(less):
+        same(["relu", None])
     for m in (model, before):
         m[1] = T.ReLU6()
     same([None, "gelu"])
@@ -563,9 +565,8 @@ def test_what_happens_later_is_seen(plain_path):
     for m in (model, before):
         m.append(T.Tanh())
     same([None, "gelu"])
-    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, y: y * 2)
-    same([None, None])
-    handle.remove()
+    with torch.nn.modules.module.register_module_forward_hook(double):
+        same([None, None])
     torch.testing.assert_close(model(input=x), before(input=x))
 
 

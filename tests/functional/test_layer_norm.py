@@ -188,16 +188,13 @@ def test_outputs_that_are_not_used(device):
     torch.testing.assert_close(torch.autograd.grad(y, (x, r, w), dy), torch.autograd.grad(plain, (x, r, w), dy))
 
 
-def test_rows_apart_in_memory_are_read_in_place(device):
+def test_rows_apart_in_memory_are_read_in_place(device, monkeypatch):
     x = torch.randn(7, 100, device=device)[:, 10:50]
-    copied = []
-    torch.Tensor.contiguous, before = lambda t, *a, **k: copied.append(t) or before(t, *a, **k), torch.Tensor.contiguous
-    try:
-        y = F.layer_norm(x, 40)
-    finally:
-        torch.Tensor.contiguous = before
-    torch.testing.assert_close(y, layer_norm_plain(x, 40))
+    copied, contiguous = [], torch.Tensor.contiguous
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda t, *a, **k: copied.append(t) or contiguous(t, *a, **k))
+    y = F.layer_norm(x, 40)
     assert copied == [] and y.is_contiguous()
+    torch.testing.assert_close(y, layer_norm_plain(x, 40))
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
