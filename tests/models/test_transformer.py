@@ -193,16 +193,13 @@ def test_attention_weights(plain_path):
         assert [tuple(w.shape) for w in weights] == [(2, model.config.heads, 9, 9)] * 2
         torch.testing.assert_close(weights[0].sum(-1), torch.ones(2, model.config.heads, 9))
         assert (weights[1].triu(1).abs().max() == 0) == model.config.causal
-        inputs = []
-        attention = model.blocks[1].attention
-        attention.register_forward_pre_hook(lambda module, args, inputs=inputs: inputs.append(args[0]))
-        outputs = []
-        attention.register_forward_hook(lambda module, args, output, outputs=outputs: outputs.append(output))
+        seen, attention = [], model.blocks[1].attention
+        attention.register_forward_hook(lambda module, args, output, seen=seen: seen.extend((*args, output)))
         model(tokens)
-        value = attention.qkv(inputs[0]).view(2, 9, -1, model.config.head_width)[:, :, -model.config.key_heads :]
+        value = attention.qkv(seen[0]).view(2, 9, -1, model.config.head_width)[:, :, -model.config.key_heads :]
         value = value.transpose(1, 2).repeat_interleave(model.config.heads // model.config.key_heads, 1)
         expected = attention.out((weights[1] @ value).transpose(1, 2).flatten(2))
-        torch.testing.assert_close(outputs[0], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(seen[-1], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_weights_of_padding_are_zero(plain_path):
