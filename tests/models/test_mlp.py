@@ -11,8 +11,9 @@ pytestmark = pytest.mark.usefixtures("plain_path")
 
 
 @pytest.mark.parametrize("sizes", [(2, 3, 4, 3, 1), (784, 512, 256, 10), (5, 1), (1, 1, 1)], ids=str)
-@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", None])
-@pytest.mark.parametrize("last", [None, "sigmoid"])
+@pytest.mark.parametrize(
+    "activation, last", [("relu", None), ("sigmoid", None), ("tanh", "sigmoid"), (None, None)], ids=str
+)
 def test_forward_is_the_formula(device, sizes, activation, last):
     model = varied(MLP(MLPConfig(sizes, activation, last)), 0.1).to(device)
     x = torch.randn(7, sizes[0], device=device)
