@@ -43,13 +43,27 @@ def _within(dtype, name, got, plain, want, largest):
     assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g}"
 
 
+def varied(model, much):
+    """The model with weights as trained ones are: no norm or bias is 1 or 0, as initialised ones are."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=much)
+    return model
+
+
+def padded(side, lengths, ids):
+    """Tokens of some ids and lengths, of which the first is the largest, and which of them are real."""
+    torch.manual_seed(2)
+    tokens, mask = torch.randint(*ids, (len(lengths), lengths[0])), torch.ones(len(lengths), lengths[0]).bool()
+    for row, length in enumerate(lengths):
+        mask[row, slice(0, -length) if side == "left" else slice(length, None)] = False
+    return tokens, mask
+
+
 def both(model):
     """The model replaced, as it was before, the report."""
     torch.manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p), alpha=0.1)
-    before = copy.deepcopy(model)
+    before = copy.deepcopy(varied(model, 0.1))
     return model, before, primer_fast.replace_modules(model)
 
 

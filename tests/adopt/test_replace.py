@@ -28,18 +28,6 @@ T = torch.nn
 # Norms and activations of other authors' classes, and modules whose forward is a chain of calls
 
 
-class LayerNorm(T.Module):
-    """With a bias or without, as small models write it."""
-
-    def __init__(self, width, bias=True):
-        super().__init__()
-        self.weight = T.Parameter(torch.ones(width))
-        self.bias = T.Parameter(torch.zeros(width)) if bias else None
-
-    def forward(self, hidden):
-        return torch_F.layer_norm(hidden, self.weight.shape, self.weight, self.bias, 1e-3)
-
-
 class OtherNames(T.Module):
     def __init__(self, width):
         super().__init__()
@@ -66,7 +54,7 @@ class Subclass(T.LayerNorm):
 
 class OfPictures(T.LayerNorm):
     def forward(self, x):
-        x = torch_F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        x = torch_F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, 1e-3)
         return x.permute(0, 3, 1, 2)
 
 
@@ -81,40 +69,25 @@ class EitherOrder(T.LayerNorm):
         return super().forward(features.movedim(1, -1)).movedim(-1, 1)
 
 
-class GELU(T.Module):
-    def __init__(self, inplace=False):
+class MyActivation(T.Module):
+    def __init__(self, function):
         super().__init__()
-        self.inplace = inplace
-
-    def forward(self, input):
-        return torch_F.gelu(input)
-
-
-class NewGELU(T.Module):
-    def forward(self, x):
-        return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
-
-
-class Swish(T.Module):
-    def forward(self, x):
-        return x.mul_(x.sigmoid())
-
-
-class ByName(T.Module):
-    def __init__(self, name):
-        super().__init__()
-        self.name = name
+        self.function = function
 
     def forward(self, x):
-        return getattr(torch_F, self.name)(x)
+        return self.function(x)
 
 
-class NamedActivation(ByName):
-    pass
+class Unnamed(MyActivation):
+    """Its name says nothing of an activation."""
 
 
-def _activation(function):
-    return type("MyActivation", (T.Module,), {"forward": lambda self, x: function(x)})()
+def new_gelu(x):
+    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def swish(x):
+    return x.mul_(x.sigmoid())
 
 
 class Statements(OneStatement):
@@ -161,10 +134,9 @@ TAKEN = {  # what makes a module, the shape of its input, and the rows of the re
     "attention, three widths": (
         lambda: T.MultiheadAttention(12, 3, kdim=12, vdim=12, bias=False), (2, 5, 12), ours("MultiheadAttention")
     ),
-    "norm of its own class": (lambda: LayerNorm(8), (3, 5, 8), NORM),
-    "of its own class without bias": (lambda: LayerNorm(8, bias=False), (3, 8), NORM),
     "other names": (lambda: OtherNames(8), (3, 5, 8), NORM),
     "subclass": (lambda: Subclass(8, eps=1e-3), (3, 5, 8), NORM),
+    "subclass without bias": (lambda: Subclass(8, bias=False), (3, 8), NORM),
     "several axes": (lambda: Subclass((5, 8)), (3, 5, 8), NORM),
     "channels last": (lambda: EitherOrder(8, "last"), (2, 3, 4, 8), NORM),
     "channels first": (lambda: EitherOrder(8, "first"), (2, 8, 3, 4), NORM),
@@ -177,8 +149,8 @@ TAKEN = {  # what makes a module, the shape of its input, and the rows of the re
 }  # fmt: skip
 IN_PLACE = {name: a.module() for name, a in ACTIVATIONS.items()}
 OF_OTHERS = {
-    "gelu": GELU(), "gelu_tanh": NewGELU(), "silu": Swish(), "relu": NamedActivation("relu"),
-    "leaky_relu": NamedActivation("leaky_relu"), "sigmoid": NamedActivation("sigmoid"), "tanh": NamedActivation("tanh"),
+    "gelu": torch_F.gelu, "gelu_tanh": new_gelu, "silu": swish, "relu": torch_F.relu, "tanh": torch_F.tanh,
+    "leaky_relu": torch_F.leaky_relu, "sigmoid": torch_F.sigmoid,
 }  # fmt: skip
 for _name, _module in IN_PLACE.items():
     if hasattr(_module, "inplace"):
@@ -188,9 +160,11 @@ for _name, _module in IN_PLACE.items():
         (2, 3, 6, 6),
         [*ours("Conv2d", _name, "0"), *ours("Linear", _name, "3")],
     )
-for _name, _module in OF_OTHERS.items():
+for _name, _function in OF_OTHERS.items():
     TAKEN[f"linear, {_name} of another class"] = (
-        lambda a=_module: T.Sequential(T.Linear(6, 8), a, T.Linear(8, 6), T.Dropout(0.0), GELU()),
+        lambda f=_function: T.Sequential(
+            T.Linear(6, 8), MyActivation(f), T.Linear(8, 6), T.Dropout(0.0), MyActivation(torch_F.gelu)
+        ),
         (4, 6),
         [*ours("Linear", _name, "0"), *ours("Linear", None, "2")],
     )
@@ -266,14 +240,14 @@ def test_attention_without_weights(plain_path):
 
 
 def test_what_is_called_in_another_way_goes_to_the_class_itself(plain_path):
-    module, before, _ = both(T.ModuleList([LayerNorm(8), OfPictures(8), Subclass(8)]))
+    module, before, _ = both(T.ModuleList([OtherNames(8), OfPictures(8)]))
     x = torch.randn(2, 8)
-    assert torch.equal(module[0](hidden=x), before[0](hidden=x))
+    assert torch.equal(module[0](x=x), before[0](x=x))
     with pytest.raises(RuntimeError, match="permute"):
         module[1](x)
     for m in (module, before):
-        m[2].eps = 0.5
-    torch.testing.assert_close(module[2](x), before[2](x))
+        m[0].variance_epsilon = 0.5
+    torch.testing.assert_close(module[0](x), before[0](x))
 
 
 def test_the_objects_stay(plain_path):
@@ -312,15 +286,20 @@ class MyLinear(T.Linear):
     pass
 
 
-def with_forward(module):
-    module.forward = lambda x: x
+class Scaled(torch.Tensor):
+    pass
+
+
+def changed(module, **attributes):
+    for name, value in attributes.items():
+        setattr(module, name, value)
     return module
 
 
-class Manual(LayerNorm):
+class Manual(OtherNames):
     def forward(self, x):
         centred = x - x.mean(-1, keepdim=True)
-        return self.weight * centred / (x.std(-1, keepdim=True) + 1e-6) + self.bias
+        return self.scale * centred / (x.std(-1, keepdim=True) + 1e-6) + self.shift
 
 
 class Noted(Subclass):
@@ -354,7 +333,12 @@ LEFT = {
     "sparse": (T.Embedding(3, 2, sparse=True), "sparse is not built"),
     "bias_k": (T.MultiheadAttention(4, 2, add_bias_kv=True), "add_bias_kv is not built"),
     "zero_attn": (T.MultiheadAttention(4, 2, add_zero_attn=True), "add_zero_attn is not built"),
-    "forward": (with_forward(T.Linear(2, 2)), "its forward is set on the instance"),
+    "forward": (changed(T.Linear(2, 2), forward=lambda x: x), "its forward is set on the instance"),
+    "activation": (changed(T.Linear(2, 2), activation=T.ReLU()), "it has an attribute of its own named activation"),
+    "another tensor": (
+        changed(T.Linear(2, 2), weight=T.Parameter(torch.randn(2, 2).as_subclass(Scaled))),
+        "its weight is a Scaled, no plain Parameter",
+    ),
     "batch norm": (T.BatchNorm2d(2), "no op of ours"),
     "rms norm": (T.RMSNorm(2), "no op of ours"),
     "transposed convolution": (T.ConvTranspose2d(2, 2, 2), "no op of ours"),
@@ -379,7 +363,8 @@ def test_what_is_left_and_why(name):
 NONE_OF_OURS = "it computes none of relu, leaky_relu, gelu, "
 NO_ACTIVATION = [
     *((m, "no op of ours") for m in (T.LeakyReLU(0.2), T.ReLU6(), T.ELU(), T.Softplus(), T.PReLU(), T.Dropout())),
-    *((_activation(function), NONE_OF_OURS) for function in (
+    *((MyActivation(function), NONE_OF_OURS) for function in (
+        torch_F.selu,
         lambda x: x * torch.sigmoid(1.702 * x),
         lambda x: torch_F.gelu(x.clamp(max=1e4)),
         lambda x: torch_F.gelu(x).sum(-1),
@@ -390,7 +375,6 @@ NO_ACTIVATION = [
         lambda x: x.relu() if x.dim() == 1 else x,
         lambda x: 1 / 0,
     )),
-    (NamedActivation("selu"), NONE_OF_OURS),
 ]  # fmt: skip
 
 
@@ -407,46 +391,41 @@ def test_an_activation_that_is_none_of_ours_is_left(module, reason):
 
 def test_nothing_runs_that_was_not_asked_for():
     ran = []
-    module = _activation(lambda x: ran.append(1) or torch_F.relu(x))
+    module = MyActivation(lambda x: ran.append(1) or torch_F.relu(x))
     primer_fast.replace_modules(T.Sequential(T.Linear(2, 2), module), exclude=["1"])
     primer_fast.replace_modules(T.Sequential(T.Linear(2, 2), module), fuse_activations=False)
-    assert not ran and known_activation(ByName("relu")) is None and known_layer_norm(T.Linear(2, 2)) is None
+    assert not ran and known_activation(Unnamed(torch_F.relu)) is None and known_layer_norm(T.Linear(2, 2)) is None
 
 
-class Residual(OneStatement):
-    def forward(self, x):
+class Otherwise:
+    """Forwards that are more than one call after another."""
+
+    def residual(self, x):
         y = self.act(self.fc1(x))
         return x + self.fc2(y)
 
-
-class Again(OneStatement):
-    def forward(self, x):
+    def again(self, x):
         y = self.fc1(x)
         z = self.act(y)  # noqa: F841
         return self.fc2(y)
 
-
-class Branch(OneStatement):
-    def forward(self, x):
+    def branch(self, x):
         x = self.fc1(x)
         if self.training:
             x = self.act(x)
         return self.fc2(x)
 
-
-class Optional(OneStatement):
-    def forward(self, x, again=None):
+    def optional(self, x, again=None):
         return self.fc2(self.act(self.fc1(x)))
 
-
-class Decorated(OneStatement):
     @torch.no_grad()
-    def forward(self, x):
+    def decorated(self, x):
         return self.fc2(self.act(self.fc1(x)))
 
 
-@pytest.mark.parametrize("kind", [Residual, Again, Branch, Optional, Decorated])
-def test_any_other_forward_is_left(kind, plain_path):
+@pytest.mark.parametrize("how", ["residual", "again", "branch", "optional", "decorated"])
+def test_any_other_forward_is_left(how, plain_path):
+    kind = type("Other", (OneStatement,), {"forward": getattr(Otherwise, how)})
     model, before, report = both(kind())
     assert type(model) is kind and children_in_order(model) is None
     assert "forward is not known to call it" in {p.name: p.reason for p in report.left}["act"]
@@ -474,34 +453,18 @@ def test_source_that_is_not_what_runs_proves_nothing(monkeypatch):
     assert children_in_order(Sourceless()) is None
 
 
-def test_tensors_of_other_classes_and_attributes_are_left():
-    class Scaled(torch.Tensor):
-        pass
-
-    linear, named = T.Linear(2, 2), T.Linear(2, 2)
-    linear.weight = T.Parameter(torch.randn(2, 2).as_subclass(Scaled))
-    named.activation = T.ReLU()
-    report = primer_fast.replace_modules(T.ModuleList([linear, named]))
-    assert type(linear) is type(named) is T.Linear
-    assert [p.reason for p in report.left][:2] == [
-        "its weight is a Scaled, no plain Parameter", "it has an attribute of its own named activation",
-    ]  # fmt: skip
-
-
 def test_wrapped_models_are_left(tmp_path):
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        wrapped = T.parallel.DistributedDataParallel(T.Linear(2, 2))
-        report = primer_fast.replace_modules(wrapped)
-        assert report.left[0].reason == "call replace_modules before wrapping" and not report.swapped
-        sharded = fully_shard(T.Sequential(T.Linear(2, 2), T.ReLU()), mesh=init_device_mesh("cpu", (1,)))
-        report = primer_fast.replace_modules(sharded)
-        assert report.left[0].reason == "call replace_modules before wrapping" and not report.swapped
+        distributed, mesh = T.parallel.DistributedDataParallel, init_device_mesh("cpu", (1,))
+        for wrapped in (distributed(T.Linear(2, 2)), fully_shard(T.Sequential(T.Linear(2, 2), T.ReLU()), mesh=mesh)):
+            report = primer_fast.replace_modules(wrapped)
+            assert report.left[0].reason == "call replace_modules before wrapping" and not report.swapped
         inner, before, report = both(T.Sequential(T.Linear(2, 2), T.ReLU()))
         x = torch.randn(3, 2)
-        torch.testing.assert_close(T.parallel.DistributedDataParallel(inner)(x), before(x))
-        sharded = fully_shard(inner, mesh=init_device_mesh("cpu", (1,)))
+        torch.testing.assert_close(distributed(inner)(x), before(x))
+        sharded = fully_shard(inner, mesh=mesh)
         assert fused(sharded, x) == ["relu"]
         report.restore()
         assert type(sharded).__name__ == "FSDPSequential", "what was wrapped since stays"
@@ -583,14 +546,16 @@ def test_what_happens_later_is_seen(plain_path):
         torch.testing.assert_close(model(x), before(x))
         assert fused(model, x) == names
 
-    handles = [m[0].register_forward_hook(lambda module, args, y: y * 2) for m in (model, before)]
-    same([None, "gelu"])
-    for handle in handles:
-        handle.remove()
-    handles = [m[3].register_forward_pre_hook(lambda module, args: (args[0] - 1,)) for m in (model, before)]
-    same(["relu", None])
-    for handle in handles:
-        handle.remove()
+    def double(module, args, y):
+        return y * 2
+
+    def less(module, args):
+        return args[0] - 1
+
+    with model[0].register_forward_hook(double), before[0].register_forward_hook(double):
+        same([None, "gelu"])
+    with model[3].register_forward_pre_hook(less), before[3].register_forward_pre_hook(less):
+        same(["relu", None])
     for m in (model, before):
         m[1] = T.ReLU6()
     same([None, "gelu"])
@@ -600,9 +565,8 @@ def test_what_happens_later_is_seen(plain_path):
     for m in (model, before):
         m.append(T.Tanh())
     same([None, "gelu"])
-    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, y: y * 2)
-    same([None, None])
-    handle.remove()
+    with torch.nn.modules.module.register_module_forward_hook(double):
+        same([None, None])
     torch.testing.assert_close(model(input=x), before(input=x))
 
 
@@ -611,8 +575,7 @@ def test_one_product_before_two_activations(plain_path):
     model = T.ModuleList([T.Sequential(shared, T.ReLU()), T.Sequential(shared, T.Tanh()), shared])
     model, before, _ = both(model)
     x = torch.randn(3, 4)
-    for ours, theirs in zip(model, before, strict=True):
-        torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(*([part(x) for part in parts] for parts in (model, before)))
 
 
 def test_an_activation_in_two_places_is_reported_for_the_one_it_keeps():
@@ -705,58 +668,3 @@ def test_transformer_of_torch(plain_path):
     assert_as_before(model, before, lambda m: m(x.to(m.layers[0].linear1.weight.dtype), src_key_padding_mask=padding))
     with torch.no_grad():  # torch's own path
         torch.testing.assert_close(*(m.eval()(x, src_key_padding_mask=padding) for m in (model, before)))
-
-
-def convolution(inputs, outputs, size, stride=1):
-    return T.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
-
-
-class Block(T.Module):
-    """A residual block as torchvision writes it: two convolutions, or three with a bottleneck."""
-
-    def __init__(self, inputs, width, outputs, stride, bottleneck):
-        super().__init__()
-        sizes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
-        sizes = sizes if bottleneck else [(inputs, width, 3, stride), (width, outputs, 3, 1)]
-        self.convolutions = T.ModuleList(convolution(*size) for size in sizes)
-        self.norms = T.ModuleList(T.BatchNorm2d(size[1]) for size in sizes)
-        self.relu = T.ReLU(inplace=True)
-        self.downsample = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = T.Sequential(convolution(inputs, outputs, 1, stride), T.BatchNorm2d(outputs))
-
-    def forward(self, x):
-        out = x
-        for i, (conv, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            out = norm(conv(out))
-            if i < len(self.norms) - 1:
-                out = self.relu(out)
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
-
-
-def resnet(bottleneck):
-    stem = [convolution(3, 8, 7, 2), T.BatchNorm2d(8), T.ReLU(inplace=True), T.MaxPool2d(3, 2, 1)]
-    blocks = [Block(8, 8, 16, 1, bottleneck), Block(16, 8, 16, 2, bottleneck)]
-    return T.Sequential(*stem, *blocks, T.AdaptiveAvgPool2d(1), T.Flatten(), T.Linear(16, 10))
-
-
-@pytest.mark.parametrize("bottleneck", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_resnet(bottleneck, dtype, plain_path):
-    assert_resnet_as_before(resnet(bottleneck).to(dtype), torch.randn(2, 3, 32, 32, dtype=dtype))
-
-
-def test_resnet_on_the_kernels(device):
-    x = torch.randn(1, 3, 16, 16, device=device).to(memory_format=torch.channels_last)
-    assert_resnet_as_before(resnet(False).to(device, memory_format=torch.channels_last), x)
-
-
-def assert_resnet_as_before(model, x):
-    model, before, report = both(model)
-    kinds = [s.before for s in report.swapped]
-    assert kinds.count("Conv2d") == sum(isinstance(m, T.Conv2d) for m in before.modules())
-    assert "MaxPool2d" in kinds and "Linear" in kinds
-    reasons = {(p.kind, p.reason) for p in report.left}
-    assert ("ReLU", "it follows BatchNorm2d") in reasons and ("BatchNorm2d", "no op of ours") in reasons
-    assert_as_before(model, before, lambda m: m(x.to(m[0].weight.dtype)))

@@ -5,13 +5,12 @@ import os
 
 import pytest
 import torch
-from parity import assert_as_before, run
+from parity import assert_as_before, both, padded, run, varied
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
 
 import primer_fast  # noqa: E402
-from primer_fast import functional as F  # noqa: E402
 from primer_fast.adopt import attention  # noqa: E402
 
 TEXT = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -36,14 +35,11 @@ MODELS = {
 
 
 def made(name, dtype=torch.float32, implementation="sdpa"):
-    """In evaluation, since dropout draws other numbers; norms and biases vary as those of trained models do."""
+    """In evaluation, since dropout draws other numbers."""
     torch.manual_seed(1)
     model = MODELS[name]().to(dtype).eval()
     model.set_attn_implementation(implementation)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p), alpha=0.1)
-    return model
+    return varied(model, 0.1)
 
 
 def replaced(name, **options):
@@ -53,13 +49,8 @@ def replaced(name, **options):
     return model, before, primer_fast.replace_modules(model)
 
 
-def padded(side, lengths=(9, 5, 2)):
-    """Tokens, and which of them are real."""
-    torch.manual_seed(2)
-    tokens, mask = torch.randint(1, 61, (len(lengths), lengths[0])), torch.ones(len(lengths), lengths[0]).bool()
-    for row, length in enumerate(lengths):
-        mask[row, slice(0, -length) if side == "left" else slice(length, None)] = False
-    return tokens, mask
+def texts(side, lengths=(9, 5, 2)):
+    return padded(side, lengths, (1, 61))
 
 
 def logits(tokens, mask=None):
@@ -73,19 +64,6 @@ def logits(tokens, mask=None):
     return call
 
 
-@pytest.fixture
-def seen(monkeypatch):
-    """Every call of our attention: how many heads keys have, whether there is a mask."""
-    calls, ours = [], F.scaled_dot_product_attention
-
-    def spy(query, key, value, mask, *rest, **options):
-        calls.append((query.shape[1], key.shape[1], mask is not None))
-        return ours(query, key, value, mask, *rest, **options)
-
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", spy)
-    return calls
-
-
 @pytest.mark.parametrize(
     ("side", "dtype"),
     [("left", torch.float32), ("left", torch.bfloat16), ("right", torch.float32), ("none", torch.float32)],
@@ -94,7 +72,7 @@ def seen(monkeypatch):
 @pytest.mark.parametrize("name", ["gpt2", "bert", "llama"])
 def test_language_models(name, dtype, side, seen, plain_path):
     model, before, _ = replaced(name, dtype=dtype)
-    tokens, mask = padded(side if side != "none" else "left")
+    tokens, mask = texts(side if side != "none" else "left")
     assert_as_before(model, before, logits(tokens, None if side == "none" else mask))
     heads = 2 if name == "llama" else 4
     assert seen == [(4, heads, side != "none")] * 2, "once for each layer, keys and values not repeated"
@@ -108,11 +86,34 @@ def test_vision_transformer(dtype, seen, plain_path):
     assert seen == [(4, 4, False)] * 2
 
 
+def assert_resnet_as_before(kind, x):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_labels": 10}
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, layer_type=kind))
+    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.preserve_format
+    model, before, report = both(model.to(x.device, x.dtype, memory_format=layout))
+    kinds = [s.before for s in report.swapped]
+    assert kinds.count("Conv2d") == sum(isinstance(m, torch.nn.Conv2d) for m in before.modules())
+    assert "MaxPool2d" in kinds and "Linear" in kinds
+    reasons = {(p.kind, p.reason) for p in report.left}
+    assert ("ReLU", "it follows BatchNorm2d") in reasons and ("BatchNorm2d", "no op of ours") in reasons
+    assert_as_before(model, before, lambda m: m(pixel_values=x.to(m.dtype)).logits)
+
+
+@pytest.mark.parametrize("kind, dtype", [("basic", torch.bfloat16), ("bottleneck", torch.float32)], ids=str)
+def test_resnet(kind, dtype, plain_path):
+    assert_resnet_as_before(kind, torch.randn(2, 3, 32, 32, dtype=dtype))
+
+
+def test_resnet_on_the_kernels(device):
+    x = torch.randn(1, 3, 16, 16, device=device)
+    assert_resnet_as_before("basic", x.to(memory_format=torch.channels_last))
+
+
 @pytest.mark.parametrize("name", ["gpt2", "bert", "vit", "llama", "gpt2 in 16 bits"])
 def test_on_the_kernels(name):
     name, *bits = name.split(" ", 1)
     model, before, _ = replaced(name, dtype=torch.bfloat16 if bits else torch.float32)
-    tokens, mask = padded("left", (4, 2))
+    tokens, mask = texts("left", (4, 2))
     if name == "vit":
         call = lambda m: m(pixel_values=torch.ones(1, 3, 16, 16, dtype=m.dtype)).logits  # noqa: E731
     else:
@@ -126,7 +127,7 @@ def test_on_the_kernels(name):
 )
 def test_generated_tokens_are_the_same(name, cache, seen, plain_path):
     model, before, _ = replaced(name)
-    tokens, mask = padded("left", (6, 6) if cache == "whole" else (6, 2))
+    tokens, mask = texts("left", (6, 6) if cache == "whole" else (6, 2))
     options = {"attention_mask": mask.long(), "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     options |= {"cache_implementation": "static", "disable_compile": True} if cache == "static" else {}
     assert torch.equal(*(m.generate(tokens, **options) for m in (model, before)))
@@ -138,7 +139,7 @@ def test_generated_tokens_are_the_same(name, cache, seen, plain_path):
 @pytest.mark.parametrize("padding", [False, True])
 def test_sliding_window(padding, plain_path):
     model, before, _ = replaced("mistral")
-    tokens, mask = padded("left")
+    tokens, mask = texts("left")
     call = logits(tokens, mask if padding else None)
     assert_as_before(model, before, call)
     before.config.sliding_window = None
@@ -150,7 +151,7 @@ def test_softcap(plain_path):
     before, model = made("gemma2", implementation="eager"), made("gemma2", implementation="eager")
     primer_fast.register_attention()
     model.set_attn_implementation("primer_fast")
-    tokens, mask = padded("left")
+    tokens, mask = texts("left")
     for call in (logits(tokens, mask), logits(tokens)):
         dy = torch.randn_like(call(before))
         (got, got_grads), (want, want_grads) = (run(m, call, dy) for m in (model, before))
@@ -261,12 +262,12 @@ def test_saved_and_loaded_again(tmp_path, plain_path):
     model.save_pretrained(tmp_path)
     loaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
     assert loaded.config._attn_implementation == "sdpa", "the choice is not part of a checkpoint"
-    tokens, mask = padded("left")
+    tokens, mask = texts("left")
     torch.testing.assert_close(logits(tokens, mask)(loaded), logits(tokens, mask)(before))
 
 
 def test_compiled_without_a_graph_break(plain_path):
     model, before, _ = replaced("llama")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    tokens, _ = padded("left")
+    tokens, _ = texts("left")
     torch.testing.assert_close(compiled(input_ids=tokens).logits, logits(tokens)(before), rtol=1e-4, atol=1e-5)

@@ -4,21 +4,29 @@ import itertools
 
 import pytest
 import torch
-from catalogue import OPS, upstream
+from catalogue import OPS, run, upstream
 
 from primer_fast import backend, nn
 
 ops = pytest.mark.parametrize("name", OPS)
 
 
-def gradients(name, inputs, *, retain_graph=False):
-    y = OPS[name].ours(*inputs)
-    return torch.autograd.grad(y, inputs, upstream(y), retain_graph=retain_graph)
+@pytest.fixture
+def inputs(name, place):
+    return OPS[name].floats(torch.float32, place)
+
+
+def gradients(name, inputs):
+    return run(OPS[name].ours, inputs)[1:]
+
+
+@pytest.fixture
+def want(name, inputs):
+    return gradients(name, inputs)
 
 
 @ops
-def test_no_grad_and_inference_mode(name, place):
-    inputs = OPS[name].floats(torch.float32, place)
+def test_no_grad_and_inference_mode(name, inputs):
     want = OPS[name].ours(*inputs)
     assert want.requires_grad
     with torch.no_grad():
@@ -30,10 +38,8 @@ def test_no_grad_and_inference_mode(name, place):
 
 
 @ops
-def test_tensors_of_inference_mode(name, place):
+def test_tensors_of_inference_mode(name, inputs, want):
     """They are taken without gradients; a training step on others follows as if nothing had been."""
-    inputs = OPS[name].floats(torch.float32, place)
-    want = gradients(name, inputs)
     with torch.inference_mode():
         made = [x.detach().clone() for x in inputs]
     assert made[0].is_inference()
@@ -43,26 +49,23 @@ def test_tensors_of_inference_mode(name, place):
 
 
 @ops
-def test_every_subset_of_gradients(name, place):
+def test_every_subset_of_gradients(name, inputs, want):
     """Only some inputs require one; and all do, but only some are asked for."""
-    inputs = OPS[name].floats(torch.float32, place)
-    whole = gradients(name, inputs)
     subsets = list(itertools.product((True, False), repeat=len(inputs)))[:-1]
     if backend.interpreting and len(inputs) > 1:
         subsets = [s for s in subsets if sum(s) == 1]  # all would take a minute
     for chosen in subsets:
-        want = [g for g, keep in zip(whole, chosen, strict=True) if keep]
+        wanted = [g for g, keep in zip(want, chosen, strict=True) if keep]
         some = [x if keep else x.detach() for x, keep in zip(inputs, chosen, strict=True)]
         for arguments in (some, inputs):
             y = OPS[name].ours(*arguments)
             asked = [x for x, keep in zip(inputs, chosen, strict=True) if keep]
             got = torch.autograd.grad(y, asked, upstream(y))
-            torch.testing.assert_close(list(got), want, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(list(got), wanted, rtol=1e-5, atol=1e-6)
 
 
 @ops
-def test_twice_through_one_graph(name, place):
-    inputs = OPS[name].floats(torch.float32, place)
+def test_twice_through_one_graph(name, inputs):
     y = OPS[name].ours(*inputs)
     first = torch.autograd.grad(y, inputs, upstream(y), retain_graph=True)
     assert all(map(torch.equal, first, torch.autograd.grad(y, inputs, upstream(y))))
@@ -71,42 +74,31 @@ def test_twice_through_one_graph(name, place):
 
 
 @ops
-def test_accumulates_into_grad(name, place):
-    inputs = OPS[name].floats(torch.float32, place)
-    want = gradients(name, inputs)
+def test_accumulates_into_grad(name, inputs, want):
     for _ in range(2):
         y = OPS[name].ours(*inputs)
         y.backward(upstream(y))
-    for x, g in zip(inputs, want, strict=True):
-        torch.testing.assert_close(x.grad, 2 * g, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close([x.grad for x in inputs], [2 * g for g in want], rtol=1e-6, atol=1e-7)
+
+
+LOOKING_ON = {
+    "for NaN": torch.autograd.detect_anomaly,
+    "from the host": torch.autograd.graph.save_on_cpu,
+    "at copies": lambda: torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("how", LOOKING_ON)
+@ops
+def test_graphs_that_are_looked_at(name, how, inputs, want):
+    with LOOKING_ON[how]():
+        assert all(map(torch.equal, gradients(name, inputs), want))
 
 
 @ops
-def test_anomaly_mode(name, place):
-    inputs = OPS[name].floats(torch.float32, place)
-    want = gradients(name, inputs)
-    with pytest.warns(UserWarning, match="Anomaly Detection"), torch.autograd.detect_anomaly():
-        got = gradients(name, inputs)
-    assert all(map(torch.equal, got, want))
-
-
-@ops
-def test_saved_tensors_may_be_moved(name, place):
-    inputs = OPS[name].floats(torch.float32, place)
-    want = gradients(name, inputs)
-    with torch.autograd.graph.save_on_cpu():
-        got = gradients(name, inputs)
-    assert all(map(torch.equal, got, want))
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t.clone()):
-        y = OPS[name].ours(*inputs)
-        assert all(map(torch.equal, torch.autograd.grad(y, inputs, upstream(y)), want))
-
-
-@ops
-def test_a_changed_input_is_an_error(name, place):
+def test_a_changed_input_is_an_error(name, inputs, want):
     """Written to after the forward, it would give a wrong gradient; what an op does not keep may change."""
-    inputs = OPS[name].floats(torch.float32, place)
-    want = gradients(name, inputs)
     y = OPS[name].ours(*inputs)
     with torch.no_grad():
         inputs[0].mul_(2)
@@ -120,9 +112,7 @@ def test_a_changed_input_is_an_error(name, place):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @ops
-def test_activation_checkpointing(name, reentrant, place):
-    inputs = OPS[name].floats(torch.float32, place)
-    want = gradients(name, inputs)
+def test_activation_checkpointing(name, reentrant, inputs, want):
     y = torch.utils.checkpoint.checkpoint(OPS[name].ours, *inputs, use_reentrant=reentrant)
     y.backward(upstream(y))  # a reentrant one knows no torch.autograd.grad
     assert all(map(torch.equal, [x.grad for x in inputs], want))

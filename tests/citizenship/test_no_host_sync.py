@@ -1,7 +1,6 @@
 """Nothing in a training step or a decoding step reads from the device: what a CUDA graph asks for, without a GPU."""
 
 import contextlib
-import dataclasses
 import json
 
 import pytest
@@ -95,67 +94,60 @@ def test_every_call(sample, place):
         run(sample.call, tensors)
 
 
-SUPERVISED = SupervisedConfig(batch_size=6, epochs=2)
-SUPERVISED_STEPS = {
-    "adamw": SUPERVISED,
-    "sgd": dataclasses.replace(SUPERVISED, optimizer="sgd", momentum=0.9),
-    "no clipping": dataclasses.replace(SUPERVISED, clip_norm=None),
-    "accumulate": dataclasses.replace(SUPERVISED, accumulate=2),
-    "bfloat16": dataclasses.replace(SUPERVISED, precision="bfloat16"),
-    "float16": dataclasses.replace(SUPERVISED, precision="float16"),
-    "smoothing": dataclasses.replace(SUPERVISED, label_smoothing=0.1),
+SHAPE = TransformerConfig(vocab=16, context=8, width=16, layers=1, heads=2, dropout=0.1)
+
+
+def supervised_step(place, **changes):
+    """-> the step on a batch"""
+    config = SupervisedConfig(**{"batch_size": 6, **changes})
+    state = supervised.start(MLP(MLPConfig((16, 8, 3))).to(place), config)
+    x, target = torch.randn(6, 16, device=place), torch.randint(0, 3, (6,), device=place)
+    return lambda: supervised.update(state, x, target, config)
+
+
+def language_model_step(place, **changes):
+    config = LanguageModelConfig(**{"batch_size": 2, **changes})
+    state = language_model.start(Transformer(SHAPE).to(place), config)
+    windows = torch.randint(0, 16, (2, 9), device=place)
+    return lambda: language_model.update(state, windows, config)
+
+
+STEPS = {
+    "adamw": (supervised_step, {}),
+    "sgd": (supervised_step, {"optimizer": "sgd", "momentum": 0.9}),
+    "no clipping": (supervised_step, {"clip_norm": None}),
+    "accumulate": (supervised_step, {"accumulate": 2}),
+    "bfloat16": (supervised_step, {"precision": "bfloat16"}),
+    "float16": (supervised_step, {"precision": "float16"}),
+    "smoothing": (supervised_step, {"label_smoothing": 0.1}),
+    **{
+        f"language model {precision} {n}": (language_model_step, {"precision": precision, "accumulate": n})
+        for precision in ("float32", "bfloat16", "float16")
+        for n in (1, 2)
+    },
 }
 
 
-@pytest.mark.parametrize("name", SUPERVISED_STEPS)
-def test_supervised_step(name, plain_path):
+@pytest.mark.parametrize("name", STEPS)
+def test_step(name, plain_path):
     """The first step as well as a later one, of which the optimizer and the scaler have seen others."""
-    config = SUPERVISED_STEPS[name]
-    state = supervised.start(MLP(MLPConfig((16, 8, 3))), config)
-    x, target = torch.randn(6, 16), torch.randint(0, 3, (6,))
+    make, changes = STEPS[name]
+    step = make("cpu", **changes)
     with NoHostSync() as mode:
         for _ in range(2):
-            supervised.update(state, x, target, config)
-    assert len(mode.calls) > 40 and state.step == 2
+            step()
+    assert len(mode.calls) > 40
 
 
 def test_supervised_loop(plain_path, monkeypatch):
     """Between two rows of metrics, which are the only place where the loop waits."""
     monkeypatch.setattr(steps, "close_window", lambda *_: {})
     monkeypatch.setattr(steps, "check_finite", lambda *_: None)
-    state = supervised.start(MLP(MLPConfig((16, 8, 3))), SUPERVISED)
+    config = SupervisedConfig(batch_size=6, epochs=2)
+    state = supervised.start(MLP(MLPConfig((16, 8, 3))), config)
     with NoHostSync():
-        list(supervised.train(state, torch.rand(20, 16), torch.randint(0, 3, (20,)), SUPERVISED))
+        list(supervised.train(state, torch.rand(20, 16), torch.randint(0, 3, (20,)), config))
     assert state.step == 8
-
-
-def test_supervised_step_through_the_kernels(device):
-    state = supervised.start(MLP(MLPConfig((16, 8, 3))).to(device), SUPERVISED)
-    x, target = torch.randn(6, 16, device=device), torch.randint(0, 3, (6,), device=device)
-    with NoHostSync():
-        supervised.update(state, x, target, SUPERVISED)
-
-
-SHAPE = TransformerConfig(vocab=16, context=8, width=16, layers=1, heads=2, dropout=0.1)
-TEXT = LanguageModelConfig(batch_size=2)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_language_model_step(precision, accumulate, plain_path):
-    config = dataclasses.replace(TEXT, precision=precision, accumulate=accumulate)
-    state = language_model.start(Transformer(SHAPE), config)
-    windows = torch.randint(0, 16, (2, 9))
-    with NoHostSync():
-        for _ in range(2):
-            language_model.update(state, windows, config)
-
-
-def test_language_model_step_through_the_kernels(device):
-    state = language_model.start(Transformer(SHAPE).to(device), TEXT)
-    windows = torch.randint(0, 16, (2, 9), device=device)
-    with NoHostSync():
-        language_model.update(state, windows, TEXT)
 
 
 def completions(lengths):
@@ -219,8 +211,8 @@ def test_preference_step_copies_nothing_from_the_host(name, plain_path, monkeypa
         step()
 
 
-@pytest.mark.parametrize("make", [dpo_step, ppo_step])
-def test_preference_step_through_the_kernels(make, device):
+@pytest.mark.parametrize("make", [supervised_step, language_model_step, dpo_step, ppo_step])
+def test_step_through_the_kernels(make, device):
     step = make(device)
     with NoHostSync():
         step()

@@ -272,17 +272,14 @@ def test_offsets_pass_two_to_the_31(transposed, far_rows):
     small = x.clone()
     with assume_chip("sm_80"):
         if transposed:
-            leaf, options = torch.zeros(images, 2, 4, 5, dtype=torch.float16, device=device), {}
-            got, want = (
-                torch.autograd.grad(F.conv2d(leaf.requires_grad_(), w, **options), (leaf, w), dy) for dy in (x, small)
-            )
+            leaf = torch.zeros(images, 2, 4, 5, dtype=torch.float16, device=device, requires_grad=True)
+            got, want = (torch.autograd.grad(F.conv2d(leaf, w), (leaf, w), dy) for dy in (x, small))
         else:
             got, want = [], []
             for t, results in ((x, got), (small, want)):
                 y = F.conv2d(t, w)
                 results += [y, *torch.autograd.grad(y, w, torch.ones_like(y))]
-    for a, b in zip(got, want, strict=True):
-        assert torch.equal(a, b)
+    assert all(map(torch.equal, got, want))
 
 
 @triton.jit
@@ -323,8 +320,7 @@ def test_large_numbers_of_pixels_take_the_wide_numbering(ws, groups, device, mon
         x, w = torch.randn(xs, device=device).requires_grad_(), torch.randn(ws, device=device).requires_grad_()
         y = F.conv2d(x, w, groups=groups)
         results[large] = y, *torch.autograd.grad(y, (x, w), torch.randn_like(y))
-    for narrow, wide in zip(*results.values(), strict=True):
-        assert torch.equal(narrow, wide)
+    assert all(map(torch.equal, *results.values()))
 
 
 @pytest.mark.parametrize("options", [
@@ -344,5 +340,4 @@ def test_numbers_past_32_bits(options, either):
     want = torch.nn.functional.conv2d(x, w, **small)
     torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
     grads = (torch.autograd.grad(t.square().sum(), (x, w)) for t in (y, want))
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)

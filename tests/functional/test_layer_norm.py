@@ -42,9 +42,8 @@ def test_every_way_to_cut_rows_gives_the_same_answer(settings, residual, device)
         dy, dsum, x if s is None else s, mean, rstd, w, N, dtype=f32, dweight=f32, dbias=f32, settings=settings
     )
     arrays = {"input": exact(x), "weight": exact(w), "bias": exact(b)}
-    options = {"normalized_shape": N, "eps": 0.5, "return_residual": residual} | (
-        {"residual": exact(r)} if residual else {}
-    )
+    options = {"normalized_shape": N, "eps": 0.5, "return_residual": residual}
+    options |= {"residual": exact(r)} if residual else {}
     want = layer_norm(**arrays, **options)
     upstream = (exact(dy), exact(dsum)) if residual else exact(dy)
     want = {"y": want[0] if residual else want} | layer_norm_grad(upstream, **arrays, **options)
@@ -99,8 +98,7 @@ def test_a_tile_in_parts_gives_the_same_answer(dtype, device):
         for width, warps in ((2048, 1), (1024, 4))
     )
     assert torch.equal(got[1], want[1])
-    for one, other in zip(got, want, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5 if dtype is torch.float32 else 1e-2, atol=1e-5)
+    torch.testing.assert_close(got, want, rtol=1e-5 if dtype is torch.float32 else 1e-2, atol=1e-5)
 
 
 def test_common_divisors_are_told_to_the_compiler():
@@ -190,16 +188,13 @@ def test_outputs_that_are_not_used(device):
     torch.testing.assert_close(torch.autograd.grad(y, (x, r, w), dy), torch.autograd.grad(plain, (x, r, w), dy))
 
 
-def test_rows_apart_in_memory_are_read_in_place(device):
+def test_rows_apart_in_memory_are_read_in_place(device, monkeypatch):
     x = torch.randn(7, 100, device=device)[:, 10:50]
-    copied = []
-    torch.Tensor.contiguous, before = lambda t, *a, **k: copied.append(t) or before(t, *a, **k), torch.Tensor.contiguous
-    try:
-        y = F.layer_norm(x, 40)
-    finally:
-        torch.Tensor.contiguous = before
-    torch.testing.assert_close(y, layer_norm_plain(x, 40))
+    copied, contiguous = [], torch.Tensor.contiguous
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda t, *a, **k: copied.append(t) or contiguous(t, *a, **k))
+    y = F.layer_norm(x, 40)
     assert copied == [] and y.is_contiguous()
+    torch.testing.assert_close(y, layer_norm_plain(x, 40))
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
@@ -258,8 +253,7 @@ def test_offsets_pass_two_to_the_31(settings, far_rows):
         y, _, mean, rstd = layer_norm_fwd(s, None, None, None, 40, 1e-5, settings=settings)
         dtypes = dict.fromkeys(("dtype", "dweight", "dbias"), torch.float32)
         results.append((y, mean, rstd, *layer_norm_bwd(dy, dsum, s, mean, rstd, None, 40, **dtypes, settings=settings)))
-    for apart, close in zip(*results, strict=True):
-        assert torch.equal(apart, close)
+    assert all(map(torch.equal, *results))
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float16), (torch.float16, torch.float32)], ids=str)

@@ -109,12 +109,6 @@ def test_large_unaligned_operands_are_copied_to_where_descriptors_can_read_them(
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
 
 
-def test_weight_of_one_axis(device):
-    x, w = torch.randn(3, 5, 16, device=device), torch.randn(16, device=device)
-    got = F.linear(x, w, torch.tensor(0.5, device=device))
-    torch.testing.assert_close(got, x @ w + 0.5, rtol=1e-5, atol=1e-5)
-
-
 ONES = torch.ones
 WRONG = [
     (ValueError, r"weight \(2, 5\) and input \(3, 4\)", (ONES(3, 4), ONES(2, 5)), {}),

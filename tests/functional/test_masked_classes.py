@@ -69,6 +69,26 @@ def test_smoothed_labels_over_logits_that_are_all_large(small_chunks):
     torch.testing.assert_close(got, torch.tensor(40.0).log())
 
 
+DERIVATIVES = [
+    (F.linear_log_prob, {"temperature": 0.7, "return_entropy": True}),
+    *((F.linear_cross_entropy, {"label_smoothing": 0.1, "reduction": reduction}) for reduction in ("mean", "none")),
+]
+
+
+@pytest.mark.parametrize("function, options", DERIVATIVES, ids=["log_prob", "mean", "none"])
+def test_chunks_on_pytorch_have_the_derivative_of_their_output(function, options, small_chunks):
+    torch.manual_seed(0)
+    x, w, b = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((7, 3), (37, 3), (37,)))
+    target = torch.randint(37, (7,))
+    target[2] = -100
+
+    def run(x, w, b):
+        return function(x, w, target, linear_bias=b, **options)
+
+    assert torch.autograd.gradcheck(run, (x, w, b))
+    assert torch.autograd.gradgradcheck(run, (x, w, b), fast_mode=True)
+
+
 HEADS = [(op, case) for op in ("linear_cross_entropy", "linear_log_prob") for case in verify.cases(op, native=False)]
 
 

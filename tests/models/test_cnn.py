@@ -1,42 +1,29 @@
 import numpy as np
 import pytest
 import torch
+from parity import varied
 
 from primer_fast.models.cnn import CNN, CNNConfig
+from primer_fast.proof.numerics import exact
 from primer_fast.reference.conv2d import conv2d
 from primer_fast.reference.max_pool2d import max_pool2d
+from primer_fast.reference.mlp import mlp
 from primer_fast.train import supervised
 from primer_fast.train.supervised import SupervisedConfig
 
 SMALL = CNNConfig(image=(3, 11, 10), channels=(4, 5), kernel_size=3, pool=2, hidden=(6,), classes=7)
 
 
-def with_random_biases(config):
-    model = CNN(config)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name.endswith("bias"):
-                p.normal_()
-    return model
-
-
 def formula(model, x):
     """The layers' outputs by name and the logits, in float64 by the NumPy references."""
     config = model.config
-    relu = {"relu": lambda z: np.maximum(z, 0), "tanh": np.tanh, None: lambda z: z}[config.activation]
-    weights = {name: p.detach().cpu().double().numpy() for name, p in model.named_parameters()}
-    a = x.cpu().double().numpy()
-    maps = {"input": a}
-    for i in range(len(config.channels)):
-        z = conv2d(a, weights[f"convolutions.{i}.weight"], weights[f"convolutions.{i}.bias"])
-        maps[f"conv{i + 1}"] = relu(z)
-        maps[f"pool{i + 1}"] = a = max_pool2d(relu(z), config.pool)
-    a = a.reshape(len(a), -1)
-    layers = len(config.hidden) + 1
-    for i in range(layers):
-        a = a @ weights[f"mlp.layers.{i}.weight"].T + weights[f"mlp.layers.{i}.bias"]
-        a = relu(a) if i < layers - 1 else a
-    return maps, a
+    maps = {"input": exact(x)}
+    a = maps["input"]
+    for i, layer in enumerate(model.convolutions, 1):
+        maps[f"conv{i}"] = conv2d(a, exact(layer.weight), exact(layer.bias), activation=config.activation)
+        maps[f"pool{i}"] = a = max_pool2d(maps[f"conv{i}"], config.pool)
+    weights, biases = ([exact(getattr(layer, name)) for layer in model.mlp.layers] for name in ("weight", "bias"))
+    return maps, mlp(a.reshape(len(a), -1), weights, biases, activation=config.activation)
 
 
 CONFIGS = {
@@ -51,14 +38,14 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_layer_is_the_formula(plain_path, device, name):
     config = CONFIGS[name]
-    model = with_random_biases(config).to(device)
+    model = varied(CNN(config), 0.1).to(device)
     x = torch.randn(3, *config.image, device=device)
     maps, logits = formula(model, x)
     got = model.feature_maps(x)
     assert list(got) == list(maps) and {k: tuple(m.shape[1:]) for k, m in got.items()} == config.shapes()
     for layer in maps:
-        np.testing.assert_allclose(got[layer].detach().cpu().numpy(), maps[layer], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(model(x).detach().cpu().numpy(), logits, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(exact(got[layer]), maps[layer], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(exact(model(x)), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_lists_are_taken_and_the_smallest_image_works(plain_path):
@@ -82,14 +69,9 @@ def test_kernels_and_maps_are_channels_last(plain_path):
         assert t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
 
-def test_state_dict_loads_into_torch_convolutions():
-    model = CNN(SMALL)
+def test_names_in_the_state_dict():
     names = ["convolutions.0", "convolutions.1", "mlp.layers.0", "mlp.layers.1"]
-    assert list(model.state_dict()) == [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
-    first = torch.nn.Conv2d(3, 4, 3)
-    first.load_state_dict(model.convolutions[0].state_dict())
-    x = torch.randn(1, 3, 11, 10, dtype=torch.float64)
-    torch.testing.assert_close(first.double()(x).relu(), model.double().feature_maps(x)["conv1"])
+    assert list(CNN(SMALL).state_dict()) == [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
 
 
 def test_learns_where_a_bar_points_wherever_it_is(plain_path):

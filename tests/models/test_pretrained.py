@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
+from parity import padded, varied
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.modules.setdefault("kernels", None)  # transformers looks for PyPI's package of that name, and this folder is not it
 pytest.importorskip("safetensors")
 transformers = pytest.importorskip("transformers")
 
@@ -25,12 +25,8 @@ BERT |= {"num_attention_heads": 4, "intermediate_size": 80, "initializer_range":
 
 
 def randomised(model):
-    """As every parameter of a trained model is: norms and biases too."""
     torch.manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p), alpha=0.2)
-    return model.eval()
+    return varied(model, 0.2).eval()
 
 
 def gpt2(kind="GPT2LMHeadModel", **options):
@@ -55,13 +51,8 @@ def saved_bert(tmp_path_factory):
     return folder
 
 
-def padded(side):
-    """Tokens (3, 17) of lengths 17, 9 and 1, and which of them are real."""
-    torch.manual_seed(2)
-    tokens, mask = torch.randint(101, (3, 17)), torch.ones(3, 17, dtype=torch.bool)
-    for row, length in ((1, 9), (2, 1)):
-        mask[row, slice(0, -length) if side == "left" else slice(length, None)] = False
-    return tokens, mask
+def texts(side):
+    return padded(side, (17, 9, 1), (0, 101))
 
 
 @torch.no_grad()
@@ -84,13 +75,13 @@ def test_gpt2_logits(tmp_path, options):
     theirs = gpt2(**options)
     theirs.save_pretrained(tmp_path)
     ours = load_gpt2(tmp_path).eval()
-    tokens, _ = padded("right")
+    tokens, _ = texts("right")
     with torch.no_grad():
         expected = theirs(tokens).logits
         assert expected.std() > 0.5
         assert (ours(tokens) - expected).abs().max() <= 1e-4
         for side in ("left", "right"):
-            tokens, mask = padded(side)
+            tokens, mask = texts(side)
             expected = gpt2_logits(theirs, tokens, mask)
             assert (ours(tokens, mask=mask) - expected)[mask].abs().max() <= 1e-4
         lengths = mask.sum(1)  # of the right-padded
@@ -106,7 +97,7 @@ def test_bert_hidden_states_and_logits(tmp_path, options):
     ours = load_bert(tmp_path).eval()
     segments = torch.randint(2, (3, 17))
     for side in ("left", "right"):
-        tokens, mask = padded(side)
+        tokens, mask = texts(side)
         with torch.no_grad():
             inputs = {"input_ids": tokens, "attention_mask": mask.long(), "token_type_ids": segments}
             logits, hidden = theirs(**inputs).logits, theirs.bert(**inputs).last_hidden_state
@@ -124,7 +115,7 @@ def test_bert_hidden_states_and_logits(tmp_path, options):
 
 def test_masked_language_loss_is_theirs(saved_bert):
     theirs, ours = transformers.BertForMaskedLM.from_pretrained(saved_bert).eval(), load_bert(saved_bert).eval()
-    tokens, _ = padded("right")
+    tokens, _ = texts("right")
     labels = torch.where(torch.rand(tokens.shape) < 0.3, tokens, -100)
     assert ours.loss(tokens, labels).item() == pytest.approx(theirs(tokens, labels=labels).loss.item(), abs=1e-5)
 
@@ -133,7 +124,7 @@ def test_masked_language_loss_is_theirs(saved_bert):
 def test_other_bert_classes(tmp_path, kind):
     theirs = bert(kind)
     theirs.save_pretrained(tmp_path)
-    ours, (tokens, _) = load_bert(tmp_path).eval(), padded("left")
+    ours, (tokens, _) = load_bert(tmp_path).eval(), texts("left")
     assert ours.config.head_transform == (kind != "BertModel")
     with torch.no_grad():
         hidden = (theirs if kind == "BertModel" else theirs.bert)(tokens).last_hidden_state
@@ -144,7 +135,7 @@ def test_decoder_without_its_head_and_prefix(tmp_path, saved_gpt2):
     theirs = gpt2("GPT2Model")
     theirs.save_pretrained(tmp_path)
     assert "wte.weight" in load_file(tmp_path / "model.safetensors")
-    ours, (tokens, _) = load_gpt2(tmp_path).eval(), padded("left")
+    ours, (tokens, _) = load_gpt2(tmp_path).eval(), texts("left")
     with torch.no_grad():
         assert (ours.hidden(tokens) - theirs(tokens).last_hidden_state).abs().max() <= 1e-4
 

@@ -5,81 +5,60 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as torch_F
+from parity import varied
 
 from primer_fast import backend
 from primer_fast.models.transformer import Transformer, TransformerConfig, sinusoids
+from primer_fast.proof.numerics import exact
+from primer_fast.reference.layer_norm import layer_norm
+from primer_fast.reference.linear import linear
+from primer_fast.reference.scaled_dot_product_attention import scaled_dot_product_attention
 
 SMALL = {"vocab": 13, "context": 11, "width": 12, "layers": 2, "heads": 3}
 
 
 def randomised(config, device="cpu"):
-    """Weights that no initialisation hides: norms and biases differ from 1 and 0, logits are of size 1."""
+    """Logits are of size 1."""
     torch.manual_seed(0)
-    model = Transformer(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p), alpha=0.3)
-    return model.to(device).eval()
+    return varied(Transformer(config), 0.3).to(device).eval()
 
 
 def formula(model, tokens, mask=None, segments=None):
-    """Hidden states in float64, one row, one head and one position after the other."""
-    config = model.config
-    w = {name: t.detach().cpu().double().numpy() for name, t in model.state_dict().items()}
-    w["positions"] = model.positions.detach().cpu().double().numpy()
-    erf = np.vectorize(math.erf)
-    act = {
-        "relu": lambda z: np.maximum(z, 0),
-        "gelu": lambda z: z * (1 + erf(z / math.sqrt(2))) / 2,
-        "gelu_tanh": lambda z: z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2,
-    }[config.activation]
+    """Hidden states and logits in float64, by the references of the ops."""
+    config, (B, T) = model.config, tokens.shape
+    w = {name: exact(t) for name, t in model.state_dict().items()} | {"positions": exact(model.positions)}
+    real = np.ones((B, T), dtype=bool) if mask is None else mask.cpu().numpy()
 
-    def linear(x, name):
-        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+    def dense(x, name, activation=None):
+        return linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"), activation=activation)
 
     def norm(x, name):
-        centred = x - x.mean(-1, keepdims=True)
-        y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + config.norm_eps)
-        return y * w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
+        return layer_norm(x, config.width, w[f"{name}.weight"], w.get(f"{name}.bias"), config.norm_eps)
 
-    def attention(x, name, real):
-        T, d, shared = len(x), config.head_width, config.heads // config.key_heads
-        qkv, outputs = linear(x, f"{name}.qkv"), []
-        for head in range(config.heads):
-            k = config.heads + head // shared
-            q, k, v = (qkv[:, n * d : (n + 1) * d] for n in (head, k, k + config.key_heads))
-            out = np.zeros((T, d))
-            for i in range(T):
-                keys = [j for j in range(T) if real[j] and (j <= i or not config.causal)]
-                if keys:
-                    scores = np.array([q[i] @ k[j] for j in keys]) / math.sqrt(d)
-                    weights = np.exp(scores - scores.max())
-                    out[i] = weights / weights.sum() @ v[keys]
-            outputs.append(out)
-        return linear(np.concatenate(outputs, -1), f"{name}.out")
+    def attention(x, name):
+        heads = dense(x, f"{name}.qkv").reshape(B, T, -1, config.head_width).swapaxes(1, 2)
+        q, k, v = np.split(heads, (config.heads, config.heads + config.key_heads), axis=1)
+        y = scaled_dot_product_attention(q, k, v, real[:, None, None], is_causal=config.causal)
+        return dense(y.swapaxes(1, 2).reshape(B, T, -1), f"{name}.out")
 
-    rows = []
-    for b, row in enumerate(tokens.tolist()):
-        real = [True] * len(row) if mask is None else mask[b].tolist()
-        places = np.maximum(np.cumsum(real) - 1, 0) if mask is not None and config.causal else np.arange(len(row))
-        x = w["embedding.weight"][row] + w["positions"][places]
-        if config.segments:
-            x = x + w["segments.weight"][[0] * len(row) if segments is None else segments[b].tolist()]
-        if config.embedding_norm:
-            x = norm(x, "embedding_norm")
-        for i in range(config.layers):
-            name = f"blocks.{i}"
-            if config.norm == "post":
-                x = norm(attention(x, f"{name}.attention", real) + x, f"{name}.attention_norm")
-                x = norm(linear(act(linear(x, f"{name}.up")), f"{name}.down") + x, f"{name}.mlp_norm")
-            else:
-                x = x + attention(norm(x, f"{name}.attention_norm"), f"{name}.attention", real)
-                x = x + linear(act(linear(norm(x, f"{name}.mlp_norm"), f"{name}.up")), f"{name}.down")
-        rows.append(norm(x, "norm") if config.norm == "pre" else x)
-    hidden = np.stack(rows)
-    features = hidden
-    if config.head_transform:
-        features = norm(act(linear(features, "head")), "head_norm")
+    def perceptron(x, name):
+        return dense(dense(x, f"{name}.up", config.activation), f"{name}.down")
+
+    places = np.maximum(real.cumsum(1) - 1, 0) if mask is not None and config.causal else np.arange(T)
+    x = w["embedding.weight"][tokens.cpu()] + w["positions"][places]
+    if config.segments:
+        x = x + w["segments.weight"][np.zeros((B, T), dtype=int) if segments is None else segments.cpu()]
+    if config.embedding_norm:
+        x = norm(x, "embedding_norm")
+    for name in (f"blocks.{i}" for i in range(config.layers)):
+        if config.norm == "post":
+            x = norm(attention(x, f"{name}.attention") + x, f"{name}.attention_norm")
+            x = norm(perceptron(x, name) + x, f"{name}.mlp_norm")
+        else:
+            x = x + attention(norm(x, f"{name}.attention_norm"), f"{name}.attention")
+            x = x + perceptron(norm(x, f"{name}.mlp_norm"), name)
+    hidden = norm(x, "norm") if config.norm == "pre" else x
+    features = norm(dense(hidden, "head", config.activation), "head_norm") if config.head_transform else hidden
     unembedding = w["embedding.weight" if config.tied else "unembedding.weight"]
     return hidden, features @ unembedding.T + w.get("head_bias", 0)
 
@@ -104,8 +83,8 @@ def test_hidden_states_and_logits_are_the_formula(plain_path, device, name):
     segments = torch.randint(2, (3, 9), device=device) if config.segments else None
     hidden, logits = formula(model, tokens, segments=segments)
     options = {} if segments is None else {"segments": segments}
-    np.testing.assert_allclose(model.hidden(tokens, **options).detach().cpu(), hidden, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(model(tokens, **options).detach().cpu(), logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(exact(model.hidden(tokens, **options)), hidden, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(exact(model(tokens, **options)), logits, rtol=1e-4, atol=1e-4)
     assert logits.std() > 0.3
 
 
@@ -120,16 +99,14 @@ def test_padding_takes_no_part(plain_path, device, name, side):
         mask[row, 9 - n if side != "left" else 9 :] = False
     real = mask.cpu().numpy()
     expected, _ = formula(model, tokens, mask)
-    np.testing.assert_allclose(
-        model.hidden(tokens, mask=mask).detach().cpu()[real], expected[real], rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(exact(model.hidden(tokens, mask=mask))[real], expected[real], rtol=1e-4, atol=1e-4)
     other = torch.where(mask, tokens, (tokens + 1) % 13)
     assert torch.equal(model.hidden(other, mask=mask)[mask], model.hidden(tokens, mask=mask)[mask])
     if side == "right":
         lengths = mask.sum(1)
-        got = model.hidden(tokens, lengths=lengths).detach().cpu()
+        got = exact(model.hidden(tokens, lengths=lengths))
         np.testing.assert_allclose(got[real], expected[real], rtol=1e-4, atol=1e-4)
-        alone = model.hidden(tokens[2:, : lengths[2]]).detach().cpu()
+        alone = exact(model.hidden(tokens[2:, : lengths[2]]))
         np.testing.assert_allclose(got[2, : lengths[2]], alone[0], rtol=1e-4, atol=1e-4)
 
 
@@ -216,16 +193,13 @@ def test_attention_weights(plain_path):
         assert [tuple(w.shape) for w in weights] == [(2, model.config.heads, 9, 9)] * 2
         torch.testing.assert_close(weights[0].sum(-1), torch.ones(2, model.config.heads, 9))
         assert (weights[1].triu(1).abs().max() == 0) == model.config.causal
-        inputs = []
-        attention = model.blocks[1].attention
-        attention.register_forward_pre_hook(lambda module, args, inputs=inputs: inputs.append(args[0]))
-        outputs = []
-        attention.register_forward_hook(lambda module, args, output, outputs=outputs: outputs.append(output))
+        seen, attention = [], model.blocks[1].attention
+        attention.register_forward_hook(lambda module, args, output, seen=seen: seen.extend((*args, output)))
         model(tokens)
-        value = attention.qkv(inputs[0]).view(2, 9, -1, model.config.head_width)[:, :, -model.config.key_heads :]
+        value = attention.qkv(seen[0]).view(2, 9, -1, model.config.head_width)[:, :, -model.config.key_heads :]
         value = value.transpose(1, 2).repeat_interleave(model.config.heads // model.config.key_heads, 1)
         expected = attention.out((weights[1] @ value).transpose(1, 2).flatten(2))
-        torch.testing.assert_close(outputs[0], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(seen[-1], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_weights_of_padding_are_zero(plain_path):
@@ -285,8 +259,8 @@ def test_what_is_excluded_has_probability_0(path, options, device, monkeypatch):
     hidden = model.hidden(tokens[:, :-1]).detach().requires_grad_()
     weight, bias = model._unembedding(), model.head_bias
 
-    exact = hidden.detach().double().requires_grad_()
-    z = exact @ weight.detach().double()[kept].T + (0 if bias is None else bias.detach().double()[kept])
+    wide = hidden.detach().double().requires_grad_()
+    z = wide @ weight.detach().double()[kept].T + (0 if bias is None else bias.detach().double()[kept])
     place = torch.searchsorted(kept, tokens[:, 1:].contiguous())
     want = (z / 0.7).log_softmax(-1)
     want_log_prob = want.gather(-1, place[..., None])[..., 0]
@@ -297,7 +271,7 @@ def test_what_is_excluded_has_probability_0(path, options, device, monkeypatch):
     upstream = torch.randn(2, 6, device=device)
     gradient, of_weight = torch.autograd.grad(log_prob, (hidden, weight), upstream, retain_graph=True)
     torch.testing.assert_close(
-        gradient.double(), torch.autograd.grad(want_log_prob, exact, upstream.double(), retain_graph=True)[0],
+        gradient.double(), torch.autograd.grad(want_log_prob, wide, upstream.double(), retain_graph=True)[0],
         atol=2e-5, rtol=1e-5,
     )  # fmt: skip
     assert of_weight[NO_TOKEN.to(device)].abs().max() == 0

@@ -3,19 +3,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as torch_F
+from parity import varied
 
 from primer_fast.models.vit import ViT, ViTConfig
 
 SMALL = {"image": (3, 8, 12), "patch": 4, "width": 12, "layers": 2, "heads": 3, "classes": 5}
-
-
-def randomised(config, device="cpu"):
-    torch.manual_seed(0)
-    model = ViT(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p), alpha=0.3)
-    return model.to(device).eval()
 
 
 def formula(model, x):
@@ -48,7 +40,8 @@ def formula(model, x):
 
 @pytest.mark.parametrize("pool", ["class", "mean"])
 def test_logits_are_the_formula(plain_path, device, pool):
-    model = randomised(ViTConfig(**SMALL, pool=pool), device)
+    torch.manual_seed(0)
+    model = varied(ViT(ViTConfig(**SMALL, pool=pool)), 0.3).to(device).eval()
     x = torch.randn(4, 3, 8, 12, device=device)
     got = model(x)
     torch.testing.assert_close(got.double(), formula(model, x), rtol=1e-4, atol=1e-4)

@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import pytest
@@ -53,13 +52,13 @@ def assert_same(ours, theirs, qkv, **options):
         )
 
 
-MODES = list(itertools.product([True, False], repeat=3))
-
-
-@pytest.mark.parametrize(("batch_first", "self_attention", "need_weights"), MODES)
-def test_is_torch_multihead_attention(batch_first, self_attention, need_weights, device, plain_path):
+@pytest.mark.parametrize("options", [{}, {"need_weights": False}, {"average_attn_weights": False}], ids=str)
+@pytest.mark.parametrize("to", ["itself", "one tensor", "keys and values"])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_is_torch_multihead_attention(batch_first, to, options, device, plain_path):
     ours, theirs = pair(device, batch_first=batch_first)
-    assert_same(ours, theirs, inputs(device, batch_first, self_attention), need_weights=need_weights)
+    q, k, v = inputs(device, batch_first, to == "itself")
+    assert_same(ours, theirs, (q, k, k if to == "one tensor" else v), **options)
 
 
 def test_on_the_kernels(device):
@@ -67,12 +66,6 @@ def test_on_the_kernels(device):
     padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2], device=device)
     qkv = inputs(device, True, True, widths=(16,) * 3)
     assert_same(ours, theirs, qkv, key_padding_mask=padding, need_weights=False)
-
-
-def test_encoder_decoder_attention_of_one_tensor_as_key_and_value(device, plain_path):
-    ours, theirs = pair(device)
-    q, k, _ = inputs(device, False, False)
-    assert_same(ours, theirs, (q, k, k))
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
@@ -134,11 +127,6 @@ def test_without_a_batch(batch_first, average, need_weights, device, plain_path)
     options = {"attn_mask": attn, "key_padding_mask": padding[0], "need_weights": need_weights}
     qkv = inputs(device, batch_first, False, unbatched=True)
     assert_same(ours, theirs, qkv, average_attn_weights=average, **options)
-
-
-def test_weights_of_each_head(device, plain_path):
-    ours, theirs = pair(device)
-    assert_same(ours, theirs, inputs(device, False, False), average_attn_weights=False)
 
 
 @pytest.mark.parametrize("need_weights", [True, False])

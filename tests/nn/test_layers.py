@@ -83,15 +83,10 @@ def test_layers_that_do_more_are_called(change, which, whole, plain_path):
 
 def test_backward_hooks_and_hooks_of_all_modules_are_called(whole, plain_path):
     layers, seen = made("gelu", None), []
-    handle = layers[0].register_full_backward_hook(lambda module, before, after: seen.append(1))
-    in_turn(layers, torch.ones(3, 4, requires_grad=True)).sum().backward()
-    assert seen == [1]
-    handle.remove()
-    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, y: seen.append(2))
-    try:
+    with layers[0].register_full_backward_hook(lambda module, before, after: seen.append(1)):
+        in_turn(layers, torch.ones(3, 4, requires_grad=True)).sum().backward()
+    with torch.nn.modules.module.register_module_forward_hook(lambda module, args, y: seen.append(2)):
         in_turn(layers, torch.ones(3, 4))
-    finally:
-        handle.remove()
     assert seen == [1, 2, 2] and not whole
 
 

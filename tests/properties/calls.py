@@ -6,7 +6,6 @@ many.
 """
 
 import contextlib
-import math
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -26,7 +26,6 @@ EXPLORE = int(os.environ.get("PRIMER_FAST_EXPLORE", "0"))
 EXAMPLES = {"plain": 150, "kernels": 20}  # the interpreter takes 0.1 ms per operation of a kernel
 LUCK = 4.0  # budgets; the worst of three elements is a matter of luck, for PyTorch's error as for ours
 REFUSALS = (ValueError, TypeError, NotImplementedError, IndexError)
-PATHS = tuple(EXAMPLES)
 FLOATS = {
     "plain": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
     "kernels": (torch.float32, torch.float16, torch.bfloat16),
@@ -117,6 +116,12 @@ def near(draw, shape):
 
 def not_a_tensor(draw, drawn):
     return rarely(draw, drawn, None, 3, [1.0], "x", drawn, drawn, drawn, drawn)
+
+
+def one_not_a_tensor(draw, arguments, *names):
+    """The arguments, rarely with something else in the place of one of these tensors."""
+    name = draw(st.sampled_from(names))
+    return arguments | {name: not_a_tensor(draw, arguments[name])}
 
 
 @dataclass
@@ -211,5 +216,11 @@ def explore(op: str, path: str, calls, reference, times: int = 1, **how) -> None
             torch.set_num_threads(threads)
 
 
-def product(*sizes: int) -> int:
-    return max(1, math.prod(sizes))
+def explores(op: str, calls, reference, *, of_kernels: int = 1, **how):
+    """A test that explores ``calls(path)`` on both paths, ``of_kernels`` times as many on the kernels as usual."""
+
+    @pytest.mark.parametrize("path", EXAMPLES)
+    def test(path):
+        explore(op, path, calls(path), reference, of_kernels if path == "kernels" else 1, **how)
+
+    return test

@@ -1,7 +1,6 @@
-import pytest
 import torch
 from hypothesis import strategies as st
-from properties.calls import FLOATS, PATHS, explore, near, not_a_tensor, rarely, tensors
+from properties.calls import FLOATS, explores, near, one_not_a_tensor, rarely, tensors
 
 SIZES = (1, 2, 3, 5, 0, 17)
 
@@ -31,9 +30,7 @@ def calls(draw, path):
             of_ids = rarely(draw, draw(integers), torch.int16, torch.float32)
             ids = tensors(near(draw, draw(st.sampled_from(shape_of_ids))), of_ids, (0, positions))
             arguments["position_ids"] = draw(ids)
-    name = draw(st.sampled_from(["input", "weight", "position", "position_ids"]))
-    arguments[name] = not_a_tensor(draw, arguments[name])
-    return arguments
+    return one_not_a_tensor(draw, arguments, "input", "weight", "position", "position_ids")
 
 
 def reference(input, weight, padding_idx, position, position_ids):
@@ -49,7 +46,5 @@ def reference(input, weight, padding_idx, position, position_ids):
     return y + torch.nn.functional.embedding(position_ids, position)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_any_call(path):
-    refused = ["position must have weight's"]  # torch broadcasts one feature
-    explore("embedding", path, calls(path), reference, refused=refused)
+# torch broadcasts a position of one feature
+test_any_call = explores("embedding", calls, reference, refused=["position must have weight's"])

@@ -1,7 +1,6 @@
-import pytest
 import torch
 from hypothesis import strategies as st
-from properties.calls import FLOATS, PATHS, SIZES, explore, near, not_a_tensor, rarely, tensors
+from properties.calls import FLOATS, SIZES, explores, near, one_not_a_tensor, rarely, tensors
 
 
 @st.composite
@@ -23,9 +22,7 @@ def calls(draw, path):
         "residual": draw(tensors(near(draw, (*lead, *shape)), dtype)) if draw(st.booleans()) else None,
         "return_residual": draw(st.booleans()),
     }
-    name = draw(st.sampled_from(["input", "weight", "bias", "residual"]))
-    arguments[name] = not_a_tensor(draw, arguments[name])
-    return arguments
+    return one_not_a_tensor(draw, arguments, "input", "weight", "bias", "residual")
 
 
 def reference(input, normalized_shape, weight, bias, eps, residual, return_residual):
@@ -38,11 +35,9 @@ def reference(input, normalized_shape, weight, bias, eps, residual, return_resid
     return (y, total) if return_residual else y
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_any_call(path):
-    refused = [
-        "residual must be floating-point, of input's shape",  # torch would broadcast it
-        "residual must be a tensor", "input must be a tensor", "input must hold floating-point",  # and take numbers
-        "must have the dtype of input + residual",  # and does not look at what is empty
-    ]  # fmt: skip
-    explore("layer_norm", path, calls(path), reference, refused=refused)
+REFUSED = [
+    "residual must be floating-point, of input's shape",  # torch would broadcast it
+    "residual must be a tensor", "input must be a tensor", "input must hold floating-point",  # and take numbers
+    "must have the dtype of input + residual",  # and does not look at what is empty
+]  # fmt: skip
+test_any_call = explores("layer_norm", calls, reference, refused=REFUSED)

@@ -1,7 +1,6 @@
-import pytest
 import torch
 from hypothesis import strategies as st
-from properties.calls import FLOATS, PATHS, SIZES, explore, near, not_a_tensor, rarely, tensors
+from properties.calls import FLOATS, SIZES, explores, near, one_not_a_tensor, rarely, tensors
 
 from primer_fast.functional.activation import ACTIVATIONS
 
@@ -23,9 +22,7 @@ def calls(draw, path):
     }
     if draw(st.booleans()):
         arguments["bias"] = draw(tensors(near(draw, weight[:-1]), rarely(draw, dtype, torch.float32, torch.int32)))
-    name = draw(st.sampled_from(["input", "weight", "bias"]))
-    arguments[name] = not_a_tensor(draw, arguments[name])
-    return arguments
+    return one_not_a_tensor(draw, arguments, "input", "weight", "bias")
 
 
 def reference(input, weight, bias=None, *, activation=None):
@@ -36,7 +33,5 @@ def reference(input, weight, bias=None, *, activation=None):
     return FUNCTION[activation](torch.nn.functional.linear(input, weight, bias))
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_any_call(path):
-    refused = ["bias must have one element per row", "must have one dtype"]  # torch broadcasts and converts some
-    explore("linear", path, calls(path), reference, times=4 if path == "kernels" else 1, refused=refused)
+REFUSED = ["bias must have one element per row", "must have one dtype"]  # torch broadcasts and converts some
+test_any_call = explores("linear", calls, reference, of_kernels=4, refused=REFUSED)

@@ -1,30 +1,16 @@
-import pytest
 import torch
 from hypothesis import strategies as st
-from properties.calls import FLOATS, PATHS, SIZES, explore, near, not_a_tensor, rarely, tensors
+from properties.calls import explores, rarely
+from properties.test_linear_log_prob import REFUSED, of_a_head
 
 
 @st.composite
 def calls(draw, path):
-    size = st.sampled_from(SIZES[path])
-    width, classes = draw(size), draw(st.sampled_from([1, 2, 3, 9, 17, 40]))
-    lead = tuple(draw(st.lists(size, max_size=2)))
-    dtype = draw(st.sampled_from(FLOATS[path]))
-    high = rarely(draw, classes, classes + 2) if path == "plain" else classes  # outside, NaN on a GPU
-    arguments = {
-        "input": draw(tensors((*lead, width), rarely(draw, dtype, torch.int64))),
-        "linear_weight": draw(tensors(near(draw, (classes, width)), rarely(draw, dtype, torch.float32))),
-        "target": draw(
-            tensors(near(draw, lead), rarely(draw, torch.int64, torch.int32, torch.float32), (0, high), False)
-        ),
-        "linear_bias": draw(tensors(near(draw, (classes,)), dtype)) if draw(st.booleans()) else None,
+    return of_a_head(draw, path) | {
         "reduction": rarely(draw, draw(st.sampled_from(["mean", "sum", "none"])), "max", None, 1),
         "ignore_index": rarely(draw, draw(st.sampled_from([-100, 0, 1, -1])), 1.0, "x", True),
         "label_smoothing": rarely(draw, draw(st.sampled_from([0.0, 0.1, 1.0])), -0.1, 1.1, "x", None),
     }
-    name = draw(st.sampled_from(["input", "linear_weight", "target", "linear_bias"]))
-    arguments[name] = not_a_tensor(draw, arguments[name])
-    return arguments
 
 
 def reference(input, linear_weight, target, linear_bias, reduction, ignore_index, label_smoothing):
@@ -40,7 +26,4 @@ def reference(input, linear_weight, target, linear_bias, reduction, ignore_index
     return loss.view(target.shape) if reduction == "none" else loss
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_any_call(path):
-    refused = ["linear_bias must have one element per row"]  # torch broadcasts it
-    explore("linear_cross_entropy", path, calls(path), reference, times=4 if path == "kernels" else 1, refused=refused)
+test_any_call = explores("linear_cross_entropy", calls, reference, of_kernels=4, refused=REFUSED)

@@ -1,13 +1,12 @@
 import math
 
-import pytest
 import torch
 from hypothesis import strategies as st
-from properties.calls import FLOATS, PATHS, SIZES, explore, near, not_a_tensor, rarely, tensors
+from properties.calls import FLOATS, SIZES, explores, near, one_not_a_tensor, rarely, tensors
 
 
-@st.composite
-def calls(draw, path):
+def of_a_head(draw, path):
+    """The tensors of a loss head."""
     size = st.sampled_from(SIZES[path])
     width, classes = draw(size), draw(st.sampled_from([1, 2, 3, 9, 17, 40]))
     lead = tuple(draw(st.lists(size, max_size=2)))
@@ -19,13 +18,17 @@ def calls(draw, path):
         "linear_weight": draw(tensors(near(draw, (classes, width)), rarely(draw, dtype, torch.float32))),
         "target": draw(of_target),
         "linear_bias": draw(tensors(near(draw, (classes,)), dtype)) if draw(st.booleans()) else None,
+    }
+    return one_not_a_tensor(draw, arguments, *arguments)
+
+
+@st.composite
+def calls(draw, path):
+    return of_a_head(draw, path) | {
         "temperature": rarely(draw, draw(st.sampled_from([1.0, 1, 0.5, 3.0])), 0, -1.0, math.nan, math.inf, "x", None),
         "return_entropy": draw(st.booleans()),
         "ignore_index": rarely(draw, draw(st.sampled_from([-100, 0, 1, -1, None])), 1.0, "x", True),
     }
-    name = draw(st.sampled_from(["input", "linear_weight", "target", "linear_bias"]))
-    arguments[name] = not_a_tensor(draw, arguments[name])
-    return arguments
 
 
 def reference(input, linear_weight, target, linear_bias, temperature, return_entropy, ignore_index):
@@ -44,7 +47,5 @@ def reference(input, linear_weight, target, linear_bias, temperature, return_ent
     return results if return_entropy else results[0]
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_any_call(path):
-    refused = ["linear_bias must have one element per row"]  # torch broadcasts it
-    explore("linear_log_prob", path, calls(path), reference, times=4 if path == "kernels" else 1, refused=refused)
+REFUSED = ["linear_bias must have one element per row"]  # torch broadcasts it
+test_any_call = explores("linear_log_prob", calls, reference, of_kernels=4, refused=REFUSED)

@@ -1,7 +1,6 @@
-import pytest
 import torch
 from hypothesis import strategies as st
-from properties.calls import FLOATS, PATHS, explore, near, not_a_tensor, rarely, tensors
+from properties.calls import FLOATS, explores, near, not_a_tensor, rarely, tensors
 from properties.test_conv2d import WRONG_PAIRS, pairs
 
 
@@ -67,6 +66,4 @@ def winners(x, y, kernel, stride, padding, dilation):
     return windows.gather(-1, chosen[..., None])[..., 0]
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_any_call(path):
-    explore("max_pool2d", path, calls(path), reference, times=4 if path == "kernels" else 1)
+test_any_call = explores("max_pool2d", calls, reference, of_kernels=4)

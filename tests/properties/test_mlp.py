@@ -1,7 +1,8 @@
-import pytest
+import math
+
 import torch
 from hypothesis import strategies as st
-from properties.calls import FLOATS, PATHS, SIZES, explore, near, not_a_tensor, product, rarely, tensors
+from properties.calls import FLOATS, SIZES, explores, near, not_a_tensor, rarely, tensors
 from properties.test_linear import FUNCTION
 
 
@@ -40,10 +41,8 @@ def reference(input, weights, biases=None, *, activation, output_activation):
 def terms(arguments):
     """Sums of each layer are multiplied by those of the next."""
     shapes = [getattr(v, "shape", ()) for k, v in arguments.items() if k == "input" or k.startswith("weights")]
-    return 10 * max(1, product(*(n for shape in shapes for n in shape[-1:])))
+    return 10 * max(1, math.prod(n for shape in shapes for n in shape[-1:]))
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_any_call(path):
-    refused = ["must have one dtype"]  # torch converts some
-    explore("mlp", path, calls(path), reference, terms=terms, refused=refused)
+# torch converts some dtypes
+test_any_call = explores("mlp", calls, reference, terms=terms, refused=["must have one dtype"])

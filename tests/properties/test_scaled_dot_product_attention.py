@@ -1,9 +1,8 @@
 import math
 
-import pytest
 import torch
 from hypothesis import strategies as st
-from properties.calls import FLOATS, PATHS, explore, near, not_a_tensor, rarely, tensors
+from properties.calls import FLOATS, explores, near, one_not_a_tensor, rarely, tensors
 
 
 @st.composite
@@ -46,9 +45,7 @@ def calls(draw, path):
     if draw(st.integers(0, 3)) == 0:
         of_offsets = tensors(draw(st.sampled_from([(count,), ()])), torch.int64, (-3, 4), False)
         arguments["causal_offset"] = rarely(draw, draw(st.one_of(st.integers(-3, 20), of_offsets)), 1.0, True, "x", [1])
-    name = draw(st.sampled_from(["query", "key", "value", "attn_mask"]))
-    arguments[name] = not_a_tensor(draw, arguments[name])
-    return arguments
+    return one_not_a_tensor(draw, arguments, "query", "key", "value", "attn_mask")
 
 
 def reference(
@@ -112,8 +109,6 @@ def spread(numbers, q):
     return numbers.reshape(*((-1,) if q.dim() == 4 else q.shape[:-3]), 1, 1, 1)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_any_call(path):
-    refused = ["leading axes must broadcast, and heads too"]  # torch takes other heads of value than of key
-    beyond = ["Dimension out of range"]  # torch wants an axis of heads for enable_gqa
-    explore("scaled_dot_product_attention", path, calls(path), reference, refused=refused, beyond=beyond)
+REFUSED = ["leading axes must broadcast, and heads too"]  # torch takes other heads of value than of key
+BEYOND = ["Dimension out of range"]  # torch wants an axis of heads for enable_gqa
+test_any_call = explores("scaled_dot_product_attention", calls, reference, refused=REFUSED, beyond=BEYOND)
