@@ -52,6 +52,13 @@ TILES = [
 ]
 
 
+@pytest.mark.parametrize("shape", [None, (), (1,)], ids=str)
+def test_a_weight_of_one_axis_gives_a_number_a_row(shape, device):
+    x, weight = torch.randn(5, 8, device=device), torch.randn(8, device=device)
+    bias = None if shape is None else torch.full(shape, 2.0, device=device)
+    torch.testing.assert_close(F.linear(x, weight, bias), x @ weight + (0 if bias is None else 2))
+
+
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("K", [88, 80])
