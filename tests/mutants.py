@@ -31,6 +31,7 @@ _MASKS = ["tests/functional/test_attention_masks.py"]
 _PREPARED = [
     f"tests/{name}.py" for name in ("proof/test_prepared", "properties/test_prepared", "functional/test_row_losses")
 ]
+_REPLACE = ["tests/adopt/test_replace.py", "tests/adopt/test_replace_left.py"]
 _HEADS = "cross_entropy or log_prob or masked_classes"
 
 MUTANTS = [
@@ -168,16 +169,16 @@ MUTANTS = [
         ("value.clone() for name", "value for name"),
     ),
     # Modules in the place of others
-    *_of(["tests/adopt/test_replace.py"], "primer_fast/nn/exact_types.py",
+    *_of(_REPLACE, "primer_fast/nn/exact_types.py",
         ("                module.__dict__.pop(name, None)", "                pass"),
         ("if type(module) is kind:", "if True:"),
     ),
-    *_of(["tests/adopt/test_replace.py"], "primer_fast/adopt/chain.py",
+    *_of(_REPLACE, "primer_fast/adopt/chain.py",
         ("return _rebuild, type(self).__bases__, state", "return _rebuild, type(self).__bases__[:1] * 2, state"),
         ("(code.co_code, code.co_names, code.co_varnames) ==", "True or () =="),
         ("or _has_any_global_hook():", "or False:"),
     ),
-    *_of(["tests/adopt/test_replace.py"], "primer_fast/adopt/recognise.py",
+    *_of(_REPLACE, "primer_fast/adopt/recognise.py",
         ("return None if drew else", "return"),
         ("type(module).forward(module, x)", "type(module).forward(module, x.clone())"),
         ("module = copy.copy(module)\n", ""),
