@@ -124,7 +124,10 @@ def test_a_sharded_checkpoint_has_a_part_of_each_process(folder):
 DAMAGE = {
     "no state": lambda path: (path / "state.json").unlink(),
     "short state": lambda path: (path / "state.json").write_text("{"),
+    "state that is a number": lambda path: (path / "state.json").write_text("3"),
     "short part": lambda path: os.truncate(min(path.glob("*.safetensors")), 1000),
+    "first part gone": lambda path: min(path.glob("*.safetensors")).unlink(),
+    "last part gone": lambda path: max(path.glob("*.safetensors")).unlink(),
     "no parts": lambda path: [part.unlink() for part in path.glob("*.safetensors")],
 }
 
@@ -133,7 +136,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_sharded_checkpoint_is_named(folder, tmp_path, damage):
     DAMAGE[damage](shutil.copytree(folder / "fsdp" / "checkpoint-2", tmp_path / "checkpoint-2"))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="checkpoint-2: "):
         cases.resumed(cases.CASES[GPT], tmp_path)
 
 

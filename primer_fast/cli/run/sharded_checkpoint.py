@@ -2,7 +2,8 @@
 
 ``checkpoint-<step>`` holds safetensors files of torch.distributed.checkpoint and ``state.json``, under the names that
 ``train.state.pack`` gives. It has a temporary name until all is written, and can be loaded by any number of processes
-with any strategy. Nothing here is unpickled.
+with any strategy. ``state.json`` also says how many files there are, one of each process: where one is lost, torch would
+leave what happens to be in memory. Nothing here is unpickled.
 """
 
 import json
@@ -21,7 +22,7 @@ from primer_fast.files import flush_names
 from primer_fast.train.parallel import is_sharded
 from primer_fast.train.state import TrainState, random_states, state_metadata, state_tensors
 
-STATE, PARTIAL = "state.json", "checkpoint.partial"
+STATE, PARTIAL, PARTS = "state.json", "checkpoint.partial", "parts"
 
 
 def save(folder: Path, state: TrainState, config: dict, epoch: float) -> None:
@@ -43,7 +44,7 @@ def save(folder: Path, state: TrainState, config: dict, epoch: float) -> None:
         dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True))
     except CheckpointException as error:
         raise OSError(f"{temporary}: could not be written ({_cause(error)})") from error
-    metadata = state_metadata(state, config, epoch)
+    metadata = state_metadata(state, config, epoch) | {PARTS: str(state.world.size)}
 
     def seal() -> None:
         write_text(temporary / STATE, json.dumps(metadata) + "\n")
@@ -68,7 +69,10 @@ def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor]
         # Of the optimizer's values a new state has none; they lie as the weights do.
         ours = state_tensors(state) | {f"optimizer.{n}.": p for n, p in state.model.named_parameters()}
     try:
-        metadata = json.loads((path / STATE).read_text(encoding="utf-8"))
+        metadata = dict(json.loads((path / STATE).read_text(encoding="utf-8")))
+        found = len(list(path.glob("*.safetensors")))
+        if found != int(metadata.get(PARTS, found)):
+            raise ValueError(f"it has {found} of its {metadata[PARTS]} safetensors files")
         reader = dcp.HuggingFaceStorageReader(str(path))
         tensors = {}
         content: dict[str, Any] = reader.read_metadata().state_dict_metadata
@@ -81,7 +85,7 @@ def load(path: Path, state: TrainState | None = None) -> tuple[dict[str, Tensor]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(tensors, storage_reader=reader, no_dist=not ours)
-    except (OSError, ValueError, safetensors.SafetensorError, CheckpointException) as error:
+    except (OSError, TypeError, ValueError, safetensors.SafetensorError, CheckpointException) as error:
         raise ValueError(f"{path}: not a checkpoint, or a damaged one ({_cause(error)})") from error
     return tensors, metadata
 
