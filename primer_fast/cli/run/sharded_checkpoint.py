@@ -2,8 +2,10 @@
 
 ``checkpoint-<step>`` holds safetensors files of torch.distributed.checkpoint and ``state.json``, under the names that
 ``train.state.pack`` gives. It has a temporary name until all is written, and can be loaded by any number of processes
-with any strategy. ``state.json`` also says how many files there are, one of each process: where one is lost, torch would
-leave what happens to be in memory. Nothing here is unpickled.
+with any strategy. Nothing here is unpickled.
+
+``state.json`` also says how many files there are, one of each process. Torch would load a folder that has lost one, and
+leave that share of the weights as memory happens to be.
 """
 
 import json
