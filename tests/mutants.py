@@ -232,6 +232,9 @@ MUTANTS = [
         ('status == "passed" and not stage.leaves.exists()', "False"),
     ),
     # What decides the code of a launch, what a call imports, and which process ends last
+    *_of(["tests/train/test_distributed.py", "-k", "damaged"], "primer_fast/cli/run/sharded_checkpoint.py",
+        ("if found != int(metadata.get(PARTS, found)):", "if False:"),
+    ),
     *_of(["tests/cli/test_distributed.py"], "primer_fast/train/parallel.py",
         ("        if rank == 0:\n            store.wait", "        if False:\n            store.wait"),
     ),
