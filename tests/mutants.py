@@ -231,7 +231,7 @@ MUTANTS = [
         ("preexec_fn=_accept_interrupt", "preexec_fn=None"),
         ('status == "passed" and not stage.leaves.exists()', "False"),
     ),
-    # What decides the code of a launch, what a call imports, and which process ends last
+    # What decides the code of a launch, what a call imports, what several processes write, and which of them ends last
     *_of(["tests/train/test_distributed.py", "-k", "damaged"], "primer_fast/cli/run/sharded_checkpoint.py",
         ("if found != int(metadata.get(PARTS, found)):", "if False:"),
     ),
