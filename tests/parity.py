@@ -44,7 +44,7 @@ def _within(dtype, name, got, plain, want, largest):
 
 
 def varied(model, much):
-    """The model with weights as trained ones are: no norm or bias is 1 or 0, as initialised ones are."""
+    """The model with noise of size ``much`` on every parameter: norms and biases begin as exactly 1 and 0."""
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p), alpha=much)
@@ -52,7 +52,10 @@ def varied(model, much):
 
 
 def padded(side, lengths, ids):
-    """Tokens of some ids and lengths, of which the first is the largest, and which of them are real."""
+    """Random tokens, a row for each length, and which are real: the others pad the rows on one ``side``.
+
+    ids: the first token and the one after the last. The first length must be the largest.
+    """
     torch.manual_seed(2)
     tokens, mask = torch.randint(*ids, (len(lengths), lengths[0])), torch.ones(len(lengths), lengths[0]).bool()
     for row, length in enumerate(lengths):

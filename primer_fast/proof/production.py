@@ -41,7 +41,7 @@ class CompiledLaunch:
     error: str | None = None
     serialized: bool | None = None  # each wgmma waits for the one before; None where the target has no wgmma
     epilogue: float | None = None  # instructions for each element of a product's tile, see proof/hot_loop.py
-    code: str | None = None  # see proof/offline.py
+    code: str | None = None  # a digest of what decides the machine code, see proof/offline.py
 
     def as_dict(self) -> dict:
         return asdict(self)

@@ -87,7 +87,7 @@ def learning_rate(step: int, *, peak: float, minimum: float, warmup: int, total:
 def set_learning_rate(state: TrainState, config: Optimisation, last: int) -> None:
     """Give the optimizer the rate that ``config`` has for the next step of ``last``.
 
-    On a GPU as the float32 that a CUDA graph reads there, so that one trains as kernels launched one by one do.
+    On a GPU it is rounded to float32, as a CUDA graph reads it there, so that a recorded step equals a launched one.
     """
     lr = learning_rate(
         state.step, peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps,

@@ -81,18 +81,18 @@ def test_accumulates_into_grad(name, inputs, want):
     torch.testing.assert_close([x.grad for x in inputs], [2 * g for g in want], rtol=1e-6, atol=1e-7)
 
 
-LOOKING_ON = {
-    "for NaN": torch.autograd.detect_anomaly,
-    "from the host": torch.autograd.graph.save_on_cpu,
-    "at copies": lambda: torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone),
+MODES = {
+    "anomaly detection": torch.autograd.detect_anomaly,
+    "saved on the CPU": torch.autograd.graph.save_on_cpu,
+    "saved as copies": lambda: torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone),
 }
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
-@pytest.mark.parametrize("how", LOOKING_ON)
+@pytest.mark.parametrize("mode", MODES)
 @ops
-def test_graphs_that_are_looked_at(name, how, inputs, want):
-    with LOOKING_ON[how]():
+def test_modes_that_watch_the_graph(name, mode, inputs, want):
+    with MODES[mode]():
         assert all(map(torch.equal, gradients(name, inputs), want))
 
 

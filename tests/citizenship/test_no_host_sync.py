@@ -98,7 +98,7 @@ SHAPE = TransformerConfig(vocab=16, context=8, width=16, layers=1, heads=2, drop
 
 
 def supervised_step(place, **changes):
-    """-> the step on a batch"""
+    """The step of a small perceptron on one batch, to be called."""
     config = SupervisedConfig(**{"batch_size": 6, **changes})
     state = supervised.start(MLP(MLPConfig((16, 8, 3))).to(place), config)
     x, target = torch.randn(6, 16, device=place), torch.randint(0, 3, (6,), device=place)

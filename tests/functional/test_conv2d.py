@@ -279,7 +279,7 @@ def test_offsets_pass_two_to_the_31(transposed, far_rows):
             for t, results in ((x, got), (small, want)):
                 y = F.conv2d(t, w)
                 results += [y, *torch.autograd.grad(y, w, torch.ones_like(y))]
-    assert all(map(torch.equal, got, want))
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
 @triton.jit
@@ -320,7 +320,7 @@ def test_large_numbers_of_pixels_take_the_wide_numbering(ws, groups, device, mon
         x, w = torch.randn(xs, device=device).requires_grad_(), torch.randn(ws, device=device).requires_grad_()
         y = F.conv2d(x, w, groups=groups)
         results[large] = y, *torch.autograd.grad(y, (x, w), torch.randn_like(y))
-    assert all(map(torch.equal, *results.values()))
+    torch.testing.assert_close(*results.values(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("options", [

@@ -4,8 +4,8 @@
 ``train.state.pack`` gives. It has a temporary name until all is written, and can be loaded by any number of processes
 with any strategy. Nothing here is unpickled.
 
-``state.json`` also says how many files there are, one of each process. Torch would load a folder that has lost one, and
-leave that share of the weights as memory happens to be.
+``state.json`` also says how many files there are, one of each process. Where one of them is lost torch raises no error:
+it leaves that share of the weights as it finds the memory. So the files are counted before they are read.
 """
 
 import json
